@@ -20,6 +20,8 @@ class MetricKind(Enum):
     """ImageReward: BLIP reads the picture and 35 tokens of the prompt together."""
     cycle_reward = "cycle_reward"
     """CycleReward: the same network and 128 tokens, trained on cycle consistency."""
+    mps = "mps"
+    """MPS: CLIP ViT-H/14 whose picture looks at what of the prompt has to do with a condition."""
     oracle = "oracle"
     """The miniature world's programmatic judge; never a voter."""
 
@@ -58,8 +60,22 @@ class MetricSpec:
     antialias: bool = True
     """Antialias when a picture is made smaller on float tensors (hps only): published HPSv2 numbers
     differ in this, because torchvision changed its default."""
+    condition: str = ""
+    """Words that say what is judged (mps only); the published list means overall preference."""
+    threshold: float = 0.3
+    """How related to the condition a token of the prompt must be to be seen, in parts of the most
+    related one's, in [0, 1) (mps only). The published scripts have 0.3, the model file 0.01."""
     tie: float = 0.0
     """Score gaps up to this abstain; in the metric's own units."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold={self.threshold} of a metric; it must be in [0, 1)")
+        if self.kind is MetricKind.mps and not self.condition.strip():
+            raise ValueError(
+                "a metric of kind mps needs `condition`, the words that say what is judged; "
+                "conf/metric/mps.yaml has the published ones"
+            )
 
 
 @dataclass(kw_only=True, slots=True)

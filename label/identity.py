@@ -22,6 +22,7 @@ from label.weights import (
     check_tokenizer,
     hf_weights,
     locate,
+    mps_weights,
     open_clip_weights,
     side_of,
     tokenizer_files,
@@ -33,6 +34,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 ON_BLIP = (MetricKind.image_reward, MetricKind.cycle_reward)
 """Cross-encoders on BLIP; their tokenizer is BERT's and lies in a folder of its own."""
+
+CUT_BY_HUGGING_FACE = (MetricKind.pickscore, MetricKind.mps)
+"""Metrics whose official code prepares pictures with CLIPImageProcessor; the others' has OpenAI's
+transform, which may begin the middle one pixel further."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,8 @@ class Identity:
 
     def settings(self, fingerprint: Callable[[Path], str] = sha256_of) -> dict[str, Any]:
         """Everything that decides the scores, as JSON; equal settings give equal scores."""
-        spec, found = self.spec, {"kind": self.spec.kind.value, "preprocessing": self.preprocessing}
+        spec = self.spec
+        found: dict[str, Any] = {"kind": spec.kind.value, "preprocessing": self.preprocessing}
         if self.weights is None:
             return found
         if self.weights.where != Path(spec.weights).expanduser():
@@ -77,6 +83,8 @@ class Identity:
             found["head"] = fingerprint(self.head)
         if self.weights.tensors == self.weights.where and spec.kind is MetricKind.hps:
             found["arch"] = spec.arch
+        if spec.kind is MetricKind.mps:
+            found |= {"condition": spec.condition, "threshold": spec.threshold}
         return found | {"dtype": spec.dtype.value}
 
     @property
@@ -126,10 +134,12 @@ def identify(name: str, spec: MetricSpec) -> Identity:
     if spec.kind in ON_BLIP:
         weights = blip_weights(name, where, _words(name, spec, "vocab.txt") or ())
     else:
-        weights = hf_weights(name, where, _words(name, spec, "vocab.json"))
-    if spec.kind in (MetricKind.clip, MetricKind.pickscore):
+        find = mps_weights if spec.kind is MetricKind.mps else hf_weights
+        weights = find(name, where, _words(name, spec, "vocab.json"))
+    if spec.kind in (MetricKind.clip, MetricKind.pickscore, MetricKind.mps):
         check_tokenizer(name, where, weights.words, "vocab.json")
-    view = View(Fit.CROP, side_of(weights.config["vision_config"].get("image_size", 224)))
+    fit = Fit.CROP if spec.kind in CUT_BY_HUGGING_FACE else Fit.CROP_EVEN
+    view = View(fit, side_of(weights.config["vision_config"].get("image_size", 224)))
     head = None
     if spec.kind is MetricKind.aesthetic:
         head = locate(f"metrics.{name}.head", spec.head, None)

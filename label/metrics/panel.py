@@ -15,6 +15,7 @@ from label.metrics.blip import RECIPES, Blip
 from label.metrics.clip import Clip
 from label.metrics.hps import Hps
 from label.metrics.metric import Metric
+from label.metrics.mps import Mps
 from label.metrics.oracle import Oracle
 from label.metrics.passes import Batch, Clock, Pass
 from label.metrics.pickscore import PickScore
@@ -107,6 +108,8 @@ def _load(identity: Identity, towers: dict[tuple[str, ...], Tower], device: torc
         return Oracle(identity)
     if kind in RECIPES:
         return Blip(identity, device)
+    if kind is MetricKind.mps:
+        return Mps(identity, device)
     head = load_head(identity.head) if identity.head else None  # cheap, so wrong ones fail early
     if identity.tower not in towers:
         towers[identity.tower] = load_tower(identity, device)
