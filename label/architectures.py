@@ -52,3 +52,34 @@ MPS_H: dict[str, Any] = {
     "cross_config": {"num_layers": 4, "num_heads": 16, "head_dim": 64, "widening": 4},
 }
 """LAION's CLIP ViT-H/14 and the four layers that MPS (Zhang et al. 2024) puts on top of it."""
+
+QWEN2_VL_7B: dict[str, Any] = {
+    "vision_config": {
+        "depth": 32,
+        "embed_dim": 1280,
+        "hidden_size": 3584,
+        "num_heads": 16,
+        "mlp_ratio": 4,
+        "hidden_act": "quick_gelu",
+        "in_channels": 3,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    },
+    "text_config": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "hidden_act": "silu",
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1000000.0,
+            "mrope_section": [16, 24, 24],
+        },
+    },
+}
+"""Qwen2-VL-7B (Wang et al. 2024), on which HPSv3 is built; the checkpoint says how many words."""

@@ -22,6 +22,8 @@ class MetricKind(Enum):
     """CycleReward: the same network and 128 tokens, trained on cycle consistency."""
     mps = "mps"
     """MPS: CLIP ViT-H/14 whose picture looks at what of the prompt has to do with a condition."""
+    hps_v3 = "hps_v3"
+    """HPSv3: Qwen2-VL-7B reads the picture and an instruction with the prompt in it."""
     oracle = "oracle"
     """The miniature world's programmatic judge; never a voter."""
 
@@ -49,6 +51,9 @@ class MetricSpec:
     and cycle_reward: bert-base-uncased)."""
     tokenizer_revision: str | None = None
     """The 40-digit commit of the tokenizer's hub id."""
+    template: str = ""
+    """The instruction, a text file with {text_prompt} and <|Reward|> in it, or the official code's
+    file that has it (hps_v3 only)."""
     head: str = ""
     """Weights of the head on top of the backbone (aesthetic only)."""
     sha256: str = ""

@@ -24,6 +24,7 @@ from label.weights import (
     locate,
     mps_weights,
     open_clip_weights,
+    qwen_weights,
     side_of,
     tokenizer_files,
 )
@@ -31,6 +32,12 @@ from label.weights import (
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """OpenAI CLIP's normalisation, which all published scorers of the family keep."""
+
+HPS_V3_SIDE = 448
+"""HPSv3 reads pictures of about 448 x 448 pixels: 256 tokens of 28 x 28."""
+
+VOCABULARY = "vocab.json"
+"""What CLIP's and Qwen's tokenizers have where they have no tokenizer.json."""
 
 ON_BLIP = (MetricKind.image_reward, MetricKind.cycle_reward)
 """Cross-encoders on BLIP; their tokenizer is BERT's and lies in a folder of its own."""
@@ -49,6 +56,7 @@ class Identity:
     view: View
     weights: Weights | None = None
     head: Path | None = None
+    template: Path | None = None
 
     @property
     def tower(self) -> tuple[str, ...]:
@@ -81,6 +89,8 @@ class Identity:
             found["weights"] = {path.name: fingerprint(path) for path in self.weights.files}
         if self.head is not None:
             found["head"] = fingerprint(self.head)
+        if self.template is not None:
+            found["template"] = fingerprint(self.template)
         if self.weights.tensors == self.weights.where and spec.kind is MetricKind.hps:
             found["arch"] = spec.arch
         if spec.kind is MetricKind.mps:
@@ -131,13 +141,11 @@ def identify(name: str, spec: MetricSpec) -> Identity:
         weights = open_clip_weights(name, where, spec.arch)
         side = side_of(weights.config["model_cfg"]["vision_cfg"].get("image_size", 224))
         return Identity(name, spec, View(Fit.PAD, side, spec.antialias), weights)
-    if spec.kind in ON_BLIP:
-        weights = blip_weights(name, where, _words(name, spec, "vocab.txt") or ())
-    else:
-        find = mps_weights if spec.kind is MetricKind.mps else hf_weights
-        weights = find(name, where, _words(name, spec, "vocab.json"))
-    if spec.kind in (MetricKind.clip, MetricKind.pickscore, MetricKind.mps):
-        check_tokenizer(name, where, weights.words, "vocab.json")
+    if spec.kind is MetricKind.hps_v3:
+        weights = qwen_weights(name, where, _words(name, spec) or ())
+        template = locate(f"metrics.{name}.template", spec.template, None)
+        return Identity(name, spec, View(Fit.AREA, HPS_V3_SIDE), weights, template=template)
+    weights = _on_transformers(name, spec, where)
     fit = Fit.CROP if spec.kind in CUT_BY_HUGGING_FACE else Fit.CROP_EVEN
     view = View(fit, side_of(weights.config["vision_config"].get("image_size", 224)))
     head = None
@@ -146,12 +154,23 @@ def identify(name: str, spec: MetricSpec) -> Identity:
     return Identity(name, spec, view, weights, head)
 
 
-def _words(name: str, spec: MetricSpec, vocabulary: str) -> tuple[Path, ...] | None:
+def _on_transformers(name: str, spec: MetricSpec, where: Path) -> Weights:
+    """The files of a metric on transformers' CLIP or BLIP."""
+    words = _words(name, spec)
+    if spec.kind in ON_BLIP:
+        return blip_weights(name, where, words or ())
+    weights = (mps_weights if spec.kind is MetricKind.mps else hf_weights)(name, where, words)
+    if spec.kind is not MetricKind.aesthetic:
+        check_tokenizer(name, where, weights.words, VOCABULARY)
+    return weights
+
+
+def _words(name: str, spec: MetricSpec) -> tuple[Path, ...] | None:
     """The files of a tokenizer that does not lie beside the weights; None where it does."""
-    if not spec.tokenizer and spec.kind not in ON_BLIP:
+    if not spec.tokenizer and spec.kind not in (*ON_BLIP, MetricKind.hps_v3):
         return None
     setting = f"metrics.{name}.tokenizer"
     where = locate(setting, spec.tokenizer, spec.tokenizer_revision, WORDS_ON_HUB)
     words = tokenizer_files(where)
-    check_tokenizer(name, where, words, vocabulary)
+    check_tokenizer(name, where, words, "vocab.txt" if spec.kind in ON_BLIP else VOCABULARY)
     return words

@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from label.architectures import BLIP_LARGE, MPS_H
+from label.architectures import BLIP_LARGE, MPS_H, QWEN2_VL_7B
 
 HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 OPEN_CLIP_WEIGHTS = (
@@ -22,7 +22,10 @@ OPEN_CLIP_WEIGHTS = (
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
 """Bare weight files that are read; everything but safetensors with `weights_only=True`."""
 
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt")
+TOKENIZERS = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt",
+    "chat_template.json", "chat_template.jinja",
+)  # fmt: skip
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)*")
 WORDS_ON_HUB = (("*.json", "*.txt"),)
 HF_ON_HUB = (
@@ -168,6 +171,25 @@ def mps_weights(name: str, where: Path, words: tuple[Path, ...] | None) -> Weigh
         )
     files = (tensors, *_parts(tensors), where / "config.json", *words)
     return Weights(where, tensors, config, files, words)
+
+
+def qwen_weights(name: str, where: Path, words: tuple[Path, ...]) -> Weights:
+    """HPSv3: a bare file of the published size, or a folder with a config.json.
+
+    Raises:
+        WeightsError: Something is missing or of another kind.
+    """
+    tensors = _tensors(name, where, HF_WEIGHTS)
+    files = (tensors, *_parts(tensors), *words)
+    if not where.is_dir():
+        return Weights(where, tensors, QWEN2_VL_7B, files, words)
+    config = _json(name, where / "config.json")
+    if not all(isinstance(config.get(part), dict) for part in QWEN2_VL_7B):
+        raise WeightsError(
+            f"metrics.{name}: {where}/config.json describes no Qwen2-VL; it needs "
+            f"{' and '.join(QWEN2_VL_7B)}"
+        )
+    return Weights(where, tensors, config, (*files, where / "config.json"), words)
 
 
 def tokenizer_files(folder: Path) -> tuple[Path, ...]:

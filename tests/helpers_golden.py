@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,6 +87,13 @@ def cross_shapes(dim: int, layers: int, heads: int, head_dim: int) -> Shapes:
     return found
 
 
+def save(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """A checkpoint as users have it: the tensors beside their description."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.save(state, folder / "pytorch_model.bin")
+
+
 def clip_words() -> tuple[list[str], list[tuple[str, str]]]:
     """CLIP's 49408 tokens and 48894 merges, from open_clip's own file."""
     from open_clip.tokenizer import bytes_to_unicode, default_bpe
@@ -114,3 +122,99 @@ def save_clip_words(folder: Path) -> None:
         "do_lower_case": True,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+QWEN_CONFIG: dict[str, Any] = {
+    "vision_config": {
+        "depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 4,
+        "hidden_act": "quick_gelu", "in_channels": 3, "patch_size": 14, "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    },
+    "text_config": {
+        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_act": "silu",
+        "max_position_embeddings": 4096, "rms_norm_eps": 1e-6,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [2, 3, 3],
+        },
+    },
+}  # fmt: skip
+QWEN_MARKS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+    "<|image_pad|>",
+)  # fmt: skip
+QWEN_CHAT = (
+    "{% for m in messages %}<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>{{ m['role'] }}\n"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+INSTRUCTION = "\nHow well does the picture show this?\nPrompt - {text_prompt}\n\n\n"
+SCORED = "\nOverall: <|Reward|>\n\nEND\n"
+"""Stand-ins for the published instruction, which is not ours to copy."""
+
+
+def save_qwen_words(folder: Path) -> int:
+    """A tokenizer like Qwen2's that reads single bytes; its tokens, the reward's included."""
+    from open_clip.tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(letters)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    marks = {
+        str(len(letters) + i): {"content": mark, "special": True, "normalized": False,
+                                "lstrip": False, "rstrip": False, "single_word": False}
+        for i, mark in enumerate(QWEN_MARKS)
+    }  # fmt: skip
+    config = {
+        "tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": marks,
+        "chat_template": QWEN_CHAT, "pad_token": "<|endoftext|>", "eos_token": "<|im_end|>",
+        "unk_token": None, "bos_token": None, "errors": "replace", "model_max_length": 32768,
+        "additional_special_tokens": list(QWEN_MARKS[1:]),
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return len(letters) + len(QWEN_MARKS) + 1
+
+
+def hps_v3_shapes(config: Mapping[str, Any], words: int) -> Shapes:
+    """Names and shapes of HPSv3's checkpoint."""
+    vision, text = config["vision_config"], config["text_config"]
+    deep, wide, merged = vision["embed_dim"], text["hidden_size"], 4 * vision["embed_dim"]
+    per_head = wide // text["num_attention_heads"]
+    keys, inner = per_head * text["num_key_value_heads"], text["intermediate_size"]
+
+    def linear(name: str, before: int, after: int, bias: bool = True) -> dict[str, tuple[int, ...]]:
+        found: dict[str, tuple[int, ...]] = {f"{name}.weight": (after, before)}
+        return found | ({f"{name}.bias": (after,)} if bias else {})
+
+    def norm(name: str) -> dict[str, tuple[int, ...]]:
+        return {f"{name}.weight": (deep,), f"{name}.bias": (deep,)}
+
+    found: dict[str, tuple[int, ...]] = {"visual.patch_embed.proj.weight": (deep, 3, 2, 14, 14)}
+    for i in range(vision["depth"]):
+        at = f"visual.blocks.{i}"
+        found |= norm(f"{at}.norm1") | norm(f"{at}.norm2")
+        found |= linear(f"{at}.attn.qkv", deep, 3 * deep) | linear(f"{at}.attn.proj", deep, deep)
+        found |= linear(f"{at}.mlp.fc1", deep, 4 * deep) | linear(f"{at}.mlp.fc2", 4 * deep, deep)
+    found |= norm("visual.merger.ln_q") | linear("visual.merger.mlp.0", merged, merged)
+    found |= linear("visual.merger.mlp.2", merged, wide)
+    found |= {"model.embed_tokens.weight": (words, wide), "model.norm.weight": (wide,)}
+    for i in range(text["num_hidden_layers"]):
+        at = f"model.layers.{i}"
+        found |= linear(f"{at}.self_attn.q_proj", wide, wide)
+        found |= linear(f"{at}.self_attn.k_proj", wide, keys)
+        found |= linear(f"{at}.self_attn.v_proj", wide, keys)
+        found |= linear(f"{at}.self_attn.o_proj", wide, wide, bias=False)
+        found |= linear(f"{at}.mlp.gate_proj", wide, inner, bias=False)
+        found |= linear(f"{at}.mlp.up_proj", wide, inner, bias=False)
+        found |= linear(f"{at}.mlp.down_proj", inner, wide, bias=False)
+        found |= {f"{at}.input_layernorm.weight": (wide,)}
+        found |= {f"{at}.post_attention_layernorm.weight": (wide,)}
+    found |= linear("lm_head", wide, words, bias=False)
+    return (
+        found
+        | linear("rm_head.0", wide, 1024)
+        | linear("rm_head.3", 1024, 16)
+        | linear("rm_head.5", 16, 2)
+    )

@@ -11,7 +11,6 @@ import pytest
 import torch
 from open_clip.model import CLIP
 from PIL import Image
-from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from label.config import MetricKind, MetricSpec
@@ -23,11 +22,17 @@ from tests.helpers_golden import (
     BERT_WORDS,
     CONDITION,
     GOLDEN,
+    INSTRUCTION,
     PICTURES,
     PROMPTS,
+    QWEN_CONFIG,
+    SCORED,
     Shapes,
     cross_shapes,
+    hps_v3_shapes,
+    save,
     save_clip_words,
+    save_qwen_words,
     shapes_of,
     weights,
 )
@@ -38,6 +43,7 @@ TOLERANCE = {
     "image_reward": 1e-5,  # of scores that differ by 5
 }  # fmt: skip
 """Three times the largest difference seen: fp32 sums in another order. Cosines take 1e-6."""
+HPS_V2 = ("hps", "hps_without_antialias")
 TOWER = {
     "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -86,13 +92,6 @@ def head_shapes(dim: int) -> Shapes:
     return found
 
 
-def save(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
-    """A checkpoint as users have it: the tensors beside their description."""
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    torch.save(state, folder / "pytorch_model.bin")
-
-
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Threads of small tensors wait for each other more than they compute."""
@@ -124,6 +123,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(root / "mps", clip_config("gelu") | {"cross_config": CROSS}, weights(mps))
     for name in ("image_reward", "cycle_reward"):
         save(root / name, BLIP_CONFIG, weights(official_shapes(BLIP_CONFIG, name)))
+    words = save_qwen_words(root / "qwen")
+    save(root / "hps_v3", QWEN_CONFIG, weights(hps_v3_shapes(QWEN_CONFIG, words)))
+    (root / "template.txt").write_text(INSTRUCTION + SCORED)
     return root
 
 
@@ -146,6 +148,7 @@ def scores(root: Path) -> dict[str, np.ndarray]:
         "mps_seeing_less": spec(root, "mps", "mps", "words", condition=CONDITION, threshold=0.6),
         "image_reward": spec(root, "image_reward", "image_reward", "bert"),
         "cycle_reward": spec(root, "cycle_reward", "cycle_reward", "bert"),
+        "hps_v3": spec(root, "hps_v3", "hps_v3", "qwen", template=str(root / "template.txt")),
     }
     panel = Panel.load(specs, torch.device("cpu"))
     rows = [(path.read_bytes(), text) for path in PICTURES for text in PROMPTS.values()]
@@ -171,7 +174,7 @@ def test_where_official_codes_convert_late_or_not_at_all(
     """What the official code says of the file as it is opened, where that is something else."""
     odd = {"palette.png", "rgba.png", "cmyk.jpg"}  # OpenAI's code resizes them unconverted
     late = {"clip", "aesthetic", "image_reward", "cycle_reward"}
-    odd = odd if metric in late else {"rgba.png"} if metric.startswith("hps") else set()
+    odd = odd if metric in late else {"rgba.png"} if metric in HPS_V2 else set()
     golden = FOUND["as_opened"][metric]
     assert golden.keys() == odd | {"sixteen_bit.png"}
     for name, expected in golden.items():
