@@ -183,3 +183,19 @@ class LabelSpec:
                 raise ValueError(f"label.{name}={getattr(self, name)}; it must be at least {least}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"label.device={self.device!r}; allowed are auto, cpu, cuda, cuda:N")
+
+
+@dataclass(kw_only=True, slots=True)
+class ParitySpec:
+    """How `make parity` checks the metrics; nothing here changes a score."""
+
+    pictures: str = ""
+    """A folder with pictures of the official repositories, at any depth (ImageReward's
+    assets/images, HPSv2's demo_image.jpg, CLIP.png); empty checks no published score."""
+    threshold: float | None = None
+    """Difference of chances up to which Pick-a-Pic's accuracy calls a pair a tie; null chooses it
+    on one half of the pairs for the other."""
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f"parity.threshold={self.threshold}; it must be in [0, 1], or null")
