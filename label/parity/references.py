@@ -45,8 +45,9 @@ class Reference:
         """Scores as they were published."""
         if not self.scale:
             return scores
-        odds: np.ndarray = np.exp(self.scale * (scores - scores.max()))
-        return np.divide(odds, odds.sum())
+        odds = np.exp(self.scale * (scores - scores.max()))
+        chances: np.ndarray = odds / odds.sum()
+        return chances
 
 
 REFERENCES = (
