@@ -4,13 +4,14 @@ Nothing here imports torch, so that a run with nothing left to do answers at onc
 missing weights are reported before any are loaded.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.shards import sha256_of
 from label.config import MetricKind, MetricSpec
+from label.fingerprints import Fingerprints
 from label.prepare import Fit, View
 from label.weights import (
     HF_ON_HUB,
@@ -125,6 +126,23 @@ class Identity:
                 f"metrics.{self.name}: {pinned} has sha256 {found}, pinned is {self.spec.sha256}; "
                 "fetch the file again or change the pinned value"
             )
+
+
+def score_settings(
+    specs: Mapping[str, MetricSpec], memory: Path | None = None
+) -> dict[str, dict[str, Any]]:
+    """What decides each metric's scores, for both stages; loads no weights.
+
+    Hashes of weights are remembered in the file `memory`, since a panel has gigabytes of them.
+
+    Raises:
+        WeightsError: Something is missing, of another kind, or not what is pinned.
+    """
+    fingerprints = Fingerprints(memory)
+    identities = [identify(name, spec) for name, spec in specs.items()]
+    for identity in identities:
+        identity.check_sha256(fingerprints)
+    return {identity.name: identity.settings(fingerprints) for identity in identities}
 
 
 def identify(name: str, spec: MetricSpec) -> Identity:
