@@ -61,11 +61,21 @@ class Identity:
 
     @property
     def tower(self) -> tuple[str, ...]:
-        """Metrics with equal towers share one: family, weights, number format, tokenizer."""
+        """Metrics with equal towers share one: family, weights, number format, way to read."""
         assert self.weights is not None
         family = "open_clip" if self.spec.kind is MetricKind.hps else "hf_clip"
         weights = str(self.weights.tensors.resolve())
-        return family, weights, self.spec.dtype.value, self.spec.tokenizer
+        reading = "repaired" if self.repairs_prompts else "as typed"
+        return family, weights, self.spec.dtype.value, self.spec.tokenizer, reading
+
+    @property
+    def repairs_prompts(self) -> bool:
+        """Whether prompts are cleaned before transformers' tokenizer, which does not, reads them.
+
+        OpenAI's and open_clip's own tokenizers do it (curly quotes, HTML entities, ligatures), so
+        it belongs to CLIP score; the aesthetic head reads no prompt and may share the tower.
+        """
+        return self.spec.kind in (MetricKind.clip, MetricKind.aesthetic)
 
     @property
     def normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
@@ -88,15 +98,20 @@ class Identity:
                 found["tokenizer"] = {path.name: fingerprint(path) for path in self.weights.words}
         else:
             found["weights"] = {path.name: fingerprint(path) for path in self.weights.files}
-        if self.head is not None:
-            found["head"] = fingerprint(self.head)
-        if self.template is not None:
-            found["template"] = fingerprint(self.template)
-        if self.weights.tensors == self.weights.where and spec.kind is MetricKind.hps:
-            found["arch"] = spec.arch
+        for part, path in (("head", self.head), ("template", self.template)):
+            if path is not None:
+                found[part] = fingerprint(path)
+        return found | self._own_choices() | {"dtype": spec.dtype.value}
+
+    def _own_choices(self) -> dict[str, Any]:
+        """What only this kind of metric can choose."""
+        spec = self.spec
         if spec.kind is MetricKind.mps:
-            found |= {"condition": spec.condition, "threshold": spec.threshold}
-        return found | {"dtype": spec.dtype.value}
+            return {"condition": spec.condition, "threshold": spec.threshold}
+        if spec.kind is MetricKind.clip:
+            return {"prompts": "repaired by ftfy, HTML entities resolved"}
+        bare = self.weights is not None and self.weights.tensors == self.weights.where
+        return {"arch": spec.arch} if bare and spec.kind is MetricKind.hps else {}
 
     @property
     def preprocessing(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ PICTURES = sorted((GOLDEN / "pictures").iterdir())
 PROMPTS = {
     "short": "a red fox on a snowy hill",
     "cased": "A Cat, two DOGS & 3 birds (4K!); naïve café",
+    "typed": "It’s a “small” café &amp; bar, ﬁne light",
     "long": " ".join(f"a very detailed oil painting of house number {i}" for i in range(20)),
 }
 

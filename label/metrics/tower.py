@@ -81,6 +81,7 @@ class HfTower:
         self._pixels = Pixels(identity, device)
         self._model = _hf_model(identity.weights).to(device, self._pixels.dtype)
         self._tokenizer = hf_tokenizer(identity.weights)
+        self._repairs = identity.repairs_prompts
         self._context = self._model.config.text_config.max_position_embeddings
 
     @property
@@ -104,14 +105,23 @@ class HfTower:
         """Unit text embeddings; padded to the full context, so that no prompt feels another."""
         if self._tokenizer is None:
             raise WeightsError("this CLIP folder has no tokenizer, so it cannot read prompts")
+        texts = [repaired(prompt) for prompt in prompts] if self._repairs else list(prompts)
         tokens = self._tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=self._context,
+            texts, padding="max_length", truncation=True, max_length=self._context,
             return_tensors="pt",
         ).to(self._pixels.device)  # fmt: skip
         found = self._model.get_text_features(
             input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
         )
         return functional.normalize(found.pooler_output.float(), dim=-1).cpu()
+
+
+def repaired(prompt: str) -> str:
+    """A prompt as OpenAI's and open_clip's tokenizers clean it before they read."""
+    from open_clip.tokenizer import basic_clean
+
+    clean: str = basic_clean(prompt)
+    return clean
 
 
 class OpenClipTower:
