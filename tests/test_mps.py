@@ -18,7 +18,7 @@ from label.architectures import MPS_H
 from label.config import Dtype, MetricKind, MetricSpec
 from label.identity import identify
 from label.metrics import Panel, PictureMetric
-from label.metrics.mps import Mps, empty_network, mps_to_ours
+from label.metrics.mps import Mps, empty_network, mps_to_ours, visible
 from label.prepare import Fit, View
 from label.weights import WeightsError
 from tests import helpers_label as tiny
@@ -135,16 +135,13 @@ def test_the_mask_is_each_prompts_own(root: Path) -> None:
     """The published code divides by the best token of the whole batch."""
     metric = Panel.load({"mps": spec(root)}, CPU).metrics["mps"]
     assert isinstance(metric, Mps)
-    network, condition = metric._network, metric._tokens(["circle, red, left"])
-    _, _, together = network.read(metric._tokens(PROMPTS), condition, 0.6)
+    together = visible(metric._read(PROMPTS)[0], metric._condition, 0.6)
+    asked, _ = metric._network.read(metric._tokens(["circle, red, left"]))
     for row, prompt in enumerate(PROMPTS):
-        words, _, alone = network.read(metric._tokens([prompt]), condition, 0.6)
-        assert torch.equal(alone[0], together[row])
-        asked = network.clip.text_projection(
-            network.clip.text_model(input_ids=condition).last_hidden_state
-        )
-        best = torch.stack([(words[0] @ word).float() for word in asked[0]]).amax(0)
-        assert torch.equal(best / best.max() > 0.6, alone[0, 0, 0] == 0)
+        words, _ = metric._read([prompt])
+        assert torch.equal(visible(words, metric._condition, 0.6)[0], together[row])
+        best = torch.stack([words[0] @ word for word in asked[0]]).amax(0)
+        assert torch.equal(best / best.max() > 0.6, together[row, 0, 0] == 0)
     assert 0 < (together == 0).float().mean() < 1
 
 
@@ -172,7 +169,11 @@ def test_each_prompt_of_a_batch_is_read_once(root: Path, monkeypatch: pytest.Mon
     )
     images = [tiny.picture(i) for i in range(6)]
     panel.score(images, [PROMPTS[i // 3] for i in range(6)], batch=8)
-    assert sizes == [3]  # two prompts and the condition
+    panel.score(images[:3], [f"prompt {i}" for i in range(3)], batch=8)
+    assert sizes == [8, 8]  # a batch of a fixed size for two prompts, and for three
+    monkeypatch.setattr("label.metrics.mps.PROMPTS", 2)
+    panel.score(images, [PROMPTS[i // 3] for i in range(6)], batch=8)
+    assert sizes == [8, 8, 2]
 
 
 def test_bf16_gives_fp32_scores_near_the_fp32_ones(root: Path) -> None:

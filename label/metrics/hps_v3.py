@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from label.identity import CLIP_MEAN, CLIP_STD, Identity
@@ -24,8 +24,6 @@ from label.prepare import CELL
 from label.weights import Weights, WeightsError
 
 REWARD, PICTURE, PROMPT = "<|Reward|>", "<|image_pad|>", "{text_prompt}"
-ROWS = 8
-"""Rows a forward pass, whatever the batch: one has about 800 tokens in 28 layers of width 3584."""
 
 
 class HpsV3:
@@ -47,35 +45,27 @@ class HpsV3:
         """Scores one to one, in fp32; NaN where there is nothing to read.
 
         That is an empty prompt, one that has the tokenizer's own marks in it, and a picture that is
-        too long for `Fit.AREA`.
+        too long for `Fit.AREA`. One row at a time: its 800 tokens occupy a GPU, and its score
+        depends on no padding and on no neighbour.
         """
         marks = self._tokenizer.get_added_vocab()
         scores = torch.full((len(prompts),), math.nan)
-        good = [
-            row
-            for row, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True))
-            if picture.size and prompt.strip() and not any(mark in prompt for mark in marks)
-        ]
-        for start in range(0, len(good), ROWS):
-            rows = good[start : start + ROWS]
-            found = self._score([pictures[row] for row in rows], [prompts[row] for row in rows])
-            scores[rows] = found.cpu()
+        for row, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
+            if picture.size and prompt.strip() and not any(mark in prompt for mark in marks):
+                scores[row] = self._score(picture, prompt)
         return scores
 
-    def _score(self, pictures: list[np.ndarray], prompts: list[str]) -> Float[Tensor, " row"]:
-        cells = [picture.shape[0] * picture.shape[1] // CELL**2 for picture in pictures]
-        texts = [self._text(prompt, count) for prompt, count in zip(prompts, cells, strict=True)]
-        tokens = self._tokenizer(texts, padding=True, return_tensors="pt").to(self._device)
-        patches = [to_patches(picture) for picture in pictures]
-        grids = [(1, p.shape[0] // (CELL // 2), p.shape[1] // (CELL // 2)) for p in pictures]
+    def _score(self, picture: np.ndarray, prompt: str) -> Float[Tensor, ""]:
+        cells = picture.shape[0] * picture.shape[1] // CELL**2
+        tokens = self._tokenizer(self._text(prompt, cells), return_tensors="pt").input_ids
+        grid = [1, picture.shape[0] // (CELL // 2), picture.shape[1] // (CELL // 2)]
         picture_id, reward_id = self._tokenizer.convert_tokens_to_ids([PICTURE, REWARD])
         found: Tensor = self._network(
-            torch.cat(patches).to(self._device, self._dtype),
-            torch.tensor(grids, device=self._device),
-            tokens.input_ids,
-            tokens.attention_mask,
-            tokens.input_ids == picture_id,
-            tokens.input_ids == reward_id,
+            to_patches(picture).to(self._device, self._dtype),
+            torch.tensor([grid], device=self._device),
+            tokens.to(self._device),
+            (tokens == picture_id).to(self._device),
+            (tokens == reward_id).to(self._device),
         )
         return found
 
@@ -105,21 +95,18 @@ class HpsV3Network(nn.Module):
     def forward(
         self,
         patches: Float[Tensor, "patch values"],
-        grids: Int[Tensor, "row 3"],
-        tokens: Int[Tensor, "row token"],
-        mask: Int[Tensor, "row token"],
-        is_picture: Tensor,
-        is_reward: Tensor,
-    ) -> Float[Tensor, " row"]:
+        grid: Int[Tensor, "1 3"],
+        tokens: Int[Tensor, "1 token"],
+        is_picture: Bool[Tensor, "1 token"],
+        is_reward: Bool[Tensor, "1 token"],
+    ) -> Float[Tensor, ""]:
         """`is_picture` and `is_reward` say what a token stands for; the head works in fp32."""
-        seen = self.qwen.visual(patches, grid_thw=grids).pooler_output
+        seen = self.qwen.visual(patches, grid_thw=grid).pooler_output
         words = self.qwen.language_model.embed_tokens(tokens)
         words = words.masked_scatter(is_picture[..., None], seen.to(words.dtype))
-        read = self.qwen.language_model(
-            inputs_embeds=words, attention_mask=mask, use_cache=False
-        ).last_hidden_state
+        read = self.qwen.language_model(inputs_embeds=words, use_cache=False).last_hidden_state
         found: Tensor = self.head(read[is_reward].float())
-        return found[:, 0]
+        return found[0, 0]
 
 
 def to_patches(picture: np.ndarray) -> Float[Tensor, "patch values"]:
@@ -223,7 +210,7 @@ def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _tokenizer(name: str, weights: Weights) -> Any:
-    """Qwen2-VL's tokenizer, which pads on the right and knows the mark that is scored.
+    """Qwen2-VL's tokenizer, which learns the mark that is scored.
 
     Raises:
         WeightsError: It does not know how Qwen2-VL talks.
@@ -231,7 +218,7 @@ def _tokenizer(name: str, weights: Weights) -> Any:
     from transformers import Qwen2Tokenizer
 
     folder = weights.words[0].parent
-    found = Qwen2Tokenizer.from_pretrained(folder, local_files_only=True, padding_side="right")
+    found = Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
     separate = folder / "chat_template.json"
     if separate.is_file():
         found.chat_template = json.loads(separate.read_text())["chat_template"]

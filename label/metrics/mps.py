@@ -23,6 +23,9 @@ from label.metrics.cross import CrossModel, official_to_ours
 from label.metrics.tower import Pixels, hf_clip, hf_tokenizer
 from label.weights import Weights
 
+PROMPTS = 8
+"""Prompts that are read at a time."""
+
 
 class Mps:
     """exp(logit_scale) times the cosine of the prompt with a picture that has seen it."""
@@ -35,6 +38,9 @@ class Mps:
         self._network.set_dtype(self._pixels.dtype)
         self._tokenizer = hf_tokenizer(identity.weights)
         self._context = identity.weights.config["text_config"]["max_position_embeddings"]
+        with torch.inference_mode():
+            condition, _ = self._network.read(self._tokens([identity.spec.condition]))
+        self._condition = condition[0]
 
     @torch.inference_mode()
     def judge(
@@ -42,15 +48,23 @@ class Mps:
     ) -> Float[Tensor, " row"]:
         """Scores one to one; NaN for an empty prompt. Each distinct prompt is read once."""
         distinct = list(dict.fromkeys(prompts))
-        prompt, end, bias = self._network.read(
-            self._tokens(distinct), self._tokens([self.identity.spec.condition]),
-            self.identity.spec.threshold,
-        )  # fmt: skip
+        words, end = self._read(distinct)
+        bias = visible(words, self._condition, self.identity.spec.threshold)
         picture = self._network.look(self._pixels(np.stack(pictures)))
         row = torch.tensor([distinct.index(text) for text in prompts], device=self._pixels.device)
-        found = self._network(picture, prompt[row], end[row], bias[row]).cpu()
+        found = self._network(picture, words[row], end[row], bias[row]).cpu()
         empty = torch.tensor([not text.strip() for text in prompts])
         return torch.where(empty, math.nan, found)
+
+    def _read(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """`MpsNetwork.read` in batches of one size, so that no prompt feels how many others are."""
+        filled = prompts + prompts[-1:] * (-len(prompts) % PROMPTS)
+        parts = [
+            self._network.read(self._tokens(filled[start : start + PROMPTS]))
+            for start in range(0, len(filled), PROMPTS)
+        ]
+        words, end = (torch.cat(part)[: len(prompts)] for part in zip(*parts, strict=True))
+        return words, end
 
     def _tokens(self, texts: list[str]) -> Int[Tensor, "text token"]:
         """Padded to the full context, and the padding is not masked: MPS reads it, too."""
@@ -74,28 +88,12 @@ class MpsNetwork(nn.Module):
         self.cross.set_dtype(dtype)
 
     def read(
-        self,
-        tokens: Int[Tensor, "prompt token"],
-        condition: Int[Tensor, "1 token"],
-        threshold: float,
-    ) -> tuple[
-        Float[Tensor, "prompt token dim"],
-        Float[Tensor, "prompt dim"],
-        Float[Tensor, "prompt 1 1 token"],
-    ]:
-        """Each prompt's tokens, its end token, and which of its tokens a picture may see.
-
-        Those whose best product with a token of the condition is more than `threshold` times that
-        of the prompt's best token (0: seen, -inf: not).
-        """
-        read = self.clip.text_model(input_ids=torch.cat([tokens, condition]))
-        words = self.clip.text_projection(read.last_hidden_state)
-        prompt, asked = words[:-1], words[-1]
-        best = (prompt.float() @ asked.float().T).amax(dim=-1)
-        seen = best / best.amax(dim=-1, keepdim=True) > threshold
-        bias = torch.zeros_like(best).masked_fill(~seen, -math.inf)
-        end = self.clip.text_projection(read.pooler_output[:-1])
-        return prompt, end, bias[:, None, None]
+        self, tokens: Int[Tensor, "prompt token"]
+    ) -> tuple[Float[Tensor, "prompt token dim"], Float[Tensor, "prompt dim"]]:
+        """Each prompt's tokens, and its end token."""
+        read = self.clip.text_model(input_ids=tokens)
+        project = self.clip.text_projection
+        return project(read.last_hidden_state), project(read.pooler_output)
 
     def look(self, pixels: Float[Tensor, "row 3 side side"]) -> Float[Tensor, "row patch dim"]:
         """The class token and the patches, projected without the last norm that CLIP applies."""
@@ -115,6 +113,21 @@ class MpsNetwork(nn.Module):
         cosine = functional.cosine_similarity(mixed.float(), end.float(), dim=-1)
         scale: Tensor = self.clip.logit_scale.float().exp()
         return scale * cosine
+
+
+def visible(
+    words: Float[Tensor, "prompt token dim"],
+    condition: Float[Tensor, "other dim"],
+    threshold: float,
+) -> Float[Tensor, "prompt 1 1 token"]:
+    """Which tokens of each prompt a picture may see: 0 those, -inf the others.
+
+    Those whose best product with a token of the condition is more than `threshold` times that of
+    the prompt's best token.
+    """
+    best = (words.float() @ condition.float().T).amax(dim=-1)
+    seen = best / best.amax(dim=-1, keepdim=True) > threshold
+    return torch.zeros_like(best).masked_fill(~seen, -math.inf)[:, None, None]
 
 
 # --- loading -------------------------------------------------------------------------------------
