@@ -16,7 +16,7 @@ READY := $(VENV)/.ready
 LAUNCH := $(if $(filter 1,$(NPROC)),$(PY) -m,$(VENV)/bin/torchrun --standalone --nproc-per-node=$(NPROC) -m)
 JOB    := experiment=$(EXP) run=$(RUN) $(if $(VOTE),vote=$(VOTE)) $(ARGS)
 
-.PHONY: help setup labels train eval inspect miniature test test-fast check lock
+.PHONY: help setup labels train eval inspect miniature test test-fast check parity lock
 
 help: ## List the targets and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ check: $(READY) ## Lint, format and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+parity: $(READY) ## Published scores against ours, and accuracy on the run's pairs, with what is at hand
+	$(PY) -m label.parity $(JOB)
 
 lock: $(READY) ## Renew the pins in constraints.txt from pyproject.toml
 	$(VENV)/bin/uv pip compile pyproject.toml --group dev --upgrade --quiet \

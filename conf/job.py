@@ -22,7 +22,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data.pairs import PairsSpec
 from evaluate.config import EvaluateSpec
-from label.config import LabelSpec, MetricKind, MetricSpec, PanelSpec, Rule, TieRule, VoteSpec
+from label.config import (
+    LabelSpec,
+    MetricKind,
+    MetricSpec,
+    PanelSpec,
+    ParitySpec,
+    Rule,
+    TieRule,
+    VoteSpec,
+)
 from train.config import ModelSpec, TrainSpec
 
 FOLDER = Path(__file__).parent
@@ -48,6 +57,8 @@ class Job:
     """How their votes become labels."""
     label: LabelSpec = field(default_factory=LabelSpec)
     """How stage one runs."""
+    parity: ParitySpec = field(default_factory=ParitySpec)
+    """How the metrics are checked."""
     model: ModelSpec = field(default_factory=ModelSpec)
     """The model to align."""
     train: TrainSpec = field(default_factory=TrainSpec)

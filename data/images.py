@@ -48,7 +48,7 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             if image.width * image.height > max_pixels:
                 raise TooLargeImageError(f"{image.width}x{image.height} pixels")  # noqa: TRY301
             image.load()  # `verify()` passes on a JPEG cut in half
-            return image.convert("RGB")
+            return to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLargeImageError(str(error)) from error
     except UnreadableImageError:
@@ -57,6 +57,17 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise UnreadableImageError(f"not a picture of {', '.join(FORMATS)}") from error
     except Exception as error:  # PIL's plugins raise nearly anything on damaged bytes
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """PIL's conversion, which drops an alpha channel and knows nothing of a rotation in EXIF.
+
+    Except for 16-bit greyscale: PIL cuts all that is brighter than 255, so that nearly everything
+    is white; the high byte is kept instead, as PIL does with 16-bit colour.
+    """
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def to_pixels(image: Image.Image) -> np.ndarray:

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from platform import python_version
 from typing import Any
 
@@ -21,6 +20,7 @@ from evaluate.judge import Judge, is_judged, judge, write_scores
 from evaluate.pictures import Model, agree, missing, share, wait_for
 from evaluate.prompts import load_prompts
 from evaluate.terminal import progress, tell
+from label.metrics import score_settings
 
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "polars", "scipy")
 
@@ -75,13 +75,14 @@ def planned(job: Job) -> Contest:
         for role, members in roles.items()
         for name in members
     ]
+    specs = {judge.metric: job.metrics[judge.metric] for judge in judges}
     return Contest(
         folder=job.folder / spec.folder,
         spec=spec,
         models=tuple(models),
         prompts=load_prompts(spec.prompts),
         judges=tuple(judges),
-        metrics={judge.metric: metric_settings(job, judge.metric) for judge in judges},
+        metrics=score_settings(specs, job.folder / "scores" / "weights.json"),
         resolution=job.model.resolution,
         seed=job.seed,
     )
@@ -105,26 +106,6 @@ def models_of(job: Job) -> list[Model]:
     base = Model(name=job.evaluate.base, path=job.model.path, revision=job.model.revision)
     base.check("model.path takes a diffusers folder, or a hub id together with model.revision")
     return [base, trained]
-
-
-def metric_settings(job: Job, name: str) -> dict[str, Any]:
-    """What decides a judge's scores: its settings and the bytes of its weights.
-
-    Raises:
-        ValueError: A file of weights is not there, said before anything is drawn.
-    """
-    spec, files = job.metrics[name], {}
-    for key, path in (("weights", spec.weights), ("head", spec.head)):
-        if path and Path(path).exists():
-            files[key] = shards.sha256_of_folder(Path(path))
-        elif path and (key == "head" or not spec.revision):
-            raise ValueError(
-                f"metrics.{name}.{key}={path} is no file and no folder; a hub id needs "
-                f"metrics.{name}.revision, its 40-digit commit"
-            )
-    value: dict[str, Any] = settings(spec)
-    value.pop("tie")  # decides wins, not scores
-    return value | {"sha256": files}
 
 
 def finished(contest: Contest) -> dict[str, Any] | None:

@@ -8,8 +8,7 @@ from rich.console import Console
 
 from conf.job import Job, entry, settings
 from data.pairs import PairSource, open_pairs
-from label.fingerprints import Fingerprints
-from label.identity import identify
+from label.identity import score_settings
 from label.labels import LabelSet, label_settings, make_labels
 from label.plan import Rank, ScoreSets, Work, plan, wait_for_others
 from label.summary import number, print_statistics, print_summary
@@ -49,12 +48,8 @@ def ballot_of(job: Job) -> Ballot:
 def score_sets(job: Job, pairs: PairSource, ballot: Ballot) -> ScoreSets:
     """The score sets that the vote needs; finds weights, loads none."""
     folder = job.folder / "scores"
-    fingerprints = Fingerprints(folder / "weights.json")
-    identities = [identify(name, job.metrics[name]) for name in ballot.metrics]
-    for identity in identities:
-        identity.check_sha256(fingerprints)
-    found = {identity.name: identity.settings(fingerprints) for identity in identities}
-    return ScoreSets(folder, pairs.shards, found)
+    specs = {name: job.metrics[name] for name in ballot.metrics}
+    return ScoreSets(folder, pairs.shards, score_settings(specs, folder / "weights.json"))
 
 
 def score(

@@ -20,6 +20,10 @@ class MetricKind(Enum):
     """ImageReward: BLIP reads the picture and 35 tokens of the prompt together."""
     cycle_reward = "cycle_reward"
     """CycleReward: the same network and 128 tokens, trained on cycle consistency."""
+    mps = "mps"
+    """MPS: CLIP ViT-H/14 whose picture looks at what of the prompt has to do with a condition."""
+    hps_v3 = "hps_v3"
+    """HPSv3: Qwen2-VL-7B reads the picture and an instruction with the prompt in it."""
     oracle = "oracle"
     """The miniature world's programmatic judge; never a voter."""
 
@@ -47,6 +51,9 @@ class MetricSpec:
     and cycle_reward: bert-base-uncased)."""
     tokenizer_revision: str | None = None
     """The 40-digit commit of the tokenizer's hub id."""
+    template: str = ""
+    """The instruction, a text file with {text_prompt} and <|Reward|> in it, or the official code's
+    file that has it (hps_v3 only)."""
     head: str = ""
     """Weights of the head on top of the backbone (aesthetic only)."""
     sha256: str = ""
@@ -58,8 +65,22 @@ class MetricSpec:
     antialias: bool = True
     """Antialias when a picture is made smaller on float tensors (hps only): published HPSv2 numbers
     differ in this, because torchvision changed its default."""
+    condition: str = ""
+    """Words that say what is judged (mps only); the published list means overall preference."""
+    threshold: float = 0.3
+    """How related to the condition a token of the prompt must be to be seen, in parts of the most
+    related one's, in [0, 1) (mps only). The published scripts have 0.3, the model file 0.01."""
     tie: float = 0.0
     """Score gaps up to this abstain; in the metric's own units."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold={self.threshold} of a metric; it must be in [0, 1)")
+        if self.kind is MetricKind.mps and not self.condition.strip():
+            raise ValueError(
+                "a metric of kind mps needs `condition`, the words that say what is judged; "
+                "conf/metric/mps.yaml has the published ones"
+            )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -162,3 +183,19 @@ class LabelSpec:
                 raise ValueError(f"label.{name}={getattr(self, name)}; it must be at least {least}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"label.device={self.device!r}; allowed are auto, cpu, cuda, cuda:N")
+
+
+@dataclass(kw_only=True, slots=True)
+class ParitySpec:
+    """How `make parity` checks the metrics; nothing here changes a score."""
+
+    pictures: str = ""
+    """A folder with pictures of the official repositories, at any depth (ImageReward's
+    assets/images, HPSv2's demo_image.jpg, CLIP.png); empty checks no published score."""
+    threshold: float | None = None
+    """Difference of chances up to which Pick-a-Pic's accuracy calls a pair a tie; null chooses it
+    on one half of the pairs for the other."""
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f"parity.threshold={self.threshold}; it must be in [0, 1], or null")

@@ -4,13 +4,14 @@ Nothing here imports torch, so that a run with nothing left to do answers at onc
 missing weights are reported before any are loaded.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.shards import sha256_of
 from label.config import MetricKind, MetricSpec
+from label.fingerprints import Fingerprints
 from label.prepare import Fit, View
 from label.weights import (
     HF_ON_HUB,
@@ -22,7 +23,9 @@ from label.weights import (
     check_tokenizer,
     hf_weights,
     locate,
+    mps_weights,
     open_clip_weights,
+    qwen_weights,
     side_of,
     tokenizer_files,
 )
@@ -31,8 +34,18 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """OpenAI CLIP's normalisation, which all published scorers of the family keep."""
 
+HPS_V3_SIDE = 448
+"""HPSv3 reads pictures of about 448 x 448 pixels: 256 tokens of 28 x 28."""
+
+VOCABULARY = "vocab.json"
+"""What CLIP's and Qwen's tokenizers have where they have no tokenizer.json."""
+
 ON_BLIP = (MetricKind.image_reward, MetricKind.cycle_reward)
 """Cross-encoders on BLIP; their tokenizer is BERT's and lies in a folder of its own."""
+
+CUT_BY_HUGGING_FACE = (MetricKind.pickscore, MetricKind.mps)
+"""Metrics whose official code prepares pictures with CLIPImageProcessor; the others' has OpenAI's
+transform, which may begin the middle one pixel further."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +57,25 @@ class Identity:
     view: View
     weights: Weights | None = None
     head: Path | None = None
+    template: Path | None = None
 
     @property
     def tower(self) -> tuple[str, ...]:
-        """Metrics with equal towers share one: family, weights, number format, tokenizer."""
+        """Metrics with equal towers share one: family, weights, number format, way to read."""
         assert self.weights is not None
         family = "open_clip" if self.spec.kind is MetricKind.hps else "hf_clip"
         weights = str(self.weights.tensors.resolve())
-        return family, weights, self.spec.dtype.value, self.spec.tokenizer
+        reading = "repaired" if self.repairs_prompts else "as typed"
+        return family, weights, self.spec.dtype.value, self.spec.tokenizer, reading
+
+    @property
+    def repairs_prompts(self) -> bool:
+        """Whether prompts are cleaned before transformers' tokenizer, which does not, reads them.
+
+        OpenAI's and open_clip's own tokenizers do it (curly quotes, HTML entities, ligatures), so
+        it belongs to CLIP score; the aesthetic head reads no prompt and may share the tower.
+        """
+        return self.spec.kind in (MetricKind.clip, MetricKind.aesthetic)
 
     @property
     def normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
@@ -64,7 +88,8 @@ class Identity:
 
     def settings(self, fingerprint: Callable[[Path], str] = sha256_of) -> dict[str, Any]:
         """Everything that decides the scores, as JSON; equal settings give equal scores."""
-        spec, found = self.spec, {"kind": self.spec.kind.value, "preprocessing": self.preprocessing}
+        spec = self.spec
+        found: dict[str, Any] = {"kind": spec.kind.value, "preprocessing": self.preprocessing}
         if self.weights is None:
             return found
         if self.weights.where != Path(spec.weights).expanduser():
@@ -73,11 +98,20 @@ class Identity:
                 found["tokenizer"] = {path.name: fingerprint(path) for path in self.weights.words}
         else:
             found["weights"] = {path.name: fingerprint(path) for path in self.weights.files}
-        if self.head is not None:
-            found["head"] = fingerprint(self.head)
-        if self.weights.tensors == self.weights.where and spec.kind is MetricKind.hps:
-            found["arch"] = spec.arch
-        return found | {"dtype": spec.dtype.value}
+        for part, path in (("head", self.head), ("template", self.template)):
+            if path is not None:
+                found[part] = fingerprint(path)
+        return found | self._own_choices() | {"dtype": spec.dtype.value}
+
+    def _own_choices(self) -> dict[str, Any]:
+        """What only this kind of metric can choose."""
+        spec = self.spec
+        if spec.kind is MetricKind.mps:
+            return {"condition": spec.condition, "threshold": spec.threshold}
+        if spec.kind is MetricKind.clip:
+            return {"prompts": "repaired by ftfy, HTML entities resolved"}
+        bare = self.weights is not None and self.weights.tensors == self.weights.where
+        return {"arch": spec.arch} if bare and spec.kind is MetricKind.hps else {}
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -109,6 +143,23 @@ class Identity:
             )
 
 
+def score_settings(
+    specs: Mapping[str, MetricSpec], memory: Path | None = None
+) -> dict[str, dict[str, Any]]:
+    """What decides each metric's scores, for both stages; loads no weights.
+
+    Hashes of weights are remembered in the file `memory`, since a panel has gigabytes of them.
+
+    Raises:
+        WeightsError: Something is missing, of another kind, or not what is pinned.
+    """
+    fingerprints = Fingerprints(memory)
+    identities = [identify(name, spec) for name, spec in specs.items()]
+    for identity in identities:
+        identity.check_sha256(fingerprints)
+    return {identity.name: identity.settings(fingerprints) for identity in identities}
+
+
 def identify(name: str, spec: MetricSpec) -> Identity:
     """Find a metric's files and preprocessing; loads no weights.
 
@@ -123,25 +174,36 @@ def identify(name: str, spec: MetricSpec) -> Identity:
         weights = open_clip_weights(name, where, spec.arch)
         side = side_of(weights.config["model_cfg"]["vision_cfg"].get("image_size", 224))
         return Identity(name, spec, View(Fit.PAD, side, spec.antialias), weights)
-    if spec.kind in ON_BLIP:
-        weights = blip_weights(name, where, _words(name, spec, "vocab.txt") or ())
-    else:
-        weights = hf_weights(name, where, _words(name, spec, "vocab.json"))
-    if spec.kind in (MetricKind.clip, MetricKind.pickscore):
-        check_tokenizer(name, where, weights.words, "vocab.json")
-    view = View(Fit.CROP, side_of(weights.config["vision_config"].get("image_size", 224)))
+    if spec.kind is MetricKind.hps_v3:
+        weights = qwen_weights(name, where, _words(name, spec) or ())
+        template = locate(f"metrics.{name}.template", spec.template, None)
+        return Identity(name, spec, View(Fit.AREA, HPS_V3_SIDE), weights, template=template)
+    weights = _on_transformers(name, spec, where)
+    fit = Fit.CROP if spec.kind in CUT_BY_HUGGING_FACE else Fit.CROP_EVEN
+    view = View(fit, side_of(weights.config["vision_config"].get("image_size", 224)))
     head = None
     if spec.kind is MetricKind.aesthetic:
         head = locate(f"metrics.{name}.head", spec.head, None)
     return Identity(name, spec, view, weights, head)
 
 
-def _words(name: str, spec: MetricSpec, vocabulary: str) -> tuple[Path, ...] | None:
+def _on_transformers(name: str, spec: MetricSpec, where: Path) -> Weights:
+    """The files of a metric on transformers' CLIP or BLIP."""
+    words = _words(name, spec)
+    if spec.kind in ON_BLIP:
+        return blip_weights(name, where, words or ())
+    weights = (mps_weights if spec.kind is MetricKind.mps else hf_weights)(name, where, words)
+    if spec.kind is not MetricKind.aesthetic:
+        check_tokenizer(name, where, weights.words, VOCABULARY)
+    return weights
+
+
+def _words(name: str, spec: MetricSpec) -> tuple[Path, ...] | None:
     """The files of a tokenizer that does not lie beside the weights; None where it does."""
-    if not spec.tokenizer and spec.kind not in ON_BLIP:
+    if not spec.tokenizer and spec.kind not in (*ON_BLIP, MetricKind.hps_v3):
         return None
     setting = f"metrics.{name}.tokenizer"
     where = locate(setting, spec.tokenizer, spec.tokenizer_revision, WORDS_ON_HUB)
     words = tokenizer_files(where)
-    check_tokenizer(name, where, words, vocabulary)
+    check_tokenizer(name, where, words, "vocab.txt" if spec.kind in ON_BLIP else VOCABULARY)
     return words

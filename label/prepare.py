@@ -5,6 +5,7 @@ middle out, on 8-bit pixels; HPS shortens the long side and pads to a square, on
 which is why its numbers depend on whether the resizing antialiases.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -39,11 +40,19 @@ class Fit(Enum):
     """How a picture is brought to a tower's size."""
 
     CROP = "shortest side bicubic on uint8, center crop"
-    """CLIP, PickScore, LAION aesthetics: PIL's antialiased bicubic, rounded to 8 bits."""
+    """PickScore, MPS: PIL's antialiased bicubic, rounded to 8 bits; half a pixel is cut off."""
+    CROP_EVEN = "shortest side bicubic on uint8, center crop, half a pixel rounded to even"
+    """CLIP, LAION aesthetics, ImageReward, CycleReward: the same, but where the middle begins at
+    half a pixel, it is OpenAI's code (torchvision's rounding), not Hugging Face's."""
     PAD = "longest side bicubic on float, zero pad to square before normalisation"
     """HPSv2 and v2.1: bicubic on [0, 1] floats, not clamped."""
+    AREA = "bicubic on uint8 to an area, both sides multiples of 28, nothing cut off"
+    """HPSv3: what Qwen2-VL reads, of about `side` x `side` pixels."""
     NONE = "as it is"
     """Every pixel, at the picture's own size."""
+
+
+CROPS = (Fit.CROP, Fit.CROP_EVEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +61,20 @@ class View:
 
     fit: Fit
     side: int = 0
-    """Height and width in pixels; without meaning for `Fit.NONE`."""
+    """Height and width in pixels, or their geometric mean (`Fit.AREA`); nothing for `Fit.NONE`."""
     antialias: bool = True
     """Whether `Fit.PAD` antialiases when it makes a picture smaller."""
 
-    def __call__(self, image: Picture) -> np.ndarray:
-        """The picture as (height, width, 3): uint8, or float32 around [0, 1] for `Fit.PAD`."""
-        if self.fit is Fit.CROP:
-            return to_pixels(crop_to(image, self.side))  # type: ignore[arg-type]
+    def __call__(self, image: Picture, small: Picture | None = None) -> np.ndarray:
+        """The picture as (height, width, 3): uint8, or float32 around [0, 1] for `Fit.PAD`.
+
+        `small` is the picture with its shortest side resized already, where a view crops.
+        """
+        if self.fit in CROPS:
+            small = shrink(image, self.side) if small is None else small
+            return to_pixels(middle(small, self.side, self.fit))  # type: ignore[arg-type]
+        if self.fit is Fit.AREA:
+            return fill_area(image, self.side)
         pixels = to_pixels(image)  # type: ignore[arg-type]
         return pad_to(pixels, self.side, self.antialias) if self.fit is Fit.PAD else pixels
 
@@ -83,7 +98,9 @@ def prepare(content: bytes, views: Sequence[View]) -> Prepared:
         return Prepared(Status.TOO_LARGE, _lasting(str(error)))
     except UnreadableImageError as error:
         return Prepared(Status.UNREADABLE_IMAGE, _lasting(str(error)))
-    arrays = {view: view(image) for view in views}
+    crops = {view.side for view in views if view.fit in CROPS}
+    small = {side: shrink(image, side) for side in crops}  # resized once for both ways to crop
+    arrays = {view: view(image, small.get(view.side)) for view in views}
     return Prepared(Status.OK, "", image.width, image.height, arrays)
 
 
@@ -100,15 +117,56 @@ def _lasting(reason: str) -> str:
 # --- CLIP's way ----------------------------------------------------------------------------------
 
 
-def crop_to(image: Picture, side: int) -> Picture:
-    """Shortest side to `side`, then the middle: what CLIPImageProcessor's PIL backend does."""
+def shrink(image: Picture, side: int) -> Picture:
+    """Shortest side to `side`, the other cut to whole pixels, as torchvision and CLIP's do."""
     short, long = sorted((image.width, image.height))
     other = int(side * long / short)
     width, height = (side, other) if image.width <= image.height else (other, side)
-    if (width, height) != (image.width, image.height):
-        image = image.resize((width, height), BICUBIC)
-    left, top = (width - side) // 2, (height - side) // 2
+    if (width, height) == (image.width, image.height):
+        return image
+    return image.resize((width, height), BICUBIC)
+
+
+def middle(image: Picture, side: int, fit: Fit) -> Picture:
+    """The square in the middle: as CLIPImageProcessor cuts it out, or as torchvision does."""
+    left, top = (
+        round((length - side) / 2) if fit is Fit.CROP_EVEN else (length - side) // 2
+        for length in (image.width, image.height)
+    )
     return image.crop((left, top, left + side, top + side))
+
+
+# --- Qwen2-VL's way ------------------------------------------------------------------------------
+
+CELL = 28
+"""Pixels of a side that become one token: patches of 14, merged two by two."""
+LONGEST = 200
+"""Pictures that are longer than this many times their height, or higher, are not read."""
+
+
+def fill_area(image: Picture, side: int) -> np.ndarray:
+    """The whole picture in about side x side pixels; nothing (0, 0, 3) where it is too long."""
+    short, long = sorted((image.width, image.height))
+    if long > LONGEST * short:
+        return np.zeros((0, 0, 3), np.uint8)
+    size = cells(image.width, image.height, side * side)
+    return to_pixels(image.resize(size, BICUBIC))  # type: ignore[arg-type]
+
+
+def cells(width: int, height: int, area: int) -> tuple[int, int]:
+    """Sides in multiples of `CELL`: the nearest ones, or those that keep to the area.
+
+    The area is a least and a greatest one, as HPSv3 sets it: a larger picture becomes at most this
+    large, a smaller one at least.
+    """
+    wide, tall = (max(CELL, round(length / CELL) * CELL) for length in (width, height))
+    if wide * tall > area:
+        shrink = math.sqrt(width * height / area)
+        wide, tall = (max(CELL, math.floor(n / shrink / CELL) * CELL) for n in (width, height))
+    elif wide * tall < area:
+        grow = math.sqrt(area / (width * height))
+        wide, tall = (math.ceil(n * grow / CELL) * CELL for n in (width, height))
+    return wide, tall
 
 
 # --- HPS's way -----------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from label.architectures import BLIP_LARGE, MPS_H, QWEN2_VL_7B
+
 HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 OPEN_CLIP_WEIGHTS = (
     "open_clip_model.safetensors",
@@ -20,7 +22,10 @@ OPEN_CLIP_WEIGHTS = (
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".bin")
 """Bare weight files that are read; everything but safetensors with `weights_only=True`."""
 
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt")
+TOKENIZERS = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt",
+    "chat_template.json", "chat_template.jinja",
+)  # fmt: skip
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)*")
 WORDS_ON_HUB = (("*.json", "*.txt"),)
 HF_ON_HUB = (
@@ -30,32 +35,6 @@ HF_ON_HUB = (
 OPEN_CLIP_ON_HUB = (("open_clip_config.json", "*.gz", "open_clip*.safetensors"),)
 """What is fetched of a repository, tried in this order; the last of each must be there. Of
 `owner/name/file` it is the file alone."""
-
-BLIP_LARGE: dict[str, Any] = {
-    "vision_config": {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "image_size": 224,
-        "patch_size": 16,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,  # timm's ViT; transformers' default is 1e-5
-    },
-    "text_config": {
-        "vocab_size": 30524,  # bert-base-uncased and two tokens that rewards do not use
-        "hidden_size": 768,
-        "encoder_hidden_size": 1024,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,  # transformers' default is 8
-        "max_position_embeddings": 512,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-12,
-    },
-}
-"""BLIP with ViT-L/16 (Li et al. 2022), as ImageReward and CycleReward build it: what a bare file
-of weights does not say."""
 
 
 class WeightsError(ValueError):
@@ -170,6 +149,47 @@ def blip_weights(name: str, where: Path, words: tuple[Path, ...]) -> Weights:
         )
     files = (tensors, *_parts(tensors), where / "config.json", *words)
     return Weights(where, tensors, config, files, words)
+
+
+def mps_weights(name: str, where: Path, words: tuple[Path, ...] | None) -> Weights:
+    """MPS: of the published size, or a folder whose config.json says another.
+
+    Raises:
+        WeightsError: Something is missing or of another kind.
+    """
+    tensors = _tensors(name, where, HF_WEIGHTS)
+    folder = where if where.is_dir() else where.parent
+    words = tokenizer_files(folder) if words is None else words
+    described = where.is_dir() and (where / "config.json").is_file()
+    config = _json(name, where / "config.json") if described else {}
+    if "vision_config" not in config:  # the published folder's config.json says nothing
+        return Weights(where, tensors, MPS_H, (tensors, *_parts(tensors), *words), words)
+    if missing := MPS_H.keys() - config.keys():
+        raise WeightsError(
+            f"metrics.{name}: {where}/config.json describes no MPS; it lacks "
+            f"{', '.join(sorted(missing))}"
+        )
+    files = (tensors, *_parts(tensors), where / "config.json", *words)
+    return Weights(where, tensors, config, files, words)
+
+
+def qwen_weights(name: str, where: Path, words: tuple[Path, ...]) -> Weights:
+    """HPSv3: a bare file of the published size, or a folder with a config.json.
+
+    Raises:
+        WeightsError: Something is missing or of another kind.
+    """
+    tensors = _tensors(name, where, HF_WEIGHTS)
+    files = (tensors, *_parts(tensors), *words)
+    if not where.is_dir():
+        return Weights(where, tensors, QWEN2_VL_7B, files, words)
+    config = _json(name, where / "config.json")
+    if not all(isinstance(config.get(part), dict) for part in QWEN2_VL_7B):
+        raise WeightsError(
+            f"metrics.{name}: {where}/config.json describes no Qwen2-VL; it needs "
+            f"{' and '.join(QWEN2_VL_7B)}"
+        )
+    return Weights(where, tensors, config, (*files, where / "config.json"), words)
 
 
 def tokenizer_files(folder: Path) -> tuple[Path, ...]:

@@ -16,14 +16,16 @@ from torch.nn import functional
 from transformers import BlipTextModel
 
 from data.miniature import world
+from label.architectures import BLIP_LARGE
 from label.config import Dtype, MetricKind, MetricSpec
 from label.fingerprints import Fingerprints
 from label.identity import Identity, identify
 from label.metrics import Panel, PictureMetric
 from label.metrics.blip import RECIPES, Blip, blip_to_hf, empty_network
 from label.prepare import Fit, View
-from label.weights import BLIP_LARGE, WeightsError
+from label.weights import WeightsError
 from tests import helpers_label as tiny
+from tests.helpers_blip import HEAD_LAYERS, official_shapes
 
 CPU = torch.device("cpu")
 SIDE, HEADS = 32, 2
@@ -40,62 +42,12 @@ CONFIG: dict[str, Any] = {
         "max_position_embeddings": 160, "layer_norm_eps": 1e-12,
     },
 }  # fmt: skip
-HEAD_LAYERS = {"image_reward": (0, 2, 4, 6, 7), "cycle_reward": (0, 2, 4, 6, 8)}
 LENGTH = {"image_reward": 35, "cycle_reward": 128}
 REWARDS = pytest.mark.parametrize("reward", HEAD_LAYERS)
 PROMPTS = world.prompts("train")[:4]
 
 
 # --- the official checkpoint ---------------------------------------------------------------------
-
-
-def linear(name: str, before: int, after: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (after, before), f"{name}.bias": (after,)}
-
-
-def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-def official_shapes(config: dict[str, Any], reward: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a reward's checkpoint, from BLIP's class attributes."""
-    vision, text = config["vision_config"], config["text_config"]
-    wide, inner, patch = vision["hidden_size"], vision["intermediate_size"], vision["patch_size"]
-    at = "blip.visual_encoder"
-    found: dict[str, tuple[int, ...]] = {
-        f"{at}.cls_token": (1, 1, wide),
-        f"{at}.pos_embed": (1, (vision["image_size"] // patch) ** 2 + 1, wide),
-        f"{at}.patch_embed.proj.weight": (wide, 3, patch, patch),
-        f"{at}.patch_embed.proj.bias": (wide,),
-        **norm(f"{at}.norm", wide),
-    }
-    for i in range(vision["num_hidden_layers"]):
-        found |= norm(f"{at}.blocks.{i}.norm1", wide) | norm(f"{at}.blocks.{i}.norm2", wide)
-        found |= linear(f"{at}.blocks.{i}.attn.qkv", wide, 3 * wide)
-        found |= linear(f"{at}.blocks.{i}.attn.proj", wide, wide)
-        found |= linear(f"{at}.blocks.{i}.mlp.fc1", wide, inner)
-        found |= linear(f"{at}.blocks.{i}.mlp.fc2", inner, wide)
-    at, width, inner = "blip.text_encoder", text["hidden_size"], text["intermediate_size"]
-    found[f"{at}.embeddings.position_ids"] = (1, text["max_position_embeddings"])
-    found[f"{at}.embeddings.word_embeddings.weight"] = (text["vocab_size"], width)
-    found[f"{at}.embeddings.position_embeddings.weight"] = (text["max_position_embeddings"], width)
-    found |= norm(f"{at}.embeddings.LayerNorm", width)
-    for i in range(text["num_hidden_layers"]):
-        layer = f"{at}.encoder.layer.{i}"
-        for part, keys in (("attention", width), ("crossattention", wide)):
-            found |= linear(f"{layer}.{part}.self.query", width, width)
-            found |= linear(f"{layer}.{part}.self.key", keys, width)
-            found |= linear(f"{layer}.{part}.self.value", keys, width)
-            found |= linear(f"{layer}.{part}.output.dense", width, width)
-            found |= norm(f"{layer}.{part}.output.LayerNorm", width)
-        found |= linear(f"{layer}.intermediate.dense", width, inner)
-        found |= linear(f"{layer}.output.dense", inner, width)
-        found |= norm(f"{layer}.output.LayerNorm", width)
-    found |= linear("blip.vision_proj", wide, 256) | linear("blip.text_proj", width, 256)
-    sizes = (width, 1024, 128, 64, 16, 1)
-    for number, before, after in zip(HEAD_LAYERS[reward], sizes, sizes[1:], strict=False):
-        found |= linear(f"mlp.layers.{number}", before, after)
-    return found
 
 
 def random_checkpoint(reward: str, seed: int = 0) -> dict[str, Tensor]:
@@ -392,7 +344,7 @@ def test_one_reward_is_not_taken_for_the_other(root: Path) -> None:
 
 def test_a_bare_file_is_the_published_size(root: Path) -> None:
     spec = spec_of(root, "image_reward", weights=root / "image_reward" / "pytorch_model.bin")
-    assert identify("reward", spec).view == View(Fit.CROP, 224)
+    assert identify("reward", spec).view == View(Fit.CROP_EVEN, 224)
     with pytest.raises(WeightsError, match=r"missing .* and \d+ more"):
         Panel.load({"reward": spec}, CPU)
 

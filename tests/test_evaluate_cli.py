@@ -14,6 +14,7 @@ import torch
 
 from conf.job import entry
 from data import tables
+from data.shards import sha256_of
 from evaluate import __main__ as program
 from evaluate.sample import Generator
 from tests.helpers_evaluate import SIDE, FakePanel, write_tiny_model
@@ -74,16 +75,8 @@ def world(tmp_path, models, monkeypatch):
     pipeline.symlink_to(models[1])
     return [
         f"runs={tmp_path / 'runs'}", "run=r", f"evaluate.prompts.path={tmp_path / 'prompts.txt'}",
-        f"model.path={models[0]}", *TINY, *_any_weights(tmp_path),
+        f"model.path={models[0]}", *TINY,
     ]  # fmt: skip
-
-
-def _any_weights(root):
-    (root / "weights").mkdir()
-    names = [name for name in JUDGES if name != "oracle"]
-    return [f"metrics.{name}.weights={root / 'weights'}" for name in names] + [
-        f"metrics.aesthetic.head={root / 'weights'}"
-    ]
 
 
 def evaluate(monkeypatch, *arguments):
@@ -209,6 +202,23 @@ def test_a_script_can_stop_at_a_loss(world, monkeypatch, found, status):
 def test_mistakes_are_told_before_a_model_is_loaded(world, monkeypatch, capsys, change, message):
     monkeypatch.setattr("evaluate.sample.Generator.load", None)
     assert re.search(message, refused(monkeypatch, capsys, *world, change))
+
+
+def test_weights_are_hashed_once_for_both_stages(world, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(
+        "label.fingerprints.sha256_of", lambda path: (hashed.append(path), sha256_of(path))[1]
+    )
+    evaluate(monkeypatch, *world)
+    memory = folder_of(world).parent / "scores" / "weights.json"
+    assert sorted(str(path.resolve()) for path in hashed) == sorted(json.loads(memory.read_text()))
+    first = len(hashed)
+    assert first > 4
+    evaluate(monkeypatch, *world)
+    assert len(hashed) == first
+    found = json.loads((folder_of(world) / "winrates.json").read_text())["settings"]
+    name = "data/miniature/weights/aesthetic/model.safetensors"
+    assert sha256_of(ROOT / name) in json.dumps(found)
 
 
 def test_an_unknown_base_names_the_models(world, models, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
+from torchvision import transforms
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from data.images import decode
@@ -28,7 +29,7 @@ from label.metrics.aesthetic import load_head
 from label.metrics.checkpoint import read_state
 from label.metrics.keymap import open_clip_to_hf
 from label.metrics.passes import Batch, halving
-from label.prepare import Fit, View, pad_to, prepare
+from label.prepare import CROPS, Fit, View, pad_to, prepare, shrink
 from label.weights import WeightsError
 from tests import helpers_label as tiny
 
@@ -277,6 +278,35 @@ def test_crop_equals_the_pil_processor_bit_for_bit(size: tuple[int, int]) -> Non
     expected = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     assert found.dtype == np.uint8
     assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("size", [*SIZES, (296, 200), (180, 311)])
+def test_even_crop_equals_openais_transform_bit_for_bit(size: tuple[int, int]) -> None:
+    image = Image.open(BytesIO(tiny.picture(7, size, "PNG")))
+    bicubic = transforms.InterpolationMode.BICUBIC
+    official = transforms.Compose([transforms.Resize(224, bicubic), transforms.CenterCrop(224)])
+    assert np.array_equal(View(Fit.CROP_EVEN, 224)(image), np.asarray(official(image)))
+
+
+def test_both_ways_to_crop_share_the_resizing(monkeypatch: pytest.MonkeyPatch) -> None:
+    resized = []
+    monkeypatch.setattr(
+        "label.prepare.shrink", lambda image, side: (resized.append(side), shrink(image, side))[1]
+    )
+    views = [View(fit, side) for fit in CROPS for side in (8, 16)]
+    found = prepare(tiny.picture(1, (40, 27)), views)
+    assert sorted(resized) == [8, 16]
+    image = decode(tiny.picture(1, (40, 27)))
+    assert all(np.array_equal(found.arrays[view], view(image)) for view in views)
+
+
+def test_dark_16_bit_pictures_stay_dark() -> None:
+    values = np.array([[0, 255, 256], [4096, 40000, 65535]], np.uint16)
+    buffer = BytesIO()
+    Image.fromarray(values).save(buffer, format="PNG")
+    found = prepare(buffer.getvalue(), [View(Fit.NONE)]).arrays[View(Fit.NONE)]
+    assert found[..., 0].tolist() == [[0, 0, 1], [16, 156, 255]]
+    assert np.ptp(found, axis=-1).max() == 0
 
 
 @pytest.mark.parametrize("size", SIZES)

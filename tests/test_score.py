@@ -19,7 +19,7 @@ from label.config import MetricSpec
 from label.decode import Decoder
 from label.identity import identify
 from label.metrics import Panel
-from label.metrics.clip import Clip
+from label.metrics.cosine import Cosine
 from label.metrics.passes import Batch, Clock
 from label.plan import FACTS, Rank, ScoreSets, Work, plan, wait_for_others
 from label.score import Tools, device_of, needed_metrics, score_shard
@@ -180,11 +180,11 @@ def test_a_score_that_is_not_finite_is_a_status(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def overflow(
-        self: Clip, images: Float[Tensor, "row dim"], texts: Float[Tensor, "row dim"]
+        self: Cosine, images: Float[Tensor, "row dim"], texts: Float[Tensor, "row dim"]
     ) -> Float[Tensor, " row"]:
         return torch.where(torch.arange(len(images)) == 1, torch.inf, 1.0)
 
-    monkeypatch.setattr(Clip, "score", overflow)
+    monkeypatch.setattr(Cosine, "score", overflow)
     sets = sets_of(tmp_path, "clip")
     score_all(pairs, panel, sets)
     first = pq.read_table(sets.path("clip", pairs.shards[0])).to_pylist()[0]

@@ -1,6 +1,23 @@
-"""The scorers: one protocol, a file per family, and the panel that runs them together."""
+"""The scorers: one protocol, a file per family, and the panel that runs them together.
 
-from label.metrics.metric import EmbeddingMetric, Metric, PictureMetric
-from label.metrics.panel import Panel
+`score_settings` needs no torch; everything else is imported when it is first asked for, so that a
+run with nothing left to score answers at once.
+"""
 
-__all__ = ["EmbeddingMetric", "Metric", "Panel", "PictureMetric"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from label.identity import score_settings
+
+if TYPE_CHECKING:
+    from label.metrics.metric import EmbeddingMetric, Metric, PictureMetric
+    from label.metrics.panel import Panel
+
+__all__ = ["EmbeddingMetric", "Metric", "Panel", "PictureMetric", "score_settings"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "panel" if name == "Panel" else "metric"
+    return getattr(import_module(f"label.metrics.{module}"), name)

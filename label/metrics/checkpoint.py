@@ -37,7 +37,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         Exception
     ) as error:  # pickle.UnpicklingError says how to switch the safety off; we do not
         raise WeightsError(
-            f"{path} holds more than tensors and is not loaded; convert it to safetensors"
+            f"{path} holds more than tensors and is not loaded, because that would run its code; "
+            "convert it once, where you trust it and its authors' code is at hand: "
+            'torch.save(torch.load("old.pt", weights_only=False).state_dict(), "new.pt")'
         ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]

@@ -11,20 +11,22 @@ from label.decode import Decoder
 from label.fingerprints import Fingerprints
 from label.identity import Identity, identify
 from label.metrics.aesthetic import Aesthetic, check_head, load_head
-from label.metrics.blip import RECIPES, Blip
-from label.metrics.clip import Clip
-from label.metrics.hps import Hps
-from label.metrics.metric import Metric
+from label.metrics.blip import Blip
+from label.metrics.cosine import ON_EMBEDDINGS, Cosine
+from label.metrics.hps_v3 import HpsV3
+from label.metrics.metric import Metric, PictureMetric
+from label.metrics.mps import Mps
 from label.metrics.oracle import Oracle
 from label.metrics.passes import Batch, Clock, Pass
-from label.metrics.pickscore import PickScore
 from label.metrics.tower import Tower, load_tower
 
-ON_EMBEDDINGS: dict[MetricKind, type[Clip | PickScore | Hps]] = {
-    MetricKind.clip: Clip,
-    MetricKind.pickscore: PickScore,
-    MetricKind.hps: Hps,
+ON_BOTH: dict[MetricKind, type[Blip | Mps | HpsV3]] = {
+    MetricKind.image_reward: Blip,
+    MetricKind.cycle_reward: Blip,
+    MetricKind.mps: Mps,
+    MetricKind.hps_v3: HpsV3,
 }
+"""Metrics that see picture and prompt together, each with a network of its own."""
 
 
 class Panel:
@@ -105,8 +107,9 @@ def _load(identity: Identity, towers: dict[tuple[str, ...], Tower], device: torc
     kind = identity.spec.kind
     if kind is MetricKind.oracle:
         return Oracle(identity)
-    if kind in RECIPES:
-        return Blip(identity, device)
+    if kind in ON_BOTH:
+        judge: PictureMetric = ON_BOTH[kind](identity, device)
+        return judge
     head = load_head(identity.head) if identity.head else None  # cheap, so wrong ones fail early
     if identity.tower not in towers:
         towers[identity.tower] = load_tower(identity, device)
@@ -114,5 +117,5 @@ def _load(identity: Identity, towers: dict[tuple[str, ...], Tower], device: torc
     if head is not None:
         check_head(identity, head, tower.dim)
         return Aesthetic(identity, tower, head)
-    metric: Metric = ON_EMBEDDINGS[kind](identity, tower)
-    return metric
+    assert kind in ON_EMBEDDINGS
+    return Cosine(identity, tower)

@@ -3,7 +3,8 @@
 A tower is loaded once and serves every metric that names the same weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -79,7 +80,8 @@ class HfTower:
         assert identity.weights is not None
         self._pixels = Pixels(identity, device)
         self._model = _hf_model(identity.weights).to(device, self._pixels.dtype)
-        self._tokenizer = _hf_tokenizer(identity.weights)
+        self._tokenizer = hf_tokenizer(identity.weights)
+        self._repairs = identity.repairs_prompts
         self._context = self._model.config.text_config.max_position_embeddings
 
     @property
@@ -103,14 +105,23 @@ class HfTower:
         """Unit text embeddings; padded to the full context, so that no prompt feels another."""
         if self._tokenizer is None:
             raise WeightsError("this CLIP folder has no tokenizer, so it cannot read prompts")
+        texts = [repaired(prompt) for prompt in prompts] if self._repairs else list(prompts)
         tokens = self._tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=self._context,
+            texts, padding="max_length", truncation=True, max_length=self._context,
             return_tensors="pt",
         ).to(self._pixels.device)  # fmt: skip
         found = self._model.get_text_features(
             input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
         )
         return functional.normalize(found.pooler_output.float(), dim=-1).cpu()
+
+
+def repaired(prompt: str) -> str:
+    """A prompt as OpenAI's and open_clip's tokenizers clean it before they read."""
+    from open_clip.tokenizer import basic_clean
+
+    clean: str = basic_clean(prompt)
+    return clean
 
 
 class OpenClipTower:
@@ -151,23 +162,36 @@ class OpenClipTower:
 
 
 def _hf_model(weights: Weights) -> Any:
+    state = read_state(weights.tensors)
+    state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
+    config = {key: value for key, value in weights.config.items() if key != "preprocess"}
+    return hf_clip(weights.tensors, config, state)
+
+
+def hf_clip(path: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Any:
+    """A `transformers.CLIPModel` in fp32 on the CPU with these weights, read from `path`.
+
+    Raises:
+        WeightsError: They do not fit the architecture.
+    """
     from transformers import CLIPConfig, CLIPModel
     from transformers.utils import logging
 
-    config = CLIPConfig(**{k: v for k, v in weights.config.items() if k != "preprocess"})
-    state = read_state(weights.tensors)
-    state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
+    described = CLIPConfig(**config)
     with torch.device("meta"):
-        wanted = CLIPModel(config).state_dict()
-    check_state(weights.tensors, state, wanted)
+        wanted = CLIPModel(described).state_dict()
+    check_state(path, state, wanted)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    model = CLIPModel.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
+    model = CLIPModel.from_pretrained(
+        None, config=described, state_dict=dict(state), dtype=torch.float32
+    )
     model.train(False)
     model.requires_grad_(False)
     return model
 
 
-def _hf_tokenizer(weights: Weights) -> Any:
+def hf_tokenizer(weights: Weights) -> Any:
+    """The CLIP tokenizer that belongs to these weights; None where there is none."""
     from transformers import CLIPTokenizer
 
     if not weights.words:
