@@ -88,6 +88,8 @@ def label_settings(
 ) -> dict[str, Any]:
     """What decides a label set: the vote, the metrics' settings, and which pairs."""
     named = {name: value for name, value in vote.items() if name != "name"}
+    if not named.get("weights"):  # sets from before there were weights go on being equal
+        named.pop("weights", None)
     listing = "\n".join(
         f"{shard.name}\0{shard.bytes}" + (f"\0{shard.reading}" if shard.reading else "")
         for shard in shards

@@ -7,10 +7,12 @@ import numpy as np
 import polars as pl
 
 from data.tables import Status, labels
-from label.config import Rule, TieRule, VoteSpec
+from label.config import HUMAN, Rule, TieRule, VoteSpec
 
 KEY_DIGITS = 32
 """Digits of `pairs.pair_key` in a pair_id, before the occurrence number."""
+MOST_VOTES = 127
+"""Votes are counted in int8 columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +28,33 @@ class Ballot:
     """Decides the coins of `Rule.random`."""
 
     def __post_init__(self) -> None:
-        num_voters = len(self.voters) + self.spec.human_votes
-        if self.spec.rule is Rule.at_least and self.spec.votes > num_voters:
+        strangers = [name for name in self.spec.weights if name not in self.everyone]
+        if strangers:
             raise ValueError(
-                f"vote.votes={self.spec.votes} can never be reached by {num_voters} voters; "
-                "lower it or add voters"
+                f"vote.weights names {strangers[0]}, who has no vote; "
+                f"voters: {', '.join(self.everyone)} (panel.voters)"
             )
+        total = sum(map(self.weight, self.everyone))
+        if total > MOST_VOTES:
+            raise ValueError(
+                f"the voters have {total} votes together, more than {MOST_VOTES}; divide "
+                "vote.weights by a common factor"
+            )
+        if self.spec.rule is Rule.at_least and self.spec.votes > total:
+            each = f" with {total} votes" if self.spec.weights else ""
+            raise ValueError(
+                f"vote.votes={self.spec.votes} can never be reached by {len(self.everyone)} "
+                f"voters{each}; lower it or add voters"
+            )
+
+    @property
+    def everyone(self) -> tuple[str, ...]:
+        """All who vote: the metrics, then the human label where it does."""
+        return (*self.voters, *([HUMAN] if self.spec.human_votes else []))
+
+    def weight(self, voter: str) -> int:
+        """How many votes a voter has."""
+        return int(self.spec.weights.get(voter, 1))
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -105,12 +128,12 @@ def row_status(metrics: Sequence[str]) -> dict[str, pl.Expr]:
 
 
 def tally(ballot: Ballot) -> dict[str, pl.Expr]:
-    """How many votes each image has."""
-    voters = [*ballot.voters, *(["human"] if ballot.spec.human_votes else [])]
+    """How many votes each image has; a voter of weight w casts w of them."""
     return {
         f"votes_{image}": pl.sum_horizontal(
             (pl.col(f"vote_{voter}") == sign).fill_null(value=False).cast(pl.Int8)
-            for voter in voters
+            * pl.lit(ballot.weight(voter), pl.Int8)
+            for voter in ballot.everyone
         ).cast(pl.Int8)
         for image, sign in ((0, 1), (1, -1))
     }
@@ -130,7 +153,7 @@ def choice(frame: pl.DataFrame, ballot: Ballot) -> pl.Expr | pl.Series:
             (first >= spec.votes) & (first > second), (second >= spec.votes) & (second > first)
         )
     if spec.rule in (Rule.sum, Rule.zscore_sum):
-        return total_gap(frame, ballot.voters, standardised=spec.rule is Rule.zscore_sum)
+        return total_gap(frame, ballot, standardised=spec.rule is Rule.zscore_sum)
     if spec.rule is Rule.random:
         return coins(frame["pair_id"], ballot.seed)
     if spec.rule is Rule.single:
@@ -138,20 +161,20 @@ def choice(frame: pl.DataFrame, ballot: Ballot) -> pl.Expr | pl.Series:
     return pl.col("vote_human") if spec.rule is Rule.human else first - second
 
 
-def total_gap(frame: pl.DataFrame, voters: Sequence[str], *, standardised: bool) -> pl.Expr:
-    """Sum of score gaps over the voters; standardised by each metric's deviation over the set.
+def total_gap(frame: pl.DataFrame, ballot: Ballot, *, standardised: bool) -> pl.Expr:
+    """Weighted sum of the metrics' score gaps; standardised by each one's deviation over the set.
 
     A metric's mean cancels in the gap of two standardised scores, so only the deviation counts.
     """
     gaps = []
-    for m in voters:
+    for m in ballot.voters:
         gap = pl.col(f"score_{m}_0").cast(pl.Float64) - pl.col(f"score_{m}_1").cast(pl.Float64)
         if standardised:
             both = pl.concat([frame[f"score_{m}_0"], frame[f"score_{m}_1"]]).cast(pl.Float64)
             deviation = both.std(ddof=0)
             assert deviation is None or isinstance(deviation, float)
             gap = gap / deviation if deviation else gap * 0
-        gaps.append(gap)
+        gaps.append(gap * ballot.weight(m))
     return pl.sum_horizontal(gaps, ignore_nulls=False)
 
 
