@@ -179,20 +179,20 @@ def read_scored(sets: ScoreSets, metrics: tuple[str, ...]) -> pl.DataFrame:
 
 
 def _beside(sets: ScoreSets, shard: PairShard, metrics: tuple[str, ...]) -> pa.Table:
-    table = read_table(sets.path(FACTS, shard))
-    pair_ids = table["pair_id"]
+    facts = read_table(sets.path(FACTS, shard))
+    columns = dict(zip(facts.column_names, facts.columns, strict=True))
     for metric in metrics:
         path = sets.path(metric, shard)
         scores = read_table(path)
-        if not scores["pair_id"].equals(pair_ids):
+        if not scores["pair_id"].equals(facts["pair_id"]):
             raise ShardError(
                 f"{path} is not about the same pairs as {sets.path(FACTS, shard)}; delete both "
                 "and run the same command again"
             )
         for column in ("score", "status"):
             for side in (0, 1):
-                table = table.append_column(f"{column}_{metric}_{side}", scores[f"{column}_{side}"])
-    return table
+                columns[f"{column}_{metric}_{side}"] = scores[f"{column}_{side}"]
+    return pa.table(columns)
 
 
 def _frame(table: pa.Table) -> pl.DataFrame:
