@@ -64,6 +64,16 @@ class LabelSet:
                 "give this vote another name (vote.name=...), set them back, or delete the folder"
             )
 
+    def facts(self) -> dict[str, Any]:
+        """What made the set, as its manifest has it, for people to read."""
+        manifest = read_manifest(self.folder, KIND)
+        assert manifest is not None
+        return {
+            "code revision": manifest.code_revision,
+            **manifest.settings,
+            "versions": manifest.provenance.get("versions", {}),
+        }
+
     def write(
         self, labelled: pl.DataFrame, sets: ScoreSets, metrics: tuple[str, ...]
     ) -> list[FileEntry]:
