@@ -50,9 +50,10 @@ def outcome_line(labelled: pl.DataFrame) -> str:
 
 def rule_words(ballot: Ballot) -> str:
     """Who votes, how, and what becomes of ties, in two sentences."""
-    spec, voters = ballot.spec, ballot.everyone
-    weighed = [f"{v} ({ballot.weight(v)})" if spec.weights else v for v in voters]
-    everyone = ", ".join("the human label" if v == HUMAN else v for v in weighed)
+    spec = ballot.spec
+    named = {voter: "the human label" if voter == HUMAN else voter for voter in ballot.everyone}
+    weights = {voter: f" ({ballot.weight(voter)})" if spec.weights else "" for voter in named}
+    everyone = ", ".join(word + weights[voter] for voter, word in named.items())
     rule = {
         Rule.majority: f"The majority of {everyone} decides.",
         Rule.unanimous: f"All of {everyone} who do not abstain must agree.",
