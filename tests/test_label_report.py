@@ -1,5 +1,7 @@
 """The page that `make inspect` writes."""
 
+import base64
+import json
 import re
 from html.parser import HTMLParser
 from io import StringIO
@@ -7,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from data.pairs import PairsSpec, open_pairs
+from data.pairs import Images, PairsKind, PairsSpec, open_pairs
 from label.config import Rule, TieRule, VoteSpec
 from label.gallery import LARGEST_SIDE, galleries, read_pictures
 from label.generators import generators
@@ -174,6 +177,26 @@ def test_generators_come_from_the_pair_files(pair_files: Path) -> None:
     assert found is not None
     assert found.height == 40
     assert found.row(21) == ("train-1-1", "train-1-18")
+
+
+@pytest.mark.parametrize("images", list(Images))
+@pytest.mark.parametrize("kind", [PairsKind.parquet, PairsKind.jsonl])
+def test_generators_of_mapped_columns(tmp_path: Path, kind: PairsKind, images: Images) -> None:
+    picture = tiny.picture(1)
+    (tmp_path / "a.jpg").write_bytes(picture)
+    inline = base64.b64encode(picture).decode() if kind is PairsKind.jsonl else picture
+    shown = "a.jpg" if images is Images.paths else inline
+    rows = [{"text": "x", "l": shown, "r": shown, "by": f"m{i}"} for i in range(5)]
+    if kind is PairsKind.jsonl:
+        (tmp_path / "some.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "some.parquet")
+    columns = {"prompt": "text", "image_0": "l", "image_1": "r", "generator_0": "by"}
+    spec = PairsSpec(kind=kind, root=str(tmp_path), split="", images=images, columns=columns)
+    found = generators(open_pairs(spec))
+    assert found is not None
+    assert found["generator_0"].to_list() == [f"m{i}" for i in range(5)]
+    assert found["generator_1"].null_count() == 5
 
 
 def test_words_for_every_rule() -> None:
