@@ -172,6 +172,8 @@ PER_METRIC = {
     "winner": pl.Float64,
 }
 DECIDED = pl.col("winner").is_not_null()
+JUDGED = DECIDED & voted(HUMAN) & (pl.col("decided_by") != HUMAN)
+"""Pairs with a winner and a human choice that did not make it: only there can the two differ."""
 
 
 def side(winner: str) -> pl.Expr:

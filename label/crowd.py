@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from label.agreement import DECIDED, num_pairs, rate, side, voted
+from label.agreement import DECIDED, JUDGED, num_pairs, rate, side, voted
 from label.config import HUMAN
 
 ITERATIONS = 500
@@ -65,7 +65,8 @@ class Comparison:
     agreement: float | None
     """Share of decided pairs on which both name the same winner."""
     human_label: float | None
-    """Agreement of the labels with the human choice, where label, model and people chose."""
+    """Agreement of the labels with the human choice, where label, model and people chose, each by
+    itself."""
     human_crowd: float | None
     """Agreement of the model with the human choice on the same pairs."""
     undecided: int
@@ -89,10 +90,8 @@ def compare(counted: pl.DataFrame, voters: tuple[str, ...]) -> Comparison | None
         reliability=dict(zip(voters, found.reliability.tolist(), strict=True)),
         pairs=num_pairs(cast),
         agreement=rate(cast, crowd == side("winner"), DECIDED, chose),
-        human_label=rate(
-            cast, side("winner") == pl.col("vote_human"), DECIDED, chose, voted(HUMAN)
-        ),
-        human_crowd=rate(cast, right, DECIDED, chose, voted(HUMAN)),
+        human_label=rate(cast, side("winner") == pl.col("vote_human"), JUDGED, chose),
+        human_crowd=rate(cast, right, JUDGED, chose),
         undecided=num_pairs(cast, ~DECIDED, chose),
         human_undecided=rate(cast, right, ~DECIDED, chose, voted(HUMAN)),
     )

@@ -7,6 +7,7 @@ import polars as pl
 
 from label.agreement import (
     DECIDED,
+    JUDGED,
     effective_voters,
     fleiss_kappa,
     krippendorff_alpha,
@@ -27,7 +28,8 @@ SQUARE = 1.05
 def overall(counted: pl.DataFrame) -> dict[str, Any]:
     """Numbers of the whole set: decided pairs, the winner's side, people, coefficients.
 
-    `winner_side_0` is 0.5 without a position bias; `human_side_0` is people's own.
+    `winner_side_0` is 0.5 without a position bias; `human_side_0` is people's own. Agreement and
+    flips leave out what the human label itself decided.
     """
     agrees = side("winner") == pl.col("vote_human")
     return {
@@ -37,8 +39,8 @@ def overall(counted: pl.DataFrame) -> dict[str, Any]:
         "human_side_0": rate(counted, pl.col("vote_human") == 1, voted(HUMAN)),
         "human_choices": num_pairs(counted, voted(HUMAN)),
         "human_ties": num_pairs(counted, pl.col("vote_human") == 0),
-        "human_agreement": rate(counted, agrees, DECIDED, voted(HUMAN)),
-        "flips": num_pairs(counted, ~agrees, DECIDED, voted(HUMAN)),
+        "human_agreement": rate(counted, agrees, JUDGED),
+        "flips": num_pairs(counted, ~agrees, JUDGED),
         "fleiss_kappa": fleiss_kappa(counted),
         "krippendorff_alpha": krippendorff_alpha(counted),
         "effective_voters": effective_voters(counted),
@@ -48,19 +50,18 @@ def overall(counted: pl.DataFrame) -> dict[str, Any]:
 def margins(counted: pl.DataFrame) -> pl.DataFrame:
     """Pairs by lead in votes (without sign): how many, how many decided, and the human's view.
 
-    `human` counts pairs with a winner and a human choice; `flips` is the share of those where the
-    two differ. 0.3 to 0.4 is usual: single people agree with each other no better.
+    `human` counts pairs with a winner and a human choice that did not make it; `flips` is the share
+    of those where the two differ. 0.3 to 0.4 is usual for scorers, and not much less for people.
     """
     lead = (pl.col("votes_0").cast(pl.Int64) - pl.col("votes_1")).abs()
-    judged = DECIDED & voted(HUMAN)
-    flipped = judged & (side("winner") != pl.col("vote_human"))
+    flipped = JUDGED & (side("winner") != pl.col("vote_human"))
     return (
         counted.filter(OK)
         .group_by(margin=lead)
         .agg(
             pairs=pl.col("pairs").sum(),
             decided=pl.col("pairs").filter(DECIDED).sum(),
-            human=pl.col("pairs").filter(judged).sum(),
+            human=pl.col("pairs").filter(JUDGED).sum(),
             flips=pl.col("pairs").filter(flipped).sum(),
         )
         .with_columns(flips=pl.when(pl.col("human") > 0).then(pl.col("flips") / pl.col("human")))
@@ -71,11 +72,10 @@ def margins(counted: pl.DataFrame) -> pl.DataFrame:
 def ties(counted: pl.DataFrame, rule: str) -> pl.DataFrame:
     """Scored pairs that the rule left open: the count of votes, and what came of them.
 
-    `human` is the share of those decided after all that agree with the human choice.
+    `human` is the share of those decided after all, and not by people, that agree with people.
     """
     counts = [pl.col("votes_0"), pl.col("votes_1")]
-    judged = DECIDED & voted(HUMAN)
-    agrees = judged & (side("winner") == pl.col("vote_human"))
+    agrees = JUDGED & (side("winner") == pl.col("vote_human"))
     return (
         counted.filter(OK, pl.col("decided_by") != rule)
         .group_by(
@@ -86,7 +86,7 @@ def ties(counted: pl.DataFrame, rule: str) -> pl.DataFrame:
         .agg(
             pl.col("pairs").sum(),
             human=pl.col("pairs").filter(agrees).sum(),
-            judged=pl.col("pairs").filter(judged).sum(),
+            judged=pl.col("pairs").filter(JUDGED).sum(),
         )
         .with_columns(human=pl.when(pl.col("judged") > 0).then(pl.col("human") / pl.col("judged")))
         .sort("pairs", "votes", "outcome", descending=[True, True, False])
@@ -250,9 +250,8 @@ def larger_wins(labelled: pl.DataFrame) -> Mapping[str, float | None]:
 
 def _grouped(labelled: pl.DataFrame, group: pl.Expr, most: int, **more: pl.Expr) -> pl.DataFrame:
     """Scored pairs by group: decided, unanimous (nobody against it), the human view."""
-    human = (pl.col("human") - 0.5).sign()
-    judged = DECIDED & (human != 0).fill_null(value=False)
-    agrees = judged & (side("winner") == human)
+    labelled = labelled.with_columns(vote_human=(pl.col("human") - 0.5).sign().cast(pl.Int8))
+    agrees = JUDGED & (side("winner") == pl.col("vote_human"))
     one_sided = DECIDED & (pl.min_horizontal("votes_0", "votes_1") == 0)
     return (
         labelled.filter(OK)
@@ -262,7 +261,7 @@ def _grouped(labelled: pl.DataFrame, group: pl.Expr, most: int, **more: pl.Expr)
             decided=DECIDED.mean(),
             unanimous=one_sided.mean(),
             side_0=pl.when(DECIDED.any()).then((pl.col("winner") == 0).sum() / DECIDED.sum()),
-            human=pl.when(judged.any()).then(agrees.sum() / judged.sum()),
+            human=pl.when(JUDGED.any()).then(agrees.sum() / JUDGED.sum()),
             **more,
         )
         .sort("pairs", "group", descending=[True, False])

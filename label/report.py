@@ -111,8 +111,8 @@ def headline(found: Study) -> str:
     whole = found.overall
     decided = f"{number(whole['decided'])} of {number(whole['pairs'])} pairs have a winner"
     if whole["human_agreement"] is None:
-        return f"{decided}; no human choice to compare it with"
-    return f"{decided}; people chose the same in {percent(whole['human_agreement'])} of those"
+        return f"{decided}; no human choice stands beside them"
+    return f"{decided}; people chose the same in {percent(whole['human_agreement'])}"
 
 
 def sides(found: Study) -> list[dict[str, Any]]:

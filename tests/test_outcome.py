@@ -83,10 +83,14 @@ def test_ties_say_how_each_was_decided() -> None:
     frame, ballot = labelled(votes(*rows), human, tie_rule=TieRule.human)
     found = outcome.ties(ballots(frame), ballot.spec.rule.value)
     assert found.rows() == [
-        ("2 : 2", "human", True, 2, 1.0),
+        ("2 : 2", "human", True, 2, None),  # people agree with themselves
         ("2 : 2", "tie", False, 1, None),
         ("1 : 1", "tie", False, 1, None),
     ]
+    assert outcome.overall(ballots(frame))["human_agreement"] == 1.0  # the last pair alone
+    assert outcome.margins(ballots(frame))["human"].to_list() == [0, 1]
+    frame, ballot = labelled(votes(*rows), human, tie_rule=TieRule.metric, tie_metric="a")
+    assert outcome.ties(ballots(frame), "majority").row(0) == ("2 : 2", "metric:a", True, 3, 0.5)
     frame, ballot = labelled(votes(*rows), human, rule=Rule.unanimous)
     words = outcome.ties(ballots(frame), ballot.spec.rule.value)["outcome"].to_list()
     assert sorted(set(words)) == ["not_unanimous", "tie"]
