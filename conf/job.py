@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from data.pairs import PairsSpec
 from evaluate.config import EvaluateSpec
 from label.config import (
+    HUMAN,
     LabelSpec,
     MetricKind,
     MetricSpec,
@@ -76,6 +77,8 @@ class Job:
             raise ValueError(f"run={self.run!r}; name a run with letters, digits, '.', '_' and '-'")
         if not self.panel.voters:
             raise ValueError("panel.voters is empty; name at least one metric")
+        if HUMAN in self.metrics:
+            raise ValueError(f"a metric cannot be named {HUMAN!r}: so the human label is called")
         for where, name in self._named_metrics():
             if name not in self.metrics:
                 raise ValueError(unknown(f"metric {name!r} in {where}", name, sorted(self.metrics)))
@@ -90,6 +93,7 @@ class Job:
             yield "vote.metric", self.vote.metric
         if self.vote.tie_rule is TieRule.metric:
             yield "vote.tie_metric", self.vote.tie_metric
+        yield from (("vote.weights", name) for name in self.vote.weights if name != HUMAN)
 
 
 def unknown(what: str, found: str, allowed: list[str]) -> str:
@@ -112,7 +116,7 @@ def entry(main: Callable[[Job], None]) -> Callable[[], None]:
         # Read by OpenMP when torch is imported: threads that spin while they wait make everything
         # else on a busy CPU, the readers of pairs among them, several times slower.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        ConfigStore.instance().store(name="job_schema", node=Job)
+        ConfigStore.instance().store(name="job_schema", node=schema())
         composed: list[Any] = []
         compose = hydra.main(version_base="1.3", config_path=str(FOLDER), config_name="job")
         try:
@@ -129,6 +133,13 @@ def entry(main: Callable[[Job], None]) -> Callable[[], None]:
             raise SystemExit(2) from error
 
     return run
+
+
+def schema() -> Any:
+    """`Job` for Hydra; `vote.weights.hps=2` needs no `+`, because `Job` itself checks the names."""
+    made = OmegaConf.structured(Job)
+    OmegaConf.set_struct(made.vote.weights, value=False)
+    return made
 
 
 def settings(spec: Any) -> Any:

@@ -26,7 +26,7 @@ from data.pairs import (
 )
 
 NEEDED = ("prompt", "image_0", "image_1")
-OPTIONAL = ("uid_0", "uid_1", "human", "known")
+OPTIONAL = ("uid_0", "uid_1", "human", "known", "generator_0", "generator_1")
 """`human` is 1 for image 0, 0 for image 1, between for a tie; where `known` is false, nobody chose.
 Without a uid an image is named by its path, or by its bytes."""
 
@@ -41,6 +41,8 @@ PICKAPIC = {
     "image_1": "jpg_1",
     "human": "label_0",
     "known": "has_label",
+    "generator_0": "model_0",
+    "generator_1": "model_1",
 }
 """Our word -> the column of Pick-a-Pic v1 and v2 (facts: `jpg_0` may hold a PNG)."""
 PICKAPIC_NEEDED = ("caption", "image_0_uid", "image_1_uid", "jpg_0", "jpg_1", "label_0", "label_1")

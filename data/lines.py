@@ -48,6 +48,7 @@ class JsonLines:
             row[image] = _decoded(path) if inline else path
             uid = row[f"uid_{side}"]
             row[f"uid_{side}"] = (None if inline else path) if uid is None else str(uid)
+            row[f"generator_{side}"] = text_of(row[f"generator_{side}"])
         known = row.pop("known") is not False
         row["human"] = row["human"] if known and in_unit(row["human"]) else None
         row["prompt"] = text_of(row["prompt"])

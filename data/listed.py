@@ -26,6 +26,8 @@ LISTED = pa.schema(
         ("uid_0", pa.string()),
         ("uid_1", pa.string()),
         ("human", pa.float32()),
+        ("generator_0", pa.string()),
+        ("generator_1", pa.string()),
         ("image_0", pa.string()),
         ("image_1", pa.string()),
     ]
@@ -127,7 +129,8 @@ def as_listed(rows: Iterable[tuple[str | None, str | None, str | None, float | N
     """A list of (prompt, path 0, path 1, human); the path is the image's uid."""
     columns = list(zip(*rows, strict=True)) or [(), (), (), ()]
     prompt, left, right, human = (list(column) for column in columns)
-    arrays = [prompt, left, right, human, left, right]
+    nobody = [None] * len(prompt)
+    arrays = [prompt, left, right, human, nobody, nobody, left, right]
     return InMemory(pa.table(dict(zip(LISTED.names, arrays, strict=True)), schema=LISTED))
 
 

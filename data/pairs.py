@@ -22,12 +22,15 @@ PAIR = pa.schema(
         ("uid_0", pa.string()),
         ("uid_1", pa.string()),
         ("human", pa.float32()),
+        ("generator_0", pa.string()),
+        ("generator_1", pa.string()),
         ("image_0", pa.binary()),
         ("image_1", pa.binary()),
     ]
 )
 """A pair as every source gives it; `human` is 1 where people preferred image 0, 0 where image 1,
-0.5 for a tie, null without a human choice. An image that cannot be found is null."""
+0.5 for a tie, null without a human choice. A generator is the name of the model that made an image,
+null where the set does not say. An image that cannot be found is null."""
 
 BLOBS = ("image_0", "image_1")
 

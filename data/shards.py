@@ -166,8 +166,9 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     Raises:
         ShardError: The file is missing, torn or damaged.
     """
-    try:
-        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+    try:  # not pq.read_table: its planning takes twice the time of reading 1 500 rows
+        file = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
+        return file.read(columns=columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise ShardError(
             f"{path} cannot be read ({error}); delete it and run the same command again"

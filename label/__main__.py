@@ -11,7 +11,7 @@ from data.pairs import PairSource, open_pairs
 from label.identity import score_settings
 from label.labels import LabelSet, label_settings, make_labels
 from label.plan import Rank, ScoreSets, Work, plan, wait_for_others
-from label.summary import number, print_statistics, print_summary
+from label.summary import number, print_study, print_summary
 from label.vote import Ballot
 
 
@@ -88,10 +88,16 @@ def inspect(
     """Print all statistics of a finished label set and write its report."""
     if labelled is None:
         raise ValueError(f"{label_set.folder} is not complete; run `make labels` first")
-    from label.report import write_report  # matplotlib
+    from label.gallery import galleries
+    from label.generators import generators
+    from label.report import write_report
+    from label.study import study
 
-    print_statistics(console, labelled)
-    path = write_report(label_set.folder, labelled, pairs, job.label.pictures)
+    ballot = ballot_of(job)
+    found = study(labelled, ballot, generators(pairs))
+    print_study(console, labelled, found)
+    shown = galleries(labelled, ballot, pairs, job.label.pictures)
+    path = write_report(label_set.folder, found, shown, label_set.facts())
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
 
 

@@ -1,41 +1,67 @@
-"""What the scorers agree on: statistics of a label set; pure polars and numpy.
+"""What the scorers agree on: statistics of votes; pure polars and numpy.
 
 A vote is +1 (image 0), -1 (image 1), 0 (abstains) or null (not scored). Two voters are compared on
-the pairs where neither abstains.
+the pairs where neither abstains. A million pairs have a few hundred different combinations of
+votes: `ballots` counts them once, and everything else is computed on the counts.
 """
 
+from collections.abc import Mapping
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import polars as pl
 
-HUMAN = "human"
+from label.config import HUMAN
+
+OUTCOME = ("vote_human", "votes_0", "votes_1", "winner", "decided_by", "status")
 
 
 def metrics_of(labelled: pl.DataFrame) -> list[str]:
-    """The metrics of a label set, in its column order."""
-    return [name.removeprefix("vote_") for name in labelled.columns if name.startswith("vote_")]
+    """The metrics of a label set (or of its ballots), in its column order."""
+    names = (name.removeprefix("vote_") for name in labelled.columns if name.startswith("vote_"))
+    return [name for name in names if name != HUMAN]
 
 
-def with_human(labelled: pl.DataFrame) -> pl.DataFrame:
-    """The labels with the human choice as a vote, `vote_human`."""
-    return labelled.with_columns(vote_human=(pl.col("human") - 0.5).sign().cast(pl.Int8))
+def ballots(labelled: pl.DataFrame) -> pl.DataFrame:
+    """Every combination of votes and outcome, `pairs` being how many pairs have it."""
+    frame = labelled.with_columns(vote_human=(pl.col("human") - 0.5).sign().cast(pl.Int8))
+    keys = [*(f"vote_{m}" for m in metrics_of(labelled)), *OUTCOME]
+    counted = frame.group_by(keys).agg(pairs=pl.len().cast(pl.Int64))
+    return counted.sort("pairs", *keys, descending=[True, *[False] * len(keys)])
 
 
-def pairwise(labelled: pl.DataFrame) -> pl.DataFrame:
+def voted(name: str) -> pl.Expr:
+    """Whether a voter voted for one of the images."""
+    return pl.col(f"vote_{name}").fill_null(0) != 0
+
+
+def num_pairs(counted: pl.DataFrame, *conditions: pl.Expr) -> int:
+    """How many pairs meet all conditions."""
+    return int(counted.filter(*conditions)["pairs"].sum())
+
+
+def rate(counted: pl.DataFrame, event: pl.Expr, *among: pl.Expr) -> float | None:
+    """The share of pairs with an event among those that meet the conditions; None of none."""
+    total = num_pairs(counted, *among)
+    return num_pairs(counted, *among, event) / total if total else None
+
+
+# --- voters by twos ------------------------------------------------------------------------------
+
+
+def pairwise(counted: pl.DataFrame, ranks: Mapping[tuple[str, str], float | None]) -> pl.DataFrame:
     """Each pair of metrics: share of equal votes, Cohen's kappa, correlation of score gaps."""
     rows = []
-    for left, right in combinations(metrics_of(labelled), 2):
-        both = labelled.filter(_votes(left) & _votes(right))
+    for left, right in combinations(metrics_of(counted), 2):
+        table = contingency(counted, left, right)
         rows.append(
             {
                 "metric_a": left,
                 "metric_b": right,
-                "pairs": len(both),
-                "agreement": _share(both[f"vote_{left}"] == both[f"vote_{right}"]),
-                "kappa": cohen_kappa(both[f"vote_{left}"], both[f"vote_{right}"]),
-                "spearman": _spearman(both, left, right),
+                "pairs": int(table.sum()),
+                "agreement": equal_share(table),
+                "kappa": cohen_kappa(table),
+                "spearman": ranks.get((left, right)),
             }
         )
     return pl.DataFrame(rows, schema=PAIRWISE)
@@ -51,44 +77,86 @@ PAIRWISE = {
 }
 
 
-def agreement_matrix(labelled: pl.DataFrame) -> tuple[list[str], np.ndarray]:
-    """Names and the symmetric matrix of shares of equal votes, the human label last if any."""
-    frame = with_human(labelled)
-    names = metrics_of(labelled)
-    if frame["vote_human"].abs().sum():
+def contingency(counted: pl.DataFrame, left: str, right: str) -> np.ndarray:
+    """Pairs by the votes of two voters, (+1 and -1 of left, +1 and -1 of right)."""
+    cells = [
+        num_pairs(counted, pl.col(f"vote_{left}") == one, pl.col(f"vote_{right}") == other)
+        for one in (1, -1)
+        for other in (1, -1)
+    ]
+    return np.array(cells, dtype=np.int64).reshape(2, 2)
+
+
+def equal_share(table: np.ndarray) -> float | None:
+    """The share of equal votes in a contingency table."""
+    return float(np.trace(table) / table.sum()) if table.sum() else None
+
+
+def cohen_kappa(table: np.ndarray) -> float | None:
+    """Agreement beyond chance of two voters (Cohen 1960); None where chance alone would agree."""
+    if not table.sum():
+        return None
+    shares = table / table.sum()
+    expected = float(shares.sum(axis=1) @ shares.sum(axis=0))
+    return None if expected == 1 else float((np.trace(shares) - expected) / (1 - expected))
+
+
+def matrices(counted: pl.DataFrame) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names (the human label last, if any), shares of equal votes, and Cohen's kappas; NaN is none.
+
+    Both matrices are symmetric.
+    """
+    names = metrics_of(counted)
+    if num_pairs(counted, voted(HUMAN)):
         names = [*names, HUMAN]
-    matrix = np.eye(len(names))
+    shares, kappas = np.eye(len(names)), np.eye(len(names))
     for (i, left), (j, right) in combinations(enumerate(names), 2):
-        both = frame.filter(_votes(left) & _votes(right))
-        share = _share(both[f"vote_{left}"] == both[f"vote_{right}"])
-        matrix[i, j] = matrix[j, i] = np.nan if share is None else share
-    return names, matrix
+        table = contingency(counted, left, right)
+        for matrix, found in ((shares, equal_share(table)), (kappas, cohen_kappa(table))):
+            matrix[i, j] = matrix[j, i] = np.nan if found is None else found
+    return names, shares, kappas
 
 
-def per_metric(labelled: pl.DataFrame) -> pl.DataFrame:
+def rank_correlations(labelled: pl.DataFrame) -> dict[tuple[str, str], float | None]:
+    """Spearman's correlation of every two metrics' score gaps, over the pairs that all scored.
+
+    Each metric is ranked once; the ranks' Pearson correlation is Spearman's.
+    """
+    names = metrics_of(labelled)
+    gaps = labelled.filter(pl.col("status") == "ok").select(
+        (pl.col(f"score_{m}_0") - pl.col(f"score_{m}_1")).alias(m) for m in names
+    )
+    ranks = gaps.drop_nulls().select(pl.all().rank())
+    found = {}
+    for left, right in combinations(names, 2):
+        value = ranks.select(pl.corr(left, right)).item() if len(ranks) > 1 else None
+        found[left, right] = None if value is None or np.isnan(value) else float(value)
+    return found
+
+
+# --- each by itself ------------------------------------------------------------------------------
+
+
+def per_metric(counted: pl.DataFrame) -> pl.DataFrame:
     """Each metric by itself: what it covers, whether it has a side, whom it agrees with.
 
     `coverage` is the share of pairs with both scores, `abstains` the share of those without a
-    vote, `side_0` the share of votes for image 0 (far from 0.5 is a position bias), `human` and
-    `winner` the shares of votes that agree with the human choice and with the label, and `decides`
-    the share of pairs whose majority (winner or tie) is another one without this metric.
+    vote, `votes` counts its votes, `side_0` is the share of them for image 0 (0.5 without a
+    position bias), `human` and `winner` the shares of them that agree with the human choice and
+    with the label.
     """
-    frame = with_human(labelled)
     rows = []
-    for metric in metrics_of(labelled):
-        vote = frame[f"vote_{metric}"]
-        scored, voted = vote.drop_nulls(), frame.filter(_votes(metric))
-        human = voted.filter(_votes(HUMAN))
-        decided = voted.filter(pl.col("winner").is_not_null())
+    for metric in metrics_of(counted):
+        vote, votes = pl.col(f"vote_{metric}"), voted(metric)
         rows.append(
             {
                 "metric": metric,
-                "coverage": len(scored) / len(frame) if len(frame) else None,
-                "abstains": _share(scored == 0),
-                "side_0": _share(voted[f"vote_{metric}"] == 1),
-                "human": _share(human[f"vote_{metric}"] == human["vote_human"]),
-                "winner": _share(decided[f"vote_{metric}"] == 1 - 2 * decided["winner"]),
-                "decides": leave_one_out(frame, metric),
+                "coverage": rate(counted, vote.is_not_null()),
+                "abstains": rate(counted, vote == 0, vote.is_not_null()),
+                "votes": num_pairs(counted, votes),
+                "side_0": rate(counted, vote == 1, votes),
+                "human": rate(counted, vote == pl.col("vote_human"), votes, voted(HUMAN)),
+                "winner": rate(counted, vote == side("winner"), votes, DECIDED),
             }
         )
     return pl.DataFrame(rows, schema=PER_METRIC)
@@ -98,124 +166,75 @@ PER_METRIC = {
     "metric": pl.String,
     "coverage": pl.Float64,
     "abstains": pl.Float64,
+    "votes": pl.Int64,
     "side_0": pl.Float64,
     "human": pl.Float64,
     "winner": pl.Float64,
-    "decides": pl.Float64,
 }
+DECIDED = pl.col("winner").is_not_null()
+JUDGED = DECIDED & voted(HUMAN) & (pl.col("decided_by") != HUMAN)
+"""Pairs with a winner and a human choice that did not make it: only there can the two differ."""
 
 
-def leave_one_out(labelled: pl.DataFrame, metric: str) -> float | None:
-    """The share of pairs whose majority, a tie included, changes without this metric.
-
-    With an even number of metrics only ties are so close that one of them matters.
-    """
-    names = metrics_of(labelled.drop("vote_human", strict=False))
-    usable = labelled.filter(pl.col("status") == "ok")
-    everyone = _majority(usable, names)
-    others = _majority(usable, [name for name in names if name != metric])
-    return _share(everyone != others)
+def side(winner: str) -> pl.Expr:
+    """A column of winners (0, 1) as votes (+1, -1)."""
+    return 1 - 2 * pl.col(winner)
 
 
-def margins(labelled: pl.DataFrame) -> pl.DataFrame:
-    """Pairs by lead in votes (without sign): how many, how many decided, and the human's view.
-
-    `human` counts pairs with a winner and a human choice; `flips` is the share of those where the
-    two differ. 0.3 to 0.4 is usual: single people agree with each other no better.
-    """
-    frame = with_human(labelled).filter(pl.col("status") == "ok")
-    lead = (pl.col("votes_0") - pl.col("votes_1")).abs().cast(pl.Int64)
-    judged = pl.col("winner").is_not_null() & _votes(HUMAN)
-    flipped = judged & (1 - 2 * pl.col("winner") != pl.col("vote_human"))
-    return (
-        frame.group_by(margin=lead)
-        .agg(
-            pairs=pl.len().cast(pl.Int64),
-            decided=pl.col("winner").is_not_null().sum().cast(pl.Int64),
-            human=judged.sum().cast(pl.Int64),
-            flips=pl.when(judged.sum() > 0).then(flipped.sum() / judged.sum()),
-        )
-        .sort("margin")
-    )
+# --- all together --------------------------------------------------------------------------------
 
 
-def overall(labelled: pl.DataFrame) -> dict[str, Any]:
-    """Numbers of the whole set: decided share, side bias of the winner, human, Fleiss' kappa."""
-    frame = with_human(labelled)
-    decided = frame.filter(pl.col("winner").is_not_null())
-    judged = decided.filter(_votes(HUMAN))
-    agrees = 1 - 2 * judged["winner"] == judged["vote_human"]
-    return {
-        "pairs": len(frame),
-        "decided": len(decided),
-        "winner_side_0": _share(decided["winner"] == 0),
-        "human_choices": frame.filter(_votes(HUMAN)).height,
-        "human_ties": frame.filter(pl.col("vote_human") == 0).height,
-        "human_agreement": _share(agrees),
-        "flips": int((~agrees).sum()),
-        "fleiss_kappa": fleiss_kappa(labelled),
-        "effective_voters": effective_voters(labelled),
-    }
-
-
-# --- coefficients --------------------------------------------------------------------------------
-
-
-def cohen_kappa(left: pl.Series, right: pl.Series) -> float | None:
-    """Agreement beyond chance of two voters (Cohen 1960); None where chance alone would agree."""
-    if not len(left):
-        return None
-    observed = float((left == right).sum()) / len(left)
-    shares = [
-        (float((v == 1).sum()) / len(v), float((v == -1).sum()) / len(v)) for v in (left, right)
-    ]
-    expected = shares[0][0] * shares[1][0] + shares[0][1] * shares[1][1]
-    return None if expected == 1 else (observed - expected) / (1 - expected)
-
-
-def fleiss_kappa(labelled: pl.DataFrame) -> float | None:
+def fleiss_kappa(counted: pl.DataFrame) -> float | None:
     """Agreement beyond chance of all metrics (Fleiss 1971), abstention being a third answer."""
-    names = [f"vote_{name}" for name in metrics_of(labelled)]
-    votes = labelled.select(names).drop_nulls().to_numpy()
-    num_pairs, num_voters = votes.shape
-    if num_pairs == 0 or num_voters < 2:
+    votes, pairs = _complete(counted)
+    num_voters = votes.shape[1]
+    if not pairs.sum() or num_voters < 2:
         return None
-    counts = np.stack([(votes == answer).sum(axis=1) for answer in (-1, 0, 1)], axis=1)
-    agreement = ((counts**2).sum(axis=1) - num_voters) / (num_voters * (num_voters - 1))
-    chance = float(((counts.sum(axis=0) / votes.size) ** 2).sum())
-    return None if chance == 1 else float((agreement.mean() - chance) / (1 - chance))
+    answers = np.stack([(votes == answer).sum(axis=1) for answer in (-1, 0, 1)], axis=1)
+    agreement = ((answers**2).sum(axis=1) - num_voters) / (num_voters * (num_voters - 1))
+    observed = float(agreement @ pairs / pairs.sum())
+    chance = float(((pairs @ answers / (pairs.sum() * num_voters)) ** 2).sum())
+    return None if chance == 1 else (observed - chance) / (1 - chance)
 
 
-def effective_voters(labelled: pl.DataFrame) -> float | None:
+def krippendorff_alpha(counted: pl.DataFrame) -> float | None:
+    """Agreement beyond chance of all metrics (Krippendorff 2011, nominal data).
+
+    An abstention or a missing score is no answer; pairs with fewer than two votes do not count.
+    """
+    votes, pairs = _votes(counted).to_numpy(), counted["pairs"].to_numpy()
+    first, second = ((np.nan_to_num(votes) == sign).sum(axis=1) for sign in (1, -1))
+    answers = first + second
+    paired = answers > 1
+    first, second, answers, pairs = first[paired], second[paired], answers[paired], pairs[paired]
+    chance = float(first @ pairs) * float(second @ pairs)
+    if not chance:
+        return None
+    disagreement = float((first * second / (answers - 1)) @ pairs)
+    return 1 - (float(answers @ pairs) - 1) * disagreement / chance
+
+
+def effective_voters(counted: pl.DataFrame) -> float | None:
     """How many independent voters the metrics are worth: (sum of eigenvalues)^2 / sum of squares.
 
     Eigenvalues of the votes' correlation matrix; equal voters count as one.
     """
-    names = [f"vote_{name}" for name in metrics_of(labelled)]
-    votes = labelled.select(names).drop_nulls().to_numpy().astype(np.float64)
-    if len(votes) < 2 or (votes.std(axis=0) == 0).any():
+    votes, pairs = _complete(counted)
+    if pairs.sum() < 2:
         return None
-    eigenvalues = np.linalg.eigvalsh(np.corrcoef(votes, rowvar=False).reshape(len(names), -1))
+    covariance = np.cov(votes.T, fweights=pairs).reshape(votes.shape[1], -1)
+    deviation = np.sqrt(np.diag(covariance))
+    if not deviation.all():
+        return None
+    eigenvalues = np.linalg.eigvalsh(covariance / np.outer(deviation, deviation))
     return float(eigenvalues.sum() ** 2 / (eigenvalues**2).sum())
 
 
-def _spearman(both: pl.DataFrame, left: str, right: str) -> float | None:
-    if len(both) < 2:
-        return None
-    gaps = [pl.col(f"score_{m}_0") - pl.col(f"score_{m}_1") for m in (left, right)]
-    found = both.select(pl.corr(*gaps, method="spearman")).item()
-    return None if found is None or np.isnan(found) else float(found)
+def _votes(counted: pl.DataFrame) -> pl.DataFrame:
+    return counted.select(pl.col(f"vote_{m}").cast(pl.Float64) for m in metrics_of(counted))
 
 
-def _majority(labelled: pl.DataFrame, metrics: list[str]) -> pl.Series:
-    votes = pl.sum_horizontal(pl.lit(0), *[pl.col(f"vote_{m}").fill_null(0) for m in metrics])
-    return labelled.select(votes.sign().alias("winner")).to_series()
-
-
-def _votes(name: str) -> pl.Expr:
-    """Whether a voter voted for one of the images."""
-    return pl.col(f"vote_{name}").fill_null(0) != 0
-
-
-def _share(flags: pl.Series) -> float | None:
-    return float(flags.sum()) / len(flags) if len(flags) else None
+def _complete(counted: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Votes (combination, metric) that lack none, and the number of pairs of each combination."""
+    scored = counted.drop_nulls([f"vote_{m}" for m in metrics_of(counted)])
+    return _votes(scored).to_numpy(), scored["pairs"].to_numpy()

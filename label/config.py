@@ -116,6 +116,14 @@ class Rule(Enum):
     """The larger sum of standardised scores ("normalized aggregation")."""
 
 
+COUNTING = (Rule.majority, Rule.unanimous, Rule.at_least)
+"""Rules that count votes, so that the human label can be one more."""
+WEIGHTED = (Rule.majority, Rule.at_least, Rule.sum, Rule.zscore_sum)
+"""Rules that read `vote.weights`."""
+HUMAN = "human"
+"""The human label among the voters."""
+
+
 class TieRule(Enum):
     """What decides when the rule does not."""
 
@@ -145,6 +153,9 @@ class VoteSpec:
     """Votes needed by `rule: at_least`."""
     human_votes: bool = False
     """Whether the human label is one more voter."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Voter (a metric, or `human`) -> its number of votes; 1 where it is not named. Whole numbers:
+    ties stay exact, and `votes_*` and `margin` count votes. For 1.5 against 1, write 3 and 2."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.-]*", self.name):
@@ -158,6 +169,37 @@ class VoteSpec:
             raise ValueError("vote.rule=single needs vote.metric, the name of a metric")
         if self.tie_rule is TieRule.metric and not self.tie_metric:
             raise ValueError("vote.tie_rule=metric needs vote.tie_metric, the name of a metric")
+        self._refuse_unused()
+        self._check_weights()
+
+    def _refuse_unused(self) -> None:
+        """Refuse a setting that the rule never reads: somebody forgot the rule."""
+        for name, readers, reads in (
+            ("votes", [Rule.at_least], self.rule is Rule.at_least),
+            ("metric", [Rule.single], self.rule is Rule.single),
+            ("tie_metric", [TieRule.metric], self.tie_rule is TieRule.metric),
+            ("human_votes", COUNTING, self.rule in COUNTING),
+            ("weights", WEIGHTED, self.rule in WEIGHTED),
+        ):
+            if getattr(self, name) and not reads:
+                rule = "tie_rule" if name == "tie_metric" else "rule"
+                raise ValueError(
+                    f"vote.{name}={getattr(self, name)} has no meaning for "
+                    f"vote.{rule}={getattr(self, rule).value}; it is read by "
+                    f"{', '.join(reader.value for reader in readers)}: set vote.{rule}, or leave "
+                    f"vote.{name} out"
+                )
+
+    def _check_weights(self) -> None:
+        for name, weight in self.weights.items():
+            if not (weight >= 1 and float(weight).is_integer()):
+                raise ValueError(
+                    f"vote.weights.{name}={weight:g}; a weight is a whole number of votes, at "
+                    "least 1: for 1.5 against 1, write 3 and 2; who has none is left out of "
+                    "panel.voters"
+                )
+        if HUMAN in self.weights and not self.human_votes:
+            raise ValueError("vote.weights.human needs vote.human_votes=true")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -64,6 +64,16 @@ class LabelSet:
                 "give this vote another name (vote.name=...), set them back, or delete the folder"
             )
 
+    def facts(self) -> dict[str, Any]:
+        """What made the set, as its manifest has it, for people to read."""
+        manifest = read_manifest(self.folder, KIND)
+        assert manifest is not None
+        return {
+            "code revision": manifest.code_revision,
+            **manifest.settings,
+            "versions": manifest.provenance.get("versions", {}),
+        }
+
     def write(
         self, labelled: pl.DataFrame, sets: ScoreSets, metrics: tuple[str, ...]
     ) -> list[FileEntry]:
@@ -88,6 +98,8 @@ def label_settings(
 ) -> dict[str, Any]:
     """What decides a label set: the vote, the metrics' settings, and which pairs."""
     named = {name: value for name, value in vote.items() if name != "name"}
+    if not named.get("weights"):  # sets from before there were weights go on being equal
+        named.pop("weights", None)
     listing = "\n".join(
         f"{shard.name}\0{shard.bytes}" + (f"\0{shard.reading}" if shard.reading else "")
         for shard in shards
@@ -177,20 +189,20 @@ def read_scored(sets: ScoreSets, metrics: tuple[str, ...]) -> pl.DataFrame:
 
 
 def _beside(sets: ScoreSets, shard: PairShard, metrics: tuple[str, ...]) -> pa.Table:
-    table = read_table(sets.path(FACTS, shard))
-    pair_ids = table["pair_id"]
+    facts = read_table(sets.path(FACTS, shard))
+    columns = dict(zip(facts.column_names, facts.columns, strict=True))
     for metric in metrics:
         path = sets.path(metric, shard)
         scores = read_table(path)
-        if not scores["pair_id"].equals(pair_ids):
+        if not scores["pair_id"].equals(facts["pair_id"]):
             raise ShardError(
                 f"{path} is not about the same pairs as {sets.path(FACTS, shard)}; delete both "
                 "and run the same command again"
             )
         for column in ("score", "status"):
             for side in (0, 1):
-                table = table.append_column(f"{column}_{metric}_{side}", scores[f"{column}_{side}"])
-    return table
+                columns[f"{column}_{metric}_{side}"] = scores[f"{column}_{side}"]
+    return pa.table(columns)
 
 
 def _frame(table: pa.Table) -> pl.DataFrame:

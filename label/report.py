@@ -1,191 +1,210 @@
 """The label report: one HTML file that carries its plots and pictures in itself."""
 
-import base64
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from io import BytesIO
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
-import pyarrow.compute as pc
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
+from markupsafe import Markup, escape
 
-from data.images import UnreadableImageError, decode, encode_jpeg, to_pixels
-from data.pairs import PairSource
 from data.shards import write_bytes
-from label import agreement
-from label.summary import cell, outcome_line, status_line
+from label.config import HUMAN
+from label.gallery import Gallery
+from label.study import Gaps, Study
+from label.summary import SPACE, number, rule_words
 
-LARGEST_SIDE = 256
-"""Pictures are shown no larger, so that a report stays a few megabytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A pair in a gallery."""
-
-    prompt: str
-    images: tuple[str, str]
-    """Data URIs."""
-    words: tuple[str, str]
-    """What is said under each image: its votes, and whether it won."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gallery:
-    """Pairs that have something in common."""
-
-    title: str
-    pairs: list[Shown]
+PLOT = (244, 64)
+"""Width and height of a histogram, in its own units."""
+COLUMNS = {
+    "metrics": (
+        ("metric", "metric", "text"), ("coverage", "pairs scored", "percent"),
+        ("abstains", "abstains", "percent"), ("human", "agrees with people", "bar"),
+        ("winner", "agrees with the label", "bar"), ("side_0", "votes for image 0", "percent"),
+    ),
+    "pairwise": (
+        ("metric_a", "metric", "text"), ("metric_b", "and metric", "text"),
+        ("pairs", "pairs", "number"), ("agreement", "equal votes", "bar"),
+        ("kappa", "Cohen’s kappa", "coefficient"),
+        ("spearman", "rank correlation of gaps", "coefficient"),
+    ),
+    "ties": (
+        ("votes", "votes", "text"), ("outcome", "what came of it", "word"),
+        ("pairs", "pairs", "share"), ("human", "agrees with people", "bar"),
+    ),
+    "coalitions": (
+        ("ahead", "on one side", "text"), ("behind", "on the other", "text"),
+        ("abstain", "abstains", "text"), ("pairs", "pairs", "share"),
+        ("human", "people on the first side", "bar"),
+    ),
+    "without": (
+        ("without", "without", "text"), ("changed", "pairs changed", "percent"),
+        ("ties_broken", "ties decided", "number"), ("ties_made", "new ties", "number"),
+        ("reversed", "winner reversed", "number"), ("human", "majority agrees with people", "bar"),
+        ("human_broken", "on the ties decided", "bar"),
+    ),
+    "groups": (
+        ("group", "pictures", "text"), ("pairs", "pairs", "share"),
+        ("decided", "decided", "percent"), ("unanimous", "without a vote against", "percent"),
+        ("side_0", "image 0 wins", "percent"), ("human", "agrees with people", "bar"),
+    ),
+    "generators": (
+        ("group", "made by", "text"), ("pairs", "pairs", "share"),
+        ("first_wins", "the first wins", "bar"), ("decided", "decided", "percent"),
+        ("unanimous", "without a vote against", "percent"),
+        ("human", "agrees with people", "bar"),
+    ),
+    "sides": (
+        ("name", "who", "text"), ("side_0", "prefers image 0", "bar"),
+        ("interval", "expected of none with a side", "text"), ("verdict", "", "text"),
+        ("larger", "prefers the larger picture", "bar"),
+    ),
+    "reasons": (
+        ("status", "status", "word"), ("reason", "reason", "long"), ("pairs", "pairs", "number"),
+    ),
+}  # fmt: skip
+"""Table -> its columns: key, heading, and how a value is shown."""
 
 
 def write_report(
-    folder: Path, labelled: pl.DataFrame, pairs: PairSource, num_pictures: int
+    folder: Path, found: Study, galleries: list[Gallery], facts: Mapping[str, Any]
 ) -> Path:
-    """Write `report.html` beside the labels; reads pictures from the pair files."""
-    tables = {
-        "Each metric": agreement.per_metric(labelled),
-        "Pairs of metrics": agreement.pairwise(labelled),
-        "By lead in votes": agreement.margins(labelled),
-    }
-    html = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            name=folder.name,
-            lines=[status_line(labelled), outcome_line(labelled)],
-            overall={name: cell(value) for name, value in agreement.overall(labelled).items()},
-            tables={title: _rows(frame) for title, frame in tables.items()},
-            plots=[_png(margin_histogram(labelled)), _png(agreement_map(labelled))],
-            galleries=galleries(labelled, pairs, num_pictures),
-        )
+    """Write `report.html` beside the labels."""
+    template = _environment().get_template("report.html.j2")
+    page = template.render(
+        name=folder.name,
+        study=found,
+        headline=headline(found),
+        rule=rule_words(found.ballot),
+        columns=COLUMNS,
+        sides=sides(found),
+        galleries=galleries,
+        kind_of=kind_of(found),
+        percent=percent,
+        coefficient=coefficient,
+        facts=list(flat(facts)),
+        now=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
     path = folder / "report.html"
-    write_bytes(path, html.encode())
+    write_bytes(path, page.encode())
     return path
 
 
-# --- galleries -----------------------------------------------------------------------------------
+def kind_of(found: Study) -> Callable[[str], str]:
+    """What a word of `decided_by` means: `done`, `helped` by the tie rule, `open`, or `failed`."""
+    helpers = {HUMAN, f"metric:{found.ballot.spec.tie_metric}"}
+
+    def kind(word: str) -> str:
+        if word == found.ballot.spec.rule.value:
+            return "done"
+        if word in helpers:
+            return "helped"
+        return "failed" if word in found.statuses else "open"
+
+    return kind
 
 
-def galleries(labelled: pl.DataFrame, pairs: PairSource, count: int) -> list[Gallery]:
-    """Unanimous, split, and flipped pairs: the first of each in the order of their ids."""
-    votes = pl.col("votes_0") + pl.col("votes_1")
-    won, human = 1 - 2 * pl.col("winner").cast(pl.Int8), (pl.col("human") - 0.5).sign()
-    kinds = {
-        "Unanimous": (pl.col("margin") == votes) & (votes > 1),
-        "Split in two halves": (pl.col("votes_0") == pl.col("votes_1")) & (votes > 0),
-        "Against the human choice": (won != human) & (human != 0),
-    }
-    chosen = {
-        title: labelled.filter(pl.col("status") == "ok")
-        .filter(kind.fill_null(value=False))
-        .sort("pair_id")  # ids are hashes: as good as a random choice, and the same every time
-        .head(count)
-        for title, kind in kinds.items()
-    }
-    wanted = pl.concat(list(chosen.values())).select("source", "row").unique().sort("source", "row")
-    pictures = read_pictures(pairs, wanted.iter_rows())
-    return [
-        Gallery(title, [_shown(row, pictures) for row in frame.iter_rows(named=True)])
-        for title, frame in chosen.items()
+def headline(found: Study) -> str:
+    """What matters most, in a sentence."""
+    whole = found.overall
+    decided = f"{number(whole['decided'])} of {number(whole['pairs'])} pairs have a winner"
+    if whole["human_agreement"] is None:
+        return f"{decided}; no human choice stands beside them"
+    return f"{decided}; people chose the same in {percent(whole['human_agreement'])}"
+
+
+def sides(found: Study) -> list[dict[str, Any]]:
+    """Who prefers image 0, and by how much more or less than chance; who the larger picture.
+
+    Without a side, 95 % of sets as large have shares within 0.98 / sqrt(n) of a half.
+    """
+    whole = found.overall
+    rows = [
+        ("label", whole["winner_side_0"], whole["decided"]),
+        *found.metrics.select("metric", "side_0", "votes").iter_rows(),
     ]
+    if whole["human_choices"]:
+        rows.append((HUMAN, whole["human_side_0"], whole["human_choices"]))
+    shown = []
+    for name, share, count in rows:
+        half = 0.98 / sqrt(count) if count else 0.5
+        biased = share is not None and abs(share - 0.5) > half
+        shown.append(
+            {
+                "name": name,
+                "side_0": share,
+                "interval": f"{percent(max(0.0, 0.5 - half))} to {percent(min(1.0, 0.5 + half))}",
+                "verdict": f"favours image {int(share < 0.5)}" if biased else "",
+                "larger": found.larger[name],
+            }
+        )
+    return shown
 
 
-def read_pictures(
-    pairs: PairSource, wanted: Iterable[tuple[str, int]]
-) -> dict[tuple[str, int], tuple[str, str]]:
-    """Data URIs of both images of the pairs named by (source, row)."""
-    rows: dict[str, set[int]] = {}
-    for source, row in wanted:
-        rows.setdefault(source, set()).add(row)
-    found = {}
-    for shard in pairs.shards:
-        left = rows.get(shard.name, set())
-        for table in pairs.read(shard) if left else ():
-            kept = table.filter(pc.is_in(table["row"], pc.cast(list(left), "int64")))
-            for pair in kept.to_pylist():
-                found[shard.name, pair["row"]] = (
-                    data_uri(pair["image_0"]),
-                    data_uri(pair["image_1"]),
-                )
-                left.discard(pair["row"])
-            if not left:
-                break
-    return found
+# --- words and drawings --------------------------------------------------------------------------
 
 
-def data_uri(content: bytes | None) -> str:
-    """A small JPEG of an encoded picture, for an <img>; empty when it cannot be read."""
-    try:
-        image = decode(content or b"")
-    except UnreadableImageError:
-        return ""
-    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(to_pixels(image))).decode()
+def percent(value: float | None) -> str:
+    """A share in per cent, or a dash where there is nothing to divide by."""
+    return "–" if value is None or value != value else f"{100 * value:.1f}{SPACE}%"
 
 
-def _shown(row: dict[str, Any], pictures: dict[tuple[str, int], tuple[str, str]]) -> Shown:
-    metrics = [name.removeprefix("vote_") for name in row if name.startswith("vote_")]
-    words = []
-    for image, sign in ((0, 1), (1, -1)):
-        voters = [m for m in metrics if row[f"vote_{m}"] == sign]
-        if row["human"] is not None and (row["human"] - 0.5) * sign > 0:
-            voters.append("human")
-        said = ", ".join(voters) or "no vote"
-        words.append(f"winner · {said}" if row["winner"] == image else said)
-    images = pictures.get((row["source"], row["row"]), ("", ""))
-    return Shown(row["prompt"], images, (words[0], words[1]))
+def coefficient(value: float | None) -> str:
+    """A coefficient of agreement, or a dash."""
+    return "–" if value is None or value != value else f"{value:.3f}".replace("-", "−")
 
 
-# --- plots and tables ----------------------------------------------------------------------------
+def heat(value: float, neutral: float) -> Markup:
+    """A table cell's colour: blue above `neutral`, red below, the stronger the farther."""
+    if value != value:
+        return Markup("")
+    far = min(1.0, abs(value - neutral) / (1 - neutral))
+    side = "above" if value >= neutral else "below"
+    return Markup(f'class="heat {side}" style="--heat:{60 * far:.0f}%"')
 
 
-def margin_histogram(labelled: pl.DataFrame) -> Figure:
-    """How many pairs have which lead in votes, with the rate of flips against the human choice."""
-    frame = agreement.margins(labelled)
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    leads = [str(lead) for lead in frame["margin"]]
-    bars = axes.bar(leads, frame["pairs"].to_list(), color="#4878a8")
-    flips = [f"flips {rate:.2f}" if rate is not None else "" for rate in frame["flips"]]
-    axes.bar_label(bars, flips, fontsize=8)
-    axes.margins(y=0.1)
-    axes.set_xlabel("lead in votes")
-    axes.set_ylabel("pairs")
-    axes.set_title("How clear the votes are")
-    return figure
+def histogram(gaps: Gaps) -> Markup:
+    """A metric's score gaps as an `<svg>`: left image 1 leads, right image 0."""
+    width, height = PLOT
+    step, tallest = width / len(gaps.counts), max(gaps.counts) or 1
+    middle = len(gaps.counts) // 2
+    bars = {"below": "", "level": "", "above": ""}
+    for place, count in enumerate(gaps.counts):
+        tall = height * count / tallest
+        side = "level" if place == middle else "above" if place > middle else "below"
+        bars[side] += f"M{place * step:.1f} {height}v{-tall:.1f}h{step - 0.6:.1f}v{tall:.1f}z"
+    tie = min(gaps.tie / gaps.limit, 1) * width / 2
+    shade = f'<rect x="{width / 2 - tie:.1f}" width="{2 * tie:.1f}" height="{height}"/>'
+    label = escape(f"Score gaps of {gaps.metric}, from {-gaps.limit:.3g} to {gaps.limit:.3g}")
+    paths = "".join(f'<path class="{side}" d="{path}"/>' for side, path in bars.items() if path)
+    return Markup(
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">'
+        f"{shade if tie else ''}{paths}</svg>"
+    )
 
 
-def agreement_map(labelled: pl.DataFrame) -> Figure:
-    """The agreement matrix as a heat map."""
-    names, matrix = agreement.agreement_matrix(labelled)
-    figure = Figure(figsize=(1.6 + 0.75 * len(names), 1.2 + 0.6 * len(names)), layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(np.nan_to_num(matrix, nan=0.5), cmap="RdBu", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axes.set_yticks(range(len(names)), names)
-    for i, j in np.ndindex(matrix.shape):
-        if i != j:
-            axes.text(j, i, cell(float(matrix[i, j])), ha="center", va="center", fontsize=8)
-    axes.set_title("Share of equal votes")
-    return figure
-
-
-def _png(figure: Figure) -> str:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _rows(frame: pl.DataFrame) -> tuple[Sequence[str], list[list[str]]]:
-    return frame.columns, [[cell(value) for value in row] for row in frame.iter_rows()]
+def flat(value: Any, path: str = "") -> list[tuple[str, str]]:
+    """Nested settings as (path, value) lines."""
+    if isinstance(value, Mapping):
+        return [
+            line
+            for key, child in value.items()
+            for line in flat(child, f"{path}.{key}" if path else str(key))
+        ]
+    return [(path, ", ".join(map(str, value)) if isinstance(value, list) else str(value))]
 
 
 def _environment() -> Environment:
     """Templates beside this file; everything that is put in is escaped."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {
+        "percent": percent, "number": number, "coefficient": coefficient,
+        "heat": heat, "histogram": histogram,
+        "rows": lambda frame: frame.to_dicts() if isinstance(frame, pl.DataFrame) else frame,
+    }  # fmt: skip
+    return environment

@@ -2,13 +2,18 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import polars as pl
 from rich.console import Console
 from rich.table import Table
 
 from data.tables import Status
 from label import agreement
+from label.config import HUMAN, Rule, TieRule
+from label.crowd import Comparison
 from label.labels import outcomes, statuses
+from label.study import Study
+from label.vote import Ballot
 
 SPACE = "\u202f"
 """Stands between thousands; narrow, and never at the end of a line."""
@@ -43,33 +48,87 @@ def outcome_line(labelled: pl.DataFrame) -> str:
     return " · ".join([*parts, f"total {number(len(labelled))}"])
 
 
+def rule_words(ballot: Ballot) -> str:
+    """Who votes, how, and what becomes of ties, in two sentences."""
+    spec = ballot.spec
+    named = {voter: "the human label" if voter == HUMAN else voter for voter in ballot.everyone}
+    weights = {voter: f" ({ballot.weight(voter)})" if spec.weights else "" for voter in named}
+    everyone = ", ".join(word + weights[voter] for voter, word in named.items())
+    rule = {
+        Rule.majority: f"The majority of {everyone} decides.",
+        Rule.unanimous: f"All of {everyone} who do not abstain must agree.",
+        Rule.at_least: f"At least {spec.votes} votes of {everyone} decide.",
+        Rule.single: f"{spec.metric} alone decides.",
+        Rule.human: "The human label alone decides.",
+        Rule.random: "A coin decides.",
+        Rule.sum: f"The larger sum of the raw scores of {everyone} decides.",
+        Rule.zscore_sum: f"The larger sum of the standardised scores of {everyone} decides.",
+    }[spec.rule]
+    ties = {
+        TieRule.drop: "Pairs that it leaves open have no winner.",
+        TieRule.human: "What it leaves open, the human label decides.",
+        TieRule.metric: f"What it leaves open, {spec.tie_metric} decides.",
+    }[spec.tie_rule]
+    return f"{rule} {ties}"
+
+
 def print_summary(console: Console, labelled: pl.DataFrame, folder: str) -> None:
     """Counts that add up, and what the scorers agree on."""
+    names, shares, _ = agreement.matrices(agreement.ballots(labelled))
     console.print(status_line(labelled), highlight=False, soft_wrap=True)
     console.print(outcome_line(labelled), highlight=False, soft_wrap=True)
-    console.print(agreement_table(labelled))
+    console.print(agreement_table(names, shares))
     console.print(f"labels: {folder}", highlight=False, soft_wrap=True)
 
 
-def print_statistics(console: Console, labelled: pl.DataFrame) -> None:
+def print_study(console: Console, labelled: pl.DataFrame, found: Study) -> None:
     """All statistics of a label set."""
+    console.print(rule_words(found.ballot), highlight=False, soft_wrap=True)
     console.print(status_line(labelled), highlight=False, soft_wrap=True)
     console.print(outcome_line(labelled), highlight=False, soft_wrap=True)
-    console.print(agreement_table(labelled))
-    console.print(frame_table("Each metric", agreement.per_metric(labelled)))
-    console.print(frame_table("Pairs of metrics", agreement.pairwise(labelled)))
-    console.print(frame_table("By lead in votes", agreement.margins(labelled)))
-    console.print(mapping_table("The whole set", agreement.overall(labelled)))
+    console.print(agreement_table(found.names, found.shares))
+    tables = {
+        "Why rows could not be scored": found.reasons,
+        "Each metric": found.metrics,
+        "Pairs of metrics": found.pairwise,
+        "Who votes with whom": found.coalitions,
+        "By lead in votes": found.margins,
+        "What the rule left open": found.ties,
+        "The majority without a voter": found.without,
+        "By size": found.sizes,
+        "By shape": found.shapes,
+        "By generator": found.generators,
+    }
+    for title, frame in tables.items():
+        if frame is not None and not frame.is_empty():
+            console.print(frame_table(title, frame))
+    if any(value is not None for value in found.larger.values()):
+        console.print(mapping_table("Prefers the larger picture", found.larger))
+    if found.crowd is not None:
+        console.print(mapping_table("Dawid-Skene, for comparison", crowd_rows(found.crowd)))
+    console.print(mapping_table("The whole set", found.overall))
 
 
-def agreement_table(labelled: pl.DataFrame) -> Table:
+def crowd_rows(compared: Comparison) -> dict[str, object]:
+    """The comparison line by line, in words."""
+    return {
+        "pairs with a vote": compared.pairs,
+        **{f"{m} is right": value for m, value in compared.reliability.items()},
+        "same winner as the label": compared.agreement,
+        "human agreement of the label": compared.human_label,
+        "human agreement of Dawid-Skene": compared.human_crowd,
+        "pairs that only Dawid-Skene decides": compared.undecided,
+        "human agreement on these": compared.human_undecided,
+    }
+
+
+def agreement_table(names: list[str], shares: np.ndarray) -> Table:
     """The matrix of shares of equal votes."""
-    names, matrix = agreement.agreement_matrix(labelled)
     table = Table(title="Share of equal votes, where neither abstains", title_justify="left")
     table.add_column("")
     for name in names:
-        table.add_column(name, justify="right")
-    for name, row in zip(names, matrix.tolist(), strict=True):
+        table.add_column(name.replace("_", " "), justify="right")
+    for name, row in zip(names, shares.tolist(), strict=True):
         cells = ["·" if name == other else share(v) for other, v in zip(names, row, strict=True)]
         table.add_row(name, *cells)
     return table
@@ -79,7 +138,7 @@ def frame_table(title: str, frame: pl.DataFrame) -> Table:
     """Any small frame as a table."""
     table = Table(title=title, title_justify="left")
     for name, dtype in frame.schema.items():
-        table.add_column(name, justify="right" if dtype.is_numeric() else "left")
+        table.add_column(name.replace("_", " "), justify="right" if dtype.is_numeric() else "left")
     for row in frame.iter_rows():
         table.add_row(*[cell(value) for value in row])
     return table
@@ -97,6 +156,8 @@ def mapping_table(title: str, values: Mapping[str, object]) -> Table:
 
 def cell(value: object) -> str:
     """One value in words."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, int):
         return number(value)
     return share(value) if isinstance(value, float) or value is None else str(value)

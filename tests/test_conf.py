@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from conf.job import Job, settings
+from conf.job import Job, schema, settings
 from label.identity import identify
 from label.weights import HUB_ID, WeightsError
 
@@ -22,7 +22,7 @@ MISSING = ["pairs.root=/x", "model.path=/x", "evaluate.prompts.path=/x"]
 
 
 def job(*overrides: str) -> Job:
-    ConfigStore.instance().store(name="job_schema", node=Job)
+    ConfigStore.instance().store(name="job_schema", node=schema())
     with initialize_config_dir(str(CONF), version_base="1.3"):
         made = OmegaConf.to_object(compose("job", overrides=list(overrides)))
     assert isinstance(made, Job)
@@ -60,6 +60,14 @@ def test_the_command_line_has_the_last_word():
     assert made.folder == Path("runs/other")
 
 
+def test_votes_are_weighed_in_one_word():
+    assert job("vote.weights={hps: 2.0, clip: 3}").vote.weights == {"hps": 2, "clip": 3}
+    assert job("vote.weights.hps=2").vote.weights == {"hps": 2}
+    assert job("vote.human_votes=true", "vote.weights.human=2").vote.weights == {"human": 2}
+    changed = job("vote=weighted", "vote.weights.hps=1").vote.weights
+    assert changed == {"pickscore": 10, "hps": 1, "clip": 5, "aesthetic": 1}
+
+
 def test_settings_are_plain_values():
     plain = settings(job())
     assert plain["vote"]["rule"] == "majority"
@@ -78,6 +86,8 @@ def test_settings_are_plain_values():
         (["vote.rule=majorty"], ["vote.rule", "majorty", "unanimous"]),
         (["panel.voters=[clp]"], ["metric 'clp'", "did you mean clip?"]),
         (["panel.voters=[oracle]"], ["oracle", "never votes"]),
+        (["vote.weights={hsp: 2}"], ["metric 'hsp' in vote.weights", "did you mean hps?"]),
+        (["vote.weights={hps: x}"], ["vote.weights", "'x'", "Float"]),
         (["panel.voters=[]"], ["panel.voters is empty"]),
         (["train.zero.stage=7"], ["zero.stage=7", "0, 1, 2 and 3"]),
         (["train.reference.every=100000"], ["train.reference.every=100000", "reference=frozen"]),

@@ -167,7 +167,8 @@ def test_bad_rows_keep_their_place_and_never_win() -> None:
         status_b_1=pl.Series(["ok", "unreadable_image", "empty_prompt", Status.NOT_FINITE.value]),
     )
     for rule in Rule:
-        spec = VoteSpec(rule=rule, metric="a", votes=1, tie_rule=TieRule.human)
+        needed = {Rule.single: {"metric": "a"}, Rule.at_least: {"votes": 1}}.get(rule, {})
+        spec = VoteSpec(rule=rule, tie_rule=TieRule.human, **needed)
         found = label_pairs(frame, Ballot(spec, METRICS))
         assert found["winner"].to_list()[1:] == [None, None, None]
         assert found["decided_by"].to_list()[1:] == [
@@ -194,6 +195,68 @@ def test_impossible_specs_are_refused() -> None:
         VoteSpec(tie_rule=TieRule.metric)
 
 
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"votes": 3}, r"vote\.votes=3 has no meaning for vote\.rule=majority.*at_least"),
+        ({"rule": Rule.sum, "metric": "a"}, r"vote\.metric=a has no meaning.*read by single"),
+        ({"tie_metric": "a"}, r"for vote\.tie_rule=drop; it is read by metric"),
+        ({"rule": Rule.random, "human_votes": True}, "majority, unanimous, at_least"),
+        ({"rule": Rule.unanimous, "weights": {"a": 2.0}}, "majority, at_least, sum, zscore_sum"),
+        ({"rule": Rule.single, "metric": "a", "weights": {"a": 2.0}}, "for vote.rule=single"),
+        ({"weights": {"a": 1.5}}, r"vote\.weights\.a=1\.5; a weight is a whole number.*3 and 2"),
+        ({"weights": {"a": 0.0}}, r"vote\.weights\.a=0; .*left out of panel\.voters"),
+        ({"weights": {"a": float("nan")}}, "weights.a=nan"),
+        ({"weights": {"a": float("inf")}}, "weights.a=inf"),
+        ({"weights": {"human": 2.0}}, r"needs vote\.human_votes=true"),
+    ],
+    ids=str,
+)
+def test_settings_that_the_rule_never_reads_are_refused(spec: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        VoteSpec(**spec)
+
+
+def test_a_weight_is_a_number_of_votes() -> None:
+    found = decide(SPLIT, weights={"d": 2.0})  # d: + - - + 0 0
+    assert found["votes_0"].to_list() == [5, 3, 2, 2, 1, 0]
+    assert found["votes_1"].to_list() == [0, 2, 3, 3, 0, 0]
+    assert found["winner"].to_list() == [0, 0, 1, 1, 0, None]
+    assert found["margin"].to_list() == [5, 1, 1, 1, 1, 0]
+    heavy = decide(SPLIT, weights={"d": 4.0})
+    assert heavy["winner"].to_list() == [0, 1, 1, 0, 0, None]
+    enough = decide(SPLIT, rule=Rule.at_least, votes=3, weights={"d": 2.0})
+    assert enough["winner"].to_list() == [0, 0, 1, 1, None, None]
+    as_tie_metric = decide(SPLIT, tie_rule=TieRule.metric, tie_metric="d")
+    assert found["winner"].equals(as_tie_metric["winner"])  # two votes in four break every tie
+
+
+def test_the_human_label_may_weigh_too() -> None:
+    human = [0.0, 0.0, 0.0, 0.5, None, 1.0]
+    found = decide(SPLIT, human, human_votes=True, weights={"human": 3.0})
+    assert found["votes_1"].to_list() == [3, 4, 5, 3, 0, 0]
+    assert found["winner"].to_list() == [0, 1, 1, 1, 0, 0]
+
+
+def test_weights_are_factors_of_gaps_where_scores_are_summed() -> None:
+    scores = np.random.default_rng(3).normal(size=(100, 4, 2))
+    found = decide(scores, rule=Rule.sum, weights={"a": 3.0, "c": 2.0})
+    gaps = (scores[:, :, 0] - scores[:, :, 1]) @ [3, 1, 2, 1]
+    assert found["winner"].to_list() == np.where(gaps > 0, 0, 1).tolist()
+
+
+def test_weights_name_voters_and_fit_their_columns() -> None:
+    with pytest.raises(ValueError, match=r"vote\.weights names e, who has no vote; voters: a, b"):
+        Ballot(VoteSpec(weights={"e": 2.0}), METRICS)
+    with pytest.raises(ValueError, match="the voters have 128 votes together, more than 127"):
+        Ballot(VoteSpec(weights={"a": 125.0}), METRICS)
+    with pytest.raises(ValueError, match="can never be reached by 4 voters with 6 votes"):
+        Ballot(VoteSpec(rule=Rule.at_least, votes=7, weights={"a": 3.0}), METRICS)
+    most = decide(votes((1, 1, 1, 1), (-1, 1, 1, 1)), weights={"a": 124.0})
+    assert most["votes_0"].to_list() == [127, 3]
+    assert most["margin"].to_list() == [127, 121]
+
+
 # --- what must hold for any scores ---------------------------------------------------------------
 
 score_arrays = st.lists(
@@ -209,6 +272,8 @@ vote_rules = st.sampled_from(
         VoteSpec(rule=Rule.single, metric="b"),
         VoteSpec(tie_rule=TieRule.metric, tie_metric="c"),
         VoteSpec(human_votes=True),
+        VoteSpec(weights={"a": 3.0, "d": 2.0}),
+        VoteSpec(rule=Rule.at_least, votes=3, weights={"b": 2.0}),
     ]
 )
 TALLY = ["votes_0", "votes_1", "margin", "winner", "decided_by"]
@@ -243,7 +308,14 @@ def test_order_of_metrics_changes_no_vote(
 @given(
     scores=score_arrays,
     spec=st.one_of(
-        vote_rules, st.sampled_from([VoteSpec(rule=Rule.sum), VoteSpec(rule=Rule.zscore_sum)])
+        vote_rules,
+        st.sampled_from(
+            [
+                VoteSpec(rule=Rule.sum),
+                VoteSpec(rule=Rule.zscore_sum),
+                VoteSpec(rule=Rule.zscore_sum, weights={"c": 5.0}),
+            ]
+        ),
     ),
     human=st.sampled_from([None, 0.0, 0.5, 1.0]),
 )

@@ -1,0 +1,26 @@
+"""Which model made which picture, where the pair files say so."""
+
+import polars as pl
+import pyarrow as pa
+
+from data.pairs import PairSource
+
+COLUMNS = ["generator_0", "generator_1"]
+READ_ROWS = 65_536
+
+
+def generators(pairs: PairSource) -> pl.DataFrame | None:
+    """`generator_0` and `generator_1` of every pair, in the set's order; None where nobody says.
+
+    Label shards do not have them: they are read again, without pictures, when somebody asks. A set
+    whose first file names none is not read further.
+    """
+    tables: list[pa.Table] = []
+    for shard in pairs.shards:
+        for table in pairs.read(shard, images=False, batch_rows=READ_ROWS):
+            tables.append(table.select(COLUMNS))
+            if all(column.null_count == len(column) for column in tables[0].columns):
+                return None
+    frame = pl.from_arrow(pa.concat_tables(tables))
+    assert isinstance(frame, pl.DataFrame)
+    return frame

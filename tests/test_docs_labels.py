@@ -1,0 +1,85 @@
+"""What docs/labels.md says works: its recipes and commands are taken from the page and run."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from data.tables import labels
+from label.config import Rule, TieRule
+from tests.test_conf import job
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "labels.md").read_text()
+RECIPES = re.findall(r"\*\*(\d+)\. ([^*]+)\*\*.*?```python\n(.*?)```", PAGE, flags=re.DOTALL)
+COMMANDS = re.findall(r"make (?:labels|inspect)(?:[^\S\n]+[A-Z]+=(?:\"[^\"]*\"|[^\s`#]+))+", PAGE)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the label sets that the page speaks of, of fewer pairs."""
+    folder = tmp_path_factory.mktemp("docs")
+    people_twice = ["vote.name=people_twice", "vote.human_votes=true", "vote.weights.human=2"]
+    for vote in (["vote=majority"], ["vote=unanimous"], people_twice):
+        subprocess.run(
+            [sys.executable, "-m", "label", "run=miniature", *vote, f"runs={folder}/runs",
+             f"pairs.root={folder}/data/miniature/pairs/3000", "pairs.miniature_pairs=200",
+             "label.workers=0", "label.device=cpu"],
+            cwd=ROOT, check=True, capture_output=True, timeout=300,
+        )  # fmt: skip
+    return folder
+
+
+@pytest.mark.slow
+def test_recipes_run_one_after_the_other(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert [int(number) for number, _, _ in RECIPES] == list(range(1, len(RECIPES) + 1))
+    assert len(RECIPES) >= 10
+    monkeypatch.chdir(world)
+    known: dict[str, object] = {}
+    for _, title, code in RECIPES:
+        exec(compile(code, title, "exec"), known)
+        assert capsys.readouterr().out.strip(), title
+    made = pl.read_parquet(world / "runs/miniature/labels/majority/part-*.parquet")
+    assert known["labels"].collect().equals(made)
+    assert known["judged"].collect().height > 100
+    assert 0 < known["ties"].collect().height < 100
+    assert known["bad"].collect().height == made.filter(pl.col("status") != "ok").height > 0
+    assert known["both"].collect().height == made.height
+    assert (world / "image_0.jpg").read_bytes()[:2] == b"\xff\xd8"
+    # recipes against what the program makes of the same
+    voted = pl.read_parquet(world / "runs/miniature/labels/people_twice/part-*.parquet")
+    scored = voted.filter(pl.col("status") == "ok")
+    assert known["tried"].collect()["tried"].cast(pl.Int8).equals(scored["winner"], null_equal=True)
+    assert not scored["winner"].equals(known["tried"].collect()["winner"])
+    flips = made.filter(pl.col("winner") == pl.col("human")).height
+    assert known["judged"].select(known["flipped"].sum()).collect().item() == flips
+
+
+def test_every_command_on_the_page_composes() -> None:
+    assert len(COMMANDS) >= 3
+    for command in COMMANDS:
+        words = dict(word.split("=", 1) for word in shlex.split(command)[2:])
+        assert words.keys() <= {"VOTE", "ARGS", "RUN"}
+        vote = [f"vote={words['VOTE']}"] if "VOTE" in words else []
+        assert job(*vote, *words.get("ARGS", "").split()).vote.name
+    settings = set(re.findall(r"`((?:vote|metrics)\.[\w.]+=[^`<]+)`", PAGE))
+    assert len(settings) >= 3
+    for text in settings:
+        needed = {"vote.votes": ["vote.rule=at_least"]}.get(text.split("=")[0], [])
+        assert job(text, *needed)
+
+
+def test_the_page_names_every_rule_and_every_column() -> None:
+    for word in (*Rule, *TieRule):
+        assert f"`{word.value}`" in PAGE
+    for name in labels(["m"]).names:
+        assert f"`{name}`" in PAGE, name
+    for path in (ROOT / "conf" / "vote").glob("*.yaml"):
+        made = job(f"vote={path.stem}").vote
+        assert f"`{made.rule.value}`" in PAGE

@@ -1,0 +1,167 @@
+import numpy as np
+import polars as pl
+import pytest
+
+from label import outcome
+from label.agreement import ballots
+from label.config import Rule, TieRule, VoteSpec
+from label.study import study
+from label.vote import Ballot, label_pairs
+from tests.test_agreement import HUMAN, VOTES
+from tests.test_vote import scored, votes
+
+NAMES = ("a", "b", "c", "d")
+
+
+def labelled(
+    scores: np.ndarray, human: list[float | None] | None = None, **spec: object
+) -> tuple[pl.DataFrame, Ballot]:
+    names = NAMES[: scores.shape[1]]
+    ballot = Ballot(VoteSpec(**spec), names)
+    return label_pairs(scored(scores, human, names), ballot), ballot
+
+
+def test_margins_and_flips_add_up() -> None:
+    counted = ballots(labelled(VOTES, HUMAN)[0])
+    found = outcome.margins(counted)
+    assert found["margin"].to_list() == [1, 2, 3]
+    assert found["pairs"].to_list() == [2, 1, 2]
+    assert found["human"].to_list() == [2, 0, 2]  # a human tie is no choice
+    assert found["flips"].to_list() == [0.5, None, 0.5]
+    whole = outcome.overall(counted)
+    assert whole["flips"] == 2
+    assert whole["human_agreement"] == 0.5
+    assert whole["human_choices"] == 4
+    assert whole["human_ties"] == 1
+    assert whole["human_side_0"] == 0.5
+    assert whole["winner_side_0"] == 0.6
+
+
+def test_leaving_one_of_an_even_number_out_decides_ties() -> None:
+    rows = [(1, 1, -1, -1), (1, -1, 1, -1), (1, 1, 1, -1), (1, 1, 1, 1)]
+    frame, ballot = labelled(votes(*rows), [1.0, 0.0, 1.0, 1.0])
+    found = {
+        row["without"]: row for row in outcome.leave_one_out(ballots(frame), ballot).to_dicts()
+    }
+    assert list(found) == ["nobody", *NAMES]
+    assert found["nobody"]["changed"] == 0
+    assert found["nobody"]["human"] == 1.0
+    assert found["a"]["changed"] == 0.5
+    assert [found["a"][k] for k in ("ties_made", "ties_broken", "reversed")] == [0, 2, 0]
+    assert found["a"]["human_broken"] == 0.5  # -1 and -1: against people, with people
+    assert found["d"]["human_broken"] == 0.5
+    assert found["b"]["human_broken"] == 0.0  # -1 where people said 0, +1 where they said 1
+    assert found["c"]["human_broken"] == 1.0
+
+
+def test_leaving_one_of_an_odd_number_out_makes_ties() -> None:
+    frame, ballot = labelled(votes((1, 1, -1), (1, 1, 1)))
+    found = outcome.leave_one_out(ballots(frame), ballot)
+    assert found["ties_made"].to_list() == [0, 1, 1, 0]
+    assert found["ties_broken"].sum() == found["reversed"].sum() == 0
+    assert found["human"].to_list() == [None] * 4
+
+
+def test_leaving_a_heavy_voter_out_reverses() -> None:
+    frame, ballot = labelled(votes((1, -1, -1), (1, 1, 1)), weights={"a": 3.0})
+    found = outcome.leave_one_out(ballots(frame), ballot)
+    assert found["reversed"].to_list() == [0, 1, 0, 0]
+    alone, ballot = labelled(votes((1, -1), (1, 1)), rule=Rule.majority, human_votes=False)
+    assert outcome.leave_one_out(ballots(alone), ballot)["ties_broken"].to_list() == [0, 1, 1]
+
+
+def test_human_voter_can_be_left_out_too() -> None:
+    frame, ballot = labelled(votes((1, -1), (1, 1)), [0.0, 1.0], human_votes=True)
+    found = outcome.leave_one_out(ballots(frame), ballot)
+    assert found["without"].to_list() == ["nobody", "a", "b", "human"]
+    assert found["ties_made"].to_list() == [0, 0, 1, 1]
+
+
+def test_ties_say_how_each_was_decided() -> None:
+    rows = [(1, 1, -1, -1)] * 3 + [(1, -1, 0, 0)] + [(1, 1, 1, -1)]
+    human = [1.0, 0.0, None, 0.5, 1.0]
+    frame, ballot = labelled(votes(*rows), human, tie_rule=TieRule.human)
+    found = outcome.ties(ballots(frame), ballot.spec.rule.value)
+    assert found.rows() == [
+        ("2 : 2", "human", True, 2, None),  # people agree with themselves
+        ("2 : 2", "tie", False, 1, None),
+        ("1 : 1", "tie", False, 1, None),
+    ]
+    assert outcome.overall(ballots(frame))["human_agreement"] == 1.0  # the last pair alone
+    assert outcome.margins(ballots(frame))["human"].to_list() == [0, 1]
+    frame, ballot = labelled(votes(*rows), human, tie_rule=TieRule.metric, tie_metric="a")
+    assert outcome.ties(ballots(frame), "majority").row(0) == ("2 : 2", "metric:a", True, 3, 0.5)
+    frame, ballot = labelled(votes(*rows), human, rule=Rule.unanimous)
+    words = outcome.ties(ballots(frame), ballot.spec.rule.value)["outcome"].to_list()
+    assert sorted(set(words)) == ["not_unanimous", "tie"]
+
+
+def test_coalitions_know_no_side() -> None:
+    rows = [(1, 1, -1, 0), (-1, -1, 1, 0), (1, 1, 1, 1), (-1, 1, 0, 0)]
+    frame, ballot = labelled(votes(*rows), [1.0, 1.0, 0.5, 0.0])
+    found = outcome.coalitions(ballots(frame), ballot, 10).rows()
+    assert found[0] == ("a, b", "c", "d", 2, 0.5)
+    assert set(found[1:]) == {("a, b, c, d", "", "", 1, None), ("a", "b", "c, d", 1, 1.0)}
+    assert sum(row[3] for row in found) == 4
+
+
+def test_groups_by_size_shape_and_generator() -> None:
+    rows = [(1, 1), (1, 1), (-1, -1), (1, -1)]
+    frame, ballot = labelled(votes(*rows), [1.0, 0.0, 0.0, None])
+    frame = frame.with_columns(
+        width_0=pl.Series([8, 8, 16, 8], dtype=pl.Int32),
+        width_1=pl.Series([8, 8, 8, 8], dtype=pl.Int32),
+    )
+    sizes = {row["group"]: row for row in outcome.by_size(frame, 9).to_dicts()}
+    assert sizes["8 x 8"]["pairs"] == 3
+    assert sizes["8 x 8"]["decided"] == pytest.approx(2 / 3)
+    assert sizes["8 x 8"]["human"] == 0.5
+    assert sizes["8 x 8"]["side_0"] == 1.0
+    assert sizes["two sizes"]["human"] == 1.0
+    shapes = dict(outcome.by_shape(frame).select("group", "pairs").iter_rows())
+    assert shapes == {"square": 3, "two shapes": 1}
+    # the third pair's label, both metrics and people take image 1, the smaller one
+    assert outcome.larger_wins(frame) == {"label": 0.0, "human": 0.0, "a": 0.0, "b": 0.0}
+    makers = pl.DataFrame(
+        {"generator_0": ["x", "y", "y", None], "generator_1": ["y", "x", "y", "x"]}
+    )
+    found = {row["group"]: row for row in outcome.by_generator(frame, makers).to_dicts()}
+    assert found["x / y"]["pairs"] == 2
+    assert found["x / y"]["first_wins"] == 0.5  # x as image 0, then y as image 0
+    assert found["y / y"]["first_wins"] is None
+    assert len(found) == 2
+
+
+def test_tall_and_wide() -> None:
+    frame, _ = labelled(votes((1, 1), (1, 1), (1, 1)))
+    frame = frame.with_columns(
+        width_0=pl.Series([9, 4, 8]), width_1=pl.Series([16, 4, 8]),
+        height_0=pl.Series([8, 8, 8]), height_1=pl.Series([8, 8, 8]),
+    )  # fmt: skip
+    shapes = dict(outcome.by_shape(frame).select("group", "pairs").iter_rows())
+    assert shapes == {"wide": 1, "tall": 1, "square": 1}
+
+
+def test_reasons_are_counted() -> None:
+    frame = scored(votes(*[(1, 1)] * 4), metrics=("a", "b")).with_columns(
+        status=pl.Series(["ok", "unreadable_image", "unreadable_image", "empty_prompt"]),
+        reason=pl.Series(["", "image 0: torn", "image 0: torn", "the prompt is empty"]),
+    )
+    found = outcome.reasons(label_pairs(frame, Ballot(VoteSpec(), ("a", "b"))), 5)
+    assert found.rows() == [
+        ("unreadable_image", "image 0: torn", 2), ("empty_prompt", "the prompt is empty", 1)
+    ]  # fmt: skip
+
+
+def test_study_counts_every_pair_everywhere() -> None:
+    rng = np.random.default_rng(7)
+    human = rng.choice([0.0, 0.5, 1.0], 500).tolist()
+    frame, ballot = labelled(rng.normal(size=(500, 4, 2)), human)
+    found = study(frame, ballot)
+    assert sum(found.outcomes.values()) == sum(found.statuses.values()) == 500
+    assert found.margins["pairs"].sum() == found.sizes["pairs"].sum() == 500
+    assert found.coalitions["pairs"].sum() == found.shapes["pairs"].sum() == 500
+    assert found.ties["pairs"].sum() == found.outcomes["tie"]
+    assert found.without["ties_broken"].to_list() == [0, *[found.outcomes["tie"]] * 4]
+    for gaps in found.gaps:
+        assert sum(gaps.counts) == pytest.approx(495, abs=1)  # all but the outermost 1 %
