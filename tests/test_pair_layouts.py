@@ -27,6 +27,7 @@ from data.pairs import (
     open_pairs,
 )
 from data.rankings import ranking_rows
+from data.stores import LocalStore, StoreError
 from tests.helpers_train import picture
 
 COLUMNS = {"prompt": "text", "image_0": "left", "image_1": "right", "human": "chose"}
@@ -347,14 +348,14 @@ def test_pictures_elsewhere_are_named(tmp_path: Path):
     spec.image_root = str(tmp_path / "images")
     assert rows_of(open_pairs(spec))[1]["image_1"] == picture(2)
     spec.image_root = str(tmp_path / "nowhere")
-    with pytest.raises(PairsError, match=r"image_root=.*nowhere is not a folder"):
+    with pytest.raises(StoreError, match=r"image_root=.*nowhere is not a folder"):
         open_pairs(spec)
 
 
 def test_paths_stay_below_the_root(tmp_path: Path):
     write_pictures(tmp_path / "root", ["in.png"])
     write_pictures(tmp_path, ["out.png"])
-    found = pictures.open_pictures(tmp_path / "root", ("",), ["in.png"])
+    found = pictures.open_pictures(LocalStore(tmp_path / "root"), ("",), ["in.png"])
     inside = str(tmp_path / "root" / "in.png")
     assert found.read(inside) == found.read("./in.png") == picture(0)
     for path in ("../out.png", str(tmp_path / "out.png"), "a/../../out.png", "", ".", "\0"):
@@ -364,7 +365,7 @@ def test_paths_stay_below_the_root(tmp_path: Path):
 def test_too_large_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_pictures(tmp_path, ["in.png"])
     monkeypatch.setattr(pictures, "LARGEST_BYTES", 10)
-    assert pictures.open_pictures(tmp_path, ("",), ["in.png"]).read("in.png") is None
+    assert pictures.open_pictures(LocalStore(tmp_path), ("",), ["in.png"]).read("in.png") is None
 
 
 JSON_LINE = json.dumps({"txt": "a", "left": "0.png", "right": "0.png", "chose": 1})

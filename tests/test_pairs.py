@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.pairs import PAIR, PairsError, PairsSpec, image_key, open_pairs, pair_key
+from data.stores import StoreError
 
 
 def pickapic(rows: int = 10, **columns: list[object]) -> pa.Table:
@@ -96,7 +97,7 @@ def test_what_cannot_be_used_is_refused(
                 (root / name).write_bytes(content)
             else:
                 pq.write_table(content, root / name)
-    with pytest.raises(PairsError, match=message):
+    with pytest.raises((PairsError, StoreError), match=message):
         open_pairs(PairsSpec(root=str(root)))
 
 
