@@ -111,14 +111,14 @@ def unzip(store: Store, place: Place) -> bytes:
     """
     assert place.zipped is not None
     header, slack = ZIP_HEADER.size, SLACK_BYTES
-    content = read_range(store, place.file, place.offset, header + place.zipped + slack)
+    content = store.read(place.file, place.offset, header + place.zipped + slack)
     try:
         signature, _, method, *lengths = ZIP_HEADER.unpack_from(content)
         start = header + sum(lengths)
         if signature != b"PK\3\4":
             raise zlib.error("there is no member where the list says")  # noqa: TRY301
         if sum(lengths) > slack:
-            content = read_range(store, place.file, place.offset, start + place.zipped)
+            content = store.read(place.file, place.offset, start + place.zipped)
         packed = content[start : start + place.zipped]
         whole = packed
         if method == zipfile.ZIP_DEFLATED:
@@ -131,13 +131,6 @@ def unzip(store: Store, place: Place) -> bytes:
             "fetch the file again"
         ) from error
     return whole
-
-
-def read_range(store: Store, name: str, offset: int, size: int) -> bytes:
-    """Some bytes of a file, fewer where it ends."""
-    with store.open(name) as file:
-        file.seek(offset)
-        return file.read(size)
 
 
 # --- tar -----------------------------------------------------------------------------------------

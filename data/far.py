@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.arrow import ArrowFSWrapper
@@ -18,11 +18,14 @@ from pyarrow import fs
 
 from data.stores import AWAY, StoreError
 
-WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Pauses before a request is repeated; after the last one the run ends."""
+WAITS_S = (1.0, 4.0, 16.0)
+"""Pauses before a request is repeated; after the last one the run ends. Clients repeat on their own
+too, within seconds."""
 BUFFER_BYTES = 4 << 20
 """What is fetched at least, where a file is read bit by bit."""
 
+LONGEST_NAME = 1024
+"""Bytes of the longest key that S3 takes."""
 HUB_PATH = re.compile(r"datasets/[\w.-]+/[\w.-]+@[0-9a-f]{40}(/.*)?")
 FINAL_WORDS = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY_ID", "SIGNATURE")
 """In errors of Arrow's S3 client that repeating does not cure."""
@@ -58,19 +61,27 @@ class FarStore:
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None when there is no such file."""
+        if len(name.encode()) > LONGEST_NAME or "\0" in name:
+            return None
         try:
             info = self._info(name)
         except AWAY:
             return None
         return int(info["size"]) if info["type"] == "file" else None
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> io.BufferedReader:
         """A file for reading from any position, fetched in pieces of at least `BUFFER_BYTES`."""
         return io.BufferedReader(_FarFile(self, name), BUFFER_BYTES)
 
-    def source(self, name: str) -> str | BinaryIO:
-        """The file without a buffer: Arrow asks for whole columns of a row group."""
-        return _FarFile(self, name)  # type: ignore[return-value]  # a raw file has all that is used
+    def source(self, name: str) -> str | io.BufferedReader:
+        """The same: Arrow asks for columns of a row group, and small ones lie side by side."""
+        return self.open(name)
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """Some bytes of a file, fewer where it ends, and no more than these."""
+        with _FarFile(self, name) as file:
+            file.seek(offset)
+            return file.read(size)
 
     def state(self, name: str) -> dict[str, Any]:
         """Size, and what the store says of the content, or else of its time."""
@@ -116,7 +127,7 @@ class FarStore:
 
     def _s3_etag(self, path: str) -> str:
         with self.files.fs.open_input_file(path) as file:
-            etag: bytes = (file.metadata() or {}).get(b"ETag", b"")
+            etag: bytes = (file.metadata() or {}).get("ETag", b"")
         return etag.decode()
 
     def _below(self, path: str) -> str:

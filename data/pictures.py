@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from data.archives import LARGEST_BYTES, Place, members, read_range, unzip
+from data.archives import LARGEST_BYTES, Place, members, unzip
 from data.pairs import PairsError
 from data.stores import AWAY, THREADS, LocalStore, Store, StoreError
 
@@ -43,11 +43,9 @@ class Pictures:
         try:
             if place.zipped is not None:
                 return unzip(self.store, place)
-            content = read_range(self.store, place.file, place.offset, place.bytes)
+            content = self.store.read(place.file, place.offset, place.bytes)
         except AWAY:
             return None  # deleted since it was found
-        except OSError as error:
-            raise StoreError(f"{self.store.url}/{place.file} cannot be read: {error}") from error
         if len(content) < place.bytes:
             raise StoreError(f"{self.store.url}/{place.file} became shorter while it was read")
         return content

@@ -8,9 +8,10 @@ import errno
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 from urllib.parse import unquote
 
 from data.shards import sha256_of
@@ -45,11 +46,19 @@ class Store(Protocol):
     def size(self, name: str) -> int | None:
         """Bytes of a file; None when there is no such file."""
 
-    def open(self, name: str) -> BinaryIO:
-        """A file for reading from any position."""
+    def open(self, name: str) -> BufferedReader:
+        """A file for reading from its beginning to its end, or parts of it."""
 
-    def source(self, name: str) -> str | BinaryIO:
+    def source(self, name: str) -> str | BufferedReader:
         """The same for Arrow, which reads paths faster than Python's files."""
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """Some bytes of a file, fewer where it ends.
+
+        Raises:
+            OSError: There is no such file.
+            StoreError: The disk or the store fails.
+        """
 
     def state(self, name: str) -> dict[str, Any]:
         """JSON values of which one changes when the file does; `bytes` is among them."""
@@ -85,13 +94,24 @@ class LocalStore:
                 return None
             raise StoreError(f"{path} cannot be read: {error}") from error
 
-    def open(self, name: str) -> BinaryIO:
-        """A file for reading from any position."""
+    def open(self, name: str) -> BufferedReader:
+        """A file for reading from its beginning to its end, or parts of it."""
         return (self.folder / name).open("rb")
 
-    def source(self, name: str) -> str | BinaryIO:
+    def source(self, name: str) -> str | BufferedReader:
         """The file's path."""
         return str(self.folder / name)
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """Some bytes of a file, fewer where it ends."""
+        try:
+            with self.open(name) as file:
+                file.seek(offset)
+                return file.read(size)
+        except AWAY:
+            raise
+        except OSError as error:
+            raise StoreError(f"{self.folder / name} cannot be read: {error}") from error
 
     def state(self, name: str) -> dict[str, Any]:
         """Size and time."""

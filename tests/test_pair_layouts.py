@@ -5,6 +5,7 @@ import io
 import json
 import math
 import tarfile
+import zipfile
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,88 @@ def test_hostile_tar_members_are_refused(tmp_path: Path):
         assert not (tmp_path / "train.tar.index").exists()
     write_tar(tmp_path / "train.tar", {"train/a.jpg": b""}, type=tarfile.FIFOTYPE)
     with pytest.raises(PairsError, match="no picture set needs"):
+        open_pairs(spec)
+
+
+def write_zip(path: Path, members: dict[str, bytes], **fields: Any) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            for key, value in fields.items():
+                setattr(info, key, value)
+            archive.writestr(info, content)
+
+
+def test_zips_are_read_in_place(tmp_path: Path):
+    spec = hpdv2_train(tmp_path)
+    names = {"train/a.jpg": picture(0), "train/b.jpg": picture(1)}
+    write_zip(tmp_path / "one.zip", names)
+    write_zip(tmp_path / "train.zip", {"c.jpg": picture(2)}, compress_type=zipfile.ZIP_STORED)
+    rows = rows_of(open_pairs(spec))
+    assert (rows[0]["image_0"], rows[1]["image_0"]) == (picture(0), picture(1))
+    assert rows[1]["image_1"] == picture(2)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("../../outside.jpg", {}, "leads out of the archive"),
+        ("/etc/passwd", {}, "leads out of the archive"),
+        ("..\\outside.jpg", {}, "leads out of the archive"),
+        ("a.jpg", {"compress_type": zipfile.ZIP_LZMA}, "packed by method 14"),
+        ("a.jpg", {"flag_bits": 1}, "is encrypted"),
+    ],
+)
+def test_hostile_zip_members_are_refused(
+    tmp_path: Path, name: str, fields: dict[str, int], message: str
+):
+    spec = hpdv2_train(tmp_path)
+    write_zip(tmp_path / "train.zip", {"train/c.jpg": picture(0)})
+    write_zip(tmp_path / "x.zip", {name: b"evil"}, **fields)
+    if "flag_bits" in fields:  # the writer clears it
+        content = bytearray((tmp_path / "x.zip").read_bytes())
+        content[content.index(b"PK\1\2") + 8] |= 1
+        (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(PairsError, match=rf"x\.zip has a member that no picture.*{message}"):
+        open_pairs(spec)
+
+
+def test_links_in_a_zip_are_no_pictures(tmp_path: Path):
+    spec = hpdv2_train(tmp_path)
+    write_zip(tmp_path / "train.zip", {"a.jpg": b"b.jpg"}, external_attr=0o120777 << 16)
+    write_zip(tmp_path / "more.zip", {"b.jpg": picture(1)})
+    first = rows_of(open_pairs(spec))[0]
+    assert (first["image_0"], first["image_1"]) == (None, picture(1))
+
+
+def test_a_bomb_in_a_zip_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Neither one that says how large it is, nor one that lies."""
+    spec = hpdv2_train(tmp_path)
+    monkeypatch.setattr(pictures, "LARGEST_BYTES", 1 << 20)
+    write_zip(tmp_path / "train.zip", {"a.jpg": bytes(8 << 20), "b.jpg": picture(1)})
+    first = rows_of(open_pairs(spec))[0]
+    assert (first["image_0"], first["image_1"]) == (None, picture(1))
+    content = bytearray((tmp_path / "train.zip").read_bytes())
+    size = content.index(b"PK\1\2") + 24
+    content[size : size + 4] = (1000).to_bytes(4, "little")
+    (tmp_path / "train.zip").write_bytes(content)
+    with pytest.raises(PairsError, match=r"train\.zip: the member at byte 0 is damaged"):
+        rows_of(open_pairs(spec))
+
+
+@pytest.mark.parametrize("at", ["header", "content"])
+def test_a_damaged_zip_is_named(tmp_path: Path, at: str):
+    """Not taken for a bad picture: another copy of the file would have a good one."""
+    spec = hpdv2_train(tmp_path)
+    write_zip(tmp_path / "train.zip", {"a.jpg": picture(0), "b.jpg": picture(1)})
+    content = bytearray((tmp_path / "train.zip").read_bytes())
+    content[0 if at == "header" else 120] ^= 1
+    (tmp_path / "train.zip").write_bytes(content)
+    with pytest.raises(PairsError, match=r"train\.zip: the member at byte 0 is damaged .* again"):
+        rows_of(open_pairs(spec))
+    (tmp_path / "train.zip").write_bytes(content[:-30])
+    with pytest.raises(PairsError, match=r"train\.zip is not a readable zip file"):
         open_pairs(spec)
 
 

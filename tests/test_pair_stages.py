@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from conf.job import settings
 from data.images import decode, fit_square
 from data.pairs import PairsKind, PairSource, PairsSpec, open_pairs
-from data.shards import ShardError, read_table
+from data.shards import ShardError, read_settings, read_table
 from label.config import Rule, VoteSpec
 from label.decode import Decoder
 from label.identity import identify
@@ -26,7 +27,10 @@ from label.report import read_pictures
 from label.score import Tools, score_shard
 from label.vote import Ballot
 from tests import helpers_label as tiny
+from tests.helpers_stores import Shop, served_folder
 from train.stream import PairStream, Position, StreamPlan, decided_pairs
+
+served = pytest.fixture(served_folder)
 
 SIDE, ROWS, PICTURES = 16, 300, 6
 SPECS = {PairsKind.hpdv2: {}, PairsKind.hpdv3: {"side_seed": 5}}
@@ -99,6 +103,30 @@ def test_labels_and_training_need_no_parquet(tmp_path: Path, kind: PairsKind):
     assert max(seen) >= 256  # the second row group was read
     shown = read_pictures(source, [("train.json#00000", 3), ("train.json#00000", 299)])
     assert sorted(bool(uri) for uri in shown["train.json#00000", 3]) == [False, True]
+
+
+def test_labels_and_training_from_an_object_store(
+    tmp_path: Path, served: Shop, monkeypatch: pytest.MonkeyPatch
+):
+    """The same bytes as from a folder, and the same batches."""
+    spec = write_set(served.folder / "set", PairsKind.hpdv2)
+    weights = tiny.build_weights(tmp_path / "weights")
+    near, _, folder = label(spec, weights, tmp_path / "near")
+    far, sets, far_folder = label(
+        replace(spec, root=served.hub("set"), image_root=served.s3("set")),
+        weights,
+        tmp_path / "far",
+    )
+    assert tiny.hashes(tmp_path / "far") == tiny.hashes(tmp_path / "near")
+    assert len(tiny.hashes(tmp_path / "far")) == 3
+    assert read_settings(sets.path(FACTS, far.shards[0]))["source"]["sha256"]
+    plan_ = StreamPlan(seed=1, batch=32, micro_batch=8, window=1, side=SIDE)
+    batches = [
+        next(PairStream(decided_pairs(labels, source), source, plan_).batches(Position()))
+        for labels, source in ((folder, near), (far_folder, far))
+    ]
+    assert batches[0].pair_ids == batches[1].pair_ids
+    assert torch.equal(batches[0].winner, batches[1].winner)
 
 
 def test_scores_of_other_sides_are_not_taken_for_these(tmp_path: Path):
