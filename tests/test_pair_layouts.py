@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import listed, pictures
@@ -254,6 +254,59 @@ def test_lines_that_are_no_pairs_keep_their_rows(tmp_path: Path):
     assert [row["prompt"] for row in rows] == ["a cat", None, None, "a cat", "?"]
     assert [row["human"] for row in rows] == [1.0, None, None, None, 1.0]
     assert [row["image_1"] is None for row in rows] == [False, True, True, False, True]
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+ODD = st.sampled_from(["0.png", "1.png", 1, 0, 10**400, "\ud800", "a\0b", "../0.png"])
+ANYTHING = st.recursive(
+    LEAVES | ODD,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+LINES = ANYTHING | st.fixed_dictionaries(
+    dict.fromkeys(["text", "left", "right", "chose", "uid"], ANYTHING)
+)
+ENTRIES = ANYTHING | st.fixed_dictionaries(
+    dict.fromkeys(["prompt", "file_path", "human_preference"], ANYTHING)
+)
+NOISE = st.binary(max_size=20).filter(lambda noise: bool(b"\n" not in noise and noise.strip()))
+
+
+@settings(max_examples=50)
+@given(st.lists(LINES, max_size=6), NOISE)
+def test_any_lines_keep_their_rows(
+    tmp_path_factory: pytest.TempPathFactory, values: list[Any], noise: bytes
+):
+    root = tmp_path_factory.mktemp("lines")
+    write_pictures(root, ["0.png", "1.png"])
+    good = {"text": "a", "left": "0.png", "right": "1.png", "chose": None, "uid": None}
+    lines = [json.dumps(value).encode() for value in [good, *values]]
+    (root / "x.jsonl").write_bytes(b"\n".join([*lines, noise]))
+    try:
+        source = open_pairs(spec_of(root, PairsKind.jsonl, Images.paths, uid_0="uid"))
+    except PairsError as error:
+        refused = str(error)
+        assert "a human choice is 1 for image 0" in refused
+        return
+    rows = rows_of(source)
+    assert len(rows) == len(values) + 2
+    assert all(row["human"] is None or 0 <= row["human"] <= 1 for row in rows)
+    assert {row["image_0"] for row in rows} <= {None, picture(0), picture(1)}
+
+
+@settings(max_examples=50)
+@given(st.lists(ENTRIES, max_size=6), st.sampled_from([PairsKind.hpdv2, PairsKind.hpdv3]))
+def test_any_list_gives_a_row_for_each_entry(
+    tmp_path_factory: pytest.TempPathFactory, values: list[Any], kind: PairsKind
+):
+    root = tmp_path_factory.mktemp("list")
+    write_pictures(root, ["0.png", "1.png"])
+    good = {"prompt": "a", "file_path": ["0.png", "1.png"], "human_preference": [1, 0],
+            "path1": "0.png", "path2": "1.png"}  # fmt: skip
+    (root / "train.json").write_text(json.dumps([good, *values]))
+    rows = rows_of(open_pairs(PairsSpec(kind=kind, root=str(root))))
+    assert len(rows) >= len(values) + 1
+    assert {row["human"] for row in rows} <= {None, 0.0, 0.5, 1.0}
 
 
 def test_long_lists_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
