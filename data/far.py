@@ -86,8 +86,8 @@ class FarStore:
     def state(self, name: str) -> dict[str, Any]:
         """Size, and what the store says of the content, or else of its time."""
         info = self._info(name)
-        time = {"time": str(info.get("mtime") or info.get("created") or "")}
-        return {"bytes": int(info["size"])} | (self.fingerprint(name) or time)
+        stamp = {"time": str(info.get("mtime") or info.get("created") or "")}
+        return {"bytes": int(info["size"])} | (self.fingerprint(name) or stamp)
 
     def fingerprint(self, name: str) -> dict[str, str]:
         """The hub's SHA-256, or the store's etag or time, without fetching the file."""

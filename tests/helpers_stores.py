@@ -45,6 +45,10 @@ class Shop:
         }
 
 
+def etag(content: bytes) -> str:
+    return f'"{hashlib.md5(content).hexdigest()}"'
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     shop: Shop
@@ -102,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(failure)
             return
         headers = {
-            "ETag": f'"{hashlib.md5(content).hexdigest()}"',
+            "ETag": etag(content),
             "Last_Modified": TIME, "Accept_Ranges": "bytes",
         }  # fmt: skip
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
@@ -132,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         entries = "".join(
             f"<Contents><Key>{name}</Key><Size>{len(content)}</Size>"
             f"<LastModified>2024-01-01T00:00:00.000Z</LastModified>"
-            f'<ETag>"{hashlib.md5(content).hexdigest()}"</ETag></Contents>'
+            f"<ETag>{etag(content)}</ETag></Contents>"
             for name, content in keys[:most]
         )
         entries += "".join(

@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -105,6 +105,7 @@ def test_want_of_memory_is_no_fault_of_the_picture(monkeypatch: pytest.MonkeyPat
         images.decode(content)
 
 
+@settings(deadline=None)
 @given(
     st.binary(max_size=300), st.sampled_from(["", "JPEG", "PNG", "WEBP", "GIF", "BMP"]), st.data()
 )

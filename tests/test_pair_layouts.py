@@ -272,7 +272,7 @@ ENTRIES = ANYTHING | st.fixed_dictionaries(
 NOISE = st.binary(max_size=20).filter(lambda noise: bool(b"\n" not in noise and noise.strip()))
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(LINES, max_size=6), NOISE)
 def test_any_lines_keep_their_rows(
     tmp_path_factory: pytest.TempPathFactory, values: list[Any], noise: bytes
@@ -294,7 +294,7 @@ def test_any_lines_keep_their_rows(
     assert {row["image_0"] for row in rows} <= {None, picture(0), picture(1)}
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(ENTRIES, max_size=6), st.sampled_from([PairsKind.hpdv2, PairsKind.hpdv3]))
 def test_any_list_gives_a_row_for_each_entry(
     tmp_path_factory: pytest.TempPathFactory, values: list[Any], kind: PairsKind

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.pairs import PAIR, PairsError, PairsSpec, image_key, open_pairs, pair_key
@@ -105,6 +105,7 @@ def test_text_that_is_no_utf8_keeps_its_row(tmp_path: Path):
         assert read["uid_0"].to_pylist() == ["\ufffd", "u"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=5), st.booleans())
 def test_any_bytes_of_text_become_text(texts: list[bytes], large: bool):
     column = pa.chunked_array([pa.array(texts, pa.binary()).view(pa.string())])

@@ -271,6 +271,7 @@ def test_a_failing_store_is_no_missing_picture(served: Shop, pauses: list[float]
         ("hf://owner/pairs@" + COMMIT, "give hf://datasets/<owner>/<name>@<commit>/<folder>"),
         ("s3://key:secret@bucket/set", "credentials by the environment"),
         ("nosuch://bucket/set", "pairs.root=nosuch://bucket/set cannot be opened: .*nosuch"),
+        ("abfs://container/set", "abfs://container/set cannot be opened: .*adlfs"),
         ("memory://nowhere", "there is no such folder"),
         ("file:///no/such", "pairs.root=file:///no/such is not a folder"),
         ("/no/such", "pairs.root=/no/such is not a folder; a hint"),
