@@ -17,10 +17,9 @@ from data.images import FORMATS, MAX_ASPECT, MAX_PIXELS
 from data.pairs import PairsKind, open_pairs
 from data.pictures import LARGEST_BYTES
 from data.tables import Status
+from tests.helpers_pairs import pickapic, rows_of
 from tests.helpers_train import picture
 from tests.test_conf import job
-from tests.test_pair_layouts import rows_of
-from tests.test_pairs import pickapic
 
 TEXT = (Path(__file__).parent.parent / "docs" / "pairs.md").read_text()
 LAYOUTS = re.findall(

@@ -18,72 +18,26 @@ from hypothesis import strategies as st
 
 from data import listed, pictures
 from data.pairs import (
-    PAIR,
     Images,
     PairsError,
     PairsKind,
-    PairSource,
     PairsSpec,
     image_key,
     open_pairs,
 )
 from data.rankings import ranking_rows
 from data.stores import LocalStore, StoreError
+from tests.helpers_pairs import (
+    hpdv2_train,
+    rows_of,
+    spec_of,
+    write_pictures,
+    write_tar,
+    write_zip,
+)
 from tests.helpers_train import picture
 
-COLUMNS = {"prompt": "text", "image_0": "left", "image_1": "right", "human": "chose"}
-
-
-def write_pictures(folder: Path, names: list[str]) -> None:
-    for seed, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(picture(seed))
-
-
-def write_tar(path: Path, members: dict[str, bytes], **fields: Any) -> None:
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            for key, value in fields.items():
-                setattr(info, key, value)
-            archive.addfile(info, io.BytesIO(content))
-
-
-def rows_of(source: PairSource) -> list[dict[str, Any]]:
-    """All pairs; also checks what holds for every source."""
-    assert isinstance(source, PairSource)
-    found = []
-    for shard in source.shards:
-        batches = list(source.read(shard, batch_rows=2))
-        assert all(batch.schema.equals(PAIR) for batch in batches)
-        table = pa.concat_tables(batches)
-        assert table["row"].to_pylist() == list(range(shard.rows))
-        groups = source.row_groups(shard)
-        assert sum(rows for rows, _ in groups) == shard.rows
-        parts = [source.read_row_group(shard, group) for group in range(len(groups))]
-        assert [part.num_rows for part in parts] == [rows for rows, _ in groups]
-        assert pa.concat_tables(parts).drop_columns("row").equals(table.drop_columns("row"))
-        labels = pa.concat_tables(source.read(shard, images=False))
-        assert set(labels.schema.names) == set(PAIR.names[:-2])
-        found += table.to_pylist()
-    return found
-
-
 # --- HPDv2 ---------------------------------------------------------------------------------------
-
-
-def hpdv2_train(root: Path) -> PairsSpec:
-    entries = [
-        {"human_preference": [1, 0], "prompt": "a cat", "file_path": ["a.jpg", "b.jpg"]},
-        {"human_preference": [0, 1], "prompt": "a dog", "file_path": ["b.jpg", "c.jpg"]},
-        {"human_preference": [0, 1], "prompt": "lost", "file_path": ["a.jpg", "gone.jpg"]},
-        {"human_preference": [1], "prompt": "short", "file_path": ["a.jpg", "b.jpg"]},
-        "no entry at all",
-    ]
-    root.mkdir(exist_ok=True)
-    (root / "train.json").write_text(json.dumps(entries))
-    return PairsSpec(kind=PairsKind.hpdv2, root=str(root))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -193,11 +147,6 @@ def test_imagereward_images_of_a_prompt_are_paired_by_rank(tmp_path: Path):
 
 
 # --- any columns ---------------------------------------------------------------------------------
-
-
-def spec_of(root: Path, kind: PairsKind, images: Images, **columns: str) -> PairsSpec:
-    mapped = {"uid_0": ""} | COLUMNS | columns
-    return PairsSpec(kind=kind, root=str(root), split="", images=images, columns=mapped)
 
 
 @pytest.mark.parametrize("kind", [PairsKind.parquet, PairsKind.jsonl])
@@ -344,16 +293,6 @@ def test_hostile_tar_members_are_refused(tmp_path: Path):
     write_tar(tmp_path / "train.tar", {"train/a.jpg": b""}, type=tarfile.FIFOTYPE)
     with pytest.raises(PairsError, match="no picture set needs"):
         open_pairs(spec)
-
-
-def write_zip(path: Path, members: dict[str, bytes], **fields: Any) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members.items():
-            info = zipfile.ZipInfo(name)
-            info.compress_type = zipfile.ZIP_DEFLATED
-            for key, value in fields.items():
-                setattr(info, key, value)
-            archive.writestr(info, content)
 
 
 def test_zips_are_read_in_place(tmp_path: Path):

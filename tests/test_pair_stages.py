@@ -28,8 +28,8 @@ from label.report import read_pictures
 from label.score import Tools, score_shard
 from label.vote import Ballot
 from tests import helpers_label as tiny
+from tests.helpers_pairs import make_set
 from tests.helpers_stores import Shop, served_folder
-from tests.test_stores import make_set
 from train.stream import PairStream, Position, StreamPlan, decided_pairs
 
 served = pytest.fixture(served_folder)

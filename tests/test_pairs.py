@@ -11,21 +11,8 @@ from hypothesis import strategies as st
 from data.pairs import PAIR, PairsError, PairsSpec, image_key, open_pairs, pair_key
 from data.parquet import valid_text
 from data.stores import StoreError
+from tests.helpers_pairs import pickapic
 from tests.test_conf import job
-
-
-def pickapic(rows: int = 10, **columns: list[object]) -> pa.Table:
-    made = {
-        "caption": [f"a cat {i}" for i in range(rows)],
-        "image_0_uid": [f"u{i}" for i in range(rows)],
-        "image_1_uid": [f"v{i}" for i in range(rows)],
-        "jpg_0": [b"0%d" % i for i in range(rows)],
-        "jpg_1": [b"1%d" % i for i in range(rows)],
-        "label_0": [1.0] * rows,
-        "label_1": [0.0] * rows,
-        "has_label": [True] * rows,
-    } | columns
-    return pa.table({name: value for name, value in made.items() if value is not None})
 
 
 def test_rows_come_in_order_under_our_names(tmp_path: Path):

@@ -2,13 +2,11 @@
 
 import io
 import json
-import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import fsspec
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,10 +14,17 @@ from data import far
 from data.far import FarStore
 from data.pairs import Images, PairsError, PairsKind, PairsSpec, open_pairs
 from data.stores import LocalStore, StoreError, ahead, open_store
+from tests.helpers_pairs import (
+    hpdv2_train,
+    make_set,
+    pickapic,
+    rows_of,
+    spec_of,
+    write_pictures,
+    write_tar,
+)
 from tests.helpers_stores import COMMIT, Shop, served_folder
 from tests.helpers_train import picture
-from tests.test_pair_layouts import hpdv2_train, rows_of, spec_of, write_pictures, write_tar
-from tests.test_pairs import pickapic
 
 served = pytest.fixture(served_folder)
 
@@ -46,51 +51,6 @@ def urls(served: Shop) -> list[str]:
 
 
 # --- the same rows from everywhere ---------------------------------------------------------------
-
-
-def imagereward(root: Path) -> PairsSpec:
-    """Four pictures of a prompt in two zips, one packed with its folder, one without."""
-    names = [f"images/train/train_{1 + i // 2}/{i}.webp" for i in range(4)]
-    table = {"image_path": names, "prompt_id": ["p"] * 4, "prompt": ["a"] * 4, "rank": [1, 2, 3, 4]}
-    pq.write_table(pa.table(table), root / "metadata-train.parquet")
-    (root / "images" / "train").mkdir(parents=True)
-    for number, members in ((1, ["train_1/0.webp", "train_1/1.webp"]), (2, ["2.webp", "3.webp"])):
-        with zipfile.ZipFile(root / f"images/train/train_{number}.zip", "w") as archive:
-            for name in members:
-                packing = zipfile.ZIP_DEFLATED if "2" in name else zipfile.ZIP_STORED
-                archive.writestr(name, picture(int(name[-6])), packing)
-    return PairsSpec(kind=PairsKind.imagereward, root=str(root))
-
-
-def make_set(kind: PairsKind, root: Path) -> PairsSpec:
-    """A small set of each layout."""
-    if kind is PairsKind.pickapic:
-        (root / "deep").mkdir()
-        table = pickapic(rows=9, jpg_0=[picture(i) for i in range(9)])
-        pq.write_table(table, root / "deep" / "train-1.parquet", row_group_size=4)
-        pq.write_table(table, root / "train-0.parquet", row_group_size=2)
-        return PairsSpec(kind=kind, root=str(root))
-    if kind is PairsKind.imagereward:
-        return imagereward(root)
-    if kind is PairsKind.hpdv2:
-        names = ["a.jpg", "b.jpg", "c.jpg"]
-        write_tar(root / "train.tar", {f"train/{n}": picture(i) for i, n in enumerate(names)})
-        return hpdv2_train(root)
-    if kind is PairsKind.hpdv3:
-        entry = {"prompt": "a cat", "path1": "images/0.jpg", "path2": "images/1.jpg"}
-        (root / "train.json").write_text(json.dumps([entry] * 5))
-        write_pictures(root, ["images/0.jpg", "images/1.jpg"])
-        return PairsSpec(kind=kind, root=str(root))
-    rows = [
-        {"text": f"cat {i}", "left": f"p/{i}.png", "right": "gone\0.png", "chose": 1}
-        for i in range(5)
-    ]
-    write_pictures(root, [row["left"] for row in rows])
-    if kind is PairsKind.parquet:
-        pq.write_table(pa.Table.from_pylist(rows), root / "x.parquet")
-    else:
-        (root / "x.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    return spec_of(root, kind, Images.paths)
 
 
 @pytest.mark.parametrize("kind", list(PairsKind))
