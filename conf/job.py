@@ -36,6 +36,8 @@ from label.config import (
 from train.config import ModelSpec, TrainSpec
 
 FOLDER = Path(__file__).parent
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it: 128 and the signal's number."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -131,6 +133,9 @@ def entry(main: Callable[[Job], None]) -> Callable[[], None]:
             print(f"error: {explain(error)}", file=sys.stderr)
             print("(BALANCEDDPO_TRACEBACK=1 shows where it was noticed)", file=sys.stderr)
             raise SystemExit(2) from error
+        except KeyboardInterrupt as error:
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from error
 
     return run
 

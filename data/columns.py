@@ -1,10 +1,8 @@
 """Parquet files with one pair a row: Pick-a-Pic, or any columns under a map."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +21,10 @@ from data.pairs import (
     check_names,
     find_files,
     image_key,
+    size_of,
 )
+from data.parquet import open_file, read_columns, read_footers, reading, valid_text
+from data.stores import Store, ahead
 
 NEEDED = ("prompt", "image_0", "image_1")
 OPTIONAL = ("uid_0", "uid_1", "human", "known", "generator_0", "generator_1")
@@ -49,42 +50,75 @@ PICKAPIC_NEEDED = ("caption", "image_0_uid", "image_1_uid", "jpg_0", "jpg_1", "l
 """`has_label` is absent from some mirrors."""
 
 
+AHEAD = 8
+"""Batches of pairs that are fetched from an object store before they are wanted."""
+
+
 @dataclass(frozen=True, slots=True)
 class ParquetPairs:
     """Parquet files with the pictures in them."""
 
-    root: Path
+    store: Store
     shards: tuple[PairShard, ...]
     columns: Mapping[str, str]
     """Our word -> their column."""
+    footers: Mapping[str, Any]
+    """File -> its `pq.FileMetaData`, read once."""
+
+    @property
+    def root(self) -> str:
+        """The set's folder, or its URL."""
+        return self.store.url
 
     def read(
         self, shard: PairShard, *, images: bool = True, batch_rows: int = 64
     ) -> Iterator[pa.Table]:
         """The shard's pairs in file order, `batch_rows` at a time, in the columns of `PAIR`.
 
-        Memory stays near one row group: `pre_buffer` would hold a whole file.
+        Raises:
+            PairsError: The file is damaged; names the first row that cannot be read.
         """
-        file = pq.ParquetFile(shard.path, pre_buffer=False)
-        columns = self._present(file, images)
-        names = list(dict.fromkeys(columns.values()))
-        row = 0
-        for batch in file.iter_batches(batch_rows, columns=names, use_threads=False):
-            yield as_pairs(pa.table(batch), columns, row)
-            row += batch.num_rows
+        tables = self._read(shard, images, batch_rows)
+        return ahead(tables, AHEAD) if self.store.far else tables
+
+    def _read(self, shard: PairShard, images: bool, batch_rows: int) -> Iterator[pa.Table]:
+        with open_file(self.store, shard.file, self.footers[shard.file]) as file:
+            columns = self._present(file, images)
+            names = list(dict.fromkeys(columns.values()))
+            batches = file.iter_batches(batch_rows, columns=names, use_threads=False)
+            row = 0
+            while True:
+                with reading(self.store, shard.file, f"row {row}, or one soon after it,"):
+                    if (batch := next(batches, None)) is None:
+                        return
+                    table = as_pairs(pa.table(batch), columns, row)
+                yield table
+                row += table.num_rows
 
     def row_groups(self, shard: PairShard) -> list[tuple[int, int]]:
         """Rows and uncompressed bytes of each row group, from the file's footer."""
-        metadata = pq.read_metadata(shard.path)
+        metadata = self.footers[shard.file]
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         return [(group.num_rows, group.total_byte_size) for group in groups]
 
     def read_row_group(self, shard: PairShard, group: int) -> pa.Table:
-        """One whole row group of the shard, in the columns of `PAIR`; rows count from 0 in it."""
-        file = pq.ParquetFile(shard.path, pre_buffer=False)
-        columns = self._present(file, images=True)
-        names = list(dict.fromkeys(columns.values()))
-        return as_pairs(file.read_row_group(group, columns=names, use_threads=False), columns, 0)
+        """One whole row group of the shard, in the columns of `PAIR`; rows count from 0 in it.
+
+        Raises:
+            PairsError: The file is damaged.
+        """
+        with (
+            open_file(self.store, shard.file, self.footers[shard.file]) as file,
+            reading(self.store, shard.file, f"row group {group}"),
+        ):
+            columns = self._present(file, images=True)
+            names = list(dict.fromkeys(columns.values()))
+            found = file.read_row_group(group, columns=names, use_threads=False)
+            return as_pairs(found, columns, 0)
+
+    def fingerprint(self, shard: PairShard) -> dict[str, str]:
+        """What names the content of the shard's file: sha256, or an object store's etag."""
+        return self.store.fingerprint(shard.file)
 
     def _present(self, file: pq.ParquetFile, images: bool) -> dict[str, str]:
         """The part of the map to read of a file."""
@@ -102,10 +136,7 @@ def as_pairs(batch: pa.Table, columns: Mapping[str, str], first_row: int) -> pa.
     made: dict[str, Any] = {"row": pa.array(range(first_row, first_row + count), pa.int64())}
     for ours in PAIR.names[1:]:
         if ours in columns:
-            found = batch[columns[ours]]
-            if pa.types.is_struct(found.type):  # Hugging Face's Image: {bytes, path}
-                found = pc.struct_field(found, "bytes")
-            made[ours] = found.cast(PAIR.field(ours).type)
+            made[ours] = _cast(batch[columns[ours]], PAIR.field(ours).type)
     if "known" in columns and "human" in made:
         nobody = pa.scalar(None, pa.float32())
         made["human"] = pc.if_else(batch[columns["known"]], made["human"], nobody)
@@ -119,26 +150,30 @@ def as_pairs(batch: pa.Table, columns: Mapping[str, str], first_row: int) -> pa.
     return pa.table([made[name] for name in names], names=names)
 
 
-def open_pickapic(root: Path, spec: PairsSpec) -> PairSource:
+def _cast(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray:
+    if pa.types.is_struct(column.type):  # Hugging Face's Image: {bytes, path}
+        column = pc.struct_field(column, "bytes")
+    return valid_text(column.cast(wanted))
+
+
+def open_pickapic(root: Store, spec: PairsSpec) -> PairSource:
     """Parquet files in the schema of Pick-a-Pic v1 and v2."""
     files = find_files(root, spec.split, ".parquet")
-    shards = _whole_files(root, files, spec.max_pairs, PICKAPIC_NEEDED, "")
-    return ParquetPairs(root, shards, PICKAPIC)
+    footers = _footers(root, files, spec.max_pairs, PICKAPIC_NEEDED)
+    return ParquetPairs(root, _whole_files(root, footers, ""), PICKAPIC, footers)
 
 
-def open_parquet(root: Path, spec: PairsSpec) -> PairSource:
+def open_parquet(root: Store, spec: PairsSpec) -> PairSource:
     """Parquet files under a column map, with the pictures in them or named by path."""
     columns, reading = column_map(spec)
     files = find_files(root, spec.split, ".parquet")
-    shards = _whole_files(root, files, spec.max_pairs, tuple(columns.values()), reading)
-    for shard in shards:
-        _check_types(shard.path, columns, spec.images)
+    footers = _footers(root, files, spec.max_pairs, tuple(columns.values()))
+    for name, footer in footers.items():
+        _check_types(root, name, footer, columns, spec.images)
     if spec.images is Images.inline:
-        return ParquetPairs(root, shards, columns)
-    names = list(dict.fromkeys(columns.values()))
-    listings = {
-        shard.path: _paths_of(pq.read_table(shard.path, columns=names), columns) for shard in shards
-    }
+        return ParquetPairs(root, _whole_files(root, footers, reading), columns, footers)
+    wanted = list(dict.fromkeys(columns.values()))
+    listings = {name: _paths_of(read_columns(root, name, wanted), columns) for name in footers}
     return listed_pairs(root, spec, listings, reading=reading)
 
 
@@ -159,33 +194,31 @@ def column_map(spec: PairsSpec) -> tuple[dict[str, str], str]:
     return columns, json.dumps({"columns": columns, "images": spec.images.value}, sort_keys=True)
 
 
-def _whole_files(
-    root: Path, files: Sequence[Path], max_pairs: int, needed: Sequence[str], reading: str
-) -> tuple[PairShard, ...]:
-    shards: list[PairShard] = []
-    total = 0
-    for path in files:
-        if max_pairs and total >= max_pairs:
-            break
-        try:
-            metadata = pq.read_metadata(path)
-        except (OSError, pa.ArrowException) as error:
-            raise PairsError(f"{path} is not a readable Parquet file: {error}") from error
-        check_names(str(path), needed, metadata.schema.to_arrow_schema().names)
-        name, rows = path.relative_to(root).as_posix(), int(metadata.num_rows)
-        size = path.stat().st_size
-        shards.append(PairShard(len(shards), name, path, rows, size, reading=reading))
-        total += rows
-    return tuple(shards)
+def _footers(
+    root: Store, files: Sequence[str], max_pairs: int, needed: Sequence[str]
+) -> dict[str, Any]:
+    footers = read_footers(root, files, max_pairs)
+    for name, footer in footers.items():
+        check_names(f"{root.url}/{name}", needed, footer.schema.to_arrow_schema().names)
+    return footers
 
 
-def _check_types(path: Path, columns: Mapping[str, str], images: Images) -> None:
+def _whole_files(root: Store, footers: Mapping[str, Any], reading: str) -> tuple[PairShard, ...]:
+    return tuple(
+        PairShard(i, name, name, int(footer.num_rows), size_of(root, name), reading=reading)
+        for i, (name, footer) in enumerate(footers.items())
+    )
+
+
+def _check_types(
+    root: Store, file: str, footer: Any, columns: Mapping[str, str], images: Images
+) -> None:
     """Refuse columns that do not hold what the map says.
 
     Raises:
         PairsError: Names the column, its type, and what is needed.
     """
-    schema = pq.read_schema(path)
+    path, schema = f"{root.url}/{file}", footer.schema.to_arrow_schema()
     for ours in NEEDED:
         name = columns[ours]
         found = schema.field(name).type
@@ -201,8 +234,8 @@ def _check_types(path: Path, columns: Mapping[str, str], images: Images) -> None
                 "for text"
             )
     if "human" in columns:
-        values = pq.read_table(path, columns=[columns["human"]])[columns["human"]].to_pylist()
-        check_human(str(path), columns["human"], values)
+        values = read_columns(root, file, [columns["human"]])[columns["human"]].to_pylist()
+        check_human(path, columns["human"], values)
 
 
 def check_human(where: str, column: str, values: Sequence[Any]) -> None:
@@ -222,7 +255,7 @@ def check_human(where: str, column: str, values: Sequence[Any]) -> None:
 
 def in_unit(value: Any) -> bool:
     """Whether a value can be a human choice."""
-    return isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value <= 1
+    return isinstance(value, (int, float)) and 0 <= value <= 1
 
 
 def _paths_of(table: pa.Table, columns: Mapping[str, str]) -> InMemory:

@@ -13,6 +13,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused unread: no generator makes them, and bombs do."""
 
+MAX_ASPECT = 32
+"""The longer side may be so many times the shorter: a 20000x1 picture is small, but 4.5 million
+pixels wide once its short side is 224."""
+
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
@@ -21,7 +25,7 @@ class UnreadableImageError(ValueError):
 
 
 class TooLargeImageError(UnreadableImageError):
-    """The picture has more than `MAX_PIXELS` pixels."""
+    """The picture has more than `MAX_PIXELS` pixels, or would have them once resized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +40,9 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an encoded picture to RGB, whatever its name says; animations give their first frame.
 
     Raises:
-        TooLargeImageError: More than `max_pixels` pixels.
+        TooLargeImageError: More than `max_pixels` pixels, or one side `MAX_ASPECT` times the other.
         UnreadableImageError: Not a picture, torn, or of a format outside `FORMATS`.
+        MemoryError: This machine has too little for it, which says nothing of the picture.
     """
     if not content:
         raise UnreadableImageError("no bytes")
@@ -45,18 +50,26 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content), formats=FORMATS)
-            if image.width * image.height > max_pixels:
-                raise TooLargeImageError(f"{image.width}x{image.height} pixels")  # noqa: TRY301
+            _check_size(image, max_pixels)
             image.load()  # `verify()` passes on a JPEG cut in half
             return to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLargeImageError(str(error)) from error
-    except UnreadableImageError:
+    except (UnreadableImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:  # its own message holds an address in memory
         raise UnreadableImageError(f"not a picture of {', '.join(FORMATS)}") from error
     except Exception as error:  # PIL's plugins raise nearly anything on damaged bytes
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    short, long = sorted(image.size)
+    size = f"{image.width}x{image.height} pixels"
+    if short * long > max_pixels:
+        raise TooLargeImageError(size)
+    if long > MAX_ASPECT * short:
+        raise TooLargeImageError(f"{size}, one side more than {MAX_ASPECT} times the other")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

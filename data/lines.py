@@ -6,19 +6,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from data.columns import check_human, column_map, in_unit
 from data.listed import GROUP_ROWS, LISTED, ListedPairs, listed_pairs
 from data.pairs import BLOBS, Images, PairsError, PairsSpec, check_names, find_files, text_of
+from data.stores import Store
 
 
 @dataclass(frozen=True, slots=True)
 class JsonLines:
     """A file of JSON lines, read where it is needed: inline pictures may be many gigabytes."""
 
-    path: Path
+    store: Store
+    file: str
     columns: Mapping[str, str]
     images: Images
     offsets: tuple[int, ...]
@@ -29,7 +30,7 @@ class JsonLines:
         """Consecutive pairs in the columns of `LISTED`; a line that is no pair has only nulls."""
         if not count:
             return []
-        with self.path.open("rb") as file:
+        with self.store.open(self.file) as file:
             file.seek(self.offsets[first // GROUP_ROWS])
             skipped = first % GROUP_ROWS
             lines = islice((line for line in file if line.strip()), skipped, skipped + count)
@@ -37,7 +38,7 @@ class JsonLines:
 
     def _row(self, line: bytes) -> dict[str, Any]:
         try:
-            value = json.loads(line)
+            value = json.loads(line.decode("utf-8-sig", "replace"))
         except (ValueError, RecursionError):
             value = None
         found = value if isinstance(value, dict) else {}
@@ -47,7 +48,7 @@ class JsonLines:
             path = text_of(row[image])
             row[image] = _decoded(path) if inline else path
             uid = row[f"uid_{side}"]
-            row[f"uid_{side}"] = (None if inline else path) if uid is None else str(uid)
+            row[f"uid_{side}"] = (None if inline else path) if uid is None else text_of(str(uid))
             row[f"generator_{side}"] = text_of(row[f"generator_{side}"])
         known = row.pop("known") is not False
         row["human"] = row["human"] if known and in_unit(row["human"]) else None
@@ -55,24 +56,24 @@ class JsonLines:
         return row
 
 
-def open_jsonl(root: Path, spec: PairsSpec) -> ListedPairs:
+def open_jsonl(root: Store, spec: PairsSpec) -> ListedPairs:
     """JSON lines under a column map, pictures in base64 or named by path."""
     columns, reading = column_map(spec)
     listings = {
-        path: _indexed(path, columns, spec.images)
-        for path in find_files(root, spec.split, ".jsonl")
+        name: _indexed(root, name, columns, spec.images)
+        for name in find_files(root, spec.split, ".jsonl")
     }
     return listed_pairs(root, spec, listings, reading=reading)
 
 
-def _indexed(path: Path, columns: Mapping[str, str], images: Images) -> JsonLines:
+def _indexed(root: Store, name: str, columns: Mapping[str, str], images: Images) -> JsonLines:
     """Find every line once, and check the first ones.
 
     Raises:
         PairsError: The first line is no object or lacks a key, or a human choice is no number.
     """
     offsets, checked, rows, position = [], [], 0, 0
-    with path.open("rb") as file:
+    with root.open(name) as file:
         for line in file:
             if line.strip():
                 if rows % GROUP_ROWS == 0:
@@ -81,22 +82,22 @@ def _indexed(path: Path, columns: Mapping[str, str], images: Images) -> JsonLine
                     checked.append(line)
                 rows += 1
             position += len(line)
-    _check_lines(path, checked, columns)
-    return JsonLines(path, columns, images, tuple(offsets), rows)
+    _check_lines(f"{root.url}/{name}", checked, columns)
+    return JsonLines(root, name, columns, images, tuple(offsets), rows)
 
 
-def _check_lines(path: Path, lines: Sequence[bytes], columns: Mapping[str, str]) -> None:
+def _check_lines(path: str, lines: Sequence[bytes], columns: Mapping[str, str]) -> None:
     for number, line in enumerate(lines):
         try:
-            value = json.loads(line)
-        except ValueError as error:
+            value = json.loads(line.decode("utf-8-sig", "replace"))
+        except (ValueError, RecursionError) as error:
             value = error
         if number == 0:
             if not isinstance(value, dict):
                 raise PairsError(f"{path}: the first line is no JSON object ({value})")
             check_names(f"{path}, first line,", columns.values(), list(value))
         if isinstance(value, dict) and "human" in columns:
-            check_human(str(path), columns["human"], [value.get(columns["human"])])
+            check_human(path, columns["human"], [value.get(columns["human"])])
 
 
 def _decoded(text: str | None) -> bytes | None:

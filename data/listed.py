@@ -6,17 +6,19 @@ Such files have no row groups and may hold a million pairs, so a list is cut int
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 
-from data.pairs import BLOBS, PAIR, Images, PairShard, PairsKind, PairsSpec, image_key
-from data.pictures import NUM_TRIED, Pictures, open_pictures
+from data.pairs import BLOBS, PAIR, Images, PairShard, PairsKind, PairsSpec, image_key, size_of
+from data.pictures import ARCHIVES, NUM_TRIED, Pictures, open_pictures
+from data.stores import Store, ahead, open_store
 
 GROUP_ROWS = 256
 """What is read on its own in stage two; with 170 kB a picture, 87 MB."""
 SHARD_ROWS = 16 * GROUP_ROWS
+AHEAD = 2
+"""Batches of pairs whose pictures are fetched from an object store before they are wanted."""
 NUM_MEASURED = 8
 """Pairs of a row group whose pictures' sizes are looked up to estimate its bytes."""
 
@@ -69,17 +71,27 @@ class InMemory:
 class ListedPairs:
     """Pairs from lists and pictures from files."""
 
-    root: Path
+    store: Store
+    """Where the lists lie."""
     shards: tuple[PairShard, ...]
-    listings: Mapping[Path, Listing]
+    listings: Mapping[str, Listing]
+    """By the list's file."""
     pictures: Pictures
+
+    @property
+    def root(self) -> str:
+        """The set's folder, or its URL."""
+        return self.store.url
 
     def read(
         self, shard: PairShard, *, images: bool = True, batch_rows: int = 64
     ) -> Iterator[pa.Table]:
         """The shard's pairs in order, `batch_rows` at a time, in the columns of `PAIR`."""
-        for start in range(0, shard.rows, batch_rows):
-            yield self._table(shard, start, min(batch_rows, shard.rows - start), start, images)
+        tables = (
+            self._table(shard, start, min(batch_rows, shard.rows - start), start, images)
+            for start in range(0, shard.rows, batch_rows)
+        )
+        return ahead(tables, AHEAD) if images and self.pictures.store.far else tables
 
     def row_groups(self, shard: PairShard) -> list[tuple[int, int]]:
         """Rows and bytes of each `GROUP_ROWS`; bytes are estimated from some of the pictures."""
@@ -98,22 +110,24 @@ class ListedPairs:
     def _table(
         self, shard: PairShard, start: int, count: int, first_row: int, images: bool
     ) -> pa.Table:
-        rows = self.listings[shard.path].rows(shard.first + start, count)
-        for row, listed in enumerate(rows, first_row):
-            listed["row"] = row
+        rows = self.listings[shard.file].rows(shard.first + start, count)
+        named = [row[name] for row in rows for name in BLOBS]
+        contents = iter(self.pictures.read_all(named) if images else [None] * len(named))
+        for number, row in enumerate(rows, first_row):
+            row["row"] = number
             for side, name in enumerate(BLOBS):
-                value = listed[name]
-                if isinstance(value, bytes) and listed[f"uid_{side}"] is None:
-                    listed[f"uid_{side}"] = image_key(value).hex()
-                listed[name] = self._content(value) if images else None
+                if isinstance(row[name], bytes) and row[f"uid_{side}"] is None:
+                    row[f"uid_{side}"] = image_key(row[name]).hex()
+                row[name] = next(contents)
         table = pa.Table.from_pylist(rows, schema=PAIR)
         return table if images else table.drop_columns(list(BLOBS))
 
-    def _content(self, value: str | bytes | None) -> bytes | None:
-        return self.pictures.read(value) if isinstance(value, str) else value
+    def fingerprint(self, shard: PairShard) -> dict[str, str]:
+        """What names the content of the shard's list: sha256, or an object store's etag."""
+        return self.store.fingerprint(shard.file)
 
     def _estimate(self, shard: PairShard, start: int, rows: int) -> int:
-        listing = self.listings[shard.path]
+        listing = self.listings[shard.file]
         measured = min(rows, NUM_MEASURED)
         values = [
             row[name] for row in listing.rows(shard.first + start, measured) for name in BLOBS
@@ -135,45 +149,46 @@ def as_listed(rows: Iterable[tuple[str | None, str | None, str | None, float | N
 
 
 def listed_pairs(
-    root: Path,
+    root: Store,
     spec: PairsSpec,
-    listings: Mapping[Path, Listing],
+    listings: Mapping[str, Listing],
     prefixes: tuple[str, ...] = ("",),
     reading: str = "",
+    archives: tuple[str, ...] = ARCHIVES,
 ) -> ListedPairs:
     """A pair set from its lists, with the folder of pictures found and tried.
 
     Raises:
+        StoreError: There is no such folder of pictures.
         PairsError: The pictures are not where the lists say.
     """
     shards = _cut(root, listings, spec.max_pairs, reading)
-    images = Path(spec.image_root).expanduser() if spec.image_root else root
     if spec.kind is PairsKind.jsonl and spec.images is Images.inline:
-        return ListedPairs(root, shards, listings, Pictures(images))  # the list has them all
+        return ListedPairs(root, shards, listings, Pictures(root))  # the list has them all
+    hint = "give the folder of the pictures"
+    images = open_store("pairs.image_root", spec.image_root, hint) if spec.image_root else root
     tried = _some_paths(shards, listings)
-    return ListedPairs(root, shards, listings, open_pictures(images, prefixes, tried))
+    return ListedPairs(root, shards, listings, open_pictures(images, prefixes, tried, archives))
 
 
 def _cut(
-    root: Path, listings: Mapping[Path, Listing], max_pairs: int, reading: str
+    root: Store, listings: Mapping[str, Listing], max_pairs: int, reading: str
 ) -> tuple[PairShard, ...]:
     shards: list[PairShard] = []
     total = 0
-    for path, listing in listings.items():
-        name, size = path.relative_to(root).as_posix(), path.stat().st_size
+    for name, listing in listings.items():
+        size = size_of(root, name)
         for number, first in enumerate(range(0, listing.num_rows, SHARD_ROWS)):
             if max_pairs and total >= max_pairs:
                 return tuple(shards)
             rows = min(SHARD_ROWS, listing.num_rows - first)
             stretch = f"{name}#{number:05d}"
-            shards.append(PairShard(len(shards), stretch, path, rows, size, first, reading))
+            shards.append(PairShard(len(shards), stretch, name, rows, size, first, reading))
             total += rows
     return tuple(shards)
 
 
-def _some_paths(
-    shards: tuple[PairShard, ...], listings: Mapping[Path, Listing]
-) -> list[str | None]:
+def _some_paths(shards: tuple[PairShard, ...], listings: Mapping[str, Listing]) -> list[str | None]:
     """Paths of some pairs spread over the set."""
     step = max(1, len(shards) // NUM_TRIED)
     count = max(1, NUM_TRIED // max(1, len(shards)))
@@ -181,6 +196,6 @@ def _some_paths(
         row
         for shard in shards[::step]
         for at in range(0, shard.rows, max(1, shard.rows // count))
-        for row in listings[shard.path].rows(shard.first + at, 1)
+        for row in listings[shard.file].rows(shard.first + at, 1)
     ]
     return [row[name] for row in rows for name in BLOBS if isinstance(row[name], str)]

@@ -10,10 +10,12 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
+
+from data.stores import Store, open_store
 
 PAIR = pa.schema(
     [
@@ -60,7 +62,7 @@ class PairsSpec:
     kind: PairsKind = PairsKind.pickapic
     """The files' layout."""
     root: str = "???"
-    """Folder of the pair files."""
+    """Folder of the pair files, or its URL: hf://datasets/owner/name@commit/folder, s3://..."""
     split: str = "train"
     """Files are taken whose name begins with this; empty takes all."""
     miniature_pairs: int = 0
@@ -68,7 +70,8 @@ class PairsSpec:
     max_pairs: int = 0
     """Take whole shards until at least this many pairs; 0 takes all."""
     image_root: str = ""
-    """Folder that image paths are relative to, or that has them in .tar files; empty means root."""
+    """Folder or URL that image paths are relative to, or that has them in .tar or .zip files; empty
+    means root."""
     side_seed: int = 0
     """HPDv3 lists the winner first; this decides which of the two becomes image 0."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -84,8 +87,9 @@ class PairShard:
     index: int
     """Position in the set; its score and label shards have the same number."""
     name: str
-    """Path relative to the set's root, with `#` and a number for a stretch; `source` in labels."""
-    path: Path
+    """The file, with `#` and a number for a stretch; `source` in labels."""
+    file: str
+    """The file's path relative to the set's root."""
     rows: int
     bytes: int
     """Of the whole file."""
@@ -100,8 +104,8 @@ class PairSource(Protocol):
     """A pair set that can be read in order and again by row group."""
 
     @property
-    def root(self) -> Path:
-        """The set's folder."""
+    def root(self) -> str:
+        """The set's folder, or its URL."""
 
     @property
     def shards(self) -> tuple[PairShard, ...]:
@@ -121,6 +125,15 @@ class PairSource(Protocol):
     def read_row_group(self, shard: PairShard, group: int) -> pa.Table:
         """One whole row group of the shard, in the columns of `PAIR`; rows count from 0 in it."""
 
+    def fingerprint(self, shard: PairShard) -> dict[str, str]:
+        """What names the content of the shard's file: sha256, or an object store's etag."""
+
+
+ROOT_HINT = (
+    "give the folder of the pair files (pairs=pickapic pairs.root=/path/to/pickapic_v2/data), or "
+    "its URL (hf://datasets/..., s3://...)"
+)
+
 
 class PairsError(ValueError):
     """The pair set cannot be used; the message says what was found and what is needed."""
@@ -130,25 +143,26 @@ def open_pairs(spec: PairsSpec) -> PairSource:
     """Find the pair files and check that they have what is needed, before any weight is loaded.
 
     Raises:
-        PairsError: No such folder, no files, a missing column, or no rows.
+        StoreError: No such folder, or no way to it.
+        PairsError: No files, a missing column, or no rows.
     """
-    root = Path(spec.root).expanduser()
+    if spec.miniature_pairs and "://" in spec.root:
+        raise PairsError(
+            f"pairs.miniature_pairs={spec.miniature_pairs} draws the miniature into pairs.root, "
+            f"but {spec.root} is no folder of this machine; say what is there (pairs=pickapic)"
+        )
     if spec.miniature_pairs:
         from data.miniature.pairs import ensure_pairs  # the renderer is only for the miniature
 
-        ensure_pairs(root, spec.miniature_pairs)
-    if not root.is_dir():
-        raise PairsError(
-            f"pairs.root={spec.root} is not a folder; give the folder of the pair files "
-            "(pairs=pickapic pairs.root=/path/to/pickapic_v2/data)"
-        )
+        ensure_pairs(Path(spec.root).expanduser(), spec.miniature_pairs)
+    root = open_store("pairs.root", spec.root, ROOT_HINT)
     source = _open_kind(root, spec)
     if not sum(shard.rows for shard in source.shards):
         raise PairsError(f"the files of split {spec.split!r} under {spec.root} hold no pairs")
     return source
 
 
-def _open_kind(root: Path, spec: PairsSpec) -> PairSource:
+def _open_kind(root: Store, spec: PairsSpec) -> PairSource:
     from data import columns, lines, rankings  # they build on this module
 
     match spec.kind:
@@ -169,20 +183,32 @@ def _open_kind(root: Path, spec: PairsSpec) -> PairSource:
 # --- for the layouts -----------------------------------------------------------------------------
 
 
-def find_files(root: Path, prefix: str, suffix: str, *, deep: bool = True) -> list[Path]:
+def find_files(root: Store, prefix: str, suffix: str, *, deep: bool = True) -> list[str]:
     """The files of a split, sorted by path.
 
     Raises:
         PairsError: There is none; names some that are there.
     """
-    every = sorted((root.rglob if deep else root.glob)(f"*{suffix}"))
-    files = [path for path in every if path.name.startswith(prefix)]
+    every = root.names(f"**/*{suffix}" if deep else f"*{suffix}")
+    files = [name for name in every if PurePosixPath(name).name.startswith(prefix)]
     if not files:
-        others = sorted({path.name for path in every})[:3]
+        others = sorted({PurePosixPath(name).name for name in every})[:3]
         kind = {".parquet": "Parquet", ".json": "JSON"}.get(suffix, suffix)
         found = f"it has {', '.join(others)}" if others else f"it has no {kind} file at all"
-        raise PairsError(f"no {prefix}*{suffix} under pairs.root={root}; {found}")
+        raise PairsError(f"no {prefix}*{suffix} under pairs.root={root.url}; {found}")
     return files
+
+
+def size_of(root: Store, name: str) -> int:
+    """Bytes of a file that was listed.
+
+    Raises:
+        PairsError: It is gone.
+    """
+    size = root.size(name)
+    if size is None:
+        raise PairsError(f"{root.url}/{name} was there a moment ago; run the same command again")
+    return size
 
 
 def check_names(where: str, wanted: Iterable[str], found: Sequence[str]) -> None:

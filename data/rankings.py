@@ -7,15 +7,14 @@ import json
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from itertools import combinations
-from math import isfinite
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any, TypeAlias
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data.listed import ListedPairs, as_listed, listed_pairs
 from data.pairs import PairsError, PairsSpec, check_names, find_files, text_of
+from data.parquet import open_file, read_columns
+from data.pictures import ARCHIVES
+from data.stores import Store
 
 Row: TypeAlias = tuple[str | None, str | None, str | None, float | None]
 """Prompt, path of image 0, path of image 1, human choice."""
@@ -26,67 +25,66 @@ HPDV3 = ("prompt", "path1", "path2")
 IMAGEREWARD = ("image_path", "prompt_id", "prompt", "rank")
 
 
-def open_hpdv2(root: Path, spec: PairsSpec) -> ListedPairs:
+def open_hpdv2(root: Store, spec: PairsSpec) -> ListedPairs:
     """HPDv2: `train.json` with one choice of two, `test.json` with averaged rankings of many.
 
     Pictures lie in `train/` and `test/`, or in train.tar and test.tar.
     """
     files = find_files(root, spec.split, ".json", deep=False)
-    listings = {path: as_listed(hpdv2_rows(path)) for path in files}
-    prefixes = ("", *dict.fromkeys(path.stem for path in files))
+    listings = {name: as_listed(hpdv2_rows(root, name)) for name in files}
+    prefixes = ("", *dict.fromkeys(PurePosixPath(name).stem for name in files))
     return listed_pairs(root, spec, listings, prefixes)
 
 
-def hpdv2_rows(path: Path) -> Iterator[Row]:
+def hpdv2_rows(root: Store, name: str) -> Iterator[Row]:
     """The pairs of an HPDv2 list."""
-    entries = read_entries(path)
+    entries = read_entries(root, name)
     ranked = bool(entries) and "rank" in entries[0]
     names = HPDV2_RANKING if ranked else HPDV2_PREFERENCE
     if entries:
-        check_names(f"{path}, first entry,", names, list(entries[0]))
+        check_names(f"{root.url}/{name}, first entry,", names, list(entries[0]))
     for entry in entries:
         prompt, images, judged = (entry.get(name) for name in names)
         ranks = judged if ranked else _negated(judged)
         yield from ranking_rows(prompt, images, ranks)
 
 
-def open_hpdv3(root: Path, spec: PairsSpec) -> ListedPairs:
+def open_hpdv3(root: Store, spec: PairsSpec) -> ListedPairs:
     """HPDv3: path1 was always preferred, so sides are drawn, or a bias of position would hide."""
     files = find_files(root, spec.split, ".json", deep=False)
-    listings = {path: as_listed(hpdv3_rows(path, spec.side_seed)) for path in files}
+    listings = {name: as_listed(hpdv3_rows(root, name, spec.side_seed)) for name in files}
     return listed_pairs(root, spec, listings, reading=f"sides by seed {spec.side_seed}")
 
 
-def hpdv3_rows(path: Path, seed: int) -> Iterator[Row]:
+def hpdv3_rows(root: Store, name: str, seed: int) -> Iterator[Row]:
     """The pairs of an HPDv3 list, each winner on the side that (seed, row) says."""
-    entries = read_entries(path)
+    entries = read_entries(root, name)
     if entries:
-        check_names(f"{path}, first entry,", HPDV3, list(entries[0]))
+        check_names(f"{root.url}/{name}, first entry,", HPDV3, list(entries[0]))
     for row, entry in enumerate(entries):
         prompt, winner, loser = (text_of(entry.get(name)) for name in HPDV3)
         swapped = blake2b(f"{seed}/{row}".encode(), digest_size=1).digest()[0] & 1
         yield (prompt, loser, winner, 0.0) if swapped else (prompt, winner, loser, 1.0)
 
 
-def open_imagereward(root: Path, spec: PairsSpec) -> ListedPairs:
-    """ImageRewardDB: `metadata-<split>.parquet`, one row an image; unpack its zips into `images/`.
+def open_imagereward(root: Store, spec: PairsSpec) -> ListedPairs:
+    """ImageRewardDB: `metadata-<split>.parquet`, one row an image; pictures in `images/`, zipped.
 
     Every prompt's images make pairs; rank 1 is best.
     """
     files = find_files(root, f"metadata-{spec.split}", ".parquet")
-    listings = {path: as_listed(imagereward_rows(path)) for path in files}
-    folders = dict.fromkeys(path.parent.relative_to(root).as_posix() for path in files)
+    listings = {name: as_listed(imagereward_rows(root, name)) for name in files}
+    folders = dict.fromkeys(PurePosixPath(name).parent.as_posix() for name in files)
     prefixes = dict.fromkeys(["", "images", *folders])
-    return listed_pairs(root, spec, listings, tuple(prefixes))
+    archives = (*ARCHIVES, "images/*/*.zip")
+    return listed_pairs(root, spec, listings, tuple(prefixes), archives=archives)
 
 
-def imagereward_rows(path: Path) -> Iterator[Row]:
+def imagereward_rows(root: Store, name: str) -> Iterator[Row]:
     """The pairs of an ImageRewardDB table, prompt by prompt in order of first appearance."""
-    try:
-        check_names(str(path), IMAGEREWARD, pq.read_schema(path).names)
-        table = pq.read_table(path, columns=list(IMAGEREWARD))
-    except (OSError, pa.ArrowException) as error:
-        raise PairsError(f"{path} is not a readable Parquet file: {error}") from error
+    with open_file(root, name) as file:
+        check_names(f"{root.url}/{name}", IMAGEREWARD, file.schema_arrow.names)
+    table = read_columns(root, name, IMAGEREWARD)
     prompts: dict[Any, list[dict[str, Any]]] = {}
     for image in table.to_pylist():
         prompts.setdefault(image["prompt_id"], []).append(image)
@@ -108,21 +106,23 @@ def ranking_rows(prompt: Any, images: Any, ranks: Any) -> Iterator[Row]:
 
 def better(rank_0: Any, rank_1: Any) -> float | None:
     """The human choice by two ranks, lower is better: 1, 0, or 0.5 when equal; None if unknown."""
-    if not all(isinstance(rank, (int, float)) and isfinite(rank) for rank in (rank_0, rank_1)):
+    if not all(isinstance(rank, (int, float)) and rank == rank for rank in (rank_0, rank_1)):
         return None
     if rank_0 == rank_1:
         return 0.5
     return 1.0 if rank_0 < rank_1 else 0.0
 
 
-def read_entries(path: Path) -> Sequence[dict[str, Any]]:
+def read_entries(root: Store, name: str) -> Sequence[dict[str, Any]]:
     """The objects of a JSON list; anything else in it becomes an empty object.
 
     Raises:
         PairsError: The file is no JSON list.
     """
+    path = f"{root.url}/{name}"
     try:
-        value = json.loads(path.read_bytes())
+        with root.open(name) as file:
+            value = json.loads(file.read().decode("utf-8-sig", "replace"))
     except (ValueError, RecursionError) as error:
         raise PairsError(f"{path} is no JSON file: {error}") from error
     if not isinstance(value, list) or not (not value or isinstance(value[0], dict)):

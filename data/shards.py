@@ -6,11 +6,13 @@ directory listing. Each shard carries the settings it was made with in its foote
 interrupted set can be continued, and one made with other settings is refused.
 """
 
+import errno
 import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,6 +25,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 SETTINGS_KEY = b"balanceddpo.settings"
 ROW_GROUP_ROWS = 65_536
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 NOT_THIS_SET = (
     "{path} is not a {kind} set: {problem}. Delete the folder, or choose another run folder."
@@ -100,15 +103,33 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}")
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a small file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to fill beside `path`, which takes its place at the end of the block, or nothing does.
+
+    Raises:
+        ShardError: The disk is full or cannot be written; says what to do.
+    """
     partial = partial_of(path)
     try:
-        partial.write_bytes(content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
         replace_whole(partial, path)
+    except OSError as error:
+        cure = "free some space" if error.errno in NO_SPACE else "make its folder writable"
+        raise ShardError(
+            f"{path} cannot be written ({error}); {cure} or choose another place (runs=...), then "
+            "run the same command again: what is finished is kept"
+        ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a small file whole or not at all."""
+    with whole(path) as partial:
+        partial.write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -130,13 +151,11 @@ def write_table(
     `blobs` names columns of encoded bytes: they are stored as they are, without dictionary,
     statistics or compression, which is 5 to 10 times faster to stream.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_of(path)
     plain = [name for name in table.column_names if name not in blobs]
     if settings is not None:
         footer = {SETTINGS_KEY: json.dumps(settings, sort_keys=True).encode()}
         table = table.replace_schema_metadata(footer)
-    try:
+    with whole(path) as partial:
         pq.write_table(
             table,
             partial,
@@ -146,9 +165,6 @@ def write_table(
             write_statistics=plain if blobs else True,
             write_page_checksum=True,
         )
-        replace_whole(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -5,9 +5,10 @@ A worker imports PIL and numpy, never torch. It leaves when its parent dies, how
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import Any
@@ -40,17 +41,32 @@ class Decoder:
 
     def submit(self, chunk: Sequence[tuple[bytes, Sequence[View]]]) -> Callable[[], list[Prepared]]:
         """Begin to prepare a chunk; call the answer to wait for it."""
-        future = self._executor.submit(prepare_many, chunk)
+        with _explained():  # a broken pool takes no more work
+            future = self._executor.submit(prepare_many, chunk)
         return lambda: _result(future)
 
 
 def _result(future: Future[list[Prepared]]) -> list[Prepared]:
-    try:
+    with _explained():
         return future.result()
-    except BrokenProcessPool as error:
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Says what to do about a process that is gone or has no memory.
+
+    Raises:
+        ValueError: Instead of the pool's errors.
+    """
+    try:
+        yield
+    except (BrokenProcessPool, MemoryError) as error:
+        killed = isinstance(error, BrokenProcessPool)
+        happened = "was killed, most likely for" if killed else "failed for"
         raise ValueError(
-            "a process that decodes pictures was killed, most likely for want of memory; lower "
-            "label.workers (0 decodes in the main process) and run the same command again"
+            f"a process that decodes pictures {happened} want of memory; lower label.workers "
+            "(0 decodes in the main process) and run the same command again: what is finished is "
+            "kept"
         ) from error
 
 

@@ -93,7 +93,8 @@ class ScoreSets:
         if not path.exists():
             return False
         found = read_settings(path)
-        found.get("source", {}).pop("sha256", None)  # known only after the pairs were read
+        for word in ("sha256", "etag"):  # known only after the pairs were read
+            found.get("source", {}).pop(word, None)
         refuse_other_settings(path, found, self.settings(name, shard))
         return True
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data.pairs import PairShard, PairSource, image_key, pair_key
-from data.shards import sha256_of, write_table
+from data.shards import write_table
 from data.tables import PAIR_FACTS, SCORES, Status
 from label.config import MetricSpec
 from label.decode import Decoder
@@ -57,14 +57,16 @@ def score_shard(work: Work, tools: Tools) -> None:
     reader = _timed(tools.pairs.read(work.shard, batch_rows=READ_ROWS), tools.clock)
     rows = _Rows(work.shard)
     with ThreadPoolExecutor(1) as background:  # hashing releases the GIL and reads what we read
-        digest = background.submit(sha256_of, work.shard.path) if FACTS in work.sets else None
+        digest = (
+            background.submit(tools.pairs.fingerprint, work.shard) if FACTS in work.sets else None
+        )
         while _score_stretch(islice(reader, STRETCH), panel, rows, tools):
             pass
         with tools.clock.measure("write"):
             for name in work.sets:
                 settings = tools.sets.settings(name, work.shard)
                 if name == FACTS and digest is not None:
-                    settings["source"]["sha256"] = digest.result()
+                    settings["source"] |= digest.result()
                 table = rows.facts() if name == FACTS else rows.scores(name)
                 write_table(tools.sets.path(name, work.shard), table, settings)
 

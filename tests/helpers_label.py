@@ -1,15 +1,18 @@
 """Tiny scorers with random weights, and tiny pair sets with every kind of broken row."""
 
+import atexit
 import contextlib
 import importlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 import traceback
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -265,12 +268,20 @@ class Nursery:
             env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
         )  # fmt: skip
 
-    def start(self, arguments: list[str], out: Path, **environment: str) -> Program:
-        """Start the program; all it says goes to `out`."""
+    def start(
+        self, arguments: list[str], out: Path, largest_file: int = 0, **environment: str
+    ) -> Program:
+        """Start the program in a process group of its own; all it says goes to `out`.
+
+        It can write no file of more than `largest_file` bytes: as good as a full disk.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         status_path(out).unlink(missing_ok=True)
-        request = {"arguments": arguments, "out": str(out), "environment": environment}
+        request = {
+            "arguments": arguments, "out": str(out), "environment": environment,
+            "largest_file": largest_file,
+        }  # fmt: skip
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return Program(int(self._process.stdout.readline()), out)
@@ -283,6 +294,28 @@ class Nursery:
     def close(self) -> None:
         """End the process; it leaves at the end of its input."""
         self._process.communicate(timeout=PATIENCE_S)
+
+
+@cache
+def nursery() -> Nursery:
+    """The one nursery of this test session."""
+    made = Nursery()
+    atexit.register(made.close)
+    return made
+
+
+def members(group: int) -> dict[int, str]:
+    """The living processes of a process group, with their command lines."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, pgrp = path.read_text().rpartition(")")[2].split()[:3]
+            command = path.with_name("cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if int(pgrp) == group and state != "Z":
+            found[int(path.parent.name)] = command
+    return found
 
 
 def status_path(out: Path) -> Path:
@@ -310,11 +343,15 @@ def serve() -> None:
         os._exit(0)
 
 
-def program(arguments: list[str], out: str, environment: dict[str, str]) -> int:
+def program(arguments: list[str], out: str, environment: dict[str, str], largest_file: int) -> int:
     """`python -m label` in this process."""
     from conf.job import entry
     from label.__main__ import main
 
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if largest_file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     os.environ |= environment
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

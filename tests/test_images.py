@@ -5,6 +5,8 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from data import images
@@ -67,6 +69,60 @@ def test_a_bomb_is_refused_before_it_is_unpacked():
         images.decode(bomb)
     with pytest.raises(TooLargeImageError, match="1200 pixels|40x30"):
         images.decode(encoded(), max_pixels=1000)
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
+def test_an_animation_gives_its_first_frame(form: str):
+    frames = [Image.new("RGB", (16, 8), colour) for colour in ("red", "lime", "blue")]
+    buffer = io.BytesIO()
+    options = {"lossless": True} if form == "WEBP" else {}
+    frames[0].save(buffer, format=form, save_all=True, append_images=frames[1:], **options)
+    with Image.open(io.BytesIO(buffer.getvalue())) as opened:
+        assert opened.n_frames == 3
+    pixels = images.to_pixels(images.decode(buffer.getvalue()))
+    assert (pixels == (255, 0, 0)).all()
+    assert pixels.shape == (8, 16, 3)
+
+
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000), (33, 1), (20_000, 600)])
+def test_a_picture_too_long_to_be_resized_is_refused(size: tuple[int, int]):
+    with pytest.raises(TooLargeImageError, match=f"{size[0]}x{size[1]} pixels, one side more than"):
+        images.decode(encoded(size=size, compress_level=1))
+
+
+def test_the_smallest_and_the_longest_pictures_are_read():
+    for size in ((1, 1), (32, 1), (1, 32)):
+        assert images.decode(encoded(size=size)).size == size
+
+
+def test_want_of_memory_is_no_fault_of_the_picture(monkeypatch: pytest.MonkeyPatch):
+    def hungry(_: object) -> None:
+        raise MemoryError
+
+    content = encoded(format="JPEG")
+    monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.load", hungry)
+    with pytest.raises(MemoryError):
+        images.decode(content)
+
+
+@settings(deadline=None)
+@given(
+    st.binary(max_size=300), st.sampled_from(["", "JPEG", "PNG", "WEBP", "GIF", "BMP"]), st.data()
+)
+def test_any_bytes_give_a_picture_or_a_reason(noise: bytes, form: str, data: st.DataObject):
+    """Bytes of no kind, and pictures with a part replaced or cut off."""
+    content = noise
+    if form:
+        whole = encoded(format=form, size=(20, 15))
+        at = data.draw(st.integers(0, len(whole)))
+        content = whole[:at] + noise + whole[at + data.draw(st.integers(0, 50)) :]
+    try:
+        image = images.decode(content)
+    except UnreadableImageError as error:
+        found = str(error)
+    else:
+        found = image.mode
+    assert found == "RGB" or len(found) > 3
 
 
 def test_png_is_lossless():

@@ -1,14 +1,12 @@
 """`python -m label` from the outside: whole runs, interrupted runs, many ranks, bad inputs."""
 
 import os
-import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -28,10 +26,8 @@ Run = Callable[..., tuple[int | None, str]]
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[tiny.Nursery]:
-    found = tiny.Nursery()
-    yield found
-    found.close()
+def nursery() -> tiny.Nursery:
+    return tiny.nursery()
 
 
 @pytest.fixture(scope="module")
@@ -173,31 +169,6 @@ def test_inspect_writes_a_report_that_carries_its_pictures(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
-def test_killed_and_repeated_ends_with_the_same_files(
-    seed: int,
-    nursery: tiny.Nursery,
-    world: Path,
-    finished: tuple[Path, str],
-    tmp_path: Path,
-) -> None:
-    arguments = tiny.overrides(world / "weights", world / "pairs", tmp_path / "runs")
-    chance, kills = random.Random(seed), 0
-    for done in sorted(chance.choices(range(8), k=3)):
-        process = nursery.start(arguments, tmp_path / "out.txt")
-        while process.wait(chance.uniform(0, 0.01)) is None:  # until so many files are there
-            if len(list((tmp_path / "runs").rglob("part-*"))) >= done:
-                process.kill()
-                break
-        kills += process.wait() == -signal.SIGKILL
-    assert kills
-    status, said = nursery.run(arguments, tmp_path / "out.txt")
-    assert status == 0, said
-    assert tiny.hashes(tmp_path / "runs" / "tiny") == tiny.hashes(finished[0])
-    assert not list((tmp_path / "runs").rglob(".*"))  # nor is anything half written left
-
-
-@pytest.mark.slow
 def test_killed_with_its_workers_leaves_nobody_behind(
     run: Run, world: Path, finished: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -214,24 +185,11 @@ def test_killed_with_its_workers_leaves_nobody_behind(
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    while group := members(process.pid):
+    while group := tiny.members(process.pid):
         assert time.monotonic() < deadline, group
         time.sleep(0.05)
     assert run()[0] == 0
     assert tiny.hashes(tmp_path / "runs" / "tiny") == tiny.hashes(finished[0])
-
-
-def members(group: int) -> list[str]:
-    """The living processes of a process group."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, pgrp = path.read_text().rpartition(")")[2].split()[:3]
-        except OSError:
-            continue
-        if int(pgrp) == group and state != "Z":
-            found.append(path.parent.name)
-    return found
 
 
 @pytest.mark.ranks

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import tarfile
+import zipfile
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -12,76 +13,31 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import listed, pictures
 from data.pairs import (
-    PAIR,
     Images,
     PairsError,
     PairsKind,
-    PairSource,
     PairsSpec,
     image_key,
     open_pairs,
 )
 from data.rankings import ranking_rows
+from data.stores import LocalStore, StoreError
+from tests.helpers_pairs import (
+    hpdv2_train,
+    rows_of,
+    spec_of,
+    write_pictures,
+    write_tar,
+    write_zip,
+)
 from tests.helpers_train import picture
 
-COLUMNS = {"prompt": "text", "image_0": "left", "image_1": "right", "human": "chose"}
-
-
-def write_pictures(folder: Path, names: list[str]) -> None:
-    for seed, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(picture(seed))
-
-
-def write_tar(path: Path, members: dict[str, bytes], **fields: Any) -> None:
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            for key, value in fields.items():
-                setattr(info, key, value)
-            archive.addfile(info, io.BytesIO(content))
-
-
-def rows_of(source: PairSource) -> list[dict[str, Any]]:
-    """All pairs; also checks what holds for every source."""
-    assert isinstance(source, PairSource)
-    found = []
-    for shard in source.shards:
-        batches = list(source.read(shard, batch_rows=2))
-        assert all(batch.schema.equals(PAIR) for batch in batches)
-        table = pa.concat_tables(batches)
-        assert table["row"].to_pylist() == list(range(shard.rows))
-        groups = source.row_groups(shard)
-        assert sum(rows for rows, _ in groups) == shard.rows
-        parts = [source.read_row_group(shard, group) for group in range(len(groups))]
-        assert [part.num_rows for part in parts] == [rows for rows, _ in groups]
-        assert pa.concat_tables(parts).drop_columns("row").equals(table.drop_columns("row"))
-        labels = pa.concat_tables(source.read(shard, images=False))
-        assert set(labels.schema.names) == set(PAIR.names[:-2])
-        found += table.to_pylist()
-    return found
-
-
 # --- HPDv2 ---------------------------------------------------------------------------------------
-
-
-def hpdv2_train(root: Path) -> PairsSpec:
-    entries = [
-        {"human_preference": [1, 0], "prompt": "a cat", "file_path": ["a.jpg", "b.jpg"]},
-        {"human_preference": [0, 1], "prompt": "a dog", "file_path": ["b.jpg", "c.jpg"]},
-        {"human_preference": [0, 1], "prompt": "lost", "file_path": ["a.jpg", "gone.jpg"]},
-        {"human_preference": [1], "prompt": "short", "file_path": ["a.jpg", "b.jpg"]},
-        "no entry at all",
-    ]
-    root.mkdir(exist_ok=True)
-    (root / "train.json").write_text(json.dumps(entries))
-    return PairsSpec(kind=PairsKind.hpdv2, root=str(root))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -193,11 +149,6 @@ def test_imagereward_images_of_a_prompt_are_paired_by_rank(tmp_path: Path):
 # --- any columns ---------------------------------------------------------------------------------
 
 
-def spec_of(root: Path, kind: PairsKind, images: Images, **columns: str) -> PairsSpec:
-    mapped = {"uid_0": ""} | COLUMNS | columns
-    return PairsSpec(kind=kind, root=str(root), split="", images=images, columns=mapped)
-
-
 @pytest.mark.parametrize("kind", [PairsKind.parquet, PairsKind.jsonl])
 @pytest.mark.parametrize("images", list(Images))
 def test_any_columns(tmp_path: Path, kind: PairsKind, images: Images):
@@ -254,6 +205,59 @@ def test_lines_that_are_no_pairs_keep_their_rows(tmp_path: Path):
     assert [row["image_1"] is None for row in rows] == [False, True, True, False, True]
 
 
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+ODD = st.sampled_from(["0.png", "1.png", 1, 0, 10**400, "\ud800", "a\0b", "../0.png"])
+ANYTHING = st.recursive(
+    LEAVES | ODD,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+LINES = ANYTHING | st.fixed_dictionaries(
+    dict.fromkeys(["text", "left", "right", "chose", "uid"], ANYTHING)
+)
+ENTRIES = ANYTHING | st.fixed_dictionaries(
+    dict.fromkeys(["prompt", "file_path", "human_preference"], ANYTHING)
+)
+NOISE = st.binary(max_size=20).filter(lambda noise: bool(b"\n" not in noise and noise.strip()))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(LINES, max_size=6), NOISE)
+def test_any_lines_keep_their_rows(
+    tmp_path_factory: pytest.TempPathFactory, values: list[Any], noise: bytes
+):
+    root = tmp_path_factory.mktemp("lines")
+    write_pictures(root, ["0.png", "1.png"])
+    good = {"text": "a", "left": "0.png", "right": "1.png", "chose": None, "uid": None}
+    lines = [json.dumps(value).encode() for value in [good, *values]]
+    (root / "x.jsonl").write_bytes(b"\n".join([*lines, noise]))
+    try:
+        source = open_pairs(spec_of(root, PairsKind.jsonl, Images.paths, uid_0="uid"))
+    except PairsError as error:
+        refused = str(error)
+        assert "a human choice is 1 for image 0" in refused
+        return
+    rows = rows_of(source)
+    assert len(rows) == len(values) + 2
+    assert all(row["human"] is None or 0 <= row["human"] <= 1 for row in rows)
+    assert {row["image_0"] for row in rows} <= {None, picture(0), picture(1)}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(ENTRIES, max_size=6), st.sampled_from([PairsKind.hpdv2, PairsKind.hpdv3]))
+def test_any_list_gives_a_row_for_each_entry(
+    tmp_path_factory: pytest.TempPathFactory, values: list[Any], kind: PairsKind
+):
+    root = tmp_path_factory.mktemp("list")
+    write_pictures(root, ["0.png", "1.png"])
+    good = {"prompt": "a", "file_path": ["0.png", "1.png"], "human_preference": [1, 0],
+            "path1": "0.png", "path2": "1.png"}  # fmt: skip
+    (root / "train.json").write_text(json.dumps([good, *values]))
+    rows = rows_of(open_pairs(PairsSpec(kind=kind, root=str(root))))
+    assert len(rows) >= len(values) + 1
+    assert {row["human"] for row in rows} <= {None, 0.0, 0.5, 1.0}
+
+
 def test_long_lists_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(listed, "GROUP_ROWS", 3)
     monkeypatch.setattr(listed, "SHARD_ROWS", 6)
@@ -288,6 +292,78 @@ def test_hostile_tar_members_are_refused(tmp_path: Path):
         assert not (tmp_path / "train.tar.index").exists()
     write_tar(tmp_path / "train.tar", {"train/a.jpg": b""}, type=tarfile.FIFOTYPE)
     with pytest.raises(PairsError, match="no picture set needs"):
+        open_pairs(spec)
+
+
+def test_zips_are_read_in_place(tmp_path: Path):
+    spec = hpdv2_train(tmp_path)
+    names = {"train/a.jpg": picture(0), "train/b.jpg": picture(1)}
+    write_zip(tmp_path / "one.zip", names)
+    write_zip(tmp_path / "train.zip", {"c.jpg": picture(2)}, compress_type=zipfile.ZIP_STORED)
+    rows = rows_of(open_pairs(spec))
+    assert (rows[0]["image_0"], rows[1]["image_0"]) == (picture(0), picture(1))
+    assert rows[1]["image_1"] == picture(2)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("../../outside.jpg", {}, "leads out of the archive"),
+        ("/etc/passwd", {}, "leads out of the archive"),
+        ("..\\outside.jpg", {}, "leads out of the archive"),
+        ("a.jpg", {"compress_type": zipfile.ZIP_LZMA}, "packed by method 14"),
+        ("a.jpg", {"flag_bits": 1}, "is encrypted"),
+    ],
+)
+def test_hostile_zip_members_are_refused(
+    tmp_path: Path, name: str, fields: dict[str, int], message: str
+):
+    spec = hpdv2_train(tmp_path)
+    write_zip(tmp_path / "train.zip", {"train/c.jpg": picture(0)})
+    write_zip(tmp_path / "x.zip", {name: b"evil"}, **fields)
+    if "flag_bits" in fields:  # the writer clears it
+        content = bytearray((tmp_path / "x.zip").read_bytes())
+        content[content.index(b"PK\1\2") + 8] |= 1
+        (tmp_path / "x.zip").write_bytes(content)
+    with pytest.raises(PairsError, match=rf"x\.zip has a member that no picture.*{message}"):
+        open_pairs(spec)
+
+
+def test_links_in_a_zip_are_no_pictures(tmp_path: Path):
+    spec = hpdv2_train(tmp_path)
+    write_zip(tmp_path / "train.zip", {"a.jpg": b"b.jpg"}, external_attr=0o120777 << 16)
+    write_zip(tmp_path / "more.zip", {"b.jpg": picture(1)})
+    first = rows_of(open_pairs(spec))[0]
+    assert (first["image_0"], first["image_1"]) == (None, picture(1))
+
+
+def test_a_bomb_in_a_zip_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Neither one that says how large it is, nor one that lies."""
+    spec = hpdv2_train(tmp_path)
+    monkeypatch.setattr(pictures, "LARGEST_BYTES", 1 << 20)
+    write_zip(tmp_path / "train.zip", {"a.jpg": bytes(8 << 20), "b.jpg": picture(1)})
+    first = rows_of(open_pairs(spec))[0]
+    assert (first["image_0"], first["image_1"]) == (None, picture(1))
+    content = bytearray((tmp_path / "train.zip").read_bytes())
+    size = content.index(b"PK\1\2") + 24
+    content[size : size + 4] = (1000).to_bytes(4, "little")
+    (tmp_path / "train.zip").write_bytes(content)
+    with pytest.raises(PairsError, match=r"train\.zip: the member at byte 0 is damaged"):
+        rows_of(open_pairs(spec))
+
+
+@pytest.mark.parametrize("at", ["header", "content"])
+def test_a_damaged_zip_is_named(tmp_path: Path, at: str):
+    """Not taken for a bad picture: another copy of the file would have a good one."""
+    spec = hpdv2_train(tmp_path)
+    write_zip(tmp_path / "train.zip", {"a.jpg": picture(0), "b.jpg": picture(1)})
+    content = bytearray((tmp_path / "train.zip").read_bytes())
+    content[0 if at == "header" else 120] ^= 1
+    (tmp_path / "train.zip").write_bytes(content)
+    with pytest.raises(PairsError, match=r"train\.zip: the member at byte 0 is damaged .* again"):
+        rows_of(open_pairs(spec))
+    (tmp_path / "train.zip").write_bytes(content[:-30])
+    with pytest.raises(PairsError, match=r"train\.zip is not a readable zip file"):
         open_pairs(spec)
 
 
@@ -347,14 +423,14 @@ def test_pictures_elsewhere_are_named(tmp_path: Path):
     spec.image_root = str(tmp_path / "images")
     assert rows_of(open_pairs(spec))[1]["image_1"] == picture(2)
     spec.image_root = str(tmp_path / "nowhere")
-    with pytest.raises(PairsError, match=r"image_root=.*nowhere is not a folder"):
+    with pytest.raises(StoreError, match=r"image_root=.*nowhere is not a folder"):
         open_pairs(spec)
 
 
 def test_paths_stay_below_the_root(tmp_path: Path):
     write_pictures(tmp_path / "root", ["in.png"])
     write_pictures(tmp_path, ["out.png"])
-    found = pictures.open_pictures(tmp_path / "root", ("",), ["in.png"])
+    found = pictures.open_pictures(LocalStore(tmp_path / "root"), ("",), ["in.png"])
     inside = str(tmp_path / "root" / "in.png")
     assert found.read(inside) == found.read("./in.png") == picture(0)
     for path in ("../out.png", str(tmp_path / "out.png"), "a/../../out.png", "", ".", "\0"):
@@ -364,7 +440,7 @@ def test_paths_stay_below_the_root(tmp_path: Path):
 def test_too_large_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_pictures(tmp_path, ["in.png"])
     monkeypatch.setattr(pictures, "LARGEST_BYTES", 10)
-    assert pictures.open_pictures(tmp_path, ("",), ["in.png"]).read("in.png") is None
+    assert pictures.open_pictures(LocalStore(tmp_path), ("",), ["in.png"]).read("in.png") is None
 
 
 JSON_LINE = json.dumps({"txt": "a", "left": "0.png", "right": "0.png", "chose": 1})

@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import pytest
 import torch
 
 from conf.job import settings
-from data.images import decode, fit_square
-from data.pairs import PairsKind, PairSource, PairsSpec, open_pairs
-from data.shards import ShardError, read_table
+from data.images import UnreadableImageError, decode, fit_square
+from data.pairs import BLOBS, PairsKind, PairSource, PairsSpec, open_pairs
+from data.shards import ShardError, read_manifest, read_settings, read_table
+from data.tables import Status
 from label.config import Rule, VoteSpec
 from label.decode import Decoder
 from label.identity import identify
@@ -26,7 +28,11 @@ from label.report import read_pictures
 from label.score import Tools, score_shard
 from label.vote import Ballot
 from tests import helpers_label as tiny
+from tests.helpers_pairs import make_set
+from tests.helpers_stores import Shop, served_folder
 from train.stream import PairStream, Position, StreamPlan, decided_pairs
+
+served = pytest.fixture(served_folder)
 
 SIDE, ROWS, PICTURES = 16, 300, 6
 SPECS = {PairsKind.hpdv2: {}, PairsKind.hpdv3: {"side_seed": 5}}
@@ -54,8 +60,8 @@ def write_set(root: Path, kind: PairsKind) -> PairsSpec:
     return PairsSpec(kind=kind, root=str(root), **SPECS[kind])
 
 
-def label(spec: PairsSpec, weights: Path, folder: Path) -> tuple[PairSource, ScoreSets, Path]:
-    """Stage one with one tiny scorer that decides alone."""
+def score(spec: PairsSpec, weights: Path, folder: Path) -> tuple[PairSource, ScoreSets]:
+    """The scores of one tiny scorer."""
     source, specs = open_pairs(spec), {"clip": tiny.specs(weights)["clip"]}
     found = {name: identify(name, one).settings() for name, one in specs.items()}
     sets = ScoreSets(folder / "scores", source.shards, found)
@@ -65,11 +71,54 @@ def label(spec: PairsSpec, weights: Path, folder: Path) -> tuple[PairSource, Sco
         for work in plan(sets, Rank()):
             score_shard(work, tools)
     sets.declare_complete({}, 0.0)
+    return source, sets
+
+
+def label(spec: PairsSpec, weights: Path, folder: Path) -> tuple[PairSource, ScoreSets, Path]:
+    """Stage one with one tiny scorer that decides alone."""
+    source, sets = score(spec, weights, folder)
     vote = VoteSpec(rule=Rule.single, metric="clip")
     ballot = Ballot(vote, ("clip",))
     decides = label_settings(ballot, settings(vote), sets.metrics, source.shards)
     make_labels(LabelSet(folder / "labels", decides), sets, ballot, {}, 0.0)
     return source, sets, folder / "labels"
+
+
+def test_every_row_of_every_layout_ends_in_a_status(tmp_path: Path):
+    weights = tiny.build_weights(tmp_path / "weights")
+    for kind in PairsKind:
+        (tmp_path / kind.value / "set").mkdir(parents=True)
+        spec = make_set(kind, tmp_path / kind.value / "set")
+        source, sets = score(spec, weights, tmp_path / kind.value)
+        pairs = [
+            row for shard in source.shards for t in source.read(shard) for row in t.to_pylist()
+        ]
+        facts, scores = (
+            [r for shard in source.shards for r in read_table(sets.path(name, shard)).to_pylist()]
+            for name in (FACTS, "clip")
+        )
+        assert [(fact["source"], fact["row"]) for fact in facts] == [
+            (shard.name, row) for shard in source.shards for row in range(shard.rows)
+        ]
+        assert [fact["pair_id"] for fact in facts] == [one["pair_id"] for one in scores]
+        whole = [bool(p["prompt"]) and all(is_picture(p[name]) for name in BLOBS) for p in pairs]
+        assert [fact["status"] == "ok" for fact in facts] == whole
+        assert [fact["reason"] == "" for fact in facts] == whole
+        for fact, one in zip(facts, scores, strict=True):
+            assert {fact["status"], one["status_0"], one["status_1"]} <= set(Status)
+            for side in (0, 1):
+                assert (one[f"score_{side}"] is not None) == (one[f"status_{side}"] == "ok")
+        counts = Counter(fact["status"] for fact in facts)
+        manifest = read_manifest(sets.folder / "clip", "clip")
+        assert manifest is not None
+        assert sum(counts.values()) == manifest.rows == manifest.counts["pairs"] == len(pairs)
+
+
+def is_picture(content: bytes | None) -> bool:
+    try:
+        return bool(decode(content or b"").size)
+    except UnreadableImageError:
+        return False
 
 
 @pytest.mark.parametrize("kind", list(SPECS))
@@ -99,6 +148,30 @@ def test_labels_and_training_need_no_parquet(tmp_path: Path, kind: PairsKind):
     assert max(seen) >= 256  # the second row group was read
     shown = read_pictures(source, [("train.json#00000", 3), ("train.json#00000", 299)])
     assert sorted(bool(uri) for uri in shown["train.json#00000", 3]) == [False, True]
+
+
+def test_labels_and_training_from_an_object_store(
+    tmp_path: Path, served: Shop, monkeypatch: pytest.MonkeyPatch
+):
+    """The same bytes as from a folder, and the same batches."""
+    spec = write_set(served.folder / "set", PairsKind.hpdv2)
+    weights = tiny.build_weights(tmp_path / "weights")
+    near, _, folder = label(spec, weights, tmp_path / "near")
+    far, sets, far_folder = label(
+        replace(spec, root=served.hub("set"), image_root=served.s3("set")),
+        weights,
+        tmp_path / "far",
+    )
+    assert tiny.hashes(tmp_path / "far") == tiny.hashes(tmp_path / "near")
+    assert len(tiny.hashes(tmp_path / "far")) == 3
+    assert read_settings(sets.path(FACTS, far.shards[0]))["source"]["sha256"]
+    plan_ = StreamPlan(seed=1, batch=32, micro_batch=8, window=1, side=SIDE)
+    batches = [
+        next(PairStream(decided_pairs(labels, source), source, plan_).batches(Position()))
+        for labels, source in ((folder, near), (far_folder, far))
+    ]
+    assert batches[0].pair_ids == batches[1].pair_ids
+    assert torch.equal(batches[0].winner, batches[1].winner)
 
 
 def test_scores_of_other_sides_are_not_taken_for_these(tmp_path: Path):

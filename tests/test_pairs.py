@@ -5,22 +5,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data.pairs import PAIR, PairsError, PairsSpec, image_key, open_pairs, pair_key
-
-
-def pickapic(rows: int = 10, **columns: list[object]) -> pa.Table:
-    made = {
-        "caption": [f"a cat {i}" for i in range(rows)],
-        "image_0_uid": [f"u{i}" for i in range(rows)],
-        "image_1_uid": [f"v{i}" for i in range(rows)],
-        "jpg_0": [b"0%d" % i for i in range(rows)],
-        "jpg_1": [b"1%d" % i for i in range(rows)],
-        "label_0": [1.0] * rows,
-        "label_1": [0.0] * rows,
-        "has_label": [True] * rows,
-    } | columns
-    return pa.table({name: value for name, value in made.items() if value is not None})
+from data.parquet import valid_text
+from data.stores import StoreError
+from tests.helpers_pairs import pickapic
+from tests.test_conf import job
 
 
 def test_rows_come_in_order_under_our_names(tmp_path: Path):
@@ -45,6 +37,87 @@ def test_rows_come_in_order_under_our_names(tmp_path: Path):
     assert read["image_1"].to_pylist() == table["jpg_1"].to_pylist()
     labels_only = pa.concat_tables(source.read(source.shards[1], images=False))
     assert "image_0" not in labels_only.schema.names
+
+
+REAL = pa.schema(
+    [
+        ("are_different", pa.bool_()), ("best_image_uid", pa.string()), ("caption", pa.string()),
+        ("created_at", pa.timestamp("ns")), ("has_label", pa.bool_()),
+        ("image_0_uid", pa.string()), ("image_0_url", pa.string()),
+        ("image_1_uid", pa.string()), ("image_1_url", pa.string()),
+        ("jpg_0", pa.binary()), ("jpg_1", pa.binary()),
+        ("label_0", pa.float64()), ("label_1", pa.float64()),
+        ("model_0", pa.string()), ("model_1", pa.string()),
+        ("ranking_id", pa.int64()), ("user_id", pa.int64()),
+        ("num_example_per_prompt", pa.int64()), ("__index_level_0__", pa.int64()),
+    ],
+    metadata={"huggingface": '{"info": {"features": {}}}'},
+)  # fmt: skip
+"""The columns of Pick-a-Pic v1 and v2 as they are published."""
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_the_published_files_are_read_by_the_shipped_settings(tmp_path: Path, version: str):
+    rows = pickapic(rows=3, label_0=[1.0, 0.5, 0.0], has_label=[True, True, False]).to_pylist()
+    whole = [dict.fromkeys(REAL.names) | row for row in rows]
+    names = {
+        "v1": ("train-00000-of-00387-0123456789abcdef", "validation_unique-00000-of-00001-89ab"),
+        "v2": ("train-00000-of-00645-b66ac786bf6fb553", "validation_unique-00000-of-00001-33ead1"),
+    }[version]
+    (tmp_path / "data").mkdir()
+    for name in names:
+        pq.write_table(pa.Table.from_pylist(whole, REAL), tmp_path / "data" / f"{name}.parquet")
+    spec = job("pairs=pickapic", f"pairs.root={tmp_path}/data").pairs
+    (shard,) = open_pairs(spec).shards
+    assert shard.name == f"{names[0]}.parquet"
+    assert pa.concat_tables(open_pairs(spec).read(shard))["human"].to_pylist() == [1.0, 0.5, None]
+    spec = job("pairs=pickapic", f"pairs.root={tmp_path}", "pairs.split=validation_unique").pairs
+    assert [shard.name for shard in open_pairs(spec).shards] == [f"data/{names[1]}.parquet"]
+
+
+def not_utf8(*texts: bytes) -> pa.Array:
+    return pa.array(texts, pa.binary()).view(pa.string())
+
+
+def test_text_that_is_no_utf8_keeps_its_row(tmp_path: Path):
+    table = pickapic(rows=2, caption=not_utf8(b"a caf\xe9", "café".encode()),
+                     image_0_uid=not_utf8(b"\xff", b"u"))  # fmt: skip
+    pq.write_table(table, tmp_path / "train.parquet")
+    source = open_pairs(PairsSpec(root=str(tmp_path)))
+    for read in (
+        next(iter(source.read(source.shards[0]))),
+        source.read_row_group(source.shards[0], 0),
+    ):
+        assert read["prompt"].to_pylist() == ["a caf\ufffd", "café"]
+        assert read["uid_0"].to_pylist() == ["\ufffd", "u"]
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary(max_size=20), min_size=1, max_size=5), st.booleans())
+def test_any_bytes_of_text_become_text(texts: list[bytes], large: bool):
+    column = pa.chunked_array([pa.array(texts, pa.binary()).view(pa.string())])
+    found = valid_text(column.cast(pa.large_string()) if large else column)
+    assert found.to_pylist() == [text.decode("utf-8", "replace") for text in texts]
+
+
+def test_a_damaged_page_names_its_rows(tmp_path: Path):
+    path = tmp_path / "train.parquet"
+    pictures = [bytes([i]) * 500 for i in range(10)]
+    pq.write_table(pickapic(jpg_0=pictures), path, row_group_size=5, write_page_checksum=True,
+                   use_dictionary=False, write_statistics=False)  # fmt: skip
+    column = pq.read_metadata(path).row_group(1).column(3)
+    content = bytearray(path.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size - 5] ^= 1
+    path.write_bytes(content)
+    source = open_pairs(PairsSpec(root=str(tmp_path)))
+    shard = source.shards[0]
+    assert source.read_row_group(shard, 0).num_rows == 5
+    with pytest.raises(PairsError, match=r"train\.parquet row group 1 cannot be read: .*CRC"):
+        source.read_row_group(shard, 1)
+    batches = source.read(shard, batch_rows=5)
+    assert next(batches).num_rows == 5
+    with pytest.raises(PairsError, match=r"parquet row 5, or one soon after it, .* fetch the file"):
+        next(batches)
 
 
 def test_files_without_has_label_are_read(tmp_path: Path):
@@ -96,7 +169,7 @@ def test_what_cannot_be_used_is_refused(
                 (root / name).write_bytes(content)
             else:
                 pq.write_table(content, root / name)
-    with pytest.raises(PairsError, match=message):
+    with pytest.raises((PairsError, StoreError), match=message):
         open_pairs(PairsSpec(root=str(root)))
 
 

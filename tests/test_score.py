@@ -200,7 +200,8 @@ def test_manifests_describe_complete_sets(scored: ScoreSets, pairs: PairSource) 
         verify(scored.folder / name, manifest)
         assert manifest.rows == sum(shard.rows for shard in pairs.shards)
         assert manifest.sources == [
-            {"name": s.name, "bytes": s.bytes, "sha256": sha256_of(s.path)} for s in pairs.shards
+            {"name": s.name, "bytes": s.bytes, "sha256": sha256_of(Path(pairs.root) / s.file)}
+            for s in pairs.shards
         ]
     clip = read_manifest(scored.folder / "clip", "clip")
     assert clip is not None

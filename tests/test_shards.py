@@ -77,15 +77,23 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shards.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        shards.write_bytes(tmp_path / "file", b"content")
-    assert list(tmp_path.iterdir()) == []
+    table = pa.table({"x": [1]})
+    for write, content in ((shards.write_bytes, b"content"), (shards.write_table, table)):
+        with pytest.raises(ShardError, match=r"file cannot be written .*No space left.*free some"):
+            write(tmp_path / "file", content)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
+    (tmp_path / "runs").write_text("a file where a folder should be")
+    with pytest.raises(ShardError, match=r"runs/x/file cannot be written .*make its folder writ"):
+        shards.write_json(tmp_path / "runs" / "x" / "file", {})
 
 
 def test_a_failed_write_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     shards.write_bytes(tmp_path / "file", b"old")
     monkeypatch.setattr(shards.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(ShardError, match="full"):
         shards.write_bytes(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"old"
 

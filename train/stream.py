@@ -114,7 +114,7 @@ def _locate(
         ours = np.flatnonzero(named == name)
         if rows[ours].max() >= (there := int(ends[-1]) if found else 0):
             raise ShardError(
-                f"{source.root / name} has {there} rows, but a labelled pair is its row "
+                f"{source.root}/{name} has {there} rows, but a labelled pair is its row "
                 f"{rows[ours].max()}; give the pairs that were labelled (pairs.root=...)"
             )
         inside = np.searchsorted(ends, rows[ours], side="right")

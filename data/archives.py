@@ -1,0 +1,199 @@
+"""Pictures inside .tar and .zip files, which are read in place and never unpacked.
+
+An archive is a list of names and places. Names that lead out of it, and whatever else no picture
+set needs, are refused before a single picture is read.
+"""
+
+import json
+import os
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+
+from data.pairs import PairsError
+from data.shards import ShardError, write_json
+from data.stores import LocalStore, Store
+
+LARGEST_BYTES = 256 << 20
+"""Larger members are not read at all: no encoded picture is that large, and bombs are."""
+ZIP_HEADER = struct.Struct("<4s2xHH8x8xHH")
+"""Of a member: signature, flags, method, lengths of name and extra field; 30 bytes."""
+SLACK_BYTES = 1024
+"""Fetched beyond a member, so that its header's length need not be asked for first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an encoded picture lies: a whole file, or a member of an archive."""
+
+    file: str
+    offset: int
+    bytes: int
+    zipped: int | None = None
+    """In a zip: bytes there, behind the header at `offset`."""
+    crc: int = 0
+
+
+def members(store: Store, archives: Iterable[str]) -> dict[str, Place]:
+    """The regular files of all archives by path.
+
+    A path in two of them would be a guess and is left out. `x.zip` also stands for a folder `x`:
+    some are packed with it, some without.
+    """
+    found: dict[str, Place] = {}
+    twice = set()
+    for archive in archives:
+        folder, stem = PurePosixPath(archive).parent, PurePosixPath(archive).stem
+        for name, place in _listed(store, archive):
+            paths = [folder / name]
+            if archive.endswith(".zip") and PurePosixPath(name).parts[0] != stem:
+                paths.append(folder / stem / name)
+            for path in map(PurePosixPath.as_posix, paths):
+                if path in found:
+                    twice.add(path)
+                found[path] = place
+    for name in twice:
+        del found[name]
+    return found
+
+
+def _listed(store: Store, archive: str) -> Iterator[tuple[str, Place]]:
+    if archive.endswith(".zip"):
+        yield from _scan_zip(store, archive)
+    else:
+        for name, (offset, size) in _indexed_tar(store, archive).items():
+            yield name, Place(archive, offset, size)
+
+
+# --- zip -----------------------------------------------------------------------------------------
+
+
+def _scan_zip(store: Store, archive: str) -> Iterator[tuple[str, Place]]:
+    where = f"{store.url}/{archive}"
+    try:
+        with store.open(archive) as file, zipfile.ZipFile(file) as opened:
+            for member in opened.infolist():
+                _check_zip_member(where, member)
+                linked = stat.S_ISLNK(member.external_attr >> 16)
+                if not (member.is_dir() or linked):
+                    size, packed = member.file_size, member.compress_size
+                    place = Place(archive, member.header_offset, size, packed, member.CRC)
+                    yield PurePosixPath(member.filename).as_posix(), place
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, struct.error) as error:
+        raise PairsError(f"{where} is not a readable zip file: {error}") from error
+
+
+def _check_zip_member(where: str, member: zipfile.ZipInfo) -> None:
+    path = PurePosixPath(member.filename)
+    problem = ""
+    if path.is_absolute() or ".." in path.parts or "\\" in member.filename:
+        problem = f"{member.filename!r} leads out of the archive"
+    elif member.flag_bits & 1:
+        problem = f"{member.filename!r} is encrypted"
+    elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        problem = f"{member.filename!r} is packed by method {member.compress_type}"
+    if problem:
+        raise PairsError(_refusal(where, problem))
+
+
+def unzip(store: Store, place: Place) -> bytes:
+    """A member of a zip.
+
+    Raises:
+        PairsError: It is damaged.
+    """
+    assert place.zipped is not None
+    header, slack = ZIP_HEADER.size, SLACK_BYTES
+    content = store.read(place.file, place.offset, header + place.zipped + slack)
+    try:
+        signature, _, method, *lengths = ZIP_HEADER.unpack_from(content)
+        start = header + sum(lengths)
+        if signature != b"PK\3\4":
+            raise zlib.error("there is no member where the list says")  # noqa: TRY301
+        if sum(lengths) > slack:
+            content = store.read(place.file, place.offset, start + place.zipped)
+        packed = content[start : start + place.zipped]
+        whole = packed
+        if method == zipfile.ZIP_DEFLATED:
+            whole = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, place.bytes + 1)
+        if len(whole) != place.bytes or zlib.crc32(whole) != place.crc:
+            raise zlib.error("its bytes are not those that were packed")  # noqa: TRY301
+    except (zlib.error, struct.error) as error:
+        raise PairsError(
+            f"{store.url}/{place.file}: the member at byte {place.offset} is damaged ({error}); "
+            "fetch the file again"
+        ) from error
+    return whole
+
+
+# --- tar -----------------------------------------------------------------------------------------
+
+
+def _indexed_tar(store: Store, tar: str) -> dict[str, list[int]]:
+    """Offset and size by name, from the index that was kept; built when there is none."""
+    index, stamp = _index_path(store, tar), store.state(tar)
+    found = _read_index(index, stamp)
+    if found is None:
+        found = dict(_scan_tar(store, tar))
+        with suppress(OSError, ShardError):  # where nothing can be written it is scanned every time
+            write_json(index, {**stamp, "members": found})
+    return found
+
+
+def _index_path(store: Store, tar: str) -> Path:
+    """Beside the tar; for one in an object store in the user's cache."""
+    if isinstance(store, LocalStore):
+        return store.folder / f"{tar}.index"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return cache / "balanceddpo" / f"{sha256(f'{store.url}/{tar}'.encode()).hexdigest()}.index"
+
+
+def _read_index(index: Path, stamp: dict[str, object]) -> dict[str, list[int]] | None:
+    """The index, or None when there is none, or one of other bytes."""
+    try:
+        value = json.loads(index.read_text())
+        if any(value[key] != stamp[key] for key in stamp):
+            return None
+        found = {str(name): [int(a), int(b)] for name, (a, b) in value["members"].items()}
+        size = int(str(stamp["bytes"]))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return found if all(a >= 0 and 0 <= b <= size - a for a, b in found.values()) else None
+
+
+def _scan_tar(store: Store, tar: str) -> Iterator[tuple[str, list[int]]]:
+    """Name, offset and size of every regular file; links and sparse files are left out."""
+    where = f"{store.url}/{tar}"
+    try:
+        with store.open(tar) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                _check_tar_member(where, member)
+                if member.isreg() and not member.issparse():
+                    name = PurePosixPath(member.name).as_posix()
+                    yield name, [member.offset_data, member.size]
+                archive.members = []  # type: ignore[attr-defined]  # else all headers stay in memory
+    except (tarfile.ReadError, OSError, EOFError) as error:
+        raise PairsError(f"{where} is not a readable tar file: {error}") from error
+
+
+def _check_tar_member(where: str, member: tarfile.TarInfo) -> None:
+    try:
+        if member.name.startswith("/"):  # the filter would cut the slash off
+            raise tarfile.AbsolutePathError(member)
+        tarfile.data_filter(member, "/nowhere")
+    except tarfile.FilterError as error:
+        raise PairsError(_refusal(where, str(error))) from error
+
+
+def _refusal(where: str, problem: str) -> str:
+    return (
+        f"{where} has a member that no picture set needs ({problem}); it was not made for this "
+        "purpose or cannot be trusted: pack the pictures again"
+    )

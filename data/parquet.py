@@ -1,0 +1,98 @@
+"""Parquet files of a pair set, read row group by row group; a damaged one is named."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.pairs import PairsError
+from data.stores import THREADS, Store
+
+
+@contextmanager
+def open_file(store: Store, name: str, footer: Any = None) -> Iterator[pq.ParquetFile]:
+    """A Parquet file; pages are checked where the file has checksums.
+
+    Memory stays near one row group: `pre_buffer` would hold a whole file.
+    """
+    with reading(store, name):
+        file = pq.ParquetFile(
+            store.source(name),
+            metadata=footer,
+            pre_buffer=False,
+            page_checksum_verification=True,
+        )
+    with file:
+        yield file
+
+
+@contextmanager
+def reading(store: Store, name: str, part: str = "") -> Iterator[None]:
+    """Says which file it is that Arrow or the disk complains about.
+
+    Raises:
+        PairsError: Instead of their errors.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        what = f"{part} cannot be read" if part else "is not a readable Parquet file"
+        raise PairsError(
+            f"{store.url}/{name} {what}: {error}; fetch the file again, then run the same command: "
+            "what is finished is kept"
+        ) from error
+
+
+def read_footers(store: Store, names: Sequence[str], max_rows: int = 0) -> dict[str, Any]:
+    """The footers of the first files that together have `max_rows` rows; 0 means of all.
+
+    Raises:
+        PairsError: One is torn or no Parquet file.
+    """
+
+    def footer(name: str) -> Any:
+        with open_file(store, name) as file:
+            return file.metadata
+
+    found: dict[str, Any] = {}
+    together = THREADS if store.far else 1
+    rows = 0
+    with ThreadPoolExecutor(together) as threads:
+        for start in range(0, len(names), together):
+            some = names[start : start + together]
+            for name, metadata in zip(some, threads.map(footer, some), strict=True):
+                if max_rows and rows >= max_rows:
+                    return found
+                found[name] = metadata
+                rows += metadata.num_rows
+    return found
+
+
+def read_columns(store: Store, name: str, columns: Sequence[str]) -> pa.Table:
+    """Some small columns of a whole file.
+
+    Raises:
+        PairsError: The file is damaged.
+    """
+    with open_file(store, name) as file, reading(store, name):
+        table = file.read(columns=list(columns), use_threads=False)
+    return pa.table([valid_text(column) for column in table.columns], names=table.column_names)
+
+
+def valid_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text with U+FFFD where it is no UTF-8, so that its row is kept; other columns as they are.
+
+    Parquet promises UTF-8, but no reader looks at it before Python does.
+    """
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return column
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        texts = (text.as_py() for text in column.cast(pa.large_binary()))
+        replaced = [None if text is None else text.decode("utf-8", "replace") for text in texts]
+        return pa.chunked_array([pa.array(replaced, column.type)])
+    return column

@@ -1,0 +1,135 @@
+"""docs/pairs.md is true: its trees, filled with small pictures, are read by its commands."""
+
+import io
+import json
+import re
+import shlex
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data.far import HUB_PATH
+from data.images import FORMATS, MAX_ASPECT, MAX_PIXELS
+from data.pairs import PairsKind, open_pairs
+from data.pictures import LARGEST_BYTES
+from data.tables import Status
+from tests.helpers_pairs import pickapic, rows_of
+from tests.helpers_train import picture
+from tests.test_conf import job
+
+TEXT = (Path(__file__).parent.parent / "docs" / "pairs.md").read_text()
+LAYOUTS = re.findall(
+    r"^### `(\w+)`.*?```text\n(.*?)```.*?```sh\nmake labels (.*?)\n```", TEXT, re.DOTALL | re.M
+)
+
+
+def overrides(command: str) -> list[str]:
+    """What is in ARGS, as the shell and make hand it on."""
+    words = dict(word.split("=", 1) for word in shlex.split(command))
+    return words["ARGS"].split()
+
+
+def tree(text: str) -> tuple[str, dict[str, list[str]]]:
+    """The folder, and its files with their members."""
+    folder, *lines = text.splitlines()
+    files: dict[str, list[str]] = {}
+    for line in lines:
+        if line.startswith("    "):
+            files[list(files)[-1]].append(line.strip())
+        else:
+            files[line.strip()] = []
+    return folder, files
+
+
+def fill(kind: PairsKind, root: Path, files: dict[str, list[str]]) -> None:
+    """Make the files; lists name every picture of the tree."""
+    pictures = []
+    for name, members in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix in (".png", ".jpg"):
+            path.write_bytes(picture(len(pictures)))
+            pictures.append(name.removeprefix("pictures/"))
+        elif path.suffix == ".tar":
+            with tarfile.open(path, "w") as archive:
+                for member in members:
+                    info = tarfile.TarInfo(member)
+                    info.size = len(picture(1))
+                    archive.addfile(info, io.BytesIO(picture(1)))
+            pictures += [member.removeprefix("train/") for member in members]
+        elif path.suffix == ".zip":
+            with zipfile.ZipFile(path, "w") as archive:
+                for member in members:
+                    archive.writestr(member, picture(1))
+            folder = path.with_suffix("").relative_to(root)
+            pictures += [f"{folder}/{Path(member).name}" for member in members]
+    for name in files:
+        write_list(kind, root / name, pictures)
+
+
+def write_list(kind: PairsKind, path: Path, pictures: list[str]) -> None:
+    pairs = list(zip(pictures, pictures[1:], strict=False))
+    if path.suffix == ".jsonl":
+        lines = [json.dumps({"prompt": "a", "image_0": a, "image_1": b}) for a, b in pairs]
+        path.write_text("\n".join(lines))
+    elif path.suffix == ".json":
+        made = {
+            PairsKind.hpdv2: {"human_preference": [1, 0], "file_path": []},
+            PairsKind.hpdv3: {"path1": "", "path2": "", "model1": "x", "model2": "y"},
+        }[kind]
+        entries = []
+        for a, b in pairs:
+            paths = {"file_path": [a, b]} if "file_path" in made else {"path1": a, "path2": b}
+            entries.append({"prompt": "a"} | made | paths)
+        path.write_text(json.dumps(entries))
+    elif path.suffix == ".parquet":
+        count = len(pictures)
+        content = [picture(i) for i in range(3)]
+        table = {
+            PairsKind.pickapic: pickapic(rows=3, jpg_0=content, jpg_1=content),
+            PairsKind.parquet: pa.table(
+                {"text": ["a"] * 3, "left": content, "right": content, "choice": [1.0, 0.0, 0.5]}
+            ),
+            PairsKind.imagereward: pa.table(
+                {"image_path": pictures, "prompt_id": ["p"] * count, "prompt": ["a"] * count,
+                 "rank": list(range(count))}
+            ),
+        }[kind]  # fmt: skip
+        pq.write_table(table, path)
+
+
+def test_every_layout_is_described():
+    assert [name for name, _, _ in LAYOUTS] == [kind.value for kind in PairsKind]
+
+
+@pytest.mark.parametrize(("name", "text", "command"), LAYOUTS, ids=[one[0] for one in LAYOUTS])
+def test_the_command_reads_the_tree(name: str, text: str, command: str, tmp_path: Path):
+    folder, files = tree(text)
+    fill(PairsKind(name), tmp_path / folder.lstrip("/"), files)
+    settings = [one.replace("=/data/", f"={tmp_path}/data/") for one in overrides(command)]
+    spec = job(*settings).pairs
+    assert spec.kind is PairsKind(name)
+    assert f"{tmp_path}{folder}".rstrip("/") == spec.root
+    rows = rows_of(open_pairs(spec))
+    assert len(rows) >= 1
+    assert all(row["image_0"] and row["image_1"] for row in rows)
+
+
+def test_urls_compose():
+    commands = re.findall(r"^make labels (.*(?:hf|s3)://.*)$", TEXT, re.M)
+    roots = [job(*overrides(command)).pairs.root for command in commands]
+    assert [root.partition("://")[0] for root in roots] == ["hf", "s3"]
+    assert HUB_PATH.fullmatch(roots[0].removeprefix("hf://"))
+
+
+def test_numbers_and_words_are_those_of_the_code():
+    for status in Status:
+        assert f"| `{status.value}` |" in TEXT
+    assert f"more than {MAX_PIXELS // 1_000_000} million pixels" in TEXT
+    assert f"one side more than {MAX_ASPECT} times the other" in TEXT
+    assert f"above {LARGEST_BYTES >> 20} MiB" in TEXT
+    assert ", ".join(FORMATS) in TEXT
