@@ -43,11 +43,11 @@ def repetition(num_pairs: int, seed: int = 0) -> Iterator[tuple[int, int, int]]:
         else:
             pair[0], images = images, images + 1
             again = chance.random() < 1 - 1 / (PAIRS_A_PROMPT * (1 - STAYS))
-            prompt, prompts = (
-                (chance.randrange(prompts), prompts) if again else (prompts, prompts + 1)
-            )
+            prompt = chance.randrange(prompts) if again else prompts
+            prompts += not again
         far = chance.random() < FAR
-        pair[1], images = (chance.randrange(images), images) if far else (images, images + 1)
+        pair[1] = chance.randrange(images) if far else images
+        images += not far
 
 
 def write_pairs(folder: Path, num_pairs: int, per_file: int, side: int, seed: int = 0) -> float:

@@ -12,20 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks import inputs
-from benchmarks.effects import memory, memory_here, precision, reuse
-from benchmarks.pipeline import on_gpu, sized
-
 
 def machine() -> str:
     """The machine in words."""
-    names = [
-        line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
+    import torch
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    cpu = names[0].partition(": ")[2] if names else platform.processor()
+    cpu = names[0] if names else platform.processor()
     return f"{len(os.sched_getaffinity(0))} cores of {cpu}{gpu}"
 
 
@@ -44,15 +39,19 @@ def main() -> None:
     """Measure, print."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--quick", action="store_true", help="small inputs: does it run at all?")
+    arguments.add_argument("--only", nargs="*", default=[], help="parts to measure, by name")
     arguments.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     given = arguments.parse_args()
     if given.memory:
+        from benchmarks.effects import memory_here
+
         memory_here(given.memory)
         return
     found: dict[str, Any] = {"machine": machine(), "load": os.getloadavg()[1]}
     table(found)
-    for name, measure in parts(given.quick).items():
-        found[name] = measure()
+    chosen = parts(given.quick)
+    for name in given.only or chosen:
+        found[name] = chosen[name]()
         table({name: found[name]})
     found["load_at_end"] = os.getloadavg()[1]
     print(json.dumps(found))
@@ -60,6 +59,12 @@ def main() -> None:
 
 def parts(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
     """What is measured; the quick ones are too small to mean anything."""
+    import torch  # here, because worker processes import this file, too
+
+    from benchmarks import inputs
+    from benchmarks.effects import memory, precision, reuse
+    from benchmarks.pipeline import on_gpu, sized
+
     big = inputs.TINY if quick else inputs.VIT_B
     pairs = 10 if quick else 64
     chosen: dict[str, Callable[[], dict[str, Any]]] = {

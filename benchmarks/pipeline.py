@@ -4,12 +4,12 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from statistics import median
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -47,10 +47,10 @@ class Bench:
     batch: Batch
     device: torch.device
 
-    def pipeline(self, runs: Iterator[int] = count()) -> tuple[float, float, Clock]:
+    def pipeline(self) -> tuple[float, float, Clock]:
         """Score all pairs into a new folder; seconds, CPU seconds with the workers', and parts."""
         found = {name: identify(name, spec).settings() for name, spec in self.specs.items()}
-        sets = ScoreSets(self.folder / f"run-{next(runs)}", self.pairs.shards, found)
+        sets = ScoreSets(Path(mkdtemp(dir=self.folder)), self.pairs.shards, found)
         clock = Clock()
         tools = Tools(
             self.pairs, self.panel, sets, Claims(sets.folder / "claims"), self.decoder,
