@@ -19,7 +19,7 @@ JOB    := experiment=$(EXP) run=$(RUN) $(if $(VOTE),vote=$(VOTE)) $(ARGS)
 .PHONY: help setup labels train eval smoke inspect reproduce miniature test test-fast check parity bench-label bench-vote bench-stream bench-train lock
 
 help: ## List the targets and their variables
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  EXP=$(EXP)  an experiment: $(basename $(notdir $(wildcard conf/experiment/*.yaml)))"
 	@echo "  RUN=$(RUN)  the folder under runs/"
@@ -60,6 +60,9 @@ check: $(READY) ## Lint, format and types
 
 parity: $(READY) ## Published scores against ours, and accuracy on the run's pairs, with what is at hand
 	$(PY) -m label.parity $(JOB)
+
+bench-label: $(READY) ## Speed of stage one beside bare forward passes and per-pair scoring
+	OMP_WAIT_POLICY=PASSIVE $(PY) -m benchmarks.label $(ARGS)
 
 lock: $(READY) ## Renew the pins in constraints.txt from pyproject.toml
 	$(VENV)/bin/uv pip compile pyproject.toml --group dev --upgrade --quiet \

@@ -8,10 +8,11 @@ from rich.console import Console
 
 from conf.job import Job, entry, settings
 from data.pairs import PairSource, open_pairs
+from label.claims import Claims
 from label.identity import score_settings
 from label.labels import LabelSet, label_settings, make_labels
-from label.plan import Rank, ScoreSets, Work, plan, wait_for_others
-from label.summary import number, print_study, print_summary
+from label.plan import Rank, ScoreSets, claim_work, plan, wait_for_change
+from label.summary import print_study, print_summary
 from label.vote import Ballot
 
 
@@ -28,11 +29,10 @@ def main(job: Job) -> None:
         inspect(job, pairs, label_set, labelled, console)
         return
     if labelled is None:
-        work = plan(sets, rank)
-        if work:
-            score(job, pairs, sets, work, rank, console)
+        plan(sets, rank)  # what is wrong with finished files is said before any weight is loaded
+        if sets.unfinished():
+            score(job, pairs, sets, rank, console)
         if rank.rank == 0:
-            await_scores(job, sets, console)
             sets.declare_complete(provenance(job), since)
             labelled = make_labels(label_set, sets, ballot, provenance(job), since)
     if rank.rank == 0 and labelled is not None:
@@ -52,34 +52,23 @@ def score_sets(job: Job, pairs: PairSource, ballot: Ballot) -> ScoreSets:
     return ScoreSets(folder, pairs.shards, score_settings(specs, folder / "weights.json"))
 
 
-def score(
-    job: Job,
-    pairs: PairSource,
-    sets: ScoreSets,
-    work: list[Work],
-    rank: Rank,
-    console: Console,
-) -> None:
-    """Load the metrics that are needed and score this rank's shards."""
-    from label.score import Scoring, device_of, needed_metrics  # torch, which a finished run skips
+def score(job: Job, pairs: PairSource, sets: ScoreSets, rank: Rank, console: Console) -> None:
+    """Score the shards that this process can get; the first stays until all are scored."""
+    from label.progress import bar
+    from label.scoring import Scoring, device_of  # torch, which a finished run skips
 
-    specs = {name: job.metrics[name] for name in needed_metrics(work)}
+    claims = Claims(sets.folder / "claims")
     device = device_of(job.label.device, rank.local)
-    Scoring(pairs, sets, specs, device, job.label.batch, job.label.workers).run(
-        work, console if rank.rank == 0 else None
-    )
-
-
-def await_scores(job: Job, sets: ScoreSets, console: Console) -> None:
-    """Wait for the other ranks' files, with a line that says so."""
-    if not sets.absent():
-        return
-    with console.status("waiting for other processes") as status:
-        wait_for_others(
-            sets,
-            job.label.patience_s,
-            lambda absent: status.update(f"waiting for {number(absent)} files of other processes"),
-        )
+    scoring = Scoring(pairs, sets, claims, job.metrics, job.label, device)
+    first = rank.rank == 0
+    with claims.beating(), bar(sets, claims, console if first else None):
+        scoring.run(claim_work(sets, rank, claims))
+        while first and sets.unfinished():
+            done = wait_for_change(sets, claims, job.label.patience_s)
+            scoring.run(claim_work(sets, rank, claims, even_if_alive=not done))
+    if first:
+        claims.clear()
+        scoring.say(console)
 
 
 def inspect(

@@ -31,7 +31,7 @@ class Decoder:
             if workers
             else _Here()
         )
-        self.ahead = AHEAD * max(workers, 1)
+        self.ahead = AHEAD * workers
 
     def __enter__(self) -> "Decoder":
         return self

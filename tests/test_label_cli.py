@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -218,10 +219,37 @@ def test_ranks_make_the_files_that_one_makes(
 
 
 @pytest.mark.ranks
-def test_first_rank_gives_up_on_ranks_that_never_come(run: Run) -> None:
-    status, said = run("label.patience_s=0.5", RANK="0", WORLD_SIZE="2")
-    assert status == 2
-    assert "5 score files of other processes are missing" in said
+@pytest.mark.slow
+def test_a_killed_rank_costs_only_its_shard(
+    nursery: tiny.Nursery, world: Path, finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    arguments = tiny.overrides(world / "weights", world / "pairs", tmp_path / "runs")
+    out = [tmp_path / f"out-{rank}.txt" for rank in range(3)]
+    claims = tmp_path / "runs" / "tiny" / "scores" / "claims"
+    victim = nursery.start(arguments, out[1], RANK="1", WORLD_SIZE="3", LOCAL_RANK="1")
+    while not list(claims.glob("*.json")):  # alone, so it is its own shard
+        assert victim.wait(0.002) is None
+    victim.kill()
+    assert victim.wait() == -signal.SIGKILL
+    assert [path.name for path in claims.iterdir()] == ["00001.json"]
+    others = [
+        nursery.start(arguments, out[r], RANK=str(r), WORLD_SIZE="3", LOCAL_RANK=str(r))
+        for r in (0, 2)
+    ]
+    assert [process.wait() for process in others] == [0, 0], [path.read_text() for path in out]
+    assert tiny.hashes(tmp_path / "runs" / "tiny") == tiny.hashes(finished[0])
+    assert not claims.exists()
+
+
+@pytest.mark.ranks
+def test_ranks_that_never_come_are_not_waited_for(
+    run: Run, finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    status, said = run(RANK="1", WORLD_SIZE="4")
+    assert (status, said) == (0, "")
+    status, said = run(SLURM_PROCID="0", SLURM_NTASKS="4")
+    assert status == 0, said
+    assert tiny.hashes(tmp_path / "runs" / "tiny") == tiny.hashes(finished[0])
 
 
 # --- bad inputs: one message, status 1, before any weight is loaded ------------------------------

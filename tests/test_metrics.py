@@ -26,10 +26,11 @@ from label.fingerprints import Fingerprints
 from label.identity import identify
 from label.metrics import EmbeddingMetric, Metric, Panel, PictureMetric
 from label.metrics.aesthetic import load_head
+from label.metrics.batches import Batch, halving
 from label.metrics.checkpoint import read_state
 from label.metrics.keymap import open_clip_to_hf
-from label.metrics.passes import Batch, halving
 from label.prepare import CROPS, Fit, View, pad_to, prepare, shrink
+from label.scoring import check_compiler
 from label.weights import WeightsError
 from tests import helpers_label as tiny
 
@@ -139,6 +140,25 @@ def test_unknown_open_clip_key_is_named() -> None:
         open_clip_to_hf({"visual.attn_pool.query": torch.zeros(1)})
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles with a C++ compiler")
+def test_compiled_towers_give_the_same_scores_up_to_rounding(
+    specs: dict[str, MetricSpec], panel: Panel
+) -> None:
+    images = [tiny.picture(i) for i in range(5)]
+    compiled = Panel.load({"clip": specs["clip"]}, CPU, compiled=True)
+    found = compiled.score(images, PROMPTS[:5], batch=4)["clip"]
+    expected = panel.score(images, PROMPTS[:5], batch=4)["clip"]
+    assert not np.array_equal(found, np.zeros(5))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, and no-such-compiler is none"):
+        check_compiler(CPU)
+
+
 def test_panel_gives_one_score_a_row_and_nan_where_unreadable(panel: Panel) -> None:
     images = [tiny.picture(1), b"<html>", tiny.picture(1), tiny.picture(2)[:99], tiny.picture(3)]
     prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0]]
@@ -199,10 +219,13 @@ def test_everything_distinct_is_computed_once(
     assert len(towers) == 2  # clip and clip2 share theirs
     images = [tiny.picture(i % 3) for i in range(40)]
     prompts = [PROMPTS[i % 2] for i in range(40)]
-    panel.score(images, prompts, batch=4)
-    assert [tower.images for tower in towers] == [3, 3]
-    assert [sorted(tower.prompts) for tower in towers] == [sorted(PROMPTS[:2])] * 2
-    assert len(judged) == 6  # distinct (picture, prompt)
+    panel.score(images, prompts, batch=3)
+    first = 2 * 3  # each network's first batch is computed twice, to see whether places matter
+    again = 3  # and once more, where it had to be filled up
+    assert [tower.images for tower in towers] == [first, first]
+    assert [set(tower.prompts) for tower in towers] == [set(PROMPTS[:2])] * 2
+    assert [len(tower.prompts) for tower in towers] == [first + again] * 2
+    assert len(judged) == first + 3  # six distinct (picture, prompt)
     assert (
         len(decoded) == 6
     )  # 3 for all views; 3 more, where only the prompt was new, for the judge
@@ -255,7 +278,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
     batch = Batch(16)
     inputs = np.arange(10)
     assert halving(forward, inputs, batch).tolist() == inputs.tolist()
-    assert sizes == [10, 8, 4, 2, 2, 2, 2, 2]
+    assert sizes == [16, 8, 4, 2, 2, 2, 2, 2]  # always full: ten are filled up to sixteen
     assert batch.size == 2
 
     def hopeless(part: np.ndarray) -> torch.Tensor:
