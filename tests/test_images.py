@@ -84,7 +84,7 @@ def test_an_animation_gives_its_first_frame(form: str):
     assert pixels.shape == (8, 16, 3)
 
 
-@pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000), (33, 1), (20_000, 600)])
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000), (33, 1), (3300, 100)])
 def test_a_picture_too_long_to_be_resized_is_refused(size: tuple[int, int]):
     with pytest.raises(TooLargeImageError, match=f"{size[0]}x{size[1]} pixels, one side more than"):
         images.decode(encoded(size=size, compress_level=1))
