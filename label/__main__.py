@@ -1,19 +1,29 @@
 """Stage one: `python -m label` scores what is missing, votes, and says what came of it."""
 
 import time
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from conf.job import Job, entry, settings
+from data.latents import KIND as LATENTS
+from data.latents import VAE_WEIGHTS, LatentFormat, find_vae, latent_shape
 from data.pairs import PairSource, open_pairs
+from label.config import Dtype
 from label.fingerprints import Fingerprints
 from label.identity import identify
 from label.labels import LabelSet, label_settings, make_labels
 from label.plan import Rank, ScoreSets, Work, plan, wait_for_others
 from label.summary import number, print_statistics, print_summary
 from label.vote import Ballot
+from label.weights import locate
+
+VAE_ON_HUB = (("vae/config.json", VAE_WEIGHTS),)
+"""What is fetched of a model's repository."""
 
 
 def main(job: Job) -> None:
@@ -28,16 +38,21 @@ def main(job: Job) -> None:
     if job.label.inspect:
         inspect(job, pairs, label_set, labelled, console)
         return
-    if labelled is None:
+    if labelled is None or not sets.has_latents():
+        sets = sets if labelled is None else replace(sets, metrics={})  # nothing is scored again
         work = plan(sets, rank)
         if work:
             score(job, pairs, sets, work, rank, console)
         if rank.rank == 0:
             await_scores(job, sets, console)
             sets.declare_complete(provenance(job), since)
-            labelled = make_labels(label_set, sets, ballot, provenance(job), since)
+            if labelled is None:
+                labelled = make_labels(label_set, sets, ballot, provenance(job), since)
     if rank.rank == 0 and labelled is not None:
         print_summary(console, labelled, str(label_set.folder))
+        if sets.latents:
+            where = f"latents: {sets.folder_of(LATENTS)} ({sets.latents})"
+            console.print(where, highlight=False, soft_wrap=True)
 
 
 def ballot_of(job: Job) -> Ballot:
@@ -54,7 +69,33 @@ def score_sets(job: Job, pairs: PairSource, ballot: Ballot) -> ScoreSets:
     for identity in identities:
         identity.check_sha256(fingerprints)
     found = {identity.name: identity.settings(fingerprints) for identity in identities}
-    return ScoreSets(folder, pairs.shards, found)
+    return ScoreSets(folder, pairs.shards, found, latent_format(job, fingerprints))
+
+
+def latent_format(job: Job, fingerprints: Fingerprints) -> LatentFormat | None:
+    """What latents are to be written; None where none are.
+
+    Raises:
+        ValueError: The model has no VAE, or its size does not suit it.
+    """
+    spec = job.label.latents
+    if not spec.write:
+        return None
+    vae = find_vae(model_folder(job), fingerprints)
+    return LatentFormat(
+        vae=vae.sha256,
+        size=job.model.resolution,
+        shape=latent_shape(vae, job.model.resolution),
+        dtype=spec.dtype.value,
+        moments=spec.moments,
+        flip=spec.flip,
+        compute=(Dtype.fp32 if vae.force_upcast else spec.compute).value,
+    )
+
+
+def model_folder(job: Job) -> Path:
+    """The model's folder on this disk; of a hub id at a commit, its VAE is fetched."""
+    return locate("model.path", job.model.path, job.model.revision, VAE_ON_HUB)
 
 
 def score(
@@ -69,8 +110,13 @@ def score(
     from label.score import Scoring, device_of, needed_metrics  # torch, which a finished run skips
 
     specs = {name: job.metrics[name] for name in needed_metrics(work)}
-    device = device_of(job.label.device, rank.local)
-    Scoring(pairs, sets, specs, device, job.label.batch, job.label.workers).run(
+    device, encoder = device_of(job.label.device, rank.local), None
+    if sets.latents and any(LATENTS in one.sets for one in work):
+        from label.latents import Encoder
+
+        batch = job.label.latents.batch
+        encoder = partial(Encoder, model_folder(job), sets.latents, device, batch)
+    Scoring(pairs, sets, specs, device, job.label.batch, job.label.workers, encoder).run(
         work, console if rank.rank == 0 else None
     )
 

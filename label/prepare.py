@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from data.images import TooLargeImageError, UnreadableImageError, decode, to_pixels
+from data.images import TooLargeImageError, UnreadableImageError, decode, fit_square, to_pixels
 from data.tables import Status
 
 BICUBIC = 3
@@ -42,6 +42,8 @@ class Fit(Enum):
     """CLIP, PickScore, LAION aesthetics: PIL's antialiased bicubic, rounded to 8 bits."""
     PAD = "longest side bicubic on float, zero pad to square before normalisation"
     """HPSv2 and v2.1: bicubic on [0, 1] floats, not clamped."""
+    SQUARE = "shortest side bilinear on uint8, center crop"
+    """The trainer's, for latents: `images.fit_square`."""
     NONE = "as it is"
     """Every pixel, at the picture's own size."""
 
@@ -60,6 +62,8 @@ class View:
         """The picture as (height, width, 3): uint8, or float32 around [0, 1] for `Fit.PAD`."""
         if self.fit is Fit.CROP:
             return to_pixels(crop_to(image, self.side))  # type: ignore[arg-type]
+        if self.fit is Fit.SQUARE:
+            return fit_square(image, self.side)  # type: ignore[arg-type]
         pixels = to_pixels(image)  # type: ignore[arg-type]
         return pad_to(pixels, self.side, self.antialias) if self.fit is Fit.PAD else pixels
 

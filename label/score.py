@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -15,11 +16,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from data.latents import KIND as LATENTS
 from data.pairs import PairShard, PairSource, image_key, pair_key
 from data.shards import sha256_of, write_table
 from data.tables import PAIR_FACTS, SCORES, Status
 from label.config import MetricSpec
 from label.decode import Decoder
+from label.latents import Encoder, PairPictures, ShardLatents
 from label.metrics import Panel
 from label.metrics.passes import Batch, Clock, Outcome, Pass
 from label.plan import FACTS, ScoreSets, Work
@@ -30,7 +33,7 @@ STRETCH = 512
 """Reads a pass: within these 32 768 pairs nothing is computed twice, and no more embeddings than
 theirs are in memory. Public pair files have about 1 500 pairs."""
 
-PARTS = ("load", "read", "decode", "embed", "score", "write")
+PARTS = ("load", "read", "decode", "embed", "score", "latents", "write")
 """What the main process spent its time on; `decode` is waiting where workers decode."""
 BARS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
@@ -49,29 +52,48 @@ class Tools:
     clock: Clock
     advance: Callable[[int], None]
     """Told how many pairs were read."""
+    encoder: Encoder | None = None
+    """Makes latents, where they are asked."""
 
 
 def score_shard(work: Work, tools: Tools) -> None:
     """Score one pair shard by the metrics it lacks and write their files."""
-    panel = tools.panel.only([name for name in work.sets if name != FACTS])
+    panel = tools.panel.only([name for name in work.sets if name not in (FACTS, LATENTS)])
     reader = _timed(tools.pairs.read(work.shard, batch_rows=READ_ROWS), tools.clock)
     rows = _Rows(work.shard)
-    with ThreadPoolExecutor(1) as background:  # hashing releases the GIL and reads what we read
+    with ThreadPoolExecutor(1) as background, ExitStack() as stack:
+        # hashing releases the GIL and reads what we read
         digest = background.submit(sha256_of, work.shard.path) if FACTS in work.sets else None
-        while _score_stretch(islice(reader, STRETCH), panel, rows, tools):
+        latents = None
+        if LATENTS in work.sets and tools.encoder:
+            folder = tools.sets.folder_of(LATENTS)
+            latents = stack.enter_context(ShardLatents(tools.encoder, folder, tools.clock))
+        while _score_stretch(islice(reader, STRETCH), panel, rows, tools, latents):
             pass
         with tools.clock.measure("write"):
             for name in work.sets:
-                settings = tools.sets.settings(name, work.shard)
+                path, settings = (
+                    tools.sets.path(name, work.shard),
+                    tools.sets.settings(name, work.shard),
+                )
                 if name == FACTS and digest is not None:
                     settings["source"]["sha256"] = digest.result()
+                if name == LATENTS and latents:
+                    latents.write(path, rows.latent_rows(), settings)
+                    continue
                 table = rows.facts() if name == FACTS else rows.scores(name)
-                write_table(tools.sets.path(name, work.shard), table, settings)
+                write_table(path, table, settings)
 
 
-def _score_stretch(tables: Iterable[pa.Table], panel: Panel, rows: "_Rows", tools: Tools) -> bool:
+def _score_stretch(
+    tables: Iterable[pa.Table],
+    panel: Panel,
+    rows: "_Rows",
+    tools: Tools,
+    latents: ShardLatents | None,
+) -> bool:
     """Score some pairs in one pass; false when there are no more."""
-    scoring = panel.start(tools.decoder, tools.batch, tools.clock)
+    scoring = panel.start(tools.decoder, tools.batch, tools.clock, latents)
     places: list[tuple[int, int]] = []
     for table in tables:
         places += rows.read(table, scoring)
@@ -94,6 +116,8 @@ class _Rows:
     """Scores, (pair, 2)."""
     statuses: list[tuple[Status, Status]] = field(default_factory=list)
     """What is known of both pictures of a pair, whatever the metric."""
+    pictures: list[tuple[bytes, bytes]] = field(default_factory=list)
+    """The `image_key`s of both pictures of a pair."""
 
     def read(self, table: pa.Table, scoring: Pass) -> list[tuple[int, int]]:
         """Give pairs to a pass; where it will put the scores of both images."""
@@ -105,6 +129,7 @@ class _Rows:
                 pair["image_1"] or b"",
             )
             keys = image_key(left), image_key(right)
+            self.pictures.append(keys)
             places.append((scoring.add(left, prompt, keys[0]), scoring.add(right, prompt, keys[1])))
             name = pair_key(*keys, prompt)
             human = pair["human"]
@@ -151,6 +176,12 @@ class _Rows:
         columns = {**self.columns, "status": [str(status) for status in self.columns["status"]]}
         return pa.table(columns, schema=PAIR_FACTS)
 
+    def latent_rows(self) -> Iterator[PairPictures]:
+        """The pairs as their latents' set asks for them."""
+        names, statuses = self.columns["pair_id"], self.columns["status"]
+        for name, keys, status in zip(names, self.pictures, statuses, strict=True):
+            yield PairPictures(str(name), keys, Status(str(status)))
+
     def scores(self, metric: str) -> pa.Table:
         """One metric's scores, in the schema of its set; null where the status is not ok."""
         parts = self.per_metric.get(metric, [])
@@ -187,7 +218,8 @@ def _timed(items: Iterable[T], clock: Clock) -> Iterator[T]:
 
 def needed_metrics(work: Sequence[Work]) -> list[str]:
     """The metrics that must be loaded for this work."""
-    return list(dict.fromkeys(name for one in work for name in one.sets if name != FACTS))
+    sets = dict.fromkeys(name for one in work for name in one.sets)
+    return [name for name in sets if name not in (FACTS, LATENTS)]
 
 
 def device_of(name: str, local_rank: int) -> torch.device:
@@ -227,6 +259,8 @@ class Scoring:
     device: torch.device
     batch: int
     workers: int
+    encoder: Callable[[], Encoder] | None = None
+    """Loads what makes latents, where some are to be written."""
 
     def run(self, work: Sequence[Work], console: Console | None) -> None:
         """Score shard by shard, with a progress bar and the seconds of each part at the end."""
@@ -236,11 +270,12 @@ class Scoring:
         num_pairs = sum(one.shard.rows for one in work)
         with clock.measure("load"):
             panel = Panel.load(self.specs, self.device)
+            encoder = self.encoder() if self.encoder else None
         quiet = console is None
         with Decoder(self.workers) as decoder, Progress(*BARS, disable=quiet) as progress:
             bar = progress.add_task("scoring pairs", total=num_pairs)
             advance = partial(progress.advance, bar)
-            tools = Tools(self.pairs, panel, self.sets, decoder, batch, clock, advance)
+            tools = Tools(self.pairs, panel, self.sets, decoder, batch, clock, advance, encoder)
             for one in work:
                 score_shard(one, tools)
         if console is not None:

@@ -16,7 +16,7 @@ from label.metrics.clip import Clip
 from label.metrics.hps import Hps
 from label.metrics.metric import Metric
 from label.metrics.oracle import Oracle
-from label.metrics.passes import Batch, Clock, Pass
+from label.metrics.passes import Batch, Clock, Onlooker, Pass
 from label.metrics.pickscore import PickScore
 from label.metrics.tower import Tower, load_tower
 
@@ -61,9 +61,15 @@ class Panel:
         """A panel of some of these metrics; nothing is loaded again."""
         return Panel({name: self._metrics[name] for name in names})
 
-    def start(self, decoder: Decoder, batch: Batch, clock: Clock | None = None) -> Pass:
-        """Begin a pass over rows."""
-        return Pass(self._metrics, decoder, batch, clock or Clock())
+    def start(
+        self,
+        decoder: Decoder,
+        batch: Batch,
+        clock: Clock | None = None,
+        onlooker: Onlooker | None = None,
+    ) -> Pass:
+        """Begin a pass over rows; the onlooker sees their pictures."""
+        return Pass(self._metrics, decoder, batch, clock or Clock(), onlooker)
 
     def score(
         self,

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -118,10 +118,23 @@ class _Judgements:
         return found
 
 
+@runtime_checkable
+class Onlooker(Protocol):
+    """Is shown each distinct picture of a pass that can be read, and changes nothing of it."""
+
+    @property
+    def view(self) -> View:
+        """How it wants pictures prepared."""
+
+    def take(self, key: bytes, picture: np.ndarray) -> None:
+        """See a picture, named by its `image_key`; they come in the order of their rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Item:
     """A picture on its way through a worker process."""
 
+    key: bytes
     image: int
     row: int
     prompt: str
@@ -133,9 +146,15 @@ class Pass:
     """Takes rows one by one, answers with their scores at the end."""
 
     def __init__(
-        self, metrics: Mapping[str, Metric], decoder: Decoder, batch: Batch, clock: Clock
+        self,
+        metrics: Mapping[str, Metric],
+        decoder: Decoder,
+        batch: Batch,
+        clock: Clock,
+        onlooker: Onlooker | None = None,
     ) -> None:
         self._metrics, self._decoder, self._batch, self._clock = metrics, decoder, batch, clock
+        self._onlooker = onlooker
         self._embeddings: dict[tuple[int, View], _Embeddings] = {}
         for metric in metrics.values():
             if isinstance(metric, EmbeddingMetric):
@@ -148,7 +167,9 @@ class Pass:
         }
         views = (judge.metric.identity.view for judge in self._judges.values())
         self._judge_views = tuple(dict.fromkeys(views))
-        self._views = tuple(dict.fromkeys([*(v for _, v in self._embeddings), *self._judge_views]))
+        looked_at = [onlooker.view] if onlooker else []
+        every = [*(view for _, view in self._embeddings), *self._judge_views, *looked_at]
+        self._views = tuple(dict.fromkeys(every))
         self._images: dict[bytes, int] = {}
         self._prompts: dict[str, int] = {}
         self._rows: dict[tuple[int, int], int] = {}
@@ -162,16 +183,16 @@ class Pass:
 
         `key` is the picture's `image_key`, where the caller has it already.
         """
-        num_images = len(self._images)
-        picture = self._images.setdefault(key or image_key(image), num_images)
+        num_images, key = len(self._images), key or image_key(image)
+        picture = self._images.setdefault(key, num_images)
         text = self._prompts.setdefault(prompt, len(self._prompts))
         if (row := self._rows.get((picture, text))) is not None:
             return row
         row = self._rows[picture, text] = len(self._rows)
         if picture == num_images:
-            self._send(_Item(picture, row, prompt, first=True), image, self._views)
+            self._send(_Item(key, picture, row, prompt, first=True), image, self._views)
         elif self._judges:
-            self._send(_Item(picture, row, prompt, first=False), image, self._judge_views)
+            self._send(_Item(key, picture, row, prompt, first=False), image, self._judge_views)
         return row
 
     def finish(self) -> Outcome:
@@ -230,6 +251,8 @@ class Pass:
         if item.first:
             for embeddings in self._embeddings.values():
                 embeddings.waiting.append((item.image, found.arrays[embeddings.view]))
+            if self._onlooker:
+                self._onlooker.take(item.key, found.arrays[self._onlooker.view])
         for judge in self._judges.values():
             picture = found.arrays[judge.metric.identity.view]
             judge.waiting.append((item.row, picture, item.prompt))
