@@ -14,7 +14,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.shards import SETTINGS_KEY, Settings, partial_of, replace_whole, sha256_of
+from data.shards import (
+    SETTINGS_KEY,
+    Manifest,
+    Settings,
+    ShardError,
+    partial_of,
+    read_manifest,
+    replace_whole,
+    sha256_of,
+)
 from data.tables import latents as schema_of
 
 KIND = "latents"
@@ -154,6 +163,34 @@ def latent_shape(vae: Vae, size: int) -> tuple[int, int, int]:
             f"model.resolution={size} is no multiple of {vae.factor}, the VAE's factor"
         )
     return vae.channels, size // vae.factor, size // vae.factor
+
+
+@dataclass(frozen=True, slots=True)
+class LatentSet:
+    """A complete set."""
+
+    folder: Path
+    manifest: Manifest
+    form: LatentFormat
+
+
+def read_set(folder: Path) -> LatentSet | None:
+    """The set in a folder, or None when it is not (yet) complete.
+
+    Raises:
+        ShardError: The manifest is damaged, of another kind, or of another way to make latents.
+    """
+    manifest = read_manifest(folder, KIND)
+    if manifest is None:
+        return None
+    try:
+        form = LatentFormat.from_settings(manifest.settings)
+    except ValueError as error:
+        raise ShardError(
+            f"{folder} has latents that cannot be used: {error}; delete it and run `make labels` "
+            "again, or set train.latents=never"
+        ) from error
+    return LatentSet(folder, manifest, form)
 
 
 def write_groups(

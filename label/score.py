@@ -72,10 +72,8 @@ def score_shard(work: Work, tools: Tools) -> None:
             pass
         with tools.clock.measure("write"):
             for name in work.sets:
-                path, settings = (
-                    tools.sets.path(name, work.shard),
-                    tools.sets.settings(name, work.shard),
-                )
+                path = tools.sets.path(name, work.shard)
+                settings = tools.sets.settings(name, work.shard)
                 if name == FACTS and digest is not None:
                     settings["source"]["sha256"] = digest.result()
                 if name == LATENTS and latents:

@@ -62,6 +62,8 @@ def execute(run: TrainRun) -> None:
         f"{len(stream.pairs)} decided pairs · {stream.epoch_batches} batches of {run.train.batch} "
         f"an epoch · up to {stream.window_bytes / 2**20:.0f} MiB of pairs in memory a process"
     )
+    if run.pictures:
+        console.print(run.pictures)
     trainer = make_trainer(run, world, stream, console)
     trainer.resume()
     trainer.train()
