@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from data.pairs import PairShard, PairSource
 from train.order import Position, deal, epoch_order, reading, windows_of
-from train.payload import Latents, RowGroup
+from train.payload import Pictures, RowGroup
 from train.stream import DecidedPairs, PairStream, StreamPlan
 
 GROUPS = st.lists(st.integers(0, 9), min_size=1, max_size=200).map(np.array)
@@ -114,10 +114,10 @@ class Counted:
 
     def take(
         self, pairs: np.ndarray, labels: Sequence[Any], groups: Sequence[int], threads: Executor
-    ) -> tuple[Latents, Latents]:
+    ) -> tuple[Pictures, Pictures]:
         assert list(groups) == self.group[pairs].tolist()
         self.taken += 1
-        side = Latents(torch.tensor(pairs).view(-1, 1, 1, 1, 1).float())
+        side = torch.tensor(pairs).view(-1, 1, 1, 1, 1, 1).float()
         return side, side
 
 

@@ -97,6 +97,8 @@ class Backbone:
         """
         mean, *std = moments.to(self.device).float().unbind(1)
         latents: Tensor = mean + std[0] * posterior.to(self.device) if std else mean
+        # The layout decides how the UNet rounds; it is the VAE's, wherever the moments come from.
+        latents = latents.contiguous(memory_format=torch.channels_last)
         shift = float(self.vae.config.shift_factor or 0.0)
         return (latents - shift) * float(self.vae.config.scaling_factor)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from data.latents import LatentSet
 from data.shards import FileEntry, ShardError, part_name, read_table
 from data.tables import Status
-from train.payload import Latents, Pictures
+from train.payload import Pictures
 from train.stream import DecidedPairs
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -79,22 +79,14 @@ class LatentFiles:
         threads: Executor,
     ) -> tuple[Pictures, Pictures]:
         """Winners and losers; nothing is left to decode."""
-        rows = self.row[pairs].tolist()
-
-        def side_of(kind: str, winners: bool) -> Tensor:
-            names = [
-                f"{kind}_{label['winner'] if winners else 1 - label['winner']}" for label in labels
-            ]
-            parts = zip(groups, names, rows, strict=True)
-            return torch.stack([group[name][row] for group, name, row in parts])
-
-        winner, loser = (
-            Latents(
-                side_of("latent", winners), side_of("flipped", winners) if self.mirrored else None
-            )
-            for winners in (True, False)
-        )
-        return winner, loser
+        kinds = ("latent", "flipped") if self.mirrored else ("latent",)
+        winner: list[Tensor] = []
+        loser: list[Tensor] = []
+        for row, label, group in zip(self.row[pairs].tolist(), labels, groups, strict=True):
+            for side in (0, 1):
+                facings = torch.stack([group[f"{kind}_{side}"][row] for kind in kinds])
+                (winner if side == label["winner"] else loser).append(facings)
+        return torch.stack(winner), torch.stack(loser)
 
 
 def _numbers(column: pa.ChunkedArray) -> Tensor:

@@ -1,4 +1,7 @@
-"""Where the pictures of pairs come from: row groups of the pair files, decoded and cut square."""
+"""Where the pictures of pairs come from: row groups of the pair files, decoded and cut square.
+
+Stage one's latents, which may stand in their place, are in `train/latents.py`.
+"""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
@@ -15,19 +18,13 @@ from data.images import UnreadableImageError, decode, fit_square
 from data.pairs import PairShard, PairSource
 from data.shards import ShardError
 
+Pixels = UInt8[Tensor, "pair height width 3"]
+Latents = Float[Tensor, "pair facing moment channel height_8 width_8"]
+"""The VAE's own numbers, before the model's scaling. `facing` has the picture and, where pictures
+are mirrored, its mirror image; `moment` the posterior's mean and, where it was kept, deviation."""
 
-@dataclass(frozen=True, slots=True)
-class Latents:
-    """One picture of each pair as the VAE sees it: its own numbers, before the model's scaling."""
-
-    upright: Float[Tensor, "pair moment channel height_8 width_8"]
-    """Mean of the posterior, and standard deviation where it was kept."""
-    mirrored: Float[Tensor, "pair moment channel height_8 width_8"] | None = None
-    """Of the mirrored pictures; None where nothing is mirrored."""
-
-
-Pictures = UInt8[Tensor, "pair height width 3"] | Latents
-"""One side of pairs: pixels, or latents in their place."""
+Pictures = Pixels | Latents
+"""One picture of each pair."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from train.backbone import Backbone, Condition, Denoiser, predict
 from train.choices import Criterion
 from train.loss import Compared, Errors, denoising_errors, residual_overlap
 from train.noise import DrawRule, Draws, draw
-from train.payload import Latents, Pictures
+from train.payload import Pictures
 from train.stream import PairBatch
 
 
@@ -78,21 +78,19 @@ def encode(
     """Latents and text of a batch: winners first, then losers; both of a pair mirrored or none."""
     pictures = torch.cat([facing(side, draws.flip) for side in (batch.winner, batch.loser)])
     posterior = torch.cat([draws.posterior[:, 0], draws.posterior[:, 1]])
-    cached = isinstance(batch.winner, Latents)
-    latents = (backbone.drawn if cached else backbone.encode_pictures)(pictures, posterior)
+    made = backbone.drawn if pictures.is_floating_point() else backbone.encode_pictures
+    latents = made(pictures, posterior)
     dropped = draws.drop_caption.tolist()
     prompts = ["" if d else text for d, text in zip(dropped, batch.prompts, strict=True)]
     return latents, backbone.encode_prompts(prompts).for_pairs()
 
 
 def facing(side: Pictures, mirror: Bool[Tensor, " pair"]) -> Tensor:
-    """One side's pixels or latents, mirrored left to right where asked."""
-    if not isinstance(side, Latents):
+    """One side's pixels, or moments of latents; mirrored left to right where asked."""
+    if not side.is_floating_point():
         return torch.where(mirror.view(-1, 1, 1, 1), side.flip(2), side)
-    if side.mirrored is None:
-        assert not mirror.any()
-        return side.upright
-    return torch.where(mirror.view(-1, 1, 1, 1, 1), side.mirrored, side.upright)
+    upright, mirrored = side[:, 0], side[:, -1]  # the same where nothing is ever mirrored
+    return torch.where(mirror.view(-1, 1, 1, 1, 1), mirrored, upright)
 
 
 def twice(tensor: Tensor) -> Tensor:

@@ -220,7 +220,10 @@ class PairStream:
                 for start in range(0, len(mine), size):
                     place = position.batches * len(mine) + start
                     self._hold(now, later, place, reader)
-                    yield self._load(mine[start : start + size], now.number, threads)
+                    indices = mine[start : start + size]
+                    numbers = self.payload.group[indices].tolist()
+                    groups = [self._open[now.number, number].result() for number in numbers]
+                    yield self._load(indices, now.number, groups, threads)
                 position = self.after(position)
 
     def _epoch(self, number: int, before: _Epoch | None = None) -> _Epoch:
@@ -250,10 +253,17 @@ class PairStream:
             for epoch, group in due
         }
 
-    def _load(self, indices: np.ndarray, epoch: int, threads: Executor) -> PairBatch:
-        labels = self.pairs.table.take(indices).to_pylist()
+    def pick(self, indices: np.ndarray) -> PairBatch:
+        """Some pairs as one batch of the first epoch, beside the stream."""
         numbers = self.payload.group[indices].tolist()
-        groups = [self._open[epoch, number].result() for number in numbers]
+        groups = {number: self.payload.read(number) for number in dict.fromkeys(numbers)}
+        with ThreadPoolExecutor(max(1, self.plan.workers)) as threads:
+            return self._load(indices, 0, [groups[number] for number in numbers], threads)
+
+    def _load(
+        self, indices: np.ndarray, epoch: int, groups: list[Any], threads: Executor
+    ) -> PairBatch:
+        labels = self.pairs.table.take(indices).to_pylist()
         winner, loser = self.payload.take(indices, labels, groups, threads)
         return PairBatch(
             epoch,
