@@ -246,12 +246,12 @@ class PairStream:
         due = [(now.number, group) for group in now.reading.due_at(place, size)]
         due += [(later.number, group) for group in later.reading.due_at(ended, size)]
         old = self._open
-        self._open = {
-            (epoch, group): old.get((epoch, group))
-            or old.get((epoch - 1, group))
-            or reader.submit(self.payload.read, group)
-            for epoch, group in due
-        }
+        held: dict[tuple[int, int], Future[Any]] = {}
+        for epoch, group in due:  # the epoch before may have it
+            same = old.get((epoch, group)) or held.get((epoch - 1, group))
+            same = same or old.get((epoch - 1, group))
+            held[epoch, group] = same or reader.submit(self.payload.read, group)
+        self._open = held
 
     def pick(self, indices: np.ndarray) -> PairBatch:
         """Some pairs as one batch of the first epoch, beside the stream."""
