@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data.images import decode, encode_jpeg, fit_square
-from data.latents import KIND, LatentFormat, LatentSet, write_groups
+from data.latents import KIND, GroupWriter, LatentFormat, LatentSet
 from data.pairs import PairShard, PairSource, PairsSpec, open_pairs
 from data.shards import Manifest, describe, part_name, write_table
 from train.latents import latents_of
@@ -80,8 +80,10 @@ def make_world(root: Path, num_files: int, rows: int, *, pictures: bool) -> Worl
         )  # fmt: skip
         path = root / "pairs" / f"train-{number:05d}.parquet"
         write_table(path, table, blobs=("jpg_0", "jpg_1"), row_group_rows=GROUP)
-        groups = (latents(rng, names[at : at + GROUP]) for at in range(0, rows, GROUP))
-        write_groups(root / "latents" / part_name(number), FORM.schema, groups, FORM.settings)
+        writer = GroupWriter(root / "latents" / part_name(number), FORM.schema, FORM.settings)
+        for at in range(0, rows, GROUP):
+            writer.write(latents(rng, names[at : at + GROUP]))
+        writer.close()
     source = open_pairs(PairsSpec(root=str(root / "pairs")))
     files = [describe(root / "latents" / part_name(number)) for number in range(num_files)]
     found = LatentSet(root / "latents", Manifest(kind=KIND, settings={}, files=files), FORM)

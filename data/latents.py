@@ -6,7 +6,7 @@ standard deviation where both are kept, each (channel, height, width) in little-
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,11 @@ class LatentFormat:
         return (1 + self.moments) * channels * height * width * BYTES_OF[self.dtype]
 
     @property
+    def record(self) -> int:
+        """Bytes of one picture in all orientations that are kept."""
+        return self.bytes * (1 + self.flip)
+
+    @property
     def schema(self) -> pa.Schema:
         """The columns of the set's files."""
         return schema_of(self.bytes, flip=self.flip)
@@ -143,8 +148,8 @@ class LatentFormat:
         """In words: `4x64x64 fp16 mean, 32 KiB a picture`."""
         what = "mean and std" if self.moments else "mean"
         both = ", both orientations" if self.flip else ""
-        each = self.bytes * (1 + self.flip) / 1024
-        return f"{'x'.join(map(str, self.shape))} {self.dtype} {what}{both}, {each:g} KiB a picture"
+        shape, each = "x".join(map(str, self.shape)), self.record / 1024
+        return f"{shape} {self.dtype} {what}{both}, {each:g} KiB a picture"
 
 
 def set_name(vae: str, size: int) -> str:
@@ -193,30 +198,34 @@ def read_set(folder: Path) -> LatentSet | None:
     return LatentSet(folder, manifest, form)
 
 
-def write_groups(
-    path: Path, schema: pa.Schema, groups: Iterable[pa.Table], settings: Mapping[str, Any]
-) -> None:
-    """Write a file of latents whole or not at all, a row group at a time, settings in the footer.
+class GroupWriter:
+    """Writes a file of latents whole or not at all, a row group at a time.
 
     Latents are stored as they are, without compression, dictionary or statistics: nothing is
     gained by any, and reading is 5 to 10 times faster. Pages have checksums.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_of(path)
-    footer = {SETTINGS_KEY: json.dumps(settings, sort_keys=True).encode()}
-    blobs = [field.name for field in schema if pa.types.is_fixed_size_binary(field.type)]
-    plain = [name for name in schema.names if name not in blobs]
-    try:
-        with pq.ParquetWriter(
-            partial,
+
+    def __init__(self, path: Path, schema: pa.Schema, settings: Settings) -> None:
+        """`settings` go into the footer."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._partial = path, partial_of(path)
+        footer = {SETTINGS_KEY: json.dumps(settings, sort_keys=True).encode()}
+        blobs = [field.name for field in schema if pa.types.is_fixed_size_binary(field.type)]
+        plain = [name for name in schema.names if name not in blobs]
+        self._writer = pq.ParquetWriter(
+            self._partial,
             schema.with_metadata(footer),
             compression={name: "none" if name in blobs else "zstd" for name in schema.names},
             use_dictionary=plain,
             write_statistics=plain,
             write_page_checksum=True,
-        ) as writer:
-            for group in groups:
-                writer.write_table(group, row_group_size=GROUP_ROWS)
-        replace_whole(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        )
+
+    def write(self, group: pa.Table) -> None:
+        """Add a row group."""
+        self._writer.write_table(group, row_group_size=GROUP_ROWS)
+
+    def close(self) -> None:
+        """Finish the file; only now it is there."""
+        self._writer.close()
+        replace_whole(self._partial, self._path)

@@ -13,12 +13,13 @@ from conf.job import Job, entry, settings
 from data.latents import KIND as LATENTS
 from data.latents import VAE_WEIGHTS, LatentFormat, find_vae, latent_shape
 from data.pairs import PairSource, open_pairs
+from label.claims import Claims
 from label.config import Dtype
 from label.fingerprints import Fingerprints
 from label.identity import identify
 from label.labels import LabelSet, label_settings, make_labels
-from label.plan import Rank, ScoreSets, Work, plan, wait_for_others
-from label.summary import number, print_statistics, print_summary
+from label.plan import Rank, ScoreSets, claim_work, plan, wait_for_change
+from label.summary import print_statistics, print_summary
 from label.vote import Ballot
 from label.weights import locate
 
@@ -40,11 +41,10 @@ def main(job: Job) -> None:
         return
     if labelled is None or not sets.has_latents():
         sets = sets if labelled is None else replace(sets, metrics={})  # nothing is scored again
-        work = plan(sets, rank)
-        if work:
-            score(job, pairs, sets, work, rank, console)
+        plan(sets, rank)  # what is wrong with finished files is said before any weight is loaded
+        if sets.unfinished():
+            score(job, pairs, sets, rank, console)
         if rank.rank == 0:
-            await_scores(job, sets, console)
             sets.declare_complete(provenance(job), since)
             if labelled is None:
                 labelled = make_labels(label_set, sets, ballot, provenance(job), since)
@@ -98,39 +98,29 @@ def model_folder(job: Job) -> Path:
     return locate("model.path", job.model.path, job.model.revision, VAE_ON_HUB)
 
 
-def score(
-    job: Job,
-    pairs: PairSource,
-    sets: ScoreSets,
-    work: list[Work],
-    rank: Rank,
-    console: Console,
-) -> None:
-    """Load the metrics that are needed and score this rank's shards."""
-    from label.score import Scoring, device_of, needed_metrics  # torch, which a finished run skips
+def score(job: Job, pairs: PairSource, sets: ScoreSets, rank: Rank, console: Console) -> None:
+    """Score the shards that this process can get; the first stays until all are scored."""
+    from label.progress import bar
+    from label.scoring import Scoring, device_of  # torch, which a finished run skips
 
-    specs = {name: job.metrics[name] for name in needed_metrics(work)}
-    device, encoder = device_of(job.label.device, rank.local), None
-    if sets.latents and any(LATENTS in one.sets for one in work):
+    claims = Claims(sets.folder / "claims")
+    device = device_of(job.label.device, rank.local)
+    make_encoder = None
+    if sets.latents:
         from label.latents import Encoder
 
         batch = job.label.latents.batch
-        encoder = partial(Encoder, model_folder(job), sets.latents, device, batch)
-    Scoring(pairs, sets, specs, device, job.label.batch, job.label.workers, encoder).run(
-        work, console if rank.rank == 0 else None
-    )
-
-
-def await_scores(job: Job, sets: ScoreSets, console: Console) -> None:
-    """Wait for the other ranks' files, with a line that says so."""
-    if not sets.absent():
-        return
-    with console.status("waiting for other processes") as status:
-        wait_for_others(
-            sets,
-            job.label.patience_s,
-            lambda absent: status.update(f"waiting for {number(absent)} files of other processes"),
-        )
+        make_encoder = partial(Encoder, model_folder(job), sets.latents, device, batch)
+    scoring = Scoring(pairs, sets, claims, job.metrics, job.label, device, make_encoder)
+    first = rank.rank == 0
+    with claims.beating(), bar(sets, claims, console if first else None):
+        scoring.run(claim_work(sets, rank, claims))
+        while first and sets.unfinished():
+            done = wait_for_change(sets, claims, job.label.patience_s)
+            scoring.run(claim_work(sets, rank, claims, even_if_alive=not done))
+    if first:
+        claims.clear()
+        scoring.say(console)
 
 
 def inspect(

@@ -171,10 +171,17 @@ class LabelSpec:
     """Images a forward pass; halved when the device runs out of memory."""
     workers: int = 2
     """Processes that decode and resize ahead of the device; 0 decodes in this process."""
+    cache_mb: int = 1024
+    """Memory of each process for embeddings of pictures and prompts that may come again, in MB:
+    about 14 kB a picture with the paper's four metrics."""
+    compile: bool = False
+    """Let torch compile the networks: a minute or more at the start, then often faster on a GPU.
+    Scores change by rounding."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; with several processes a machine, each takes its own GPU."""
     patience_s: float = 1800.0
-    """Seconds that the first process waits for the next shard of another before it gives up."""
+    """Seconds without a new file after which the first process no longer waits for shards that
+    others seem to be at, and scores them itself."""
     inspect: bool = False
     """Only read the label set, print its statistics and write `labels/<vote>/report.html`."""
     pictures: int = 8
@@ -183,7 +190,7 @@ class LabelSpec:
     """The pictures' latents, beside the scores."""
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("workers", 0), ("pictures", 0)):
+        for name, least in (("batch", 1), ("workers", 0), ("cache_mb", 0), ("pictures", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"label.{name}={getattr(self, name)}; it must be at least {least}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):

@@ -1,14 +1,16 @@
 """What a run needs, what is there, and who does the rest; imports no torch.
 
-Ranks share the pair shards without talking to each other: rank r of w takes shards r, r + w, ...
+Ranks share the pair shards without talking to each other. Each begins with a block of neighbouring
+shards, which have pictures in common, and then takes what others have not begun (`claims`).
 A score file that is there is finished; its footer says with which settings it was made.
 """
 
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,17 @@ from data.shards import (
     refuse_other_settings,
     write_manifest,
 )
+from label.claims import Claims
 
 FACTS = "pairs"
 """The set of `tables.PAIR_FACTS`, beside the metrics' sets."""
 POLL_S = 0.5
+
+LAUNCHERS = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+)
+"""What torchrun and DeepSpeed's launcher set, and what srun sets; the first found counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +51,20 @@ class Rank:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Rank":
-        """Read RANK, WORLD_SIZE and LOCAL_RANK; absent ones mean a single process.
+        """Read what the launcher set; nothing means a single process.
 
         Raises:
             ValueError: The values contradict each other.
         """
-        rank = int(environment.get("RANK", "0"))
-        world = int(environment.get("WORLD_SIZE", "1"))
+        names = next((names for names in LAUNCHERS if names[0] in environment), LAUNCHERS[0])
+        rank, world, local = (
+            int(environment.get(name, default)) for name, default in zip(names, "010", strict=True)
+        )
         if not 0 <= rank < world:
-            raise ValueError(f"RANK={rank} is not below WORLD_SIZE={world}; start with torchrun")
-        return cls(rank, world, int(environment.get("LOCAL_RANK", "0")))
+            raise ValueError(
+                f"{names[0]}={rank} is not below {names[1]}={world}; start with torchrun or srun"
+            )
+        return cls(rank, world, local)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +128,13 @@ class ScoreSets:
         refuse_other_settings(path, found, self.settings(name, shard))
         return True
 
-    def all_there(self) -> bool:
-        """Whether every set has every file (their settings were checked by `missing`)."""
-        return not self.absent()
+    def absent(self, shard: PairShard) -> list[str]:
+        """The sets whose file for this shard is still to be written; looks into no file."""
+        return [name for name in self.names if not self.path(name, shard).exists()]
 
-    def absent(self) -> int:
-        """How many files are still to be written, by this process or another."""
-        return sum(
-            not self.path(name, shard).exists() for name in self.names for shard in self.shards
-        )
+    def unfinished(self) -> list[PairShard]:
+        """The shards that lack a file, whoever is at it."""
+        return [shard for shard in self.shards if self.absent(shard)]
 
     def has_latents(self) -> bool:
         """Whether the latents are complete, or not asked.
@@ -202,30 +213,54 @@ class Work:
 
 
 def plan(sets: ScoreSets, rank: Rank) -> list[Work]:
-    """This rank's unfinished shards.
+    """The unfinished shards of this rank's own block.
 
     Raises:
         ShardError: A finished file is torn, or was made with other settings.
     """
-    mine = sets.shards[rank.rank :: rank.world]
+    mine = _blocks(sets, rank)[0]
     return [Work(shard, todo) for shard in mine if (todo := sets.missing(shard))]
 
 
-def wait_for_others(sets: ScoreSets, patience_s: float, tell: Callable[[int], None]) -> None:
-    """Wait until the other ranks have written their files, telling how many are absent.
+def claim_work(
+    sets: ScoreSets, rank: Rank, claims: Claims, *, even_if_alive: bool = False
+) -> Iterator[Work]:
+    """Claim unfinished shards one by one, until none is left that nobody is at.
+
+    Own ones first; then those of others, which work on theirs from the other end.
 
     Raises:
-        ValueError: No file came for `patience_s` seconds.
+        ShardError: A finished file is torn, or was made with other settings.
     """
-    absent, since = sets.absent(), time.monotonic()
-    while absent:
-        tell(absent)
+    own, *others = _blocks(sets, rank)
+    for shard in (*own, *(shard for block in others for shard in reversed(block))):
+        if sets.absent(shard) and claims.take(shard.index, even_if_alive=even_if_alive):
+            if todo := sets.missing(shard):  # its last owner may just have finished
+                yield Work(shard, todo)
+            else:
+                claims.release(shard.index)
+
+
+def _blocks(sets: ScoreSets, rank: Rank) -> list[tuple[PairShard, ...]]:
+    """All shards in a block for each rank, this rank's first."""
+    edges = [len(sets.shards) * number // rank.world for number in range(rank.world + 1)]
+    blocks = [sets.shards[first:end] for first, end in pairwise(edges)]
+    return blocks[rank.rank :] + blocks[: rank.rank]
+
+
+def wait_for_change(sets: ScoreSets, claims: Claims, patience_s: float) -> bool:
+    """Wait until another process has written a file or died; false after so long without either."""
+    shards, since = sets.unfinished(), time.monotonic()
+    before = [_state(sets, claims, shard) for shard in shards]
+    while time.monotonic() - since < patience_s:
         time.sleep(POLL_S)
-        if (now_absent := sets.absent()) != absent:
-            absent, since = now_absent, time.monotonic()
-        elif time.monotonic() - since > patience_s:
-            raise ValueError(
-                f"{absent} score files of other processes are missing and none came for "
-                f"{patience_s:.0f} s (label.patience_s); see whether they failed, then run the "
-                "same command again: finished shards are kept"
-            )
+        now = [_state(sets, claims, shard) for shard in shards]
+        if now != before or None in now:
+            return True
+    return False
+
+
+def _state(sets: ScoreSets, claims: Claims, shard: PairShard) -> tuple[list[str], int] | None:
+    """What a shard lacks and how many of its pairs are read; None where nobody is at it."""
+    claim = claims.read(shard.index)
+    return (sets.absent(shard), claim.rows) if claim is not None and claim.alive else None

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -127,29 +127,42 @@ def pad_to(pixels: np.ndarray, side: int, antialias: bool) -> np.ndarray:
     height, width = pixels.shape[:2]
     scale = side / max(height, width)
     tall, wide = max(round(height * scale), 1), max(round(width * scale), 1)
-    floats = pixels.astype(np.float32) / np.float32(255)
-    floats = resize_axis(resize_axis(floats, 1, wide, antialias), 0, tall, antialias)
+    columns = turned(pixels).astype(np.float32) / np.float32(255)
+    rows = resize_first(columns, wide, antialias).swapaxes(0, 1)
     square = np.zeros((side, side, 3), np.float32)
     top, left = (side - tall) // 2, (side - wide) // 2
-    square[top : top + tall, left : left + wide] = floats
+    square[top : top + tall, left : left + wide] = resize_first(rows, tall, antialias)
     return square
 
 
-def resize_axis(pixels: np.ndarray, axis: int, size: int, antialias: bool) -> np.ndarray:
-    """Bicubic resizing along one axis, as torch's `interpolate(..., align_corners=False)`.
+def turned(pixels: np.ndarray) -> np.ndarray:
+    """A uint8 picture with rows for columns; whole pixels are moved, twice as fast as bytes."""
+    whole = np.ascontiguousarray(pixels).view("V3")[..., 0]
+    return np.ascontiguousarray(whole.T).view(np.uint8).reshape(*whole.T.shape, 3)
 
-    A sum over taps instead of a matrix product: no BLAS threads fight in the worker processes, and
-    the order of additions is the same on every machine.
+
+def resize_first(pixels: np.ndarray, size: int, antialias: bool) -> np.ndarray:
+    """Bicubic resizing along the first axis, as torch's `interpolate(..., align_corners=False)`.
+
+    A sparse matrix adds whole rows, tap by tap in their order: no BLAS threads fight in the worker
+    processes, and the result depends on no library's blocking.
     """
-    if pixels.shape[axis] == size:
+    length = len(pixels)
+    if length == size:
         return pixels
-    index, weight = taps(pixels.shape[axis], size, antialias)
-    shape = [1] * pixels.ndim
-    shape[axis] = size
-    total = np.zeros((*pixels.shape[:axis], size, *pixels.shape[axis + 1 :]), np.float32)
-    for positions, weights in zip(index, weight, strict=True):
-        total += pixels.take(positions, axis) * weights.reshape(shape)
-    return total
+    rows = np.ascontiguousarray(pixels).reshape(length, -1)
+    found: np.ndarray = tap_matrix(length, size, antialias) @ rows
+    return found.reshape(size, *pixels.shape[1:])
+
+
+@lru_cache(maxsize=64)
+def tap_matrix(length: int, size: int, antialias: bool) -> Any:
+    """The weights of `taps` as a sparse (size, length) matrix."""
+    from scipy.sparse import csr_array  # half a second, which only HPS's view needs
+
+    index, weight = taps(length, size, antialias)
+    ends = np.arange(size + 1) * len(index)
+    return csr_array((weight.T.ravel(), index.T.ravel(), ends), shape=(size, length))
 
 
 @lru_cache(maxsize=64)

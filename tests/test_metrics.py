@@ -25,9 +25,9 @@ from label.fingerprints import Fingerprints
 from label.identity import identify
 from label.metrics import EmbeddingMetric, Metric, Panel, PictureMetric
 from label.metrics.aesthetic import load_head
+from label.metrics.batches import Batch, halving
 from label.metrics.checkpoint import read_state
 from label.metrics.keymap import open_clip_to_hf
-from label.metrics.passes import Batch, halving
 from label.prepare import Fit, View, pad_to, prepare
 from label.weights import WeightsError
 from tests import helpers_label as tiny
@@ -198,10 +198,12 @@ def test_everything_distinct_is_computed_once(
     assert len(towers) == 2  # clip and clip2 share theirs
     images = [tiny.picture(i % 3) for i in range(40)]
     prompts = [PROMPTS[i % 2] for i in range(40)]
-    panel.score(images, prompts, batch=4)
-    assert [tower.images for tower in towers] == [3, 3]
-    assert [sorted(tower.prompts) for tower in towers] == [sorted(PROMPTS[:2])] * 2
-    assert len(judged) == 6  # distinct (picture, prompt)
+    panel.score(images, prompts, batch=3)
+    first = 2 * 3  # each network's first batch is computed twice, to see whether places matter
+    assert [tower.images for tower in towers] == [first, first]
+    assert [set(tower.prompts) for tower in towers] == [set(PROMPTS[:2])] * 2
+    assert [len(tower.prompts) for tower in towers] == [first, first]  # two, filled up to three
+    assert len(judged) == first + 3  # six distinct (picture, prompt)
     assert (
         len(decoded) == 6
     )  # 3 for all views; 3 more, where only the prompt was new, for the judge
@@ -254,7 +256,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
     batch = Batch(16)
     inputs = np.arange(10)
     assert halving(forward, inputs, batch).tolist() == inputs.tolist()
-    assert sizes == [10, 8, 4, 2, 2, 2, 2, 2]
+    assert sizes == [16, 8, 4, 2, 2, 2, 2, 2]  # always full: ten are filled up to sixteen
     assert batch.size == 2
 
     def hopeless(part: np.ndarray) -> torch.Tensor:

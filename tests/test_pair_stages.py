@@ -15,15 +15,17 @@ from conf.job import settings
 from data.images import decode, fit_square
 from data.pairs import PairsKind, PairSource, PairsSpec, open_pairs
 from data.shards import ShardError, read_table
+from label.claims import Claims
 from label.config import Rule, VoteSpec
 from label.decode import Decoder
 from label.identity import identify
 from label.labels import LabelSet, label_settings, make_labels
 from label.metrics import Panel
-from label.metrics.passes import Batch, Clock
+from label.metrics.batches import Batch
+from label.metrics.passes import Clock
 from label.plan import FACTS, Rank, ScoreSets, plan
 from label.report import read_pictures
-from label.score import Tools, score_shard
+from label.score import Tools, score_shards
 from label.vote import Ballot
 from tests import helpers_label as tiny
 from train.stream import PairStream, Position, StreamPlan, decided_pairs
@@ -61,9 +63,9 @@ def label(spec: PairsSpec, weights: Path, folder: Path) -> tuple[PairSource, Sco
     sets = ScoreSets(folder / "scores", source.shards, found)
     panel = Panel.load(specs, torch.device("cpu"))
     with Decoder(0) as decoder:
-        tools = Tools(source, panel, sets, decoder, Batch(8), Clock(), lambda _: None)
-        for work in plan(sets, Rank()):
-            score_shard(work, tools)
+        claims = Claims(sets.folder / "claims")
+        tools = Tools(source, panel, sets, claims, decoder, Batch(8), Clock())
+        score_shards(plan(sets, Rank()), tools)
     sets.declare_complete({}, 0.0)
     vote = VoteSpec(rule=Rule.single, metric="clip")
     ballot = Ballot(vote, ("clip",))

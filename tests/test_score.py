@@ -15,14 +15,17 @@ from data.pairs import PairSource, PairsSpec, open_pairs
 from data.shards import ShardError, read_manifest, sha256_of, verify
 from data.tables import PAIR_FACTS, SCORES
 from label import score as module
+from label.claims import Claims
 from label.config import MetricSpec
 from label.decode import Decoder
 from label.identity import identify
 from label.metrics import Panel
+from label.metrics.batches import Batch
 from label.metrics.clip import Clip
-from label.metrics.passes import Batch, Clock
-from label.plan import FACTS, Rank, ScoreSets, Work, plan, wait_for_others
-from label.score import Tools, device_of, needed_metrics, score_shard
+from label.metrics.passes import Clock
+from label.plan import FACTS, Rank, ScoreSets, Work, plan
+from label.score import Tools, score_shards
+from label.scoring import device_of
 from tests import helpers_label as tiny
 
 CPU = torch.device("cpu")
@@ -63,12 +66,14 @@ def sets_of(specs: dict[str, MetricSpec], pairs: PairSource) -> Callable[..., Sc
     return build
 
 
-def score_all(pairs: PairSource, panel: Panel, sets: ScoreSets) -> list[Work]:
+def score_all(
+    pairs: PairSource, panel: Panel, sets: ScoreSets, cache_bytes: int = 2**20
+) -> list[Work]:
     work = plan(sets, Rank())
+    claims = Claims(sets.folder / "claims")
     with Decoder(0) as decoder:
-        tools = Tools(pairs, panel, sets, decoder, Batch(8), Clock(), lambda _: None)
-        for one in work:
-            score_shard(one, tools)
+        tools = Tools(pairs, panel, sets, claims, decoder, Batch(8), Clock(), cache_bytes)
+        score_shards(work, tools)
     return work
 
 
@@ -148,7 +153,6 @@ def test_finished_shards_are_skipped_and_a_new_metric_touches_no_other(
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
     work = score_all(pairs, panel, sets_of(tmp_path))
     assert {one.sets for one in work} == {("pickscore", "hps")}
-    assert needed_metrics(work) == ["pickscore", "hps"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert tiny.hashes(tmp_path) == tiny.hashes(scored.folder)  # bytes do not tell the order
 
@@ -251,16 +255,6 @@ def test_rank_comes_from_the_launcher() -> None:
     assert Rank.from_environment(given) == Rank(5, 8, 1)
     with pytest.raises(ValueError, match="RANK=2 is not below WORLD_SIZE=2"):
         Rank.from_environment({"RANK": "2", "WORLD_SIZE": "2"})
-
-
-def test_waiting_ends_with_a_message(
-    sets_of: Callable[..., ScoreSets], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("label.plan.POLL_S", 0.01)
-    told: list[int] = []
-    with pytest.raises(ValueError, match=r"6 score files of other processes are missing"):
-        wait_for_others(sets_of(tmp_path, "clip"), 0.05, told.append)
-    assert set(told) == {6}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")

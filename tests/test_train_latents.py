@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+from data.latents import KIND as LATENTS
 from data.latents import LatentFormat, LatentSet, find_vae, latent_shape, read_set
 from data.pairs import PairSource, PairsSpec, open_pairs
 from data.shards import ShardError, read_table, write_table
+from label.claims import Claims
 from label.decode import Decoder
 from label.latents import Encoder
 from label.metrics import Panel
-from label.metrics.passes import Batch, Clock
-from label.plan import LATENTS, Rank, ScoreSets, plan
-from label.score import Tools, score_shard
+from label.metrics.batches import Batch
+from label.metrics.passes import Clock
+from label.plan import Rank, ScoreSets, plan
+from label.score import Tools, score_shards
 from tests.helpers_ranks import Place, make_place
 from tests.helpers_train import SIDE, write_base, write_labels, write_pairs
 from train.backbone import Backbone, load_backbone
@@ -61,9 +64,11 @@ def write_latents(root: Path, **change: object) -> LatentSet:
     sets = ScoreSets(root / "scores", pairs.shards, {}, form)
     encoder = Encoder(root / "base", form, CPU, 8)
     with Decoder(0) as decoder:
-        tools = Tools(pairs, Panel({}), sets, decoder, Batch(8), Clock(), lambda _: None, encoder)
-        for one in plan(sets, Rank()):
-            score_shard(one, tools)
+        tools = Tools(
+            pairs, Panel({}), sets, Claims(sets.folder / "claims"), decoder, Batch(8), Clock(), 0,
+            encoder,
+        )  # fmt: skip
+        score_shards(plan(sets, Rank()), tools)
     sets.declare_complete({}, since=0.0)
     found = read_set(sets.folder_of(LATENTS))
     assert found is not None

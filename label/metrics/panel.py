@@ -11,12 +11,13 @@ from label.decode import Decoder
 from label.fingerprints import Fingerprints
 from label.identity import Identity, identify
 from label.metrics.aesthetic import Aesthetic, check_head, load_head
+from label.metrics.batches import Batch
 from label.metrics.blip import RECIPES, Blip
 from label.metrics.clip import Clip
 from label.metrics.hps import Hps
 from label.metrics.metric import Metric
 from label.metrics.oracle import Oracle
-from label.metrics.passes import Batch, Clock, Onlooker, Pass
+from label.metrics.passes import Clock, Pass, PictureEncoder
 from label.metrics.pickscore import PickScore
 from label.metrics.tower import Tower, load_tower
 
@@ -34,8 +35,10 @@ class Panel:
         self._metrics = dict(metrics)
 
     @classmethod
-    def load(cls, specs: Mapping[str, MetricSpec], device: torch.device) -> "Panel":
-        """Load the metrics; equal backbones are loaded once.
+    def load(
+        cls, specs: Mapping[str, MetricSpec], device: torch.device, *, compiled: bool = False
+    ) -> "Panel":
+        """Load the metrics; equal backbones are loaded once, and are `compiled` by torch if asked.
 
         Raises:
             WeightsError: Weights are missing (said before any is loaded), damaged, of another
@@ -45,7 +48,7 @@ class Panel:
         for identity in identities:
             identity.check_sha256()
         towers: dict[tuple[str, ...], Tower] = {}
-        return cls({identity.name: _load(identity, towers, device) for identity in identities})
+        return cls({one.name: _load(one, towers, device, compiled) for one in identities})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -66,10 +69,11 @@ class Panel:
         decoder: Decoder,
         batch: Batch,
         clock: Clock | None = None,
-        onlooker: Onlooker | None = None,
+        cache_bytes: int = 0,
+        encoder: PictureEncoder | None = None,
     ) -> Pass:
-        """Begin a pass over rows; the onlooker sees their pictures."""
-        return Pass(self._metrics, decoder, batch, clock or Clock(), onlooker)
+        """Begin a pass over rows; an encoder sees their pictures, too."""
+        return Pass(self._metrics, decoder, batch, clock or Clock(), cache_bytes, encoder)
 
     def score(
         self,
@@ -85,10 +89,10 @@ class Panel:
             Metric -> float32 scores in the order of `images`; NaN where one is unreadable.
         """
         with Decoder(workers) as pool:
-            rows = self.start(pool, Batch(batch))
-            places = [rows.add(*row) for row in zip(images, prompts, strict=True)]
-            outcome = rows.finish()
-        return {name: scores[places] for name, scores in outcome.scores.items()}
+            scoring = self.start(pool, Batch(batch))
+            rows = [scoring.add(*row) for row in zip(images, prompts, strict=True)]
+            scoring.flush()
+        return scoring.scores(rows)
 
     def provenance(self) -> dict[str, Any]:
         """Per metric: where its weights are, their hashes, preprocessing and number format."""
@@ -106,7 +110,12 @@ class Panel:
         }
 
 
-def _load(identity: Identity, towers: dict[tuple[str, ...], Tower], device: torch.device) -> Metric:
+def _load(
+    identity: Identity,
+    towers: dict[tuple[str, ...], Tower],
+    device: torch.device,
+    compiled: bool,
+) -> Metric:
     """One metric, on a tower that is there already or is loaded now."""
     kind = identity.spec.kind
     if kind is MetricKind.oracle:
@@ -115,7 +124,7 @@ def _load(identity: Identity, towers: dict[tuple[str, ...], Tower], device: torc
         return Blip(identity, device)
     head = load_head(identity.head) if identity.head else None  # cheap, so wrong ones fail early
     if identity.tower not in towers:
-        towers[identity.tower] = load_tower(identity, device)
+        towers[identity.tower] = load_tower(identity, device, compiled)
     tower = towers[identity.tower]
     if head is not None:
         check_head(identity, head, tower.dim)

@@ -2,16 +2,17 @@
 
 A picture is the same when its bytes are. It is decoded once, prepared once per view and embedded
 once per backbone; a prompt is embedded once per backbone; a metric that needs both together runs
-once per distinct (picture, prompt). Decoding runs ahead in worker processes. Nothing is carried
-from one pass to the next, so batches and scores depend on nothing but the rows of the pass.
+once per distinct (picture, prompt). Decoding runs ahead in worker processes, and networks run on
+full batches (`batches`), whichever rows these come from. What was computed is remembered as long
+as there is room (`memory`).
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor
 from data.pairs import image_key
 from data.tables import Status
 from label.decode import Decoder
+from label.metrics.batches import Batch, Queue, Waiting
+from label.metrics.memory import OVERHEAD, Memory, Picture, Prompt
 from label.metrics.metric import EmbeddingMetric, Metric, PictureMetric
 from label.metrics.tower import Tower
 from label.prepare import Prepared, View
@@ -28,8 +31,6 @@ CHUNK = 16
 """Pictures that a worker process takes at a time."""
 SCORE_ROWS = 8192
 """Rows whose embeddings are gathered at a time."""
-
-Inputs = TypeVar("Inputs", np.ndarray, list[tuple[int, np.ndarray, str]])
 
 
 @dataclass(slots=True)
@@ -48,102 +49,44 @@ class Clock:
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
 
-@dataclass(slots=True)
-class Batch:
-    """Pictures a forward pass; shared by all networks of a run, halved when memory runs out."""
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A picture to be scored against a prompt."""
 
-    size: int
+    picture: Picture
+    prompt: Prompt
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a pass found, per distinct (picture, prompt) in the order of `Pass.add`'s answers."""
-
-    pictures: list[Prepared]
-    """Status, reason and size; the arrays are gone."""
-    scores: dict[str, np.ndarray]
-    """Metric -> float32 scores, NaN where the picture could not be read."""
-
-
-@dataclass(slots=True)
-class _Embeddings:
-    """Pictures that wait for a (tower, view), and the embeddings made so far."""
-
-    tower: Tower
-    view: View
-    waiting: list[tuple[int, np.ndarray]] = field(default_factory=list)
-    indices: list[int] = field(default_factory=list)
-    parts: list[Tensor] = field(default_factory=list)
-
-    def run(self, batch: Batch, count: int) -> None:
-        """Embed the first `count` waiting pictures."""
-        indices, arrays = zip(*self.waiting[:count], strict=True)
-        self.parts.append(halving(self.tower.embed_images, np.stack(arrays), batch))
-        self.indices.extend(indices)
-        del self.waiting[:count]
-
-    def table(self, num_images: int) -> Tensor:
-        """Embeddings by picture; rows of NaN for those that could not be read."""
-        found = torch.full((num_images, self.tower.dim), torch.nan)
-        if self.parts:
-            found[torch.tensor(self.indices)] = torch.cat(self.parts)
-        return found
-
-
-@dataclass(slots=True)
-class _Judgements:
-    """Rows that wait for a metric which sees picture and prompt together, and its scores so far."""
-
-    metric: PictureMetric
-    waiting: list[tuple[int, np.ndarray, str]] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    parts: list[Tensor] = field(default_factory=list)
-
-    def run(self, batch: Batch) -> None:
-        """Judge the first waiting rows, at most a batch."""
-        work = self.waiting[: batch.size]
-        self.parts.append(halving(self._judge, work, batch))
-        self.rows.extend(row for row, _, _ in work)
-        del self.waiting[: len(work)]
-
-    def _judge(self, part: list[tuple[int, np.ndarray, str]]) -> Tensor:
-        _, pictures, prompts = zip(*part, strict=True)
-        return self.metric.judge(pictures, prompts)
-
-    def column(self, num_rows: int) -> Tensor:
-        """Scores by row; NaN where the picture could not be read."""
-        found = torch.full((num_rows,), torch.nan)
-        if self.parts:
-            found[torch.tensor(self.rows)] = torch.cat(self.parts)
-        return found
-
-
-@runtime_checkable
-class Onlooker(Protocol):
-    """Is shown each distinct picture of a pass that can be read, and changes nothing of it."""
-
-    @property
-    def view(self) -> View:
-        """How it wants pictures prepared."""
-
-    def take(self, key: bytes, picture: np.ndarray) -> None:
-        """See a picture, named by its `image_key`; they come in the order of their rows."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
+class _Sent:
     """A picture on its way through a worker process."""
 
-    key: bytes
-    image: int
     row: int
+    picture: Picture
     prompt: str
-    first: bool
+    new: bool
     """Whether the picture is new; otherwise only its prompt is."""
 
 
+@runtime_checkable
+class PictureEncoder(Protocol):
+    """A network beside the metrics', whose results for each picture a pass is to give, too."""
+
+    key: tuple[int, View]
+    """Names them among a picture's embeddings, and says how it wants pictures prepared."""
+    batch: Batch
+    """Its own."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of a result."""
+
+    def __call__(self, pictures: list[np.ndarray]) -> Tensor:
+        """One row a picture."""
+
+
 class Pass:
-    """Takes rows one by one, answers with their scores at the end."""
+    """Takes rows one by one; answers with their scores when they are computed."""
 
     def __init__(
         self,
@@ -151,71 +94,118 @@ class Pass:
         decoder: Decoder,
         batch: Batch,
         clock: Clock,
-        onlooker: Onlooker | None = None,
+        cache_bytes: int = 0,
+        encoder: PictureEncoder | None = None,
     ) -> None:
-        self._metrics, self._decoder, self._batch, self._clock = metrics, decoder, batch, clock
-        self._onlooker = onlooker
-        self._embeddings: dict[tuple[int, View], _Embeddings] = {}
-        for metric in metrics.values():
-            if isinstance(metric, EmbeddingMetric):
-                key = id(metric.tower), metric.identity.view
-                self._embeddings.setdefault(key, _Embeddings(metric.tower, metric.identity.view))
-        self._judges = {
-            name: _Judgements(metric)
-            for name, metric in metrics.items()
-            if isinstance(metric, PictureMetric)
-        }
-        views = (judge.metric.identity.view for judge in self._judges.values())
-        self._judge_views = tuple(dict.fromkeys(views))
-        looked_at = [onlooker.view] if onlooker else []
-        every = [*(view for _, view in self._embeddings), *self._judge_views, *looked_at]
-        self._views = tuple(dict.fromkeys(every))
-        self._images: dict[bytes, int] = {}
-        self._prompts: dict[str, int] = {}
-        self._rows: dict[tuple[int, int], int] = {}
-        self._pictures: list[Prepared] = []
-        self._chunk: list[tuple[_Item, bytes, tuple[View, ...]]] = []
-        self._in_flight: deque[tuple[list[_Item], Callable[[], list[Prepared]]]] = deque()
-        self._texts: dict[int, Tensor] = {}
+        """`cache_bytes` are for pictures and prompts that no row in work needs any more.
 
-    def add(self, image: bytes, prompt: str, key: bytes | None = None) -> int:
-        """Take a row; the answer is its place in the `Outcome`, equal for equal rows.
-
-        `key` is the picture's `image_key`, where the caller has it already.
+        What an encoder makes of pictures is an embedding under its key.
         """
-        num_images, key = len(self._images), key or image_key(image)
-        picture = self._images.setdefault(key, num_images)
-        text = self._prompts.setdefault(prompt, len(self._prompts))
-        if (row := self._rows.get((picture, text))) is not None:
-            return row
-        row = self._rows[picture, text] = len(self._rows)
-        if picture == num_images:
-            self._send(_Item(key, picture, row, prompt, first=True), image, self._views)
-        elif self._judges:
-            self._send(_Item(key, picture, row, prompt, first=False), image, self._judge_views)
-        return row
+        self._metrics, self._decoder, self._clock = metrics, decoder, clock
+        self._images: dict[tuple[int, View], Queue] = {}
+        self._texts: dict[int, Queue] = {}
+        self._judges: dict[str, tuple[View, Queue]] = {}
+        dims: dict[tuple[int, View], int] = {}
+        for name, metric in metrics.items():
+            view = metric.identity.view
+            if isinstance(metric, PictureMetric):
+                self._judges[name] = view, Queue(_judging(metric), batch)
+            elif isinstance(metric, EmbeddingMetric):
+                tower = metric.tower
+                dims[id(tower), view] = tower.dim
+                self._images.setdefault((id(tower), view), Queue(_embedding(tower), batch))
+                if metric.reads_prompt:
+                    self._texts.setdefault(id(tower), Queue(tower.embed_texts, batch))
+        if encoder is not None:
+            self._images[encoder.key] = Queue(encoder, encoder.batch, "latents")
+            dims[encoder.key] = encoder.num_bytes // 4  # as floats
+        self._judge_views = tuple(dict.fromkeys(view for view, _ in self._judges.values()))
+        self._views = tuple(dict.fromkeys([*(v for _, v in self._images), *self._judge_views]))
+        floats = 4 * sum(dims.values())
+        self._memory = Memory(cache_bytes, OVERHEAD + floats, OVERHEAD + floats)
+        self._chunk: list[tuple[_Sent, bytes, tuple[View, ...]]] = []
+        self._in_flight: deque[tuple[list[_Sent], Callable[[], list[Prepared]]]] = deque()
+        self.given = 0
+        """Rows that were added."""
 
-    def finish(self) -> Outcome:
-        """Wait for what is under way and score all rows."""
+    def add(self, image: bytes, prompt: str, key: bytes | None = None) -> Row:
+        """Take a row. `key` is the picture's `image_key`, where the caller has it already."""
+        picture, new = self._memory.picture(key or image_key(image))
+        text, unread = self._memory.prompt(prompt)
+        if unread:
+            for tower, queue in self._texts.items():
+                queue.waiting.append(Waiting(self.given, prompt, text.embeddings, tower))
+                self._run(queue, Queue.run_full)
+        unjudged = bool(self._judges) and prompt not in picture.judged
+        if unjudged:
+            picture.judged[prompt] = {}
+        if new or unjudged:
+            views = self._views if new else self._judge_views
+            self._send(_Sent(self.given, picture, prompt, new), image, views)
+        self.given += 1
+        return Row(picture, text)
+
+    @property
+    def computed(self) -> int:
+        """All rows before this one can be scored."""
+        waiting = [queue.oldest for queue in self._queues()]
+        waiting += [sent[0].row for sent, _ in self._in_flight]
+        waiting += [sent.row for sent, _, _ in self._chunk[:1]]
+        return min((row for row in waiting if row is not None), default=self.given)
+
+    @property
+    def steady(self) -> bool:
+        """Whether each network is known to give a picture or prompt the same in every batch."""
+        return all(queue.steady for queue in self._queues())
+
+    def flush(self) -> None:
+        """Compute all rows that were added, in batches that are filled up."""
         self._submit()
         while self._in_flight:
             self._receive()
-        for embeddings in self._embeddings.values():
-            while embeddings.waiting:
-                self._embed(embeddings)
-        for judge in self._judges.values():
-            while judge.waiting:
-                self._judge(judge)
-        for metric in self._metrics.values():
-            if isinstance(metric, EmbeddingMetric) and metric.reads_prompt and self._rows:
-                self._embed_texts(metric.tower)
-        with self._clock.measure("score"):
-            scores = {name: self._scores(name) for name in self._metrics}
-        images = [picture for picture, _ in self._rows]
-        return Outcome([self._pictures[image] for image in images], scores)
+        for queue in self._queues():
+            self._run(queue, Queue.flush)
 
-    def _send(self, item: _Item, content: bytes, views: tuple[View, ...]) -> None:
-        self._chunk.append((item, content, views))
+    def forget(self) -> None:
+        """Let rows that come be computed as if none had been before."""
+        self._memory.forget()
+
+    def scores(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
+        """Metric -> float32 scores of computed rows; NaN where the picture could not be read."""
+        with self._clock.measure("score"):
+            found = {}
+            for name, metric in self._metrics.items():
+                score = self._scored if isinstance(metric, EmbeddingMetric) else self._judged
+                parts = [
+                    score(name, rows[start : start + SCORE_ROWS])
+                    for start in range(0, len(rows), SCORE_ROWS)
+                ]
+                found[name] = np.concatenate([np.zeros(0, np.float32), *parts])
+            return found
+
+    def _scored(self, name: str, rows: Sequence[Row]) -> np.ndarray:
+        metric = self._metrics[name]
+        assert isinstance(metric, EmbeddingMetric)
+        tower, nothing = id(metric.tower), np.full(metric.tower.dim, np.nan, np.float32)
+        seen = tower, metric.identity.view
+        images = _stacked([row.picture.embeddings.get(seen, nothing) for row in rows])
+        if not metric.reads_prompt:
+            return metric.score(images, images).numpy()
+        return metric.score(
+            images, _stacked([row.prompt.embeddings[tower] for row in rows])
+        ).numpy()
+
+    def _judged(self, name: str, rows: Sequence[Row]) -> np.ndarray:
+        scores = [row.picture.judged[row.prompt.text].get(name, np.nan) for row in rows]
+        return np.array(scores, np.float32)
+
+    def _queues(self) -> Iterator[Queue]:
+        yield from self._images.values()
+        yield from self._texts.values()
+        yield from (queue for _, queue in self._judges.values())
+
+    def _send(self, sent: _Sent, content: bytes, views: tuple[View, ...]) -> None:
+        self._chunk.append((sent, content, views))
         if len(self._chunk) == CHUNK:
             self._submit()
         while len(self._in_flight) > self._decoder.ahead:
@@ -226,97 +216,47 @@ class Pass:
             work = [(content, views) for _, content, views in self._chunk]
             with self._clock.measure("decode"):
                 wait = self._decoder.submit(work)
-            self._in_flight.append(([item for item, _, _ in self._chunk], wait))
+            self._in_flight.append(([sent for sent, _, _ in self._chunk], wait))
             self._chunk = []
 
     def _receive(self) -> None:
-        items, wait = self._in_flight.popleft()
+        everything, wait = self._in_flight[0]
         with self._clock.measure("decode"):
             prepared = wait()
-        for item, found in zip(items, prepared, strict=True):
-            if item.first:
-                bare = Prepared(found.status, found.reason, found.width, found.height)
-                self._pictures.append(bare)  # pictures come back in the order they were sent
-                assert len(self._pictures) == item.image + 1
+        for sent, found in zip(everything, prepared, strict=True):
+            if sent.new:
+                sent.picture.found = Prepared(found.status, found.reason, found.width, found.height)
             if found.status is Status.OK:
-                self._take(item, found)
-        for embeddings in self._embeddings.values():
-            while len(embeddings.waiting) >= self._batch.size:
-                self._embed(embeddings)
-        for judge in self._judges.values():
-            while len(judge.waiting) >= self._batch.size:
-                self._judge(judge)
+                self._take(sent, found)
+        self._in_flight.popleft()
+        for queue in self._queues():
+            self._run(queue, Queue.run_full)
 
-    def _take(self, item: _Item, found: Prepared) -> None:
-        if item.first:
-            for embeddings in self._embeddings.values():
-                embeddings.waiting.append((item.image, found.arrays[embeddings.view]))
-            if self._onlooker:
-                self._onlooker.take(item.key, found.arrays[self._onlooker.view])
-        for judge in self._judges.values():
-            picture = found.arrays[judge.metric.identity.view]
-            judge.waiting.append((item.row, picture, item.prompt))
+    def _take(self, sent: _Sent, found: Prepared) -> None:
+        if sent.new:
+            for key, queue in self._images.items():
+                pixels = found.arrays[key[1]]
+                queue.waiting.append(Waiting(sent.row, pixels, sent.picture.embeddings, key))
+        for name, (view, queue) in self._judges.items():
+            judged, content = sent.picture.judged[sent.prompt], (found.arrays[view], sent.prompt)
+            queue.waiting.append(Waiting(sent.row, content, judged, name))
 
-    def _embed(self, embeddings: _Embeddings) -> None:
-        with self._clock.measure("embed"):
-            embeddings.run(self._batch, min(self._batch.size, len(embeddings.waiting)))
-
-    def _judge(self, judge: _Judgements) -> None:
-        with self._clock.measure("embed"):
-            judge.run(self._batch)
-
-    def _scores(self, name: str) -> np.ndarray:
-        metric = self._metrics[name]
-        scores = torch.full((len(self._rows),), torch.nan)
-        if not self._rows:
-            return scores.numpy()
-        if not isinstance(metric, EmbeddingMetric):
-            return self._judges[name].column(len(self._rows)).numpy()
-        images = self._image_table(metric)
-        texts = self._texts[id(metric.tower)] if metric.reads_prompt else None
-        rows = torch.tensor(list(self._rows)).reshape(-1, 2)
-        for start in range(0, len(rows), SCORE_ROWS):
-            picture, prompt = rows[start : start + SCORE_ROWS].unbind(1)
-            left = images[picture]
-            scores[start : start + SCORE_ROWS] = metric.score(
-                left, left if texts is None else texts[prompt]
-            )
-        return scores.numpy()
-
-    def _image_table(self, metric: EmbeddingMetric) -> Tensor:
-        return self._embeddings[id(metric.tower), metric.identity.view].table(len(self._images))
-
-    def _embed_texts(self, tower: Tower) -> None:
-        if id(tower) not in self._texts:
-            prompts = np.array(list(self._prompts), dtype=object)
-            with self._clock.measure("embed"):
-                self._texts[id(tower)] = halving(
-                    lambda part: tower.embed_texts(part.tolist()), prompts, self._batch
-                )
+    def _run(self, queue: Queue, how: Callable[[Queue], None]) -> None:
+        with self._clock.measure(queue.part):
+            how(queue)
 
 
-def halving(forward: Callable[[Inputs], Tensor], inputs: Inputs, batch: Batch) -> Tensor:
-    """Run `forward` batch by batch; out of device memory halves the batch and goes on.
+def _embedding(tower: Tower) -> Callable[[list[np.ndarray]], Tensor]:
+    return lambda pictures: tower.embed_images(np.stack(pictures))
 
-    Raises:
-        ValueError: Not even one fits.
-    """
-    parts: list[Tensor] = []
-    done = 0
-    while done < len(inputs):
-        try:
-            part = forward(inputs[done : done + batch.size])
-        except torch.OutOfMemoryError as error:
-            if batch.size == 1:
-                raise ValueError(
-                    "the device has no memory for a single picture; use label.device=cpu, a "
-                    "smaller model, or close what else runs there"
-                ) from error
-            part = None
-        if part is None:  # retried outside `except`, which keeps the failed tensors alive
-            batch.size //= 2
-            torch.cuda.empty_cache()
-        else:
-            parts.append(part)
-            done += len(part)
-    return torch.cat(parts)
+
+def _judging(metric: PictureMetric) -> Callable[[list[Any]], Tensor]:
+    def judge(rows: list[tuple[np.ndarray, str]]) -> Tensor:
+        pictures, prompts = zip(*rows, strict=True)
+        return metric.judge(pictures, prompts)
+
+    return judge
+
+
+def _stacked(rows: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(rows))

@@ -3,7 +3,7 @@
 A tower is loaded once and serves every metric that names the same weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,7 +22,10 @@ DTYPES = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16, Dtype.fp16: tor
 
 @runtime_checkable
 class Tower(Protocol):
-    """Embeds prepared pictures and prompts; embeddings are fp32 of length 1, on the CPU."""
+    """Embeds prepared pictures and prompts; embeddings are fp32 of length 1, on its device.
+
+    The answer may still be in the making: whoever reads it waits for it (`batches.Landing`).
+    """
 
     @property
     def logit_scale(self) -> float:
@@ -43,14 +46,15 @@ class Tower(Protocol):
         ...
 
 
-def load_tower(identity: Identity, device: torch.device) -> Tower:
-    """The backbone that a metric names, on the device.
+def load_tower(identity: Identity, device: torch.device, compiled: bool = False) -> Tower:
+    """The backbone that a metric names, on the device; compiled for the one shape of its batches.
 
     Raises:
         WeightsError: The checkpoint is damaged or does not fit its architecture.
     """
     family = identity.tower[0]
-    return OpenClipTower(identity, device) if family == "open_clip" else HfTower(identity, device)
+    kind = OpenClipTower if family == "open_clip" else HfTower
+    return kind(identity, device, compiled)
 
 
 class Pixels:
@@ -65,7 +69,10 @@ class Pixels:
 
     def __call__(self, pictures: np.ndarray) -> Float[Tensor, "image 3 side side"]:
         """Channels first, scaled to [0, 1] where they are uint8, and normalised."""
-        pixels = torch.from_numpy(pictures).to(self.device, non_blocking=True)
+        pixels = torch.from_numpy(pictures)
+        if self.device.type == "cuda":  # only pinned memory is copied while the device computes
+            pixels = pixels.pin_memory()
+        pixels = pixels.to(self.device, non_blocking=True)
         pixels = pixels.permute(0, 3, 1, 2)
         if pixels.dtype == torch.uint8:
             pixels = pixels.float() / 255
@@ -75,10 +82,11 @@ class Pixels:
 class HfTower:
     """`transformers.CLIPModel`: CLIP, PickScore, and the backbone of LAION's aesthetic head."""
 
-    def __init__(self, identity: Identity, device: torch.device) -> None:
+    def __init__(self, identity: Identity, device: torch.device, compiled: bool = False) -> None:
         assert identity.weights is not None
         self._pixels = Pixels(identity, device)
         self._model = _hf_model(identity.weights).to(device, self._pixels.dtype)
+        self._see = _ready(self._model.get_image_features, compiled)
         self._tokenizer = _hf_tokenizer(identity.weights)
         self._context = self._model.config.text_config.max_position_embeddings
 
@@ -95,8 +103,8 @@ class HfTower:
     @torch.inference_mode()
     def embed_images(self, pictures: np.ndarray) -> Float[Tensor, "image dim"]:
         """Unit image embeddings; transformers 5 keeps them in `pooler_output`."""
-        found = self._model.get_image_features(pixel_values=self._pixels(pictures))
-        return functional.normalize(found.pooler_output.float(), dim=-1).cpu()
+        found = self._see(pixel_values=self._pixels(pictures))
+        return functional.normalize(found.pooler_output.float(), dim=-1)
 
     @torch.inference_mode()
     def embed_texts(self, prompts: Sequence[str]) -> Float[Tensor, "prompt dim"]:
@@ -110,16 +118,17 @@ class HfTower:
         found = self._model.get_text_features(
             input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
         )
-        return functional.normalize(found.pooler_output.float(), dim=-1).cpu()
+        return functional.normalize(found.pooler_output.float(), dim=-1)
 
 
 class OpenClipTower:
     """An open_clip CLIP: HPSv2 and HPSv2.1."""
 
-    def __init__(self, identity: Identity, device: torch.device) -> None:
+    def __init__(self, identity: Identity, device: torch.device, compiled: bool = False) -> None:
         assert identity.weights is not None
         self._pixels = Pixels(identity, device)
         self._model = _open_clip_model(identity.weights).to(device, self._pixels.dtype)
+        self._see = _ready(self._model.encode_image, compiled)
         self._tokenizer = _open_clip_tokenizer(identity.weights)
         self._dim = int(identity.weights.config["model_cfg"]["embed_dim"])
 
@@ -136,15 +145,19 @@ class OpenClipTower:
     @torch.inference_mode()
     def embed_images(self, pictures: np.ndarray) -> Float[Tensor, "image dim"]:
         """Unit image embeddings."""
-        found = self._model.encode_image(self._pixels(pictures))
-        return functional.normalize(found.float(), dim=-1).cpu()
+        found = self._see(self._pixels(pictures))
+        return functional.normalize(found.float(), dim=-1)
 
     @torch.inference_mode()
     def embed_texts(self, prompts: Sequence[str]) -> Float[Tensor, "prompt dim"]:
         """Unit text embeddings."""
         tokens: Int[Tensor, "prompt token"] = self._tokenizer(list(prompts))
         found = self._model.encode_text(tokens.to(self._pixels.device))
-        return functional.normalize(found.float(), dim=-1).cpu()
+        return functional.normalize(found.float(), dim=-1)
+
+
+def _ready(forward: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
+    return torch.compile(forward, dynamic=False) if compiled else forward
 
 
 # --- loading -------------------------------------------------------------------------------------

@@ -1,0 +1,64 @@
+"""Reading ahead in a thread."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from queue import Full, Queue
+from threading import Event, Thread
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+LOOK_S = 0.1
+"""Seconds between two looks whether anybody still wants what was read."""
+
+
+@contextmanager
+def ahead(items: Iterable[T], depth: int) -> Iterator[Iterator[T]]:
+    """The same items, up to `depth` of them made ready by a thread while others are in use.
+
+    An error of the thread is raised where its item would have come. The thread ends with the block.
+    """
+    ready: Queue[Any] = Queue(depth)
+    stop = Event()
+    thread = Thread(target=_fill, args=(items, ready, stop), daemon=True)
+    thread.start()
+    try:
+        yield _drain(ready)
+    finally:
+        stop.set()
+        thread.join()
+
+
+class _End(Exception):  # noqa: N818 - it is no error
+    """There are no more items."""
+
+
+def _fill(items: Iterable[T], ready: "Queue[Any]", stop: Event) -> None:
+    try:
+        for item in items:
+            if not _put(ready, item, stop):
+                return
+        raise _End  # noqa: TRY301
+    except BaseException as end:  # handed on, whatever it is
+        _put(ready, end, stop)
+
+
+def _put(ready: "Queue[Any]", item: object, stop: Event) -> bool:
+    """Offer an item until it is taken or nobody wants one any more."""
+    while not stop.is_set():
+        try:
+            ready.put(item, timeout=LOOK_S)
+        except Full:
+            continue
+        return True
+    return False
+
+
+def _drain(ready: "Queue[Any]") -> Iterator[Any]:
+    while True:
+        item = ready.get()
+        if isinstance(item, _End):
+            return
+        if isinstance(item, BaseException):
+            raise item
+        yield item

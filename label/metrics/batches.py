@@ -1,0 +1,152 @@
+"""Forward passes of one fixed shape, and results that the device is not made to wait for.
+
+With every batch of the same size, filled up where inputs are wanting, what is computed of a picture
+does not depend on its neighbours. That is no law: a library may add in another order for another
+place in the batch (measured: five pictures on two threads differ by 7e-7, multiples of eight do
+not). So each network's first batch is computed twice, with every input at another place.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Inputs = TypeVar("Inputs", np.ndarray, list[Any])
+
+
+@dataclass(slots=True)
+class Batch:
+    """Inputs a forward pass; shared by all networks of a run, halved when memory runs out."""
+
+    size: int
+
+
+def halving(forward: Callable[[Inputs], Tensor], inputs: Inputs, batch: Batch) -> Tensor:
+    """Run `forward` on full batches; out of device memory halves the batch and goes on.
+
+    Raises:
+        ValueError: Not even one fits.
+    """
+    parts: list[Tensor] = []
+    done = 0
+    while done < len(inputs):
+        work = inputs[done : done + batch.size]
+        try:
+            part = forward(filled(work, batch.size))[: len(work)]
+        except torch.OutOfMemoryError as error:
+            if batch.size == 1:
+                raise ValueError(
+                    "the device has no memory for a single picture; use label.device=cpu, a "
+                    "smaller model, or close what else runs there"
+                ) from error
+            part = None
+        if part is None:  # retried outside `except`, which keeps the failed tensors alive
+            batch.size //= 2
+            torch.cuda.empty_cache()
+        else:
+            parts.append(part)
+            done += len(part)
+    return torch.cat(parts)
+
+
+def filled(inputs: Inputs, size: int) -> Inputs:
+    """Inputs and, up to `size`, the last of them again."""
+    missing = size - len(inputs)
+    if isinstance(inputs, np.ndarray):
+        return np.concatenate([inputs, np.repeat(inputs[-1:], missing, axis=0)])
+    return inputs + inputs[-1:] * missing
+
+
+class Landing:
+    """A tensor on its way from the device."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._event = None
+        if values.is_cuda:  # into pinned memory, behind the kernels that make it
+            values = values.to("cpu", non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+        self._values = values
+
+    def wait(self) -> np.ndarray:
+        """The values, once they are there."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._values.numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """An input of a network, and where its result goes."""
+
+    row: int
+    """For the sake of which row it is computed."""
+    content: Any
+    store: dict[Any, np.ndarray]
+    key: Any
+
+
+@dataclass(slots=True)
+class Queue:
+    """Inputs that wait for a network until a batch is full; results come one batch later."""
+
+    forward: Callable[[list[Any]], Tensor]
+    batch: Batch
+    part: str = "embed"
+    """What its time is counted as."""
+    steady_at: int = 0
+    """The batch size for which results were found not to depend on the place in the batch."""
+    waiting: deque[Waiting] = field(default_factory=deque)
+    landing: deque[tuple[list[Waiting], Landing]] = field(default_factory=deque)
+
+    @property
+    def steady(self) -> bool:
+        """Whether a result depends on nothing but its own input, as far as was seen."""
+        return self.steady_at == self.batch.size
+
+    @property
+    def oldest(self) -> int | None:
+        """The first row that waits for a result."""
+        if self.landing:
+            return self.landing[0][0][0].row
+        return self.waiting[0].row if self.waiting else None
+
+    def run_full(self) -> None:
+        """Compute as long as there are full batches."""
+        while len(self.waiting) >= self.batch.size:
+            self._run()
+
+    def flush(self) -> None:
+        """Compute everything and wait for it."""
+        while self.waiting:
+            self._run()
+        while self.landing:
+            self._land()
+
+    def _run(self) -> None:
+        work = [self.waiting.popleft() for _ in range(min(self.batch.size, len(self.waiting)))]
+        contents = [one.content for one in work]
+        values = halving(self.forward, contents, self.batch)
+        if not self.steady:
+            self._check(contents, values)
+        self.landing.append((work, Landing(values)))
+        if len(self.landing) > 1:
+            self._land()
+
+    def _check(self, contents: list[Any], values: Tensor) -> None:
+        size = self.batch.size
+        moved = filled(contents[:size], size)
+        found = halving(self.forward, moved[-1:] + moved[:-1], self.batch)
+        count = min(size, len(contents))
+        before, after = values[:count], torch.roll(found, -1, dims=0)[:count]
+        if self.batch.size == size and torch.equal(before.nan_to_num(), after.nan_to_num()):
+            self.steady_at = size
+
+    def _land(self) -> None:
+        work, landing = self.landing.popleft()
+        for one, value in zip(work, landing.wait(), strict=True):
+            one.store[one.key] = value.copy()  # a view would keep the whole batch alive

@@ -1,0 +1,130 @@
+"""One process's part in the scoring: its device, its workers, and the shards it can get."""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+from rich.console import Console
+
+from data.latents import KIND as LATENTS
+from data.pairs import PairSource
+from label.claims import Claims
+from label.config import LabelSpec, MetricSpec
+from label.decode import Decoder
+from label.latents import Encoder
+from label.metrics import Panel
+from label.metrics.batches import Batch
+from label.metrics.passes import Clock
+from label.plan import ScoreSets, Work
+from label.score import Tools, score_shards
+
+PARTS = ("load", "read", "decode", "embed", "latents", "score", "write")
+"""What the main process spent its time on; `read` and `decode` are waiting for what runs ahead."""
+
+
+@dataclass(slots=True)
+class Scoring:
+    """Scores what it is given; the metrics are loaded when the first shard comes."""
+
+    pairs: PairSource
+    sets: ScoreSets
+    claims: Claims
+    specs: Mapping[str, MetricSpec]
+    spec: LabelSpec
+    device: torch.device
+    make_encoder: Callable[[], Encoder] | None = None
+    """Loads what makes latents, where they are asked."""
+    clock: Clock = field(default_factory=Clock)
+    num_pairs: int = 0
+    batch: Batch = field(init=False)
+    _panel: Panel | None = None
+    _encoder: Encoder | None = None
+
+    def __post_init__(self) -> None:
+        self.batch = Batch(self.spec.batch)
+        if self.device.type == "cpu":
+            leave_cores_to(self.spec.workers)
+        if self.spec.compile:
+            check_compiler(self.device)
+
+    def run(self, works: Iterator[Work]) -> None:
+        """Score shard by shard."""
+        first = next(works, None)
+        if first is None:
+            return
+        with self.clock.measure("load"):
+            panel = self._panel = self._panel or self._load()
+            if self.make_encoder and self._encoder is None and LATENTS in self._absent():
+                self._encoder = self.make_encoder()
+        with Decoder(self.spec.workers) as decoder:
+            cache_bytes = self.spec.cache_mb * 2**20
+            tools = Tools(
+                self.pairs, panel, self.sets, self.claims, decoder, self.batch, self.clock,
+                cache_bytes, self._encoder,
+            )  # fmt: skip
+            self.num_pairs += score_shards(chain([first], works), tools)
+
+    def say(self, console: Console) -> None:
+        """Print what this process did, and how long each part of it took."""
+        parts = " · ".join(f"{part} {self.clock.seconds.get(part, 0):.1f} s" for part in PARTS)
+        line = f"{self.num_pairs} pairs on {self.device}: {parts}"
+        if self.batch.size < self.spec.batch:
+            line += f" · label.batch={self.batch.size}, because memory ran out"
+        console.print(line, highlight=False, soft_wrap=True)
+
+    def _load(self) -> Panel:
+        """The metrics that any unfinished shard lacks."""
+        names = self._absent()
+        specs = {name: self.specs[name] for name in self.sets.metrics if name in names}
+        return Panel.load(specs, self.device, compiled=self.spec.compile)
+
+    def _absent(self) -> set[str]:
+        return {name for shard in self.sets.unfinished() for name in self.sets.absent(shard)}
+
+
+def device_of(name: str, local_rank: int) -> torch.device:
+    """The device of this process: `auto` and `cuda` give each process on a machine its own GPU.
+
+    Raises:
+        ValueError: A GPU is asked for that is not there.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not count):
+        return torch.device("cpu")
+    index = int(name.removeprefix("cuda:")) if name.startswith("cuda:") else local_rank
+    if index >= count:
+        raise ValueError(
+            f"label.device={name} means GPU {index} for this process, but torch sees {count}; "
+            "start no more processes than GPUs, or set label.device=cpu"
+        )
+    return torch.device("cuda", index)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Refuse `label.compile` where torch would find no compiler in the middle of the run.
+
+    Raises:
+        ValueError: There is no C++ compiler (CPU) or no Triton (GPU).
+    """
+    if device.type == "cuda":
+        there, what = importlib.util.find_spec("triton") is not None, "the package triton"
+    else:
+        compiler = os.environ.get("CXX", "g++")
+        there, what = shutil.which(compiler) is not None, f"a C++ compiler, and {compiler} is none"
+    if not there:
+        raise ValueError(
+            f"label.compile=true needs {what} for {device}; install it, or set label.compile=false"
+        )
+
+
+def leave_cores_to(workers: int) -> None:
+    """Keep torch off the cores that decode: threads that wait for each other cost far more.
+
+    On two busy cores, one thread embeds a miniature batch ten times as fast as two.
+    """
+    cores = len(os.sched_getaffinity(0)) - workers
+    torch.set_num_threads(max(1, min(cores, torch.get_num_threads())))
