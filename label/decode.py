@@ -14,7 +14,7 @@ from typing import Any
 
 from label.prepare import Prepared, View, prepare_many
 
-AHEAD = 8
+AHEAD = 4
 """Chunks a worker that may be decoded or waiting: what bounds the memory for pictures."""
 
 
@@ -30,7 +30,7 @@ class Decoder:
             if workers
             else _Here()
         )
-        self.ahead = AHEAD * max(workers, 1)
+        self.ahead = AHEAD * workers
 
     def __enter__(self) -> "Decoder":
         return self

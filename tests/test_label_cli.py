@@ -261,6 +261,29 @@ def test_ranks_make_the_files_that_one_makes(
 
 
 @pytest.mark.ranks
+@pytest.mark.slow
+def test_a_killed_rank_costs_only_its_shard(
+    nursery: tiny.Nursery, world: Path, finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    arguments = tiny.overrides(world / "weights", world / "pairs", tmp_path / "runs")
+    out = [tmp_path / f"out-{rank}.txt" for rank in range(3)]
+    claims = tmp_path / "runs" / "tiny" / "scores" / "claims"
+    victim = nursery.start(arguments, out[1], RANK="1", WORLD_SIZE="3", LOCAL_RANK="1")
+    while not list(claims.glob("*.json")):  # alone, so it is its own shard
+        assert victim.wait(0.002) is None
+    victim.kill()
+    assert victim.wait() == -signal.SIGKILL
+    assert [path.name for path in claims.iterdir()] == ["00001.json"]
+    others = [
+        nursery.start(arguments, out[r], RANK=str(r), WORLD_SIZE="3", LOCAL_RANK=str(r))
+        for r in (0, 2)
+    ]
+    assert [process.wait() for process in others] == [0, 0], [path.read_text() for path in out]
+    assert tiny.hashes(tmp_path / "runs" / "tiny") == tiny.hashes(finished[0])
+    assert not claims.exists()
+
+
+@pytest.mark.ranks
 def test_ranks_that_never_come_are_not_waited_for(
     run: Run, finished: tuple[Path, str], tmp_path: Path
 ) -> None:

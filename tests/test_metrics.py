@@ -200,9 +200,10 @@ def test_everything_distinct_is_computed_once(
     prompts = [PROMPTS[i % 2] for i in range(40)]
     panel.score(images, prompts, batch=3)
     first = 2 * 3  # each network's first batch is computed twice, to see whether places matter
+    again = 3  # and once more, where it had to be filled up
     assert [tower.images for tower in towers] == [first, first]
     assert [set(tower.prompts) for tower in towers] == [set(PROMPTS[:2])] * 2
-    assert [len(tower.prompts) for tower in towers] == [first, first]  # two, filled up to three
+    assert [len(tower.prompts) for tower in towers] == [first + again] * 2
     assert len(judged) == first + 3  # six distinct (picture, prompt)
     assert (
         len(decoded) == 6

@@ -86,7 +86,7 @@ class Waiting:
     row: int
     """For the sake of which row it is computed."""
     content: Any
-    store: dict[Any, np.ndarray]
+    store: dict[Any, Any]
     key: Any
 
 
@@ -98,15 +98,17 @@ class Queue:
     batch: Batch
     part: str = "embed"
     """What its time is counted as."""
-    steady_at: int = 0
-    """The batch size for which results were found not to depend on the place in the batch."""
+    checked: int = 0
+    """The batch size for which it was seen whether results depend on the place in the batch."""
+    even: bool = False
+    """Whether they do not."""
     waiting: deque[Waiting] = field(default_factory=deque)
     landing: deque[tuple[list[Waiting], Landing]] = field(default_factory=deque)
 
     @property
     def steady(self) -> bool:
         """Whether a result depends on nothing but its own input, as far as was seen."""
-        return self.steady_at == self.batch.size
+        return self.even and self.checked == self.batch.size
 
     @property
     def oldest(self) -> int | None:
@@ -131,7 +133,7 @@ class Queue:
         work = [self.waiting.popleft() for _ in range(min(self.batch.size, len(self.waiting)))]
         contents = [one.content for one in work]
         values = halving(self.forward, contents, self.batch)
-        if not self.steady:
+        if self.checked != self.batch.size:
             self._check(contents, values)
         self.landing.append((work, Landing(values)))
         if len(self.landing) > 1:
@@ -139,12 +141,13 @@ class Queue:
 
     def _check(self, contents: list[Any], values: Tensor) -> None:
         size = self.batch.size
-        moved = filled(contents[:size], size)
-        found = halving(self.forward, moved[-1:] + moved[:-1], self.batch)
-        count = min(size, len(contents))
-        before, after = values[:count], torch.roll(found, -1, dims=0)[:count]
-        if self.batch.size == size and torch.equal(before.nan_to_num(), after.nan_to_num()):
-            self.steady_at = size
+        inputs = filled(contents[:size], size)
+        if len(contents) < size:  # the places that were only filled up count, too
+            values = halving(self.forward, inputs, self.batch)
+        moved = halving(self.forward, inputs[-1:] + inputs[:-1], self.batch).roll(-1, dims=0)
+        if self.batch.size == size:
+            self.checked = size
+            self.even = torch.equal(values[:size].nan_to_num(), moved.nan_to_num())
 
     def _land(self) -> None:
         work, landing = self.landing.popleft()

@@ -25,7 +25,7 @@ class Picture:
     embeddings: dict[tuple[int, View], np.ndarray] = field(default_factory=dict)
     """By tower and view, fp32 of length 1, and latents as bytes; empty for a picture that cannot be
     read."""
-    judged: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    judged: dict[str, dict[str, np.float32]] = field(default_factory=dict)
     """Prompt -> metric -> score, for metrics that see both together."""
 
 
