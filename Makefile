@@ -16,7 +16,7 @@ READY := $(VENV)/.ready
 LAUNCH := $(if $(filter 1,$(NPROC)),$(PY) -m,$(VENV)/bin/torchrun --standalone --nproc-per-node=$(NPROC) -m)
 JOB    := experiment=$(EXP) run=$(RUN) $(if $(VOTE),vote=$(VOTE)) $(ARGS)
 
-.PHONY: help setup labels train eval inspect miniature test test-fast check lock
+.PHONY: help setup labels train eval inspect miniature test test-fast bench-stream check lock
 
 help: ## List the targets and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ test: $(READY) ## All tests that need neither GPU nor download
 
 test-fast: $(READY) ## The quick ones, in one process
 	$(PY) -m pytest -m "not gpu and not weights and not ranks and not slow" $(ARGS)
+
+bench-stream: $(READY) ## How fast stage two reads pictures and latents, beside what is possible
+	$(PY) -m benchmarks.stream $(ARGS)
 
 check: $(READY) ## Lint, format and types
 	$(VENV)/bin/ruff check .

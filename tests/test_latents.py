@@ -1,9 +1,11 @@
 """Latents written beside the scores: the right numbers, each picture once, bad rows in place."""
 
 import random
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from conf.job import settings
 from data.images import UnreadableImageError, decode, fit_square
 from data.latents import KIND as LATENTS
 from data.latents import LatentFormat, find_vae, latent_shape, read_set
@@ -231,6 +234,17 @@ def test_a_vae_that_overflows_in_fp16_runs_in_fp32() -> None:
     assert form.compute == "fp32"
     assert form.size == made.model.resolution
     assert latent_format(job(), Fingerprints()) is None
+
+
+def test_the_guide_knows_every_setting_and_its_default() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "latents.md").read_text()
+    rows = dict(re.findall(r"^\| `label\.latents\.(\w+)` \| `?(\w+)`?", text, re.MULTILINE))
+    spec = job().label.latents
+    assert set(rows) == {field.name for field in fields(spec)}
+    for name, value in rows.items():
+        assert str(settings(getattr(spec, name))).lower() == value
+    assert job("latents=model").label.latents.write
+    assert job("train.latents=never").train.latents.value == "never"
 
 
 # --- the program ---------------------------------------------------------------------------------
