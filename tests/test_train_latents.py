@@ -29,7 +29,7 @@ from train.config import LatentUse, ModelSpec, Precision
 from train.latents import latents_of
 from train.noise import DrawRule, draw
 from train.order import Position
-from train.source import Need, choose, fitting
+from train.source import Need, advice, choose, fitting
 from train.step import encode
 from train.stream import PairStream, StreamPlan, decided_pairs
 
@@ -229,9 +229,14 @@ def test_what_does_not_fit_is_said_and_refused_where_it_was_asked(
         chosen = choose(LatentUse.auto, asked, None)
         assert chosen.latents is None
         assert why in chosen.words
-        assert "docs/latents.md" in chosen.words
         with pytest.raises(ShardError, match="train.latents=always, but"):
             choose(LatentUse.always, asked, None)
+
+
+def test_a_run_is_told_what_latents_would_spare() -> None:
+    assert advice(100, 8, 800) == ""
+    assert advice(100, 8, 400).startswith("each picture is decoded and encoded 2.0 times in this")
+    assert "latents=model" in advice(100, 8, 400)
 
 
 def test_flips_need_mirrored_latents(root: Path, tmp_path: Path) -> None:
@@ -348,6 +353,7 @@ def test_weights_are_the_same_with_and_without_latents(
     plain, cached = f"plain-{stage}", with_latents(place, root, f"cached-{stage}")
     said = place.train(plain, *args, world=world)
     assert "pictures: from the pair files, encoded by the VAE in every step: there are no" in said
+    assert "each picture is decoded and encoded" not in said  # not one epoch
     said = place.train(cached, *args, world=world)
     assert "pictures: latents in " in said
     assert place.weights(plain) == place.weights(cached)

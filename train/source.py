@@ -67,7 +67,18 @@ def choose(use: LatentUse, need: Need, begun: Mapping[str, Any] | None) -> Sourc
     if use is LatentUse.always or begun is not None:
         asked = "train.latents=always" if begun is None else "this run began with latents"
         raise ShardError(f"{asked}, but {found}; `make labels ARGS=latents=model` writes them")
-    return Source(None, f"{FROM_FILES}: {found} ({GUIDE})")
+    return Source(None, f"{FROM_FILES}: {found}")
+
+
+def advice(steps: int, batch: int, pairs: int) -> str:
+    """What latents would spare a run that reads the pair files; empty where that is nothing."""
+    times = steps * batch / pairs
+    if times <= 1:
+        return ""
+    return (
+        f"each picture is decoded and encoded {times:.1f} times in this run; with latents=model in "
+        f"`make labels` it would be once ({GUIDE})"
+    )
 
 
 def fitting(need: Need) -> LatentSet | str:

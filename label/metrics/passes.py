@@ -135,7 +135,7 @@ class Pass:
         if unread:
             for tower, queue in self._texts.items():
                 queue.waiting.append(Waiting(self.given, prompt, text.embeddings, tower))
-                self._run(queue, Queue.run_full)
+                self._run(queue.part, queue.run_full)
         unjudged = bool(self._judges) and prompt not in picture.judged
         if unjudged:
             picture.judged[prompt] = {}
@@ -164,7 +164,7 @@ class Pass:
         while self._in_flight:
             self._receive()
         for queue in self._queues():
-            self._run(queue, Queue.flush)
+            self._run(queue.part, queue.flush)
 
     def forget(self) -> None:
         """Let rows that come be computed as if none had been before."""
@@ -230,7 +230,7 @@ class Pass:
                 self._take(sent, found)
         self._in_flight.popleft()
         for queue in self._queues():
-            self._run(queue, Queue.run_full)
+            self._run(queue.part, queue.run_full)
 
     def _take(self, sent: _Sent, found: Prepared) -> None:
         if sent.new:
@@ -241,9 +241,9 @@ class Pass:
             judged, content = sent.picture.judged[sent.prompt], (found.arrays[view], sent.prompt)
             queue.waiting.append(Waiting(sent.row, content, judged, name))
 
-    def _run(self, queue: Queue, how: Callable[[Queue], None]) -> None:
-        with self._clock.measure(queue.part):
-            how(queue)
+    def _run(self, part: str, run: Callable[[], None]) -> None:
+        with self._clock.measure(part):
+            run()
 
 
 def _embedding(tower: Tower) -> Callable[[list[np.ndarray]], Tensor]:
