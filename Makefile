@@ -16,10 +16,11 @@ READY := $(VENV)/.ready
 LAUNCH := $(if $(filter 1,$(NPROC)),$(PY) -m,$(VENV)/bin/torchrun --standalone --nproc-per-node=$(NPROC) -m)
 JOB    := experiment=$(EXP) run=$(RUN) $(if $(VOTE),vote=$(VOTE)) $(ARGS)
 
-.PHONY: help setup labels train eval inspect miniature test test-fast bench-stream check lock
+.PHONY: help setup labels train eval inspect miniature test test-fast check lock
+.PHONY: bench-label bench-stream
 
 help: ## List the targets and their variables
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  EXP=$(EXP)  an experiment: $(basename $(notdir $(wildcard conf/experiment/*.yaml)))"
 	@echo "  RUN=$(RUN)  the folder under runs/"
@@ -57,6 +58,9 @@ check: $(READY) ## Lint, format and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+bench-label: $(READY) ## Speed of stage one beside bare forward passes and per-pair scoring
+	OMP_WAIT_POLICY=PASSIVE $(PY) -m benchmarks.label $(ARGS)
 
 lock: $(READY) ## Renew the pins in constraints.txt from pyproject.toml
 	$(VENV)/bin/uv pip compile pyproject.toml --group dev --upgrade --quiet \

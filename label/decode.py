@@ -14,7 +14,7 @@ from typing import Any
 
 from label.prepare import Prepared, View, prepare_many
 
-AHEAD = 4
+AHEAD = 8
 """Chunks a worker that may be decoded or waiting: what bounds the memory for pictures."""
 
 

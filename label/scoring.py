@@ -46,8 +46,6 @@ class Scoring:
 
     def __post_init__(self) -> None:
         self.batch = Batch(self.spec.batch)
-        if self.device.type == "cpu":
-            leave_cores_to(self.spec.workers)
         if self.spec.compile:
             check_compiler(self.device)
 
@@ -119,12 +117,3 @@ def check_compiler(device: torch.device) -> None:
         raise ValueError(
             f"label.compile=true needs {what} for {device}; install it, or set label.compile=false"
         )
-
-
-def leave_cores_to(workers: int) -> None:
-    """Keep torch off the cores that decode: threads that wait for each other cost far more.
-
-    On two busy cores, one thread embeds a miniature batch ten times as fast as two.
-    """
-    cores = len(os.sched_getaffinity(0)) - workers
-    torch.set_num_threads(max(1, min(cores, torch.get_num_threads())))

@@ -52,7 +52,7 @@ def test_an_embedding_depends_on_its_own_picture_alone(panel: Panel, threads: in
     try:
         for tower in towers.values():
             batch = Batch(8)
-            queue = Queue(lambda part, tower=tower: tower.embed_images(np.stack(part)), batch)
+            queue = Queue(0, lambda part, tower=tower: tower.embed_images(np.stack(part)), batch)
             straight = embed(queue, pictures)
             assert queue.steady
             order = rng.permutation(24)[:19]  # other neighbours, other places, the last one filled
@@ -67,10 +67,10 @@ def test_a_network_whose_places_differ_is_noticed() -> None:
     def uneven(part: list[float]) -> Tensor:
         return torch.tensor(part) + torch.arange(len(part)) * 1e-7
 
-    queue = Queue(uneven, Batch(4))
+    queue = Queue(0, uneven, Batch(4))
     embed(queue, [1.0, 2.0, 3.0, 4.0, 5.0])
     assert not queue.steady
-    even = Queue(lambda part: torch.tensor(part), Batch(4))
+    even = Queue(0, lambda part: torch.tensor(part), Batch(4))
     assert not even.steady  # nothing was seen yet
     assert embed(even, [1.0, float("nan"), 3.0]) == [1.0, pytest.approx(np.nan, nan_ok=True), 3.0]
     assert even.steady
@@ -85,7 +85,7 @@ def test_another_batch_size_is_looked_at_again() -> None:
             raise torch.OutOfMemoryError
         return torch.tensor(part)
 
-    queue = Queue(forward, Batch(4))
+    queue = Queue(0, forward, Batch(4))
     assert embed(queue, [float(i) for i in range(16)]) == list(range(16))
     assert sizes == [4, 4, 4, 4, 2, 2, 2, 2, 2]  # twice at first, and twice after halving
     assert queue.steady

@@ -7,7 +7,7 @@ not). So each network's first batch is computed twice, with every input at anoth
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -23,6 +23,8 @@ class Batch:
     """Inputs a forward pass; shared by all networks of a run, halved when memory runs out."""
 
     size: int
+    even: dict[tuple[Hashable, int], bool] = field(default_factory=dict)
+    """(network, size) -> whether results were seen not to depend on the place in the batch."""
 
 
 def halving(forward: Callable[[Inputs], Tensor], inputs: Inputs, batch: Batch) -> Tensor:
@@ -94,21 +96,19 @@ class Waiting:
 class Queue:
     """Inputs that wait for a network until a batch is full; results come one batch later."""
 
+    network: Hashable
+    """Names what `forward` runs."""
     forward: Callable[[list[Any]], Tensor]
     batch: Batch
     part: str = "embed"
     """What its time is counted as."""
-    checked: int = 0
-    """The batch size for which it was seen whether results depend on the place in the batch."""
-    even: bool = False
-    """Whether they do not."""
     waiting: deque[Waiting] = field(default_factory=deque)
     landing: deque[tuple[list[Waiting], Landing]] = field(default_factory=deque)
 
     @property
     def steady(self) -> bool:
         """Whether a result depends on nothing but its own input, as far as was seen."""
-        return self.even and self.checked == self.batch.size
+        return self.batch.even.get((self.network, self.batch.size), False)
 
     @property
     def oldest(self) -> int | None:
@@ -133,7 +133,7 @@ class Queue:
         work = [self.waiting.popleft() for _ in range(min(self.batch.size, len(self.waiting)))]
         contents = [one.content for one in work]
         values = halving(self.forward, contents, self.batch)
-        if self.checked != self.batch.size:
+        if (self.network, self.batch.size) not in self.batch.even:
             self._check(contents, values)
         self.landing.append((work, Landing(values)))
         if len(self.landing) > 1:
@@ -146,8 +146,8 @@ class Queue:
             values = halving(self.forward, inputs, self.batch)
         moved = halving(self.forward, inputs[-1:] + inputs[:-1], self.batch).roll(-1, dims=0)
         if self.batch.size == size:
-            self.checked = size
-            self.even = torch.equal(values[:size].nan_to_num(), moved.nan_to_num())
+            same = torch.equal(values[:size].nan_to_num(), moved.nan_to_num())
+            self.batch.even[self.network, size] = same
 
     def _land(self) -> None:
         work, landing = self.landing.popleft()

@@ -27,7 +27,7 @@ from label.metrics.metric import EmbeddingMetric, Metric, PictureMetric
 from label.metrics.tower import Tower
 from label.prepare import Prepared, View
 
-CHUNK = 16
+CHUNK = 8
 """Pictures that a worker process takes at a time."""
 SCORE_ROWS = 8192
 """Rows whose embeddings are gathered at a time."""
@@ -109,15 +109,16 @@ class Pass:
         for name, metric in metrics.items():
             view = metric.identity.view
             if isinstance(metric, PictureMetric):
-                self._judges[name] = view, Queue(_judging(metric), batch)
+                self._judges[name] = view, Queue(id(metric), _judging(metric), batch)
             elif isinstance(metric, EmbeddingMetric):
                 tower = metric.tower
-                dims[id(tower), view] = tower.dim
-                self._images.setdefault((id(tower), view), Queue(_embedding(tower), batch))
+                key = id(tower), view
+                dims[key] = tower.dim
+                self._images.setdefault(key, Queue(key, _embedding(tower), batch))
                 if metric.reads_prompt:
-                    self._texts.setdefault(id(tower), Queue(tower.embed_texts, batch))
+                    self._texts.setdefault(id(tower), Queue(id(tower), tower.embed_texts, batch))
         if encoder is not None:
-            self._images[encoder.key] = Queue(encoder, encoder.batch, "latents")
+            self._images[encoder.key] = Queue(encoder.key, encoder, encoder.batch, "latents")
             dims[encoder.key] = encoder.num_bytes // 4  # as floats
         self._judge_views = tuple(dict.fromkeys(view for view, _ in self._judges.values()))
         self._views = tuple(dict.fromkeys([*(v for _, v in self._images), *self._judge_views]))

@@ -1,0 +1,212 @@
+"""Stage one as a whole, beside bare forward passes and beside scoring pair by pair."""
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import inputs
+from data.images import decode
+from data.pairs import PairSource, PairsSpec, open_pairs
+from label.claims import Claims
+from label.config import Dtype, MetricSpec
+from label.decode import Decoder
+from label.identity import identify
+from label.metrics import Panel
+from label.metrics.batches import Batch
+from label.metrics.metric import EmbeddingMetric
+from label.metrics.passes import Clock
+from label.metrics.tower import HfTower, Tower
+from label.plan import Rank, ScoreSets, plan
+from label.score import Tools, score_shards
+from label.scoring import PARTS, device_of
+
+SIDE = 768
+WORKERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A loaded panel, pairs, and warm worker processes."""
+
+    folder: Path
+    specs: dict[str, MetricSpec]
+    panel: Panel
+    pairs: PairSource
+    decoder: Decoder
+    batch: Batch
+    device: torch.device
+
+    def pipeline(self) -> tuple[float, float, Clock]:
+        """Score all pairs into a new folder; seconds, CPU seconds with the workers', and parts."""
+        found = {name: identify(name, spec).settings() for name, spec in self.specs.items()}
+        sets = ScoreSets(Path(mkdtemp(dir=self.folder)), self.pairs.shards, found)
+        clock = Clock()
+        tools = Tools(
+            self.pairs, self.panel, sets, Claims(sets.folder / "claims"), self.decoder,
+            self.batch, clock, cache_bytes=2**30,
+        )  # fmt: skip
+        start, cpu = time.perf_counter(), self._cpu_s()
+        score_shards(plan(sets, Rank()), tools)
+        return time.perf_counter() - start, self._cpu_s() - cpu, clock
+
+    def floor(self, num_images: int) -> tuple[float, float]:
+        """Bare passes of every vision tower over tensors that lie ready; seconds, CPU seconds."""
+        pixels = torch.rand(self.batch.size, 3, 224, 224, device=self.device)
+        start, cpu = time.perf_counter(), time.process_time()
+        with torch.inference_mode():
+            for tower in self.towers():
+                see = partial(_bare, tower, pixels.to(next(tower._model.parameters()).dtype))
+                for _ in range(num_images // self.batch.size):
+                    see()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start, time.process_time() - cpu
+
+    def per_pair(self, num_pairs: int) -> tuple[float, float]:
+        """Pairs one by one, each metric for itself, as the packages do; seconds, CPU seconds."""
+        rows = next(self.pairs.read(self.pairs.shards[0], batch_rows=num_pairs)).to_pylist()
+        start, cpu = time.perf_counter(), time.process_time()
+        for row in rows:
+            for metric in self.panel.metrics.values():
+                assert isinstance(metric, EmbeddingMetric)
+                view = metric.identity.view
+                both = [view(decode(row[f"image_{side}"])) for side in (0, 1)]
+                images = metric.tower.embed_images(np.stack(both)).cpu()
+                texts = images
+                if metric.reads_prompt:
+                    texts = metric.tower.embed_texts([row["prompt"]]).cpu().expand(2, -1)
+                metric.score(images, texts)
+        return time.perf_counter() - start, time.process_time() - cpu
+
+    def towers(self) -> list[Tower]:
+        """The distinct backbones."""
+        metrics = [m for m in self.panel.metrics.values() if isinstance(m, EmbeddingMetric)]
+        return list({id(metric.tower): metric.tower for metric in metrics}.values())
+
+    def _cpu_s(self) -> float:
+        """CPU seconds of this process and of those that decode for it."""
+        ticks = 0
+        for pid in self.decoder._executor._processes or ():
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _bare(tower: Any, pixels: torch.Tensor) -> None:
+    if isinstance(tower, HfTower):
+        tower._see(pixel_values=pixels)
+    else:
+        tower._see(pixels)
+
+
+def compare(bench: Bench, num_images: int, num_per_pair: int, rounds: int) -> dict[str, Any]:
+    """Bare passes, the pipeline and per-pair scoring in turns; medians of the ratios.
+
+    In CPU seconds the ratios are less disturbed by other programs on the machine.
+    """
+    num_pairs = sum(shard.rows for shard in bench.pairs.shards)
+    first_s, _, _ = bench.pipeline()  # with what happens once a run: first batches are checked
+    floors, runs, pairs = [], [], []
+    for _ in range(rounds):
+        floors.append(bench.floor(num_images))
+        runs.append(bench.pipeline())
+        pairs.append(bench.per_pair(num_per_pair))
+    took_s = median(run[0] for run in runs)
+
+    def ratio(others: list[tuple[float, float]], which: int) -> float:
+        return median(other[which] / run[which] for other, run in zip(others, runs, strict=True))
+
+    seconds = runs[-1][2].seconds
+    scale = num_pairs / num_per_pair
+    return {
+        "pairs": num_pairs,
+        "distinct_images": num_images,
+        "pairs_per_s": num_pairs / took_s,
+        "floor_ratio": ratio(floors, 0),
+        "floor_ratio_cpu": ratio(floors, 1),
+        "per_pair_ratio": scale * ratio(pairs, 0),
+        "per_pair_ratio_cpu": scale * ratio(pairs, 1),
+        "first_run_s": first_s,
+        "seconds": {"all": runs[-1][0]} | {part: seconds.get(part, 0.0) for part in PARTS[1:]},
+    }
+
+
+def predicted(bench: Bench, num_images: int) -> dict[str, float]:
+    """What the counts alone say per-pair scoring costs, in our forward passes and decodings."""
+    num_pairs = sum(shard.rows for shard in bench.pairs.shards)
+    slots = 2 * num_pairs * len(bench.panel.metrics)
+    return {
+        "predicted_model": slots / (num_images * len(bench.towers())),
+        "predicted_decode": slots / num_images,
+    }
+
+
+def sized(size: dict[str, int], pairs: int, batch: int, rounds: int, one: int) -> dict[str, Any]:
+    """A panel of this size on about so many pairs, whose images fill whole batches."""
+    device = device_of("auto", 0)
+    while (num_images := distinct(pairs)) % batch:
+        pairs += 1
+    with tempfile.TemporaryDirectory() as name, Decoder(WORKERS) as decoder:
+        folder = Path(name)
+        torch.manual_seed(0)
+        specs = inputs.panel(folder, size, size)
+        slots = inputs.write_pairs(folder / "pairs", pairs, (pairs + 1) // 2, SIDE)
+        source = open_pairs(PairsSpec(root=str(folder / "pairs")))
+        bench = Bench(
+            folder, specs, Panel.load(specs, device), source, decoder, Batch(batch), device
+        )
+        found = compare(bench, num_images, one, rounds) | predicted(bench, num_images)
+        return found | {"slots_per_image": slots, "batch": bench.batch.size}
+
+
+def distinct(num_pairs: int) -> int:
+    """Distinct images of so many pairs."""
+    return len({image for _, *pair in inputs.repetition(num_pairs) for image in pair})
+
+
+def on_gpu(num_images: int) -> dict[str, Any]:
+    """Images a second with towers of the published sizes: each metric's bare passes, and all."""
+    device = device_of("auto", 0)
+    with tempfile.TemporaryDirectory() as name, Decoder(len(os.sched_getaffinity(0))) as decoder:
+        folder = Path(name)
+        specs = inputs.panel(folder, inputs.VIT_L, inputs.VIT_H, Dtype.bf16)
+        inputs.write_pairs(folder / "pairs", num_images, num_images // 4, SIDE)
+        source = open_pairs(PairsSpec(root=str(folder / "pairs")))
+        bench = Bench(folder, specs, Panel.load(specs, device), source, decoder, Batch(64), device)
+        bench.pipeline()
+        rates = {}
+        for metric in specs:
+            alone = replace(bench, panel=bench.panel.only([metric]))
+            alone.floor(num_images)
+            rates[metric] = num_images // 64 * 64 / alone.floor(num_images)[0]
+        took_s, busy = _watched(bench.pipeline)
+        made = distinct(num_images)
+        return {
+            "bare_images_per_s": rates,
+            "panel_images_per_s": made / took_s,
+            "floor_ratio": bench.floor(made)[0] / took_s,
+            "utilisation": busy,
+            "batch": bench.batch.size,
+        }
+
+
+def _watched(run: Callable[[], tuple[float, float, Clock]]) -> tuple[float, float]:
+    """A run's seconds, and the mean share of time in which the GPU was busy."""
+    ask = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms=200"]
+    with subprocess.Popen(ask, stdout=subprocess.PIPE, text=True) as watcher:
+        took_s, _, _ = run()
+        watcher.terminate()
+        said = watcher.communicate()[0]
+    busy = [float(line) for line in said.split() if line.isdigit()]
+    return took_s, sum(busy) / max(len(busy), 1) / 100

@@ -1,0 +1,76 @@
+"""The commands of docs/scale-out.md, as far as one machine can run them."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from label import claims
+from label.config import LabelSpec
+from tests import helpers_label as tiny
+
+ROOT = Path(__file__).parent.parent
+GUIDE = (ROOT / "docs" / "scale-out.md").read_text()
+
+SRUN = """#!/bin/bash
+# srun as it starts two tasks on one machine
+[ "$1" = --kill-on-bad-exit=0 ] && shift
+for task in 0 1; do
+    SLURM_PROCID=$task SLURM_NTASKS=2 SLURM_LOCALID=$task "$@" &
+done
+wait -n && wait -n
+"""
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("world")
+    weights, pairs = tiny.build_weights(root / "weights"), tiny.build_pairs(root / "pairs")
+    return tiny.overrides(weights, pairs, root / "runs")
+
+
+def block(language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
+    assert found
+    return found[1]
+
+
+def run(command: list[str], path: str = "") -> Path:
+    """Run a command of the guide on the tiny world; the run's folder."""
+    places = [path, str(Path(sys.executable).parent), os.environ["PATH"]]
+    environment = {**os.environ, "PATH": ":".join(filter(None, places)), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment | {"PY": sys.executable}, capture_output=True, text=True,
+        timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "total 44" in done.stdout
+    settings = dict(item.split("=", 1) for item in command if "=" in item)
+    return Path(settings["runs"]) / settings["run"]
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_torchrun_and_srun_make_the_same_files(arguments: list[str], tmp_path: Path) -> None:
+    torchrun = [*shlex.split(block("sh")), *arguments, "run=torchrun"]
+    script, srun = tmp_path / "labels.sh", tmp_path / "srun"
+    script.write_text(block("bash"))
+    srun.write_text(SRUN)
+    srun.chmod(0o755)
+    slurm = ["bash", str(script), *arguments, "run=slurm"]
+    found = [tiny.hashes(run(torchrun)), tiny.hashes(run(slurm, str(tmp_path)))]
+    assert found[0] == found[1]
+    assert len(found[0]) == 3 * 6  # the pairs' facts, four metrics and the labels
+
+
+def test_the_guide_tells_the_settings_as_they_are() -> None:
+    spec = LabelSpec()
+    for name in ("batch", "workers", "cache_mb", "patience_s"):
+        value = f"{getattr(spec, name):,.0f}" if name == "patience_s" else getattr(spec, name)
+        assert re.search(rf"`label\.{name}` \({str(value).replace(',', ' ')}( s)?\)", GUIDE), name
+    assert f"renewed every {claims.BEAT_S:.0f} seconds" in GUIDE
+    assert f"not renewed for {claims.DEAD_S:.0f} seconds" in GUIDE
