@@ -194,7 +194,7 @@ def memory(root: Path, rows: int, counts: Sequence[int]) -> list[dict[str, float
     found = []
     for count in counts:
         world = make_world(root / str(count), count, rows, pictures=False)
-        stream = world.stream(latents=True, threads=1, window=4, batch=64)
+        stream = world.stream(latents=True, threads=1, window=2, batch=64)
         before, most, grown = resident(), 0, 0
         for _ in islice(stream.batches(Position()), stream.epoch_batches * 8):
             done = [future.result() for future in set(stream._open.values()) if future.done()]
@@ -296,13 +296,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few pairs, to see that it runs")
     parser.add_argument("--out", type=Path, help="file for the JSON object")
     asked = parser.parse_args()
-    rows, blocks, many = (8, 1, 20_000) if asked.quick else (128, 5, 1_000_000)
+    rows, blocks, many = (8, 1, 20_000) if asked.quick else (64, 3, 1_000_000)
     files = (1, 2) if asked.quick else (3, 30)
     threads = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="bench-stream-") as folder:
         speed = speeds(Path(folder) / "speed", rows, blocks, threads)
         told = {
-            "memory": memory(Path(folder) / "memory", 4 * GROUP, files),
+            "memory": memory(Path(folder) / "memory", 2 * GROUP, files),
             "going_on_pairs": many,
             "going_on_ms": going_on(many),
             "row_group_reads_of_8_ranks": reading_of_ranks(8),

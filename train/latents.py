@@ -29,6 +29,7 @@ class Place:
 
     file: str
     index: int
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,7 @@ class LatentFiles:
 
     def bytes_of(self, group: int) -> int:
         """Bytes of the latents in the row group."""
-        place = self.places[group]
-        file = next(f for f in self.found.manifest.files if f.name == place.file)
-        return file.row_groups[place.index] * self.found.form.bytes * (4 if self.mirrored else 2)
+        return self.places[group].rows * self.found.form.bytes * (4 if self.mirrored else 2)
 
     def read(self, group: int) -> dict[str, Tensor]:
         """Column -> latents of all rows of the row group, (row, moment, channel, height, width).
@@ -109,7 +108,7 @@ def latents_of(found: LatentSet, pairs: DecidedPairs, *, mirrored: bool) -> Late
     rows = pairs.table["row"].to_numpy()
     names = pairs.table["pair_id"].to_numpy()
     shard_of = np.array([group.shard.index for group in pairs.groups])[pairs.group]
-    inside, row = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
+    inside, row, size = (np.zeros(len(rows), np.int64) for _ in range(3))
     for shard in np.unique(shard_of).tolist():
         ours = np.flatnonzero(shard_of == shard)
         file = files.get(part_name(shard))
@@ -122,10 +121,13 @@ def latents_of(found: LatentSet, pairs: DecidedPairs, *, mirrored: bool) -> Late
         ends = np.cumsum(file.row_groups)
         inside[ours] = np.searchsorted(ends, rows[ours], side="right")
         row[ours] = rows[ours] - np.concatenate([[0], ends])[inside[ours]]
+        size[ours] = np.array(file.row_groups)[inside[ours]]
     # A row group that two row groups of pairs share is two, because each is visited in its turn.
     key = pairs.group * (int(inside.max(initial=0)) + 1) + inside
     _, first, group = np.unique(key, return_index=True, return_inverse=True)
-    places = [Place(part_name(int(shard_of[pair])), int(inside[pair])) for pair in first]
+    places = (
+        Place(part_name(int(shard_of[pair])), int(inside[pair]), int(size[pair])) for pair in first
+    )
     return LatentFiles(found, mirrored, tuple(places), group, row)
 
 
