@@ -53,6 +53,9 @@ test-fast: $(READY) ## The quick ones, in one process
 bench-vote: $(READY) ## Seconds of a new vote over 959 040 pairs
 	$(PY) -m benchmarks.vote $(ARGS)
 
+bench-stream: $(READY) ## How fast stage two reads pictures and latents, beside what is possible
+	$(PY) -m benchmarks.stream $(ARGS)
+
 check: $(READY) ## Lint, format and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

@@ -82,7 +82,7 @@ def build(folder: Path, num_pairs: int, num_files: int) -> list[str]:
     pairs = open_pairs(job.pairs)
     sets = score_sets(job, pairs, ballot_of(job))
     with ThreadPoolExecutor(2) as threads:
-        list(threads.map(lambda shard: write_scores(sets, shard), pairs.shards))
+        list(threads.map(lambda shard: write_scores(sets, pairs, shard), pairs.shards))
     sets.declare_complete(provenance(job), time.time())
     return arguments
 
@@ -127,14 +127,16 @@ def uid(file: int, row: int, side: int) -> str:
     return f"{name[:8]}-{name[8:12]}-{name[12:16]}-{name[16:20]}-{name[20:]}"
 
 
-def write_scores(sets: ScoreSets, shard: PairShard) -> None:
+def write_scores(sets: ScoreSets, pairs: PairSource, shard: PairShard) -> None:
     """The facts and every metric's scores of one pair file."""
     if not sets.missing(shard):
         return
     chance, n = np.random.default_rng([1, shard.index]), shard.rows
     bad = chance.random(n) < BAD
     status = np.where(bad, "unreadable_image", "ok")
-    read = pq.read_table(shard.path, columns=["caption", "image_0_uid", "image_1_uid", "label_0"])
+    read = pq.read_table(
+        Path(pairs.root, shard.file), columns=["caption", "image_0_uid", "image_1_uid", "label_0"]
+    )
     sizes = chance.choice(SIZES, (n, 4), p=[0.6, 0.02, 0.05, 0.03, 0.25, 0.05])
     facts = {
         "pair_id": [f"{chance.bytes(16).hex()}-0" for _ in range(n)],

@@ -14,6 +14,7 @@ class Status(StrEnum):
     TOO_LARGE = "too_large"
     EMPTY_PROMPT = "empty_prompt"
     NOT_FINITE = "not_finite_score"
+    NOT_FINITE_LATENT = "not_finite_latent"
 
 
 class Role(StrEnum):
@@ -53,6 +54,17 @@ PAIR_FACTS = pa.schema(
     ]
 )
 """What the scoring pass learns of a pair apart from any metric (`scores/pairs/`), row for row."""
+
+
+def latents(num_bytes: int, *, flip: bool) -> pa.Schema:
+    """VAE latents of a pair shard, row for row: `num_bytes` of each image, null where it is bad.
+
+    Both images' are null where the pair's status is not ok; `flipped_` are those of the mirrored
+    images.
+    """
+    names = ["latent_0", "latent_1", *(["flipped_0", "flipped_1"] if flip else [])]
+    blobs = [pa.field(name, pa.binary(num_bytes)) for name in names]
+    return pa.schema([("pair_id", pa.string()), ("status", pa.string()), *blobs])
 
 
 def labels(metrics: Sequence[str]) -> pa.Schema:

@@ -1,19 +1,30 @@
 """Stage one: `python -m label` scores what is missing, votes, and says what came of it."""
 
 import time
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from conf.job import Job, entry, settings
+from data.latents import KIND as LATENTS
+from data.latents import VAE_WEIGHTS, LatentFormat, find_vae, latent_shape
 from data.pairs import PairSource, open_pairs
 from label.claims import Claims
+from label.config import Dtype
+from label.fingerprints import Fingerprints
 from label.identity import score_settings
 from label.labels import LabelSet, label_settings, make_labels
 from label.plan import Rank, ScoreSets, claim_work, plan, wait_for_change
 from label.summary import print_study, print_summary
 from label.vote import Ballot
+from label.weights import locate
+
+VAE_ON_HUB = (("vae/config.json", VAE_WEIGHTS),)
+"""What is fetched of a model's repository."""
 
 
 def main(job: Job) -> None:
@@ -28,15 +39,20 @@ def main(job: Job) -> None:
     if job.label.inspect:
         inspect(job, pairs, label_set, labelled, console)
         return
-    if labelled is None:
+    if labelled is None or not sets.has_latents():
+        sets = sets if labelled is None else replace(sets, metrics={})  # nothing is scored again
         plan(sets, rank)  # what is wrong with finished files is said before any weight is loaded
         if sets.unfinished():
             score(job, pairs, sets, rank, console)
         if rank.rank == 0:
             sets.declare_complete(provenance(job), since)
-            labelled = make_labels(label_set, sets, ballot, provenance(job), since)
+            if labelled is None:
+                labelled = make_labels(label_set, sets, ballot, provenance(job), since)
     if rank.rank == 0 and labelled is not None:
         print_summary(console, labelled, str(label_set.folder))
+        if sets.latents:
+            where = f"latents: {sets.folder_of(LATENTS)} ({sets.latents})"
+            console.print(where, highlight=False, soft_wrap=True)
 
 
 def ballot_of(job: Job) -> Ballot:
@@ -48,8 +64,35 @@ def ballot_of(job: Job) -> Ballot:
 def score_sets(job: Job, pairs: PairSource, ballot: Ballot) -> ScoreSets:
     """The score sets that the vote needs; finds weights, loads none."""
     folder = job.folder / "scores"
-    specs = {name: job.metrics[name] for name in ballot.metrics}
-    return ScoreSets(folder, pairs.shards, score_settings(specs, folder / "weights.json"))
+    weights = folder / "weights.json"
+    found = score_settings({name: job.metrics[name] for name in ballot.metrics}, weights)
+    return ScoreSets(folder, pairs.shards, found, latent_format(job, Fingerprints(weights)))
+
+
+def latent_format(job: Job, fingerprints: Fingerprints) -> LatentFormat | None:
+    """What latents are to be written; None where none are.
+
+    Raises:
+        ValueError: The model has no VAE, or its size does not suit it.
+    """
+    spec = job.label.latents
+    if not spec.write:
+        return None
+    vae = find_vae(model_folder(job), fingerprints)
+    return LatentFormat(
+        vae=vae.sha256,
+        size=job.model.resolution,
+        shape=latent_shape(vae, job.model.resolution),
+        dtype=spec.dtype.value,
+        moments=spec.moments,
+        flip=spec.flip,
+        compute=(Dtype.fp32 if vae.force_upcast else spec.compute).value,
+    )
+
+
+def model_folder(job: Job) -> Path:
+    """The model's folder on this disk; of a hub id at a commit, its VAE is fetched."""
+    return locate("model.path", job.model.path, job.model.revision, VAE_ON_HUB)
 
 
 def score(job: Job, pairs: PairSource, sets: ScoreSets, rank: Rank, console: Console) -> None:
@@ -59,7 +102,13 @@ def score(job: Job, pairs: PairSource, sets: ScoreSets, rank: Rank, console: Con
 
     claims = Claims(sets.folder / "claims")
     device = device_of(job.label.device, rank.local)
-    scoring = Scoring(pairs, sets, claims, job.metrics, job.label, device)
+    make_encoder = None
+    if sets.latents:
+        from label.latents import Encoder
+
+        batch = job.label.latents.batch
+        make_encoder = partial(Encoder, model_folder(job), sets.latents, device, batch)
+    scoring = Scoring(pairs, sets, claims, job.metrics, job.label, device, make_encoder)
     first = rank.rank == 0
     with claims.beating(), bar(sets, claims, console if first else None):
         scoring.run(claim_work(sets, rank, claims))

@@ -203,6 +203,30 @@ class VoteSpec:
 
 
 @dataclass(kw_only=True, slots=True)
+class LatentSpec:
+    """VAE latents of the pictures for stage two, written in the scoring pass (docs/latents.md)."""
+
+    write: bool = False
+    """Whether to write them, for the VAE of `model.path` at `model.resolution`."""
+    dtype: Dtype = Dtype.fp16
+    """Format on disk. fp16 rounds by at most 2^-11 of a number, bf16 by 2^-8."""
+    moments: bool = False
+    """Keep mean and standard deviation, so that the trainer draws from the posterior as it does
+    from pictures, in twice the space; else the mean, which the draws of SD's VAEs hardly leave."""
+    flip: bool = False
+    """Keep the mirrored pictures' latents, too, which train.flip needs, in twice the space."""
+    compute: Dtype = Dtype.fp32
+    """Format in which the VAE runs; fp32 whatever this is, where the VAE's config says
+    `force_upcast` (SDXL's)."""
+    batch: int = 8
+    """Pictures a forward pass; halved when the device runs out of memory."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"label.latents.batch={self.batch}; it must be at least 1")
+
+
+@dataclass(kw_only=True, slots=True)
 class LabelSpec:
     """How stage one runs; nothing here changes a label."""
 
@@ -225,6 +249,8 @@ class LabelSpec:
     """Only read the label set, print its statistics and write `labels/<vote>/report.html`."""
     pictures: int = 8
     """Pairs in each gallery of the report."""
+    latents: LatentSpec = field(default_factory=LatentSpec)
+    """The pictures' latents, beside the scores."""
 
     def __post_init__(self) -> None:
         for name, least in (("batch", 1), ("workers", 0), ("cache_mb", 0), ("pictures", 0)):

@@ -14,6 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from data.latents import KIND as LATENTS
+from data.latents import LatentFormat
 from data.pairs import PairShard
 from data.shards import (
     Manifest,
@@ -73,23 +75,39 @@ class ScoreSets:
     shards: tuple[PairShard, ...]
     metrics: Mapping[str, Mapping[str, Any]]
     """Metric -> the settings that decide its scores."""
+    latents: LatentFormat | None = None
+    """The pictures' latents, a set that lies beside `scores/`; None where they are not asked."""
 
     def __post_init__(self) -> None:
-        if FACTS in self.metrics:
-            raise ValueError(f"a metric cannot be named {FACTS!r}; scores/{FACTS} is taken")
+        for taken in {FACTS, LATENTS} & self.metrics.keys():
+            raise ValueError(
+                f"a metric cannot be named {taken!r}; the folder of that name is taken"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All sets: the pairs' facts, then the metrics."""
-        return (FACTS, *self.metrics)
+        """All sets: the pairs' facts, then the metrics, then the latents."""
+        return (FACTS, *self.metrics, *([LATENTS] if self.latents else []))
+
+    def folder_of(self, name: str) -> Path:
+        """Where a set lies."""
+        if name == LATENTS and self.latents:
+            return self.folder.parent / LATENTS / self.latents.name
+        return self.folder / name
 
     def path(self, name: str, shard: PairShard) -> Path:
         """Where a set's file for a pair shard lies."""
-        return self.folder / name / part_name(shard.index)
+        return self.folder_of(name) / part_name(shard.index)
+
+    def own_settings(self, name: str) -> dict[str, Any]:
+        """What decides a set apart from the pairs."""
+        if name == LATENTS and self.latents:
+            return self.latents.settings
+        return {"kind": FACTS} if name == FACTS else dict(self.metrics[name])
 
     def settings(self, name: str, shard: PairShard) -> dict[str, Any]:
         """What a set's file for a pair shard must have been made with."""
-        own = {"kind": FACTS} if name == FACTS else dict(self.metrics[name])
+        own = self.own_settings(name)
         source = {"name": shard.name, "bytes": shard.bytes}
         return own | {"source": source | ({"reading": shard.reading} if shard.reading else {})}
 
@@ -119,6 +137,19 @@ class ScoreSets:
         """The shards that lack a file, whoever is at it."""
         return [shard for shard in self.shards if self.absent(shard)]
 
+    def has_latents(self) -> bool:
+        """Whether the latents are complete, or not asked.
+
+        Raises:
+            ShardError: There is a complete set of another format.
+        """
+        if self.latents is None:
+            return True
+        found = read_manifest(folder := self.folder_of(LATENTS), LATENTS)
+        if found is not None:
+            refuse_other_settings(folder, found.settings, self.own_settings(LATENTS))
+        return found is not None and len(found.files) == len(self.shards)
+
     def sources(self) -> list[dict[str, Any]]:
         """The pair files with name, bytes and SHA-256, as the scoring pass recorded them."""
         footers = [read_settings(self.path(FACTS, shard)) for shard in self.shards]
@@ -137,7 +168,7 @@ class ScoreSets:
         remove_partials(self.folder, since)
         sources = self.sources()
         for name in self.names:
-            folder = self.folder / name
+            folder = self.folder_of(name)
             remove_partials(folder, since)
             files = [describe(self.path(name, shard)) for shard in self.shards]
             _check_rows(folder, [file.rows for file in files], self.shards)
@@ -146,7 +177,7 @@ class ScoreSets:
                 continue
             manifest = Manifest(
                 kind=name,
-                settings={"kind": FACTS} if name == FACTS else dict(self.metrics[name]),
+                settings=self.own_settings(name),
                 files=files,
                 sources=sources,
                 counts={"pairs": sum(shard.rows for shard in self.shards)},

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from data.images import TooLargeImageError, UnreadableImageError, decode, to_pixels
+from data.images import TooLargeImageError, UnreadableImageError, decode, fit_square, to_pixels
 from data.tables import Status
 
 BICUBIC = 3
@@ -48,6 +48,8 @@ class Fit(Enum):
     """HPSv2 and v2.1: bicubic on [0, 1] floats, not clamped."""
     AREA = "bicubic on uint8 to an area, both sides multiples of 28, nothing cut off"
     """HPSv3: what Qwen2-VL reads, of about `side` x `side` pixels."""
+    SQUARE = "shortest side bilinear on uint8, center crop"
+    """The trainer's, for latents: `images.fit_square`."""
     NONE = "as it is"
     """Every pixel, at the picture's own size."""
 
@@ -75,6 +77,8 @@ class View:
             return to_pixels(middle(small, self.side, self.fit))  # type: ignore[arg-type]
         if self.fit is Fit.AREA:
             return fill_area(image, self.side)
+        if self.fit is Fit.SQUARE:
+            return fit_square(image, self.side)  # type: ignore[arg-type]
         pixels = to_pixels(image)  # type: ignore[arg-type]
         return pad_to(pixels, self.side, self.antialias) if self.fit is Fit.PAD else pixels
 

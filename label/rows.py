@@ -74,6 +74,12 @@ class Columns:
         )
         self.statuses.append((first, second))
 
+    def last(self, count: int) -> list[tuple[str, Status]]:
+        """Name and status of the pairs that were found last."""
+        end = len(self.statuses)
+        names, statuses = (self.columns[name][end - count : end] for name in ("pair_id", "status"))
+        return [(str(one), Status(str(two))) for one, two in zip(names, statuses, strict=True)]
+
     def facts(self) -> pa.Table:
         """The pairs' facts, in the schema of their set."""
         columns = {**self.columns, "status": [str(status) for status in self.columns["status"]]}

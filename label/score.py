@@ -10,11 +10,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from data.latents import KIND as LATENTS
 from data.pairs import PairSource, image_key
 from data.shards import write_table
 from label.ahead import ahead
 from label.claims import Claims
 from label.decode import Decoder
+from label.latents import Encoder, LatentFile
 from label.metrics import Panel
 from label.metrics.batches import Batch
 from label.metrics.passes import Clock, Pass, Row
@@ -44,6 +46,8 @@ class Tools:
     batch: Batch
     clock: Clock
     cache_bytes: int = 0
+    encoder: Encoder | None = None
+    """Makes latents, where they are asked."""
 
 
 def score_shards(works: Iterable[Work], tools: Tools) -> int:
@@ -99,6 +103,7 @@ class _Shard:
     columns: Columns
     fingerprint: Future[dict[str, str]] | None
     """Of the pair file, where it is to be noted."""
+    latents: LatentFile | None
     stretches: deque[_Stretch] = field(default_factory=deque)
     is_read: bool = False
 
@@ -142,15 +147,21 @@ class Desk:
         if self._shards and self._shards[-1].work == work:
             return self._shards[-1]
         tools, names = self._tools, [name for name in work.sets if name != FACTS]
+        encoder = tools.encoder if LATENTS in names else None
         if names != self._names:
             self.finish()
-            panel = tools.panel.only(names)
-            self._pass = panel.start(tools.decoder, tools.batch, tools.clock, tools.cache_bytes)
+            panel = tools.panel.only([name for name in names if name != LATENTS])
+            self._pass = panel.start(
+                tools.decoder, tools.batch, tools.clock, tools.cache_bytes, encoder
+            )
             self._names = names
-        fingerprint = None
+        latents = fingerprint = None
+        if encoder is not None:
+            path = tools.sets.path(LATENTS, work.shard)
+            latents = LatentFile(path, encoder, tools.sets.settings(LATENTS, work.shard))
         if FACTS in work.sets:  # hashing releases the GIL and reads what we read
             fingerprint = self._background.submit(tools.pairs.fingerprint, work.shard)
-        self._shards.append(_Shard(work, Columns(work.shard), fingerprint))
+        self._shards.append(_Shard(work, Columns(work.shard), fingerprint, latents))
         return self._shards[-1]
 
     def _room(self, shard: _Shard) -> _Stretch:
@@ -190,11 +201,19 @@ class Desk:
         shard.columns.found(
             pictures, {name: values.reshape(-1, 2) for name, values in scores.items()}
         )
+        if shard.latents:
+            known = shard.columns.last(len(rows))
+            with self._tools.clock.measure("write"):
+                shard.latents.add(known, [(left.picture, right.picture) for left, right in rows])
 
     def _write(self, shard: _Shard) -> None:
         sets, work = self._tools.sets, shard.work
         with self._tools.clock.measure("write"):
             for name in work.sets:
+                if name == LATENTS:
+                    assert shard.latents
+                    shard.latents.close()
+                    continue
                 settings = sets.settings(name, work.shard)
                 if name == FACTS and shard.fingerprint is not None:
                     settings["source"] |= shard.fingerprint.result()

@@ -3,24 +3,26 @@
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
 from rich.console import Console
 
+from data.latents import KIND as LATENTS
 from data.pairs import PairSource
 from label.claims import Claims
 from label.config import LabelSpec, MetricSpec
 from label.decode import Decoder
+from label.latents import Encoder
 from label.metrics import Panel
 from label.metrics.batches import Batch
 from label.metrics.passes import Clock
-from label.plan import FACTS, ScoreSets, Work
+from label.plan import ScoreSets, Work
 from label.score import Tools, score_shards
 
-PARTS = ("load", "read", "decode", "embed", "score", "write")
+PARTS = ("load", "read", "decode", "embed", "latents", "score", "write")
 """What the main process spent its time on; `read` and `decode` are waiting for what runs ahead."""
 
 
@@ -34,10 +36,13 @@ class Scoring:
     specs: Mapping[str, MetricSpec]
     spec: LabelSpec
     device: torch.device
+    make_encoder: Callable[[], Encoder] | None = None
+    """Loads what makes latents, where they are asked."""
     clock: Clock = field(default_factory=Clock)
     num_pairs: int = 0
     batch: Batch = field(init=False)
     _panel: Panel | None = None
+    _encoder: Encoder | None = None
 
     def __post_init__(self) -> None:
         self.batch = Batch(self.spec.batch)
@@ -51,11 +56,13 @@ class Scoring:
             return
         with self.clock.measure("load"):
             panel = self._panel = self._panel or self._load()
+            if self.make_encoder and self._encoder is None and LATENTS in self._absent():
+                self._encoder = self.make_encoder()
         with Decoder(self.spec.workers) as decoder:
             cache_bytes = self.spec.cache_mb * 2**20
             tools = Tools(
                 self.pairs, panel, self.sets, self.claims, decoder, self.batch, self.clock,
-                cache_bytes,
+                cache_bytes, self._encoder,
             )  # fmt: skip
             self.num_pairs += score_shards(chain([first], works), tools)
 
@@ -69,9 +76,12 @@ class Scoring:
 
     def _load(self) -> Panel:
         """The metrics that any unfinished shard lacks."""
-        names = {name for shard in self.sets.unfinished() for name in self.sets.absent(shard)}
-        specs = {name: self.specs[name] for name in self.sets.metrics if name in names - {FACTS}}
+        names = self._absent()
+        specs = {name: self.specs[name] for name in self.sets.metrics if name in names}
         return Panel.load(specs, self.device, compiled=self.spec.compile)
+
+    def _absent(self) -> set[str]:
+        return {name for shard in self.sets.unfinished() for name in self.sets.absent(shard)}
 
 
 def device_of(name: str, local_rank: int) -> torch.device:

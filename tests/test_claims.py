@@ -23,7 +23,7 @@ def claims(tmp_path: Path) -> Claims:
 
 @pytest.fixture
 def sets(tmp_path: Path) -> ScoreSets:
-    shards = [PairShard(i, f"{i}.parquet", tmp_path / f"{i}", 10 + i, 1) for i in range(10)]
+    shards = [PairShard(i, f"{i}.parquet", f"{i}.parquet", 10 + i, 1) for i in range(10)]
     return ScoreSets(tmp_path, tuple(shards), {})
 
 

@@ -1,5 +1,6 @@
 """Working ahead in a thread changes nothing but the time."""
 
+import time
 from itertools import islice
 
 import pytest
@@ -12,6 +13,23 @@ from train.prefetch import ahead
 def test_working_ahead_changes_nothing(depth: int):
     with ahead(iter(range(20)), depth) as items:
         assert list(islice(items, 15)) == list(range(15))
+
+
+def test_the_next_items_are_made_before_they_are_asked_for():
+    made = []
+
+    def items():
+        for number in range(100):
+            made.append(number)
+            yield number
+
+    with ahead(items(), 3) as found:
+        for taken in range(5):
+            assert next(found) == taken
+            deadline = time.monotonic() + 60
+            while len(made) < taken + 5 and time.monotonic() < deadline:
+                time.sleep(0.001)
+            assert len(made) == taken + 5  # what was taken, three that wait, one to be put there
 
 
 def test_an_error_ahead_comes_in_its_turn():

@@ -1,4 +1,4 @@
-"""The order of pairs: a partition, the same for any number of ranks, free to go on anywhere."""
+"""The stream over pair files: the right pictures, free to go on anywhere, honest about damage."""
 
 import io
 import json
@@ -10,68 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from data.images import decode, encode_png, fit_square
 from data.pairs import PairsSpec, open_pairs
 from data.shards import ShardError, describe, read_table, write_table
 from tests.helpers_train import SIDE, picture, write_labels, write_pairs
-from train.stream import (
-    PairBatch,
-    PairStream,
-    Position,
-    StreamPlan,
-    decided_pairs,
-    epoch_order,
-    share,
-)
-
-GROUPS = st.lists(st.integers(0, 9), min_size=1, max_size=200).map(np.array)
-
-
-# --- the order -----------------------------------------------------------------------------------
-
-
-@given(GROUPS, st.integers(1, 12), st.text(max_size=5))
-def test_an_epoch_visits_every_pair_once(group: np.ndarray, window: int, key: str):
-    order = epoch_order(group, window, key)
-    assert sorted(order.tolist()) == list(range(len(group)))
-    assert np.array_equal(order, epoch_order(group, window, key))
-
-
-@given(GROUPS, st.integers(1, 12))
-def test_only_a_window_of_row_groups_is_open_at_a_time(group: np.ndarray, window: int):
-    visited = group[epoch_order(group, window, "key")]
-    position = 0
-    while position < len(visited):  # cut the visit greedily into windows: each group in one only
-        here = list(dict.fromkeys(visited[position:]))[:window]
-        size = int(np.isin(visited, here).sum())
-        assert set(visited[position : position + size]) == set(here)
-        position += size
-
-
-def test_orders_differ_by_key_and_mix_within_the_window():
-    group = np.repeat(np.arange(8), 16)
-    first, second = epoch_order(group, 4, "a"), epoch_order(group, 4, "b")
-    assert not np.array_equal(first, second)
-    assert len(set(group[first[:16]])) > 2  # not one row group after the other
-
-
-def test_the_order_is_pinned():
-    """A change of order makes checkpoints go on with other pairs; it must not come by accident."""
-    order = epoch_order(np.repeat(np.arange(4), 3), 2, "golden")
-    assert order.tolist() == [2, 10, 11, 0, 1, 9, 7, 3, 6, 5, 8, 4]
-
-
-@given(st.integers(1, 6), st.sampled_from([1, 2, 3, 4, 6, 12]), st.integers(0, 3))
-def test_ranks_are_disjoint_equal_and_together_the_batch(batches: int, world: int, index: int):
-    order = np.random.default_rng(0).permutation(12 * (batches + 3))
-    parts = [share(order, index, 12, rank, world) for rank in range(world)]
-    assert {len(part) for part in parts} == {12 // world}
-    assert np.concatenate(parts).tolist() == order[12 * index : 12 * index + 12].tolist()
-
+from train.order import Position
+from train.stream import PairBatch, PairStream, StreamPlan, decided_pairs
 
 # --- the stream ----------------------------------------------------------------------------------
 
@@ -144,13 +90,10 @@ def test_any_number_of_ranks_sees_the_same_global_batches(root: Path, world: int
         ids(take(stream(root, rank=rank, world=world), 16 // world)) for rank in range(world)
     ]
     mine = 8 // world
-    together = [
-        pair
-        for batch in range(4)
-        for rank in range(world)
-        for pair in per_rank[rank][batch * mine : (batch + 1) * mine]
-    ]
-    assert together == alone
+    for batch in range(4):
+        parts = [found[batch * mine : (batch + 1) * mine] for found in per_rank]
+        together = [pair for part in parts for pair in part]
+        assert sorted(together) == sorted(alone[batch * 8 : (batch + 1) * 8])
 
 
 @pytest.mark.parametrize("done", range(8))
@@ -185,7 +128,7 @@ def test_no_more_than_two_windows_are_in_memory(root: Path):
     found = stream(root, window=1, micro_batch=1)
     widest = 0
     for _ in islice(found.batches(Position()), 48):
-        widest = max(widest, len(found._open))
+        widest = max(widest, len({group for _, group in found._open}))
     assert len(found.pairs.groups) == 7
     assert 1 <= widest <= 2
 

@@ -9,6 +9,7 @@ from typing import Any
 from conf.job import Job, entry, settings
 from data.shards import ShardError, read_manifest, refuse_other_settings
 from train.config import WITHOUT_EFFECT, TrainRun, fingerprint
+from train.source import Need, choose
 
 
 def main(job: Job) -> None:
@@ -34,23 +35,47 @@ def describe(job: Job) -> TrainRun:
     if manifest is None:
         raise ShardError(f"{labels} holds no complete label set; run `make labels` first")
     model = Path(job.model.path).expanduser()
-    train = settings(job.train)
+    train, folder = settings(job.train), job.folder / "train"
+    begun = settings_of(folder)
+    if begun is not None and finished(folder):
+        latents, source = begun.get("latents"), None  # the set may be gone by now
+    else:
+        need = Need(job.folder / "latents", model, job.model.resolution, job.train.flip)
+        source = choose(job.train.latents, need, begun)
+        latents = source.settings
     deciding: dict[str, Any] = {
         "seed": job.seed,
         "vote": job.vote.name,
         "labels": manifest.identity,
         "model": {"resolution": job.model.resolution, "fingerprint": fingerprint(model)},
         "train": {name: value for name, value in train.items() if name not in WITHOUT_EFFECT},
+        "latents": latents,
     }
     return TrainRun(
-        folder=job.folder / "train",
+        folder=folder,
         labels=labels,
         pairs=job.pairs,
         model=job.model,
         train=job.train,
         seed=job.seed,
+        latents=source.latents if source else None,
+        pictures=source.words if source else "",
         settings=deciding,
     )
+
+
+def settings_of(folder: Path) -> dict[str, Any] | None:
+    """What a run that is under way, or finished, was begun with; None where there is none."""
+    config = folder / "config.json"
+    if not config.is_file():
+        return None
+    found: dict[str, Any] = json.loads(config.read_text())["settings"]
+    return found
+
+
+def finished(folder: Path) -> bool:
+    """Whether a result is there."""
+    return (folder / "pipeline" / "balanceddpo.json").is_file()
 
 
 def done(run: TrainRun) -> bool:
@@ -59,10 +84,10 @@ def done(run: TrainRun) -> bool:
     Raises:
         ShardError: The folder belongs to a run with other settings.
     """
-    config = run.folder / "config.json"
-    if config.is_file():
-        refuse_other_settings(run.folder, json.loads(config.read_text())["settings"], run.settings)
-    return (run.pipeline / "balanceddpo.json").is_file()
+    begun = settings_of(run.folder)
+    if begun is not None:
+        refuse_other_settings(run.folder, begun, run.settings)
+    return finished(run.folder)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,21 @@ class Backbone:
         """Latents scaled as the UNet expects, drawn from the VAE's posterior by `posterior`."""
         signed = pixels.to(self.device).permute(0, 3, 1, 2).to(self.dtype) / 127.5 - 1
         found = self.vae.encode(signed).latent_dist
-        latents: Tensor = found.mean.float() + found.std.float() * posterior.to(self.device)
+        return self.drawn(torch.stack([found.mean, found.std], 1), posterior)
+
+    def drawn(
+        self,
+        moments: Float[Tensor, "image moment channel height_8 width_8"],
+        posterior: Float[Tensor, "image channel height_8 width_8"],
+    ) -> Float[Tensor, "image channel height_8 width_8"]:
+        """Latents scaled as the UNet expects, drawn by `posterior` where there is a deviation.
+
+        `moments` are the mean and, or not, the standard deviation of the VAE's posterior.
+        """
+        mean, *std = moments.to(self.device).float().unbind(1)
+        latents: Tensor = mean + std[0] * posterior.to(self.device) if std else mean
+        # The layout decides how the UNet rounds; it is the VAE's, wherever the moments come from.
+        latents = latents.contiguous(memory_format=torch.channels_last)
         shift = float(self.vae.config.shift_factor or 0.0)
         return (latents - shift) * float(self.vae.config.scaling_factor)
 
@@ -122,8 +136,10 @@ def predict(
     return predicted.float()
 
 
-def load_backbone(spec: ModelSpec, precision: Precision, device: torch.device) -> Backbone:
-    """Load the frozen parts of a diffusers folder.
+def load_backbone(
+    spec: ModelSpec, precision: Precision, device: torch.device, *, with_vae: bool = True
+) -> Backbone:
+    """Load the frozen parts of a diffusers folder; without the VAE its settings alone are there.
 
     Raises:
         ValueError: The model is no folder, of another family, or does not fit the resolution.
@@ -137,7 +153,11 @@ def load_backbone(spec: ModelSpec, precision: Precision, device: torch.device) -
         )
         return loaded.to(device).eval().requires_grad_(requires_grad=False)
 
-    vae = part(AutoencoderKL, "vae")
+    if with_vae:
+        vae = part(AutoencoderKL, "vae")
+    else:
+        with torch.device("meta"):  # takes no memory, computes nothing
+            vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder, subfolder="vae"))
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     if spec.resolution % factor:
         raise ValueError(

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from data.shards import MANIFEST, ShardError, sha256_of, write_bytes, write_json
 from train.engine import Policy, World, sizes
+from train.order import Position
 from train.reference import Reference
-from train.stream import Position
 
 STATE = "state.json"
 NAME = re.compile(r"step-(\d{7,})")

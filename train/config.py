@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from data.latents import LatentSet
 from data.pairs import PairsSpec
 
 
@@ -135,6 +136,17 @@ class TimestepSpec:
             raise ValueError(f"train.timesteps.buckets={self.buckets}; it must be at least 1")
 
 
+class LatentUse(Enum):
+    """Whether stage one's latents stand for the pictures."""
+
+    auto = "auto"
+    """Where a complete set fits the model; a run that is under way goes on as it began."""
+    never = "never"
+    """Pictures are decoded, and encoded by the VAE in every step."""
+    always = "always"
+    """Or the run is refused."""
+
+
 @dataclass(kw_only=True, slots=True)
 class TrainSpec:
     """How the policy is trained; together with the labels and the seed this decides the weights."""
@@ -168,6 +180,8 @@ class TrainSpec:
     """Rate of pairs trained with an empty prompt, in [0, 1]."""
     flip: bool = False
     """Mirror half of the pairs left to right, both images alike. Wrong where prompts say sides."""
+    latents: LatentUse = LatentUse.auto
+    """Whether to read the pictures' latents that stage one wrote (label.latents)."""
     precision: Precision = Precision.bf16
     """Format of weights and activations; errors and losses are fp32 whatever this is."""
     gradient_checkpointing: bool = False
@@ -234,10 +248,10 @@ class TrainSpec:
 
 WITHOUT_EFFECT = (
     "micro_batch", "gradient_checkpointing", "workers", "memory_mb", "checkpoint_every", "keep",
-    "log_every", "device",
+    "log_every", "device", "latents",
 )  # fmt: skip
 """Fields of `TrainSpec` that may change between two parts of a run: they decide no weight, or (the
-first two) only how sums are rounded."""
+first two) only how sums are rounded. Which pictures `latents` chose is noted apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +266,10 @@ class TrainRun:
     model: ModelSpec
     train: TrainSpec
     seed: int
+    latents: LatentSet | None = None
+    """Stage one's, in the pictures' place; None reads the pair files."""
+    pictures: str = ""
+    """Where the pictures come from, in words."""
     settings: Mapping[str, Any]
     """Everything that decides the weights, as JSON values; a folder belongs to one of these."""
 

@@ -17,12 +17,14 @@ from train.choices import Criterion, make_criterion, timestep_rule
 from train.config import TrainRun, TrainSpec
 from train.engine import NonFiniteError, Policy, World
 from train.journal import Journal, Stopwatch, Tally
+from train.latents import latents_of
 from train.noise import DrawRule
+from train.order import Position
 from train.prefetch import ahead
 from train.progress import StepProgress
 from train.reference import Reference, make_reference
 from train.step import Networks, absent, step
-from train.stream import PairBatch, PairStream, Position, StreamPlan, decided_pairs
+from train.stream import PairBatch, PairStream, StreamPlan, decided_pairs
 
 PairLosses = list[tuple[tuple[str, ...], Tensor]]
 """Pair ids and losses of each micro-batch of a step."""
@@ -56,7 +58,10 @@ def open_stream(run: TrainRun, world: World) -> PairStream:
         workers=run.train.workers,
         memory_mb=run.train.memory_mb,
     )
-    return PairStream(decided_pairs(run.labels, source), source, plan)
+    pairs, latents = decided_pairs(run.labels, source), None
+    if run.latents:
+        latents = latents_of(run.latents, pairs, mirrored=run.train.flip)
+    return PairStream(pairs, source, plan, latents)
 
 
 @dataclass(slots=True)
@@ -211,7 +216,8 @@ def _looked_up(folder: Path) -> Any:
 def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Console) -> Trainer:
     """Load the model and put policy and reference in their places."""
     spec = run.train
-    backbone = load_backbone(run.model, spec.precision, world.device)
+    with_vae = run.latents is None
+    backbone = load_backbone(run.model, spec.precision, world.device, with_vae=with_vae)
     unet = backbone.unet()
     if spec.gradient_checkpointing:
         unet.enable_gradient_checkpointing()

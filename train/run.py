@@ -10,10 +10,12 @@ from rich.console import Console
 
 from data.shards import code_revision, write_json
 from train.checkpoint import export_pipeline
-from train.config import Objective, TrainRun, TrainSpec
+from train.config import LatentUse, Objective, TrainRun, TrainSpec
 from train.engine import World, start, stop
 from train.journal import read_lines
 from train.loop import Trainer, make_trainer, open_stream
+from train.source import advice
+from train.stream import PairStream
 
 CARD = """---
 library_name: diffusers
@@ -62,6 +64,9 @@ def execute(run: TrainRun) -> None:
         f"{len(stream.pairs)} decided pairs · {stream.epoch_batches} batches of {run.train.batch} "
         f"an epoch · up to {stream.window_bytes / 2**20:.0f} MiB of pairs in memory a process"
     )
+    for line in (run.pictures, advised(run, stream)):
+        if line:
+            console.print(line)
     trainer = make_trainer(run, world, stream, console)
     trainer.resume()
     trainer.train()
@@ -69,6 +74,13 @@ def execute(run: TrainRun) -> None:
     summarise(trainer)
     world.barrier()
     stop()
+
+
+def advised(run: TrainRun, stream: PairStream) -> str:
+    """Says when latents would be better."""
+    if run.latents or run.train.latents is LatentUse.never:
+        return ""
+    return advice(run.train.steps, run.train.batch, len(stream.pairs))
 
 
 def export(trainer: Trainer) -> None:

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from train.backbone import Backbone, Condition, Denoiser, predict
 from train.choices import Criterion
 from train.loss import Compared, Errors, denoising_errors, residual_overlap
 from train.noise import DrawRule, Draws, draw
+from train.payload import Pictures
 from train.stream import PairBatch
 
 
@@ -75,14 +76,21 @@ def encode(
     batch: PairBatch, backbone: Backbone, draws: Draws
 ) -> tuple[Float[Tensor, "image channel height_8 width_8"], Condition]:
     """Latents and text of a batch: winners first, then losers; both of a pair mirrored or none."""
-    mirror = draws.flip.view(-1, 1, 1, 1)
-    pixels = torch.cat(
-        [torch.where(mirror, side.flip(2), side) for side in (batch.winner, batch.loser)]
-    )
+    pictures = torch.cat([facing(side, draws.flip) for side in (batch.winner, batch.loser)])
     posterior = torch.cat([draws.posterior[:, 0], draws.posterior[:, 1]])
+    made = backbone.drawn if pictures.is_floating_point() else backbone.encode_pictures
+    latents = made(pictures, posterior)
     dropped = draws.drop_caption.tolist()
     prompts = ["" if d else text for d, text in zip(dropped, batch.prompts, strict=True)]
-    return backbone.encode_pictures(pixels, posterior), backbone.encode_prompts(prompts).for_pairs()
+    return latents, backbone.encode_prompts(prompts).for_pairs()
+
+
+def facing(side: Pictures, mirror: Bool[Tensor, " pair"]) -> Tensor:
+    """One side's pixels, or moments of latents; mirrored left to right where asked."""
+    if not side.is_floating_point():
+        return torch.where(mirror.view(-1, 1, 1, 1), side.flip(2), side)
+    upright, mirrored = side[:, 0], side[:, -1]  # the same where nothing is ever mirrored
+    return torch.where(mirror.view(-1, 1, 1, 1, 1), mirrored, upright)
 
 
 def twice(tensor: Tensor) -> Tensor:

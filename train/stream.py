@@ -1,60 +1,38 @@
-"""Label shards -> this rank's pair batches. The order is computed, not stored.
-
-An epoch's order is a pure function of (label rows, seed, epoch): row groups are permuted, the
-rows of `window` row groups are permuted together, the result is dealt in global batches and cut to
-whole ones. A position is two numbers, so going on costs nothing and repeats nothing, and every
-number of processes sees the same global batches.
-"""
+"""Label shards -> this rank's pair batches, in the order that `train/order.py` computes."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 from torch import Tensor
 
-from data.images import UnreadableImageError, decode, fit_square
-from data.pairs import PairShard, PairSource
+from data.pairs import PairSource
 from data.shards import ShardError, read_manifest, read_table, verify
+from train.order import Position, Reading, deal, epoch_order, reading, windows_of
+from train.payload import PairFiles, Payload, Pictures, RowGroup
 
 COLUMNS = ["pair_id", "prompt", "source", "row", "image_0", "image_1", "winner", "margin"]
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
-    """Where training stands in the data: whole global batches done in an epoch."""
-
-    epoch: int = 0
-    batches: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class PairBatch:
-    """Pairs for one forward pass, pictures decoded and square."""
+    """Pairs for one forward pass; pictures are square, or their latents."""
 
     epoch: int
     pair_ids: tuple[str, ...]
     prompts: tuple[str, ...]
-    winner: UInt8[Tensor, "pair height width 3"]
-    loser: UInt8[Tensor, "pair height width 3"]
+    winner: Pictures
+    loser: Pictures
     margin: Int[Tensor, " pair"]
     """The winner's lead in votes; below 0 where the votes were overruled."""
-
-
-@dataclass(frozen=True, slots=True)
-class RowGroup:
-    """The unit of reading: one row group of one pair file."""
-
-    shard: PairShard
-    index: int
-    bytes: int
-    """Uncompressed, pictures included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,35 +102,6 @@ def _locate(
     return group, row, tuple(groups)
 
 
-# --- the order: pure -----------------------------------------------------------------------------
-
-
-def epoch_order(group: np.ndarray, window: int, key: str) -> np.ndarray:
-    """The order in which an epoch visits the pairs, as indices; a pure function of its arguments.
-
-    `group` is each pair's row group. Row groups are permuted; pairs are permuted among those whose
-    row groups fall into the same `window` of consecutive ones, so that few are open at a time.
-    """
-    present, which = np.unique(group, return_inverse=True)
-    place = np.empty(len(present), np.int64)
-    place[_permutation(len(present), f"{key}/groups")] = np.arange(len(present))
-    mixed = _permutation(len(group), f"{key}/rows")
-    return mixed[np.argsort((place[which] // window)[mixed], kind="stable")]
-
-
-def _permutation(length: int, key: str) -> np.ndarray:
-    """A permutation named by its key; sorts raw bits, whose stream NumPy promises not to change."""
-    seed = int.from_bytes(blake2b(key.encode(), digest_size=16).digest(), "little")
-    return np.argsort(np.random.PCG64(seed).random_raw(length), kind="stable")
-
-
-def share(order: np.ndarray, batch_index: int, batch: int, rank: int, world: int) -> np.ndarray:
-    """This rank's part of a global batch: ranks are disjoint, equal, and together the batch."""
-    mine = batch // world
-    first = batch_index * batch + rank * mine
-    return order[first : first + mine]
-
-
 # --- the stream ----------------------------------------------------------------------------------
 
 
@@ -171,9 +120,21 @@ class StreamPlan:
     rank: int = 0
     world: int = 1
     workers: int = 1
-    """Threads that decode; reading is done by the caller's thread."""
+    """Threads that decode; one more reads."""
     memory_mb: int = 8192
     """Row groups held in memory may take this many MiB on each rank."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Epoch:
+    """This rank's part of an epoch."""
+
+    number: int
+    pairs: np.ndarray
+    """Of each global batch, (batch, pair)."""
+    reading: Reading
+    last_window: int
+    """Its pairs in the last window."""
 
 
 @dataclass(slots=True)
@@ -183,20 +144,25 @@ class PairStream:
     pairs: DecidedPairs
     source: PairSource
     plan: StreamPlan
-    _open: dict[int, pa.Table] = field(default_factory=dict)
-    """Row groups in memory."""
+    latents: Payload | None = None
+    """Read in place of the pictures, where they are there."""
+    payload: Payload = field(init=False)
+    _open: dict[tuple[int, int], Future[Any]] = field(default_factory=dict)
+    """(epoch, row group) -> the row group, in memory or under way."""
 
     def __post_init__(self) -> None:
-        found, plan = len(self.pairs), self.plan
-        if found == 0:
+        found, plan = self.pairs, self.plan
+        pictures = PairFiles(self.source, found.groups, found.group, found.row, plan.side)
+        self.payload = self.latents or pictures
+        if len(found) == 0:
             raise ShardError(
                 "no pair of the label set has a winner; choose another vote or tie rule "
                 "(vote=majority_human), or more pairs"
             )
-        if found < plan.batch:
+        if len(found) < plan.batch:
             raise ShardError(
-                f"the label set has {found} decided pairs, fewer than one batch; "
-                f"set train.batch={plan.batch} to at most {found}, or label more pairs"
+                f"the label set has {len(found)} decided pairs, fewer than one batch; "
+                f"set train.batch={plan.batch} to at most {len(found)}, or label more pairs"
             )
         if plan.batch % (plan.micro_batch * plan.world):
             raise ValueError(
@@ -204,10 +170,11 @@ class PairStream:
                 f"x {plan.world} processes; change one of them"
             )
         if self.window_bytes > plan.memory_mb << 20:
+            smaller = "" if self.latents else ", or write latents (docs/latents.md)"
             raise ValueError(
                 f"train.window={plan.window} row groups of these files take up to "
                 f"{self.window_bytes >> 20} MiB on each rank, more than "
-                f"train.memory_mb={plan.memory_mb}; lower the window or raise the bound"
+                f"train.memory_mb={plan.memory_mb}; lower the window, raise the bound{smaller}"
             )
 
     @property
@@ -217,9 +184,20 @@ class PairStream:
 
     @property
     def window_bytes(self) -> int:
-        """An upper bound of the pair bytes in memory: two windows of the largest row groups."""
-        sizes = sorted((group.bytes for group in self.pairs.groups), reverse=True)
-        return sum(sizes[: 2 * self.plan.window])
+        """An upper bound of the bytes in memory: two windows of the largest row groups.
+
+        Or more, where windows are so small that a forward pass spans several.
+        """
+        read, first = np.unique(self.payload.group, return_index=True)
+        sizes = np.zeros(len(self.pairs.groups), np.int64)
+        bytes_of = [self.payload.bytes_of(group) for group in read.tolist()]
+        np.add.at(sizes, self.pairs.group[first], bytes_of)
+        window, stretch = self.plan.window, self.plan.micro_batch
+        if self.plan.world > 1:
+            stretch = self.plan.batch  # within which a rank's pairs may lie apart
+        fewest = int(np.sort(np.unique(self.pairs.group, return_counts=True)[1])[:window].sum())
+        windows = 2 + max(0, stretch - 2) // fewest
+        return int(np.sort(sizes)[::-1][: windows * window].sum())
 
     def after(self, position: Position) -> Position:
         """The position one global batch later."""
@@ -228,71 +206,80 @@ class PairStream:
             return Position(position.epoch + 1, 0)
         return Position(position.epoch, done)
 
-    def order(self, epoch: int) -> np.ndarray:
-        """The epoch's order of the decided pairs."""
-        key = f"{self.pairs.identity}/{self.plan.seed}/{epoch}"
-        return epoch_order(self.pairs.group, self.plan.window, key)
-
     def batches(self, position: Position) -> Iterator[PairBatch]:
         """This rank's batches of `micro_batch` pairs from a position on."""
-        plan, epoch, order = self.plan, -1, np.empty(0, np.int64)
-        last_use = np.zeros(len(self.pairs.groups), np.int64)
-        with ThreadPoolExecutor(max(1, plan.workers)) as pool:
+        size = self.plan.micro_batch
+        with ThreadPoolExecutor(max(1, self.plan.workers)) as threads, _one_reader() as reader:
+            self._open = {}
+            now = self._epoch(position.epoch)
+            later = self._epoch(position.epoch + 1, now)
             while True:
-                if position.epoch != epoch:
-                    epoch, order = position.epoch, self.order(position.epoch)
-                    last_use[self.pairs.group[order]] = np.arange(len(order))  # the last one stays
-                mine = share(order, position.batches, plan.batch, plan.rank, plan.world)
-                first = position.batches * plan.batch + plan.rank * len(mine)
-                for start in range(0, len(mine), plan.micro_batch):
-                    self._close(last_use < first + start)
-                    yield self._load(mine[start : start + plan.micro_batch], epoch, pool)
+                if position.epoch != now.number:
+                    now, later = later, self._epoch(position.epoch + 1, later)
+                mine = now.pairs[position.batches]
+                for start in range(0, len(mine), size):
+                    place = position.batches * len(mine) + start
+                    self._hold(now, later, place, reader)
+                    indices = mine[start : start + size]
+                    numbers = self.payload.group[indices].tolist()
+                    groups = [self._open[now.number, number].result() for number in numbers]
+                    yield self._load(indices, now.number, groups, threads)
                 position = self.after(position)
 
-    def _close(self, past: np.ndarray) -> None:
-        """Forget row groups whose last pair in this epoch has passed."""
-        self._open = {key: table for key, table in self._open.items() if not past[key]}
+    def _epoch(self, number: int, before: _Epoch | None = None) -> _Epoch:
+        """What this rank does in an epoch; costs the same wherever in it one begins.
 
-    def _load(self, indices: np.ndarray, epoch: int, pool: ThreadPoolExecutor) -> PairBatch:
+        Its first row groups are read in the last window of the epoch before.
+        """
+        plan, key = self.plan, f"{self.pairs.identity}/{self.plan.seed}/{number}"
+        order = epoch_order(self.pairs.group, plan.window, key)
+        mine = deal(order, plan.batch, plan.rank, plan.world)
+        window = windows_of(self.pairs.group, plan.window, key)[mine.ravel()]
+        last_window = int((window == window[-1]).sum())
+        lead = before.last_window if before else 0
+        group = self.payload.group[mine.ravel()]
+        return _Epoch(number, mine, reading(group, window, lead), last_window)
+
+    def _hold(self, now: _Epoch, later: _Epoch, place: int, reader: Executor) -> None:
+        """Have the row groups that are due in memory, or under way, and no others."""
+        size, ended = self.plan.micro_batch, place - now.pairs.size
+        due = [(now.number, group) for group in now.reading.due_at(place, size)]
+        due += [(later.number, group) for group in later.reading.due_at(ended, size)]
+        old = self._open
+        held: dict[tuple[int, int], Future[Any]] = {}
+        for epoch, group in due:  # the epoch before may have it
+            same = old.get((epoch, group)) or held.get((epoch - 1, group))
+            same = same or old.get((epoch - 1, group))
+            held[epoch, group] = same or reader.submit(self.payload.read, group)
+        self._open = held
+
+    def pick(self, indices: np.ndarray) -> PairBatch:
+        """Some pairs as one batch of the first epoch, beside the stream."""
+        numbers = self.payload.group[indices].tolist()
+        groups = {number: self.payload.read(number) for number in dict.fromkeys(numbers)}
+        with ThreadPoolExecutor(max(1, self.plan.workers)) as threads:
+            return self._load(indices, 0, [groups[number] for number in numbers], threads)
+
+    def _load(
+        self, indices: np.ndarray, epoch: int, groups: list[Any], threads: Executor
+    ) -> PairBatch:
         labels = self.pairs.table.take(indices).to_pylist()
-        contents: list[tuple[bytes, str]] = []
-        for label, index in zip(labels, indices, strict=True):
-            contents += self._pictures(label, int(index))
-        pixels = np.stack(list(pool.map(_square, contents, [self.plan.side] * len(contents))))
-        winner_loser = torch.from_numpy(pixels).view(len(indices), 2, *pixels.shape[1:])
+        winner, loser = self.payload.take(indices, labels, groups, threads)
         return PairBatch(
             epoch,
             tuple(label["pair_id"] for label in labels),
             tuple(label["prompt"] for label in labels),
-            winner_loser[:, 0],
-            winner_loser[:, 1],
+            winner,
+            loser,
             torch.tensor([label["margin"] for label in labels]),
         )
 
-    def _pictures(self, label: dict[str, object], index: int) -> list[tuple[bytes, str]]:
-        """The encoded winner and loser of a pair, each with a name for messages."""
-        key = int(self.pairs.group[index])
-        group = self.pairs.groups[key]
-        if key not in self._open:
-            self._open[key] = self.source.read_row_group(group.shard, group.index)
-        pair = self._open[key].slice(int(self.pairs.row[index]), 1).to_pylist()[0]
-        where = f"pair {label['pair_id']} (row {label['row']} of {group.shard.name})"
-        if (pair["uid_0"], pair["uid_1"]) != (label["image_0"], label["image_1"]):
-            raise ShardError(
-                f"{where} was labelled with the images {label['image_0']} and {label['image_1']}, "
-                f"but the file has {pair['uid_0']} and {pair['uid_1']} there; "
-                "give the pairs that were labelled (pairs.root=...), or label again"
-            )
-        order = (0, 1) if label["winner"] == 0 else (1, 0)
-        return [(pair[f"image_{side}"] or b"", f"image {side} of {where}") for side in order]
 
-
-def _square(content: tuple[bytes, str], side: int) -> np.ndarray:
-    encoded, name = content
+@contextmanager
+def _one_reader() -> Iterator[Executor]:
+    """A thread for reading; what it has not begun is forgotten at the end."""
+    reader = ThreadPoolExecutor(1, "reader")
     try:
-        return fit_square(decode(encoded), side)
-    except UnreadableImageError as error:
-        raise ShardError(
-            f"{name} cannot be read any more ({error}), though it was scored; "
-            "the pair file, or the picture it names, has changed since it was labelled: label again"
-        ) from error
+        yield reader
+    finally:
+        reader.shutdown(cancel_futures=True)

@@ -100,6 +100,8 @@ class Queue:
     """Names what `forward` runs."""
     forward: Callable[[list[Any]], Tensor]
     batch: Batch
+    part: str = "embed"
+    """What its time is counted as."""
     waiting: deque[Waiting] = field(default_factory=deque)
     landing: deque[tuple[list[Waiting], Landing]] = field(default_factory=deque)
 

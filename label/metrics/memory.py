@@ -23,7 +23,8 @@ class Picture:
     found: Prepared | None = None
     """Status, reason and size, without the arrays; None while it is being decoded."""
     embeddings: dict[tuple[int, View], np.ndarray] = field(default_factory=dict)
-    """By tower and view, fp32 of length 1; empty for a picture that cannot be read."""
+    """By tower and view, fp32 of length 1, and latents as bytes; empty for a picture that cannot be
+    read."""
     judged: dict[str, dict[str, np.float32]] = field(default_factory=dict)
     """Prompt -> metric -> score, for metrics that see both together."""
 

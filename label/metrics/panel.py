@@ -18,7 +18,7 @@ from label.metrics.hps_v3 import HpsV3
 from label.metrics.metric import Metric, PictureMetric
 from label.metrics.mps import Mps
 from label.metrics.oracle import Oracle
-from label.metrics.passes import Clock, Pass
+from label.metrics.passes import Clock, Pass, PictureEncoder
 from label.metrics.tower import Tower, load_tower
 
 ON_BOTH: dict[MetricKind, type[Blip | Mps | HpsV3]] = {
@@ -67,10 +67,15 @@ class Panel:
         return Panel({name: self._metrics[name] for name in names})
 
     def start(
-        self, decoder: Decoder, batch: Batch, clock: Clock | None = None, cache_bytes: int = 0
+        self,
+        decoder: Decoder,
+        batch: Batch,
+        clock: Clock | None = None,
+        cache_bytes: int = 0,
+        encoder: PictureEncoder | None = None,
     ) -> Pass:
-        """Begin a pass over rows."""
-        return Pass(self._metrics, decoder, batch, clock or Clock(), cache_bytes)
+        """Begin a pass over rows; an encoder sees their pictures, too."""
+        return Pass(self._metrics, decoder, batch, clock or Clock(), cache_bytes, encoder)
 
     def score(
         self,

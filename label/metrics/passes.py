@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -68,6 +68,23 @@ class _Sent:
     """Whether the picture is new; otherwise only its prompt is."""
 
 
+@runtime_checkable
+class PictureEncoder(Protocol):
+    """A network beside the metrics', whose results for each picture a pass is to give, too."""
+
+    key: tuple[int, View]
+    """Names them among a picture's embeddings, and says how it wants pictures prepared."""
+    batch: Batch
+    """Its own."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of a result."""
+
+    def __call__(self, pictures: list[np.ndarray]) -> Tensor:
+        """One row a picture."""
+
+
 class Pass:
     """Takes rows one by one; answers with their scores when they are computed."""
 
@@ -78,8 +95,12 @@ class Pass:
         batch: Batch,
         clock: Clock,
         cache_bytes: int = 0,
+        encoder: PictureEncoder | None = None,
     ) -> None:
-        """`cache_bytes` are for pictures and prompts that no row in work needs any more."""
+        """`cache_bytes` are for pictures and prompts that no row in work needs any more.
+
+        What an encoder makes of pictures is an embedding under its key.
+        """
         self._metrics, self._decoder, self._clock = metrics, decoder, clock
         self._images: dict[tuple[int, View], Queue] = {}
         self._texts: dict[int, Queue] = {}
@@ -96,6 +117,9 @@ class Pass:
                 self._images.setdefault(key, Queue(key, _embedding(tower), batch))
                 if metric.reads_prompt:
                     self._texts.setdefault(id(tower), Queue(id(tower), tower.embed_texts, batch))
+        if encoder is not None:
+            self._images[encoder.key] = Queue(encoder.key, encoder, encoder.batch, "latents")
+            dims[encoder.key] = encoder.num_bytes // 4  # as floats
         self._judge_views = tuple(dict.fromkeys(view for view, _ in self._judges.values()))
         self._views = tuple(dict.fromkeys([*(v for _, v in self._images), *self._judge_views]))
         floats = 4 * sum(dims.values())
@@ -112,7 +136,7 @@ class Pass:
         if unread:
             for tower, queue in self._texts.items():
                 queue.waiting.append(Waiting(self.given, prompt, text.embeddings, tower))
-                self._embed(queue.run_full)
+                self._run(queue.part, queue.run_full)
         unjudged = bool(self._judges) and prompt not in picture.judged
         if unjudged:
             picture.judged[prompt] = {}
@@ -141,7 +165,7 @@ class Pass:
         while self._in_flight:
             self._receive()
         for queue in self._queues():
-            self._embed(queue.flush)
+            self._run(queue.part, queue.flush)
 
     def forget(self) -> None:
         """Let rows that come be computed as if none had been before."""
@@ -207,7 +231,7 @@ class Pass:
                 self._take(sent, found)
         self._in_flight.popleft()
         for queue in self._queues():
-            self._embed(queue.run_full)
+            self._run(queue.part, queue.run_full)
 
     def _take(self, sent: _Sent, found: Prepared) -> None:
         if sent.new:
@@ -218,8 +242,8 @@ class Pass:
             judged, content = sent.picture.judged[sent.prompt], (found.arrays[view], sent.prompt)
             queue.waiting.append(Waiting(sent.row, content, judged, name))
 
-    def _embed(self, run: Callable[[], None]) -> None:
-        with self._clock.measure("embed"):
+    def _run(self, part: str, run: Callable[[], None]) -> None:
+        with self._clock.measure(part):
             run()
 
 

@@ -57,7 +57,7 @@ def references(job: Job) -> list[Finding]:
     def score(name: str, images: Sequence[bytes], prompts: Sequence[str]) -> np.ndarray:
         identify(name, job.metrics[name])  # what is missing is said before torch is imported
         from label.metrics import Panel
-        from label.score import device_of
+        from label.scoring import device_of
 
         panel = Panel.load({name: job.metrics[name]}, device_of(job.label.device, 0))
         return panel.score(images, prompts, batch=job.label.batch)[name]

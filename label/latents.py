@@ -1,0 +1,112 @@
+"""Pictures of the scoring pass -> VAE latents beside the scores (`data/latents.py` says how).
+
+To the pass the VAE is one more network that embeds pictures: each distinct one is encoded once, in
+batches of one shape. A shard's file grows by row groups as its pairs are computed.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from data.latents import GROUP_ROWS, GroupWriter, LatentFormat
+from data.shards import Settings
+from data.tables import Status
+from label.config import Dtype
+from label.metrics.batches import Batch
+from label.metrics.memory import Picture
+from label.metrics.tower import DTYPES
+from label.prepare import Fit, View
+
+
+class Encoder:
+    """A VAE's encoder that makes latents of a format."""
+
+    def __init__(self, model: Path, form: LatentFormat, device: torch.device, batch: int) -> None:
+        from diffusers import AutoencoderKL  # takes seconds, and only some runs ask for latents
+        from diffusers.utils import logging
+
+        logging.disable_progress_bar()
+        dtype = DTYPES[Dtype(form.compute)]
+        self.form, self.batch, self._device = form, Batch(batch), device
+        self.key = id(self), View(Fit.SQUARE, form.size)
+        """Names its latents among the embeddings of a picture."""
+        self.dtype = DTYPES[Dtype(form.dtype)]
+        self._vae = AutoencoderKL.from_pretrained(
+            model, subfolder="vae", torch_dtype=dtype, use_safetensors=True
+        )
+        self._vae.to(device).eval().requires_grad_(requires_grad=False)
+        self._vae.decoder = None  # half of the weights, and not needed
+
+    @property
+    def num_bytes(self) -> int:
+        """Of a picture's latents."""
+        return self.form.record
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Sequence[np.ndarray]) -> UInt8[Tensor, "image byte"]:
+        """Square pictures (side, side, 3), uint8 -> the bytes of their latents in the format.
+
+        First those of the picture, then, where they are kept, of its mirror image; in each the
+        mean and, where it is kept, the standard deviation.
+        """
+        pixels = torch.from_numpy(np.stack(pictures)).to(self._device).permute(0, 3, 1, 2)
+        signed = pixels.to(self._vae.dtype) / 127.5 - 1
+        facings = [signed, signed.flip(3)] if self.form.flip else [signed]
+        latents = torch.stack([self._moments(facing) for facing in facings], 1)
+        return latents.contiguous().view(torch.uint8).flatten(1)
+
+    def _moments(self, signed: Tensor) -> Tensor:
+        found = self._vae.encode(signed).latent_dist
+        kept = [found.mean, found.std] if self.form.moments else [found.mean]
+        return torch.stack(kept, 1).to(self.dtype)
+
+
+class LatentFile:
+    """The latents of a pair shard on their way to the disk."""
+
+    def __init__(self, path: Path, encoder: Encoder, settings: Settings) -> None:
+        self._encoder, self._schema = encoder, encoder.form.schema
+        self._writer = GroupWriter(path, self._schema, settings)
+        self._rows: list[dict[str, Any]] = []
+        """Less than a row group."""
+
+    def add(
+        self, pairs: Sequence[tuple[str, Status]], pictures: Sequence[tuple[Picture, Picture]]
+    ) -> None:
+        """Take the next pairs: their names and statuses, and their pictures with latents."""
+        for (name, status), both in zip(pairs, pictures, strict=True):
+            self._rows.append(self._row(name, status, both))
+            if len(self._rows) == GROUP_ROWS:
+                self._write()
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._rows:
+            self._write()
+        self._writer.close()
+
+    def _row(self, name: str, status: Status, pictures: tuple[Picture, Picture]) -> dict[str, Any]:
+        row: dict[str, Any] = {"pair_id": name, "status": str(status)}
+        if status is not Status.OK:
+            return row
+        records = [picture.embeddings[self._encoder.key].tobytes() for picture in pictures]
+        if not all(self._is_finite(record) for record in records):
+            return row | {"status": str(Status.NOT_FINITE_LATENT)}
+        each = self._encoder.form.bytes
+        for side, record in enumerate(records):
+            row |= {f"latent_{side}": record[:each], f"flipped_{side}": record[each:]}
+        return row
+
+    def _is_finite(self, record: bytes) -> bool:
+        numbers = torch.frombuffer(bytearray(record), dtype=self._encoder.dtype)
+        return bool(numbers.isfinite().all())
+
+    def _write(self) -> None:
+        self._writer.write(pa.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows = []

@@ -1,0 +1,377 @@
+"""Training from latents is training from the pictures: same pairs, same draws, same weights."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.latents import KIND as LATENTS
+from data.latents import LatentFormat, LatentSet, find_vae, latent_shape, read_set
+from data.pairs import PairSource, PairsSpec, open_pairs
+from data.shards import ShardError, read_table, write_table
+from label.claims import Claims
+from label.decode import Decoder
+from label.latents import Encoder
+from label.metrics import Panel
+from label.metrics.batches import Batch
+from label.metrics.passes import Clock
+from label.plan import Rank, ScoreSets, plan
+from label.score import Tools, score_shards
+from tests.helpers_ranks import Place, make_place
+from tests.helpers_train import SIDE, write_base, write_labels, write_pairs
+from train.backbone import Backbone, load_backbone
+from train.config import LatentUse, ModelSpec, Precision
+from train.latents import latents_of
+from train.noise import DrawRule, draw
+from train.order import Position
+from train.source import Need, advice, choose, fitting
+from train.step import encode
+from train.stream import PairStream, StreamPlan, decided_pairs
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, pairs, labels, and latents that lose nothing."""
+    root = tmp_path_factory.mktemp("latents")
+    write_base(root / "base")
+    write_pairs(root / "pairs", sizes=(70, 16), group=20)
+    write_labels(root / "labels", root / "pairs")
+    write_latents(root)
+    return root
+
+
+def write_latents(root: Path, **change: object) -> LatentSet:
+    """The set in `root/latents`: fp32 moments of both orientations, or as changed."""
+    vae = find_vae(root / "base")
+    given = {"dtype": "fp32", "moments": True, "flip": True, "compute": "fp32"} | change
+    form = LatentFormat(vae=vae.sha256, size=SIDE, shape=latent_shape(vae, SIDE), **given)
+    pairs = open_pairs(PairsSpec(root=str(root / "pairs")))
+    sets = ScoreSets(root / "scores", pairs.shards, {}, form)
+    encoder = Encoder(root / "base", form, CPU, 8)
+    with Decoder(0) as decoder:
+        tools = Tools(
+            pairs, Panel({}), sets, Claims(sets.folder / "claims"), decoder, Batch(8), Clock(), 0,
+            encoder,
+        )  # fmt: skip
+        score_shards(plan(sets, Rank()), tools)
+    sets.declare_complete({}, since=0.0)
+    found = read_set(sets.folder_of(LATENTS))
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(root: Path) -> LatentSet:
+    (folder,) = (root / "latents").iterdir()
+    found = read_set(folder)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def backbone(root: Path) -> Backbone:
+    return load_backbone(ModelSpec(path=str(root / "base"), resolution=SIDE), Precision.fp32, CPU)
+
+
+@pytest.fixture(scope="module")
+def source(root: Path) -> PairSource:
+    return open_pairs(PairsSpec(root=str(root / "pairs")))
+
+
+def stream(
+    root: Path, source: PairSource, found: LatentSet | None, *, flip: bool = False, **change: int
+) -> PairStream:
+    given = {"seed": 1, "batch": 8, "micro_batch": 4, "window": 2, "side": SIDE}
+    pairs = decided_pairs(root / "labels", source)
+    latents = latents_of(found, pairs, mirrored=flip) if found else None
+    return PairStream(pairs, source, StreamPlan(**given | change), latents)
+
+
+def rule_of(backbone: Backbone, *, flip: bool) -> DrawRule:
+    return DrawRule(seed=0, num_timesteps=1000, latent_shape=backbone.latent_shape, flip=flip)
+
+
+# --- the same numbers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_step_is_given_the_same_latents_to_the_last_bit(
+    root: Path, source: PairSource, found: LatentSet, backbone: Backbone, flip: bool, world: int
+) -> None:
+    for rank in range(world):
+        change = {"rank": rank, "world": world}
+        plain = stream(root, source, None, **change)
+        cached = stream(root, source, found, flip=flip, **change)
+        both = (islice(one.batches(Position()), 20) for one in (plain, cached))
+        flipped = 0
+        for pictures, latents in zip(*both, strict=True):
+            assert pictures.pair_ids == latents.pair_ids
+            assert pictures.prompts == latents.prompts
+            assert pictures.epoch == latents.epoch
+            draws = draw(rule_of(backbone, flip=flip), pictures.epoch, pictures.pair_ids)
+            flipped += int(draws.flip.sum())
+            right, _ = encode(pictures, backbone, draws)
+            given, _ = encode(latents, backbone, draws)
+            assert torch.equal(right, given)
+            assert right.stride() == given.stride()  # or the UNet would round them differently
+        assert (flipped > 0) == flip
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("fp16", 2**-11), ("bf16", 2**-8)])
+def test_the_mean_in_half_precision_differs_by_its_rounding(
+    root: Path, source: PairSource, backbone: Backbone, tmp_path: Path, dtype: str, bound: float
+) -> None:
+    for name in ("base", "pairs", "labels"):
+        (tmp_path / name).symlink_to(root / name)
+    rough = write_latents(tmp_path, dtype=dtype, moments=False, flip=False)
+    everything = np.arange(30)
+    pictures = stream(root, source, None).pick(everything)
+    latents = stream(root, source, rough).pick(everything)
+    draws = draw(rule_of(backbone, flip=False), 0, pictures.pair_ids)
+    draws = replace(draws, posterior=torch.zeros_like(draws.posterior))
+    right, _ = encode(pictures, backbone, draws)
+    given, _ = encode(latents, backbone, draws)
+    assert given.dtype == torch.float32
+    assert ((given - right).abs() <= 1.01 * bound * right.abs() + 1e-6).all()
+    assert not torch.equal(given, right)
+
+
+def test_without_the_vae_its_settings_are_still_known(root: Path, backbone: Backbone) -> None:
+    spec = ModelSpec(path=str(root / "base"), resolution=SIDE)
+    bare = load_backbone(spec, Precision.fp32, CPU, with_vae=False)
+    assert bare.latent_shape == backbone.latent_shape
+    assert bare.vae.config.scaling_factor == backbone.vae.config.scaling_factor
+    assert all(parameter.is_meta for parameter in bare.vae.parameters())
+    moments, posterior = (torch.randn(1, *axes, *bare.latent_shape) for axes in ((2,), ()))
+    assert torch.equal(bare.drawn(moments, posterior), backbone.drawn(moments, posterior))
+
+
+def test_memory_is_stated_and_kept_while_the_shards_grow(
+    root: Path, found: LatentSet, tmp_path: Path
+) -> None:
+    """Ten times the files: the same bound, and never more in memory than it says."""
+    stated, held = [], []
+    for count in (2, 20):
+        place = tmp_path / str(count)
+        write_pairs(place / "pairs", sizes=(24,) * count, group=12)
+        (place / "base").symlink_to(root / "base")
+        write_labels(place / "labels", place / "pairs")
+        latents = write_latents(place, dtype="fp16", moments=False, flip=False)
+        many = open_pairs(PairsSpec(root=str(place / "pairs")))
+        one = stream(place, many, latents, window=1)
+        most = 0
+        for _ in islice(one.batches(Position()), 2 * one.epoch_batches * 2):
+            tables = [future.result() for future in set(one._open.values())]
+            most = max(most, sum(t.nbytes for table in tables for t in table.values()))
+        stated.append(one.window_bytes)
+        held.append(most)
+        assert most <= one.window_bytes
+    assert stated[0] == stated[1]
+    assert held[1] <= held[0]
+
+
+# --- which pictures ------------------------------------------------------------------------------
+
+
+def need(root: Path, **change: object) -> Need:
+    given = {"folder": root / "latents", "model": root / "base", "resolution": SIDE, "flip": True}
+    return Need(**given | change)
+
+
+def test_auto_takes_what_fits_and_says_so(root: Path, found: LatentSet) -> None:
+    chosen = choose(LatentUse.auto, need(root), None)
+    assert chosen.latents == found
+    assert chosen.words.startswith(f"pictures: latents in {found.folder} (4x8x8 fp32 mean and std")
+    assert chosen.settings == {
+        "identity": found.manifest.identity, "dtype": "fp32", "moments": True,
+    }  # fmt: skip
+
+
+def test_never_takes_none(root: Path) -> None:
+    chosen = choose(LatentUse.never, need(root), None)
+    assert chosen.latents is None
+    assert chosen.settings is None
+    assert "encoded by the VAE in every step (train.latents=never)" in chosen.words
+
+
+def test_what_does_not_fit_is_said_and_refused_where_it_was_asked(
+    root: Path, found: LatentSet, tmp_path: Path
+) -> None:
+    other = write_base(tmp_path / "other" / "base")
+    shutil.copytree(found.folder, tmp_path / "latents" / found.folder.name)
+    (tmp_path / "latents" / found.folder.name / "manifest.json").unlink()
+    cases = [
+        (need(root, folder=tmp_path / "none"), "there are no latents in"),
+        (need(root, resolution=32), f"has {found.folder.name}, but this VAE and resolution are"),
+        (need(root, folder=tmp_path / "latents"), "are not complete"),
+    ]
+    assert find_vae(other).sha256 == find_vae(root / "base").sha256  # the same seed
+    weights = other / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"\0")
+    cases.append((need(root, model=other), "but this VAE and resolution are"))
+    for asked, why in cases:
+        chosen = choose(LatentUse.auto, asked, None)
+        assert chosen.latents is None
+        assert why in chosen.words
+        with pytest.raises(ShardError, match="train.latents=always, but"):
+            choose(LatentUse.always, asked, None)
+
+
+def test_a_run_is_told_what_latents_would_spare() -> None:
+    assert advice(100, 8, 800) == ""
+    assert advice(100, 8, 400).startswith("each picture is decoded and encoded 2.0 times in this")
+    assert "latents=model" in advice(100, 8, 400)
+
+
+def test_flips_need_mirrored_latents(root: Path, tmp_path: Path) -> None:
+    for name in ("base", "pairs", "labels"):
+        (tmp_path / name).symlink_to(root / name)
+    write_latents(tmp_path, flip=False)
+    assert isinstance(fitting(need(tmp_path, flip=False)), LatentSet)
+    with pytest.raises(ShardError, match=r"train.flip=true .* has no mirrored ones"):
+        choose(LatentUse.always, need(tmp_path), None)
+    assert "has no mirrored ones" in choose(LatentUse.auto, need(tmp_path), None).words
+
+
+def test_a_run_goes_on_with_what_it_began_with(root: Path, tmp_path: Path) -> None:
+    assert choose(LatentUse.auto, need(root), {"latents": None}).latents is None
+    assert choose(LatentUse.auto, need(root), {}).latents is None  # of before there were latents
+    assert choose(LatentUse.auto, need(root), {"latents": {"identity": "x"}}).latents
+    with pytest.raises(ShardError, match="this run began with latents, but there are no latents"):
+        choose(LatentUse.auto, need(root, folder=tmp_path), {"latents": {"identity": "x"}})
+
+
+# --- what can be wrong ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(root: Path, found: LatentSet, tmp_path: Path) -> LatentSet:
+    folder = shutil.copytree(found.folder, tmp_path / found.folder.name)
+    return replace(found, folder=Path(folder))
+
+
+def test_a_missing_or_torn_file_is_named(
+    root: Path, source: PairSource, damaged: LatentSet
+) -> None:
+    path = damaged.folder / "part-00001.parquet"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ShardError, match=r"part-00001.parquet has another size"):
+        stream(root, source, damaged)
+    path.unlink()
+    with pytest.raises(ShardError, match=r"part-00001.parquet is missing.*train.latents=never"):
+        stream(root, source, damaged)
+
+
+def test_a_flipped_bit_is_noticed_when_it_is_read(
+    root: Path, source: PairSource, damaged: LatentSet
+) -> None:
+    path = damaged.folder / "part-00000.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    one = stream(root, source, damaged, flip=True)
+    with pytest.raises(ShardError, match=r"part-00000.parquet cannot be read"):
+        list(islice(one.batches(Position()), 2 * one.epoch_batches))
+
+
+def test_latents_of_other_pairs_are_noticed(
+    root: Path, source: PairSource, found: LatentSet, damaged: LatentSet
+) -> None:
+    path = damaged.folder / "part-00000.parquet"
+    table = read_table(path)
+    turned = table.take(list(range(1, table.num_rows)) + [0])
+    write_table(path, turned)
+    files = [
+        replace(file, bytes=(damaged.folder / file.name).stat().st_size)
+        for file in found.manifest.files
+    ]
+    other = replace(damaged, manifest=replace(found.manifest, files=files))
+    with pytest.raises(ShardError, match="is of other pairs than the labels"):
+        stream(root, source, other)
+    fewer = replace(found, manifest=replace(found.manifest, files=found.manifest.files[:1]))
+    with pytest.raises(ShardError, match="has no part-00001.parquet"):
+        stream(root, source, fewer)
+
+
+def test_a_decided_pair_without_latents_is_named(
+    root: Path, source: PairSource, found: LatentSet, damaged: LatentSet
+) -> None:
+    path = damaged.folder / "part-00000.parquet"
+    table = read_table(path)
+    column = ["not_finite_latent"] + table["status"].to_pylist()[1:]
+    table = table.set_column(1, "status", [column])
+    write_table(path, table)
+    files = [
+        replace(file, bytes=(damaged.folder / file.name).stat().st_size)
+        for file in found.manifest.files
+    ]
+    other = replace(damaged, manifest=replace(found.manifest, files=files))
+    with pytest.raises(ShardError, match=r"has a winner but no latents \(not_finite_latent\)"):
+        stream(root, source, other)
+
+
+# --- whole runs ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Runs on this module's pairs."""
+    place = make_place(tmp_path_factory.mktemp("place"))
+    shutil.rmtree(place.root / "pairs")
+    (place.root / "pairs").symlink_to(root / "pairs")
+    return place
+
+
+def with_latents(place: Place, root: Path, run: str) -> str:
+    (place.root / "runs" / run).mkdir(parents=True)
+    shutil.copytree(root / "latents", place.root / "runs" / run / "latents")
+    return run
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(("stage", "world", "flip"), [(2, 1, True), (3, 2, False)])
+def test_weights_are_the_same_with_and_without_latents(
+    place: Place, root: Path, stage: int, world: int, flip: bool
+) -> None:
+    args = (f"zero=stage{stage}", f"train.flip={str(flip).lower()}", "train.precision=fp32")
+    plain, cached = f"plain-{stage}", with_latents(place, root, f"cached-{stage}")
+    said = place.train(plain, *args, world=world)
+    assert "pictures: from the pair files, encoded by the VAE in every step: there are no" in said
+    assert "each picture is decoded and encoded" not in said  # not one epoch
+    said = place.train(cached, *args, world=world)
+    assert "pictures: latents in " in said
+    assert place.weights(plain) == place.weights(cached)
+    waits = [line["data_wait_s"] for line in place.journal(cached)]
+    assert all(wait >= 0 for wait in waits)
+
+
+@pytest.mark.ranks
+def test_a_finished_run_needs_its_latents_no_more_but_one_under_way_does(
+    place: Place, root: Path
+) -> None:
+    run = with_latents(place, root, "spent")
+    place.train(run, "train.flip=true", "train.precision=fp32")
+    shutil.rmtree(place.root / "runs" / run / "latents")
+    again = place.train(run, "train.flip=true", "train.precision=fp32")
+    assert "training is done" in again
+    shutil.rmtree(place.folder(run) / "pipeline")
+    said = place.fail(run, "train.flip=true", "train.precision=fp32")
+    assert "this run began with latents, but there are no latents in" in said
+    said = place.fail(run, "train.flip=true", "train.precision=fp32", "train.latents=never")
+    assert "latents.identity: found" in said

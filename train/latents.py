@@ -1,0 +1,148 @@
+"""Stage one's latents in the pictures' place: the same pairs, in the same order."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from data.latents import LatentSet
+from data.shards import FileEntry, ShardError, part_name, read_table
+from data.tables import Status
+from train.payload import Pictures
+from train.stream import DecidedPairs
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+AGAIN = "delete {folder} and run `make labels` again, or set train.latents=never"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A row group of a file of latents, in the part that belongs to a row group of pairs."""
+
+    file: str
+    index: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class LatentFiles:
+    """The latents of decided pairs."""
+
+    found: LatentSet
+    mirrored: bool
+    """Whether mirrored latents are read, too."""
+    places: tuple[Place, ...]
+    group: np.ndarray
+    """Each pair's row group, as index into `places`."""
+    row: np.ndarray
+    """Each pair's row in its row group."""
+
+    def bytes_of(self, group: int) -> int:
+        """Bytes of the latents in the row group."""
+        return self.places[group].rows * self.found.form.bytes * (4 if self.mirrored else 2)
+
+    def read(self, group: int) -> dict[str, Tensor]:
+        """Column -> latents of all rows of the row group, (row, moment, channel, height, width).
+
+        Raises:
+            ShardError: The file is damaged.
+        """
+        place, form = self.places[group], self.found.form
+        path = self.found.folder / place.file
+        kinds = ("latent", "flipped") if self.mirrored else ("latent",)
+        names = [f"{kind}_{side}" for kind in kinds for side in (0, 1)]
+        try:
+            file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
+            table = file.read_row_group(place.index, columns=names, use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise ShardError(
+                f"{path} cannot be read ({error}); {AGAIN.format(folder=path.parent)}"
+            ) from error
+        shape = (table.num_rows, 1 + form.moments, *form.shape)
+        dtype = DTYPES[form.dtype]
+        return {name: _numbers(table[name]).view(dtype).view(shape) for name in names}
+
+    def take(
+        self,
+        pairs: np.ndarray,
+        labels: Sequence[Mapping[str, Any]],
+        groups: Sequence[dict[str, Tensor]],
+        threads: Executor,
+    ) -> tuple[Pictures, Pictures]:
+        """Winners and losers; nothing is left to decode."""
+        kinds = ("latent", "flipped") if self.mirrored else ("latent",)
+        winner: list[Tensor] = []
+        loser: list[Tensor] = []
+        for row, label, group in zip(self.row[pairs].tolist(), labels, groups, strict=True):
+            for side in (0, 1):
+                facings = torch.stack([group[f"{kind}_{side}"][row] for kind in kinds])
+                (winner if side == label["winner"] else loser).append(facings)
+        return torch.stack(winner), torch.stack(loser)
+
+
+def _numbers(column: pa.ChunkedArray) -> Tensor:
+    """The bytes of a column of equally long blobs, (row, byte)."""
+    blobs = pa.concat_arrays(column.chunks)
+    size = blobs.type.byte_width
+    found = np.frombuffer(blobs.buffers()[1], np.uint8)
+    start = blobs.offset * size
+    ours = found[start : start + len(blobs) * size].reshape(len(blobs), size)
+    return torch.from_numpy(ours.copy())  # Arrow's memory must not be written to
+
+
+def latents_of(found: LatentSet, pairs: DecidedPairs, *, mirrored: bool) -> LatentFiles:
+    """Find the latents of decided pairs.
+
+    Raises:
+        ShardError: The set is of other pairs, a file is missing, or a decided pair has no latents.
+    """
+    files = {file.name: file for file in found.manifest.files}
+    rows = pairs.table["row"].to_numpy()
+    names = pairs.table["pair_id"].to_numpy()
+    shard_of = np.array([group.shard.index for group in pairs.groups])[pairs.group]
+    inside, row, size = (np.zeros(len(rows), np.int64) for _ in range(3))
+    for shard in np.unique(shard_of).tolist():
+        ours = np.flatnonzero(shard_of == shard)
+        file = files.get(part_name(shard))
+        if file is None:
+            raise ShardError(
+                f"{found.folder} has no {part_name(shard)}: it is of other pairs than the labels; "
+                f"{AGAIN.format(folder=found.folder)}"
+            )
+        _check(found.folder, file, rows[ours], names[ours])
+        ends = np.cumsum(file.row_groups)
+        inside[ours] = np.searchsorted(ends, rows[ours], side="right")
+        row[ours] = rows[ours] - np.concatenate([[0], ends])[inside[ours]]
+        size[ours] = np.array(file.row_groups)[inside[ours]]
+    # A row group that two row groups of pairs share is two, because each is visited in its turn.
+    key = pairs.group * (int(inside.max(initial=0)) + 1) + inside
+    _, first, group = np.unique(key, return_index=True, return_inverse=True)
+    places = (
+        Place(part_name(int(shard_of[pair])), int(inside[pair]), int(size[pair])) for pair in first
+    )
+    return LatentFiles(found, mirrored, tuple(places), group, row)
+
+
+def _check(folder: Path, file: FileEntry, rows: np.ndarray, names: np.ndarray) -> None:
+    """Refuse a file that is not the one of the manifest, or not of these pairs."""
+    path = folder / file.name
+    if not path.is_file() or path.stat().st_size != file.bytes:
+        state = "has another size than its manifest says" if path.is_file() else "is missing"
+        raise ShardError(f"{path} {state}; {AGAIN.format(folder=folder)}")
+    table = read_table(path, ["pair_id", "status"])
+    if file.rows <= int(rows.max()) or not (table["pair_id"].to_numpy()[rows] == names).all():
+        raise ShardError(f"{path} is of other pairs than the labels; {AGAIN.format(folder=folder)}")
+    status = table["status"].to_numpy()[rows]
+    if (bad := np.flatnonzero(status != str(Status.OK))).size:
+        raise ShardError(
+            f"pair {names[bad[0]]} (row {rows[bad[0]]} of {path}) has a winner but no latents "
+            f"({status[bad[0]]}); {AGAIN.format(folder=folder)}"
+        )

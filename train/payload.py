@@ -1,0 +1,131 @@
+"""Where the pictures of pairs come from: row groups of the pair files, decoded and cut square.
+
+Stage one's latents, which may stand in their place, are in `train/latents.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from data.images import UnreadableImageError, decode, fit_square
+from data.pairs import PairShard, PairSource
+from data.shards import ShardError
+
+Pixels = UInt8[Tensor, "pair height width 3"]
+Latents = Float[Tensor, "pair facing moment channel height_8 width_8"]
+"""The VAE's own numbers, before the model's scaling. `facing` has the picture and, where pictures
+are mirrored, its mirror image; `moment` the posterior's mean and, where it was kept, deviation."""
+
+Pictures = Pixels | Latents
+"""One picture of each pair."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """The unit of reading: one row group of one pair file."""
+
+    shard: PairShard
+    index: int
+    bytes: int
+    """Uncompressed, pictures included."""
+
+
+@runtime_checkable
+class Payload(Protocol):
+    """Pictures of pairs, in row groups that are read whole."""
+
+    @property
+    def group(self) -> np.ndarray:
+        """Each pair's row group; none has pairs of two row groups of the pair files."""
+
+    def bytes_of(self, group: int) -> int:
+        """What a row group takes in memory."""
+
+    def read(self, group: int) -> Any:
+        """A row group in memory."""
+
+    def take(
+        self,
+        pairs: np.ndarray,
+        labels: Sequence[Mapping[str, Any]],
+        groups: Sequence[Any],
+        threads: Executor,
+    ) -> tuple[Pictures, Pictures]:
+        """Winners and losers: of pairs by index, with their labels and what `read` gave."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairFiles:
+    """The pictures themselves, from the files that were labelled."""
+
+    source: PairSource
+    groups: tuple[RowGroup, ...]
+    group: np.ndarray
+    """Each pair's row group, as index into `groups`."""
+    row: np.ndarray
+    """Each pair's row in its row group."""
+    side: int
+    """Pixels of the square pictures."""
+
+    def bytes_of(self, group: int) -> int:
+        """Uncompressed bytes of the row group."""
+        return self.groups[group].bytes
+
+    def read(self, group: int) -> pa.Table:
+        """The row group in the columns of `pairs.PAIR`."""
+        found = self.groups[group]
+        return self.source.read_row_group(found.shard, found.index)
+
+    def take(
+        self,
+        pairs: np.ndarray,
+        labels: Sequence[Mapping[str, Any]],
+        groups: Sequence[pa.Table],
+        threads: Executor,
+    ) -> tuple[Pictures, Pictures]:
+        """Decode both pictures of each pair.
+
+        Raises:
+            ShardError: A picture is not the one that was labelled, or cannot be read any more.
+        """
+        contents: list[tuple[bytes, str]] = []
+        for index, label, table in zip(pairs.tolist(), labels, groups, strict=True):
+            pair = table.slice(int(self.row[index]), 1).to_pylist()[0]
+            shard = self.groups[int(self.group[index])].shard
+            contents += _winner_loser(pair, label, shard.name)
+        pixels = np.stack(list(threads.map(_square, contents, [self.side] * len(contents))))
+        both = torch.from_numpy(pixels).view(len(pairs), 2, *pixels.shape[1:])
+        return both[:, 0], both[:, 1]
+
+
+def _winner_loser(
+    pair: Mapping[str, Any], label: Mapping[str, Any], file: str
+) -> list[tuple[bytes, str]]:
+    """The encoded winner and loser of a pair, each with a name for messages."""
+    where = f"pair {label['pair_id']} (row {label['row']} of {file})"
+    if (pair["uid_0"], pair["uid_1"]) != (label["image_0"], label["image_1"]):
+        raise ShardError(
+            f"{where} was labelled with the images {label['image_0']} and {label['image_1']}, "
+            f"but the file has {pair['uid_0']} and {pair['uid_1']} there; "
+            "give the pairs that were labelled (pairs.root=...), or label again"
+        )
+    order = (0, 1) if label["winner"] == 0 else (1, 0)
+    return [(pair[f"image_{side}"] or b"", f"image {side} of {where}") for side in order]
+
+
+def _square(content: tuple[bytes, str], side: int) -> np.ndarray:
+    encoded, name = content
+    try:
+        return fit_square(decode(encoded), side)
+    except UnreadableImageError as error:
+        raise ShardError(
+            f"{name} cannot be read any more ({error}), though it was scored; "
+            "the pair file, or the picture it names, has changed since it was labelled: label again"
+        ) from error
