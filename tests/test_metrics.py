@@ -250,6 +250,19 @@ def test_bf16_towers_give_fp32_scores_near_the_fp32_ones(specs: dict[str, Metric
     np.testing.assert_allclose(scores["bf16"], scores["fp32"], atol=0.05)
 
 
+def test_bf16_does_not_round_the_factor_of_a_score(root: Path, tmp_path: Path) -> None:
+    for name, file in (("pickscore", "model"), ("hps", "open_clip_model")):
+        shutil.copytree(root / name, tmp_path / name)
+        state = load_file(tmp_path / name / f"{file}.safetensors")
+        state["logit_scale"] = torch.tensor(100.0).log()  # 98.9 in bf16
+        save_file(state, tmp_path / name / f"{file}.safetensors")
+        kind = MetricKind(name)
+        half = MetricSpec(kind=kind, weights=str(tmp_path / name), dtype=Dtype.bf16)
+        metric = Panel.load({"half": half}, CPU).metrics["half"]
+        assert isinstance(metric, EmbeddingMetric)
+        assert metric.tower.logit_scale == pytest.approx(100, rel=1e-5)
+
+
 def test_oracle_is_that_of_the_world(specs: dict[str, MetricSpec]) -> None:
     panel = Panel.load({"oracle": specs["oracle"]}, CPU)
     scene = world.parse(PROMPTS[0])

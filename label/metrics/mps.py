@@ -20,7 +20,7 @@ from torch.nn import functional
 from label.identity import Identity
 from label.metrics.checkpoint import check_state, read_state
 from label.metrics.cross import CrossModel, official_to_ours
-from label.metrics.tower import Pixels, hf_clip, hf_tokenizer
+from label.metrics.tower import Pixels, exp_of, hf_clip, hf_tokenizer
 from label.weights import Weights
 
 PROMPTS = 8
@@ -81,9 +81,11 @@ class MpsNetwork(nn.Module):
     def __init__(self, clip: Any, cross: CrossModel) -> None:
         super().__init__()
         self.clip, self.cross = clip, cross
+        self.scale = math.nan
 
     def set_dtype(self, dtype: torch.dtype) -> None:
         """Number format of the matrix products; mask, angles and score stay in fp32."""
+        self.scale = exp_of(self.clip.logit_scale)
         self.clip.to(dtype)
         self.cross.set_dtype(dtype)
 
@@ -111,8 +113,7 @@ class MpsNetwork(nn.Module):
         """Scaled cosine of the picture's class token with the prompt's end token."""
         mixed = self.cross(picture, prompt, bias)[:, 0]
         cosine = functional.cosine_similarity(mixed.float(), end.float(), dim=-1)
-        scale: Tensor = self.clip.logit_scale.float().exp()
-        return scale * cosine
+        return self.scale * cosine
 
 
 def visible(
