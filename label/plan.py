@@ -29,6 +29,8 @@ from label.claims import Claims
 
 FACTS = "pairs"
 """The set of `tables.PAIR_FACTS`, beside the metrics' sets."""
+CLAIMS = "claims"
+"""Folder of the claims, beside the sets."""
 POLL_S = 0.5
 
 LAUNCHERS = (
@@ -75,8 +77,9 @@ class ScoreSets:
     """Metric -> the settings that decide its scores."""
 
     def __post_init__(self) -> None:
-        if FACTS in self.metrics:
-            raise ValueError(f"a metric cannot be named {FACTS!r}; scores/{FACTS} is taken")
+        for name in (FACTS, CLAIMS):
+            if name in self.metrics:
+                raise ValueError(f"a metric cannot be named {name!r}; scores/{name} is taken")
 
     @property
     def names(self) -> tuple[str, ...]:
