@@ -20,13 +20,13 @@ from data.tables import Status
 from label.claims import Claims
 from label.config import Rule, VoteSpec
 from label.decode import Decoder
+from label.gallery import read_pictures
 from label.identity import identify
 from label.labels import LabelSet, label_settings, make_labels
 from label.metrics import Panel
 from label.metrics.batches import Batch
 from label.metrics.passes import Clock
 from label.plan import FACTS, Rank, ScoreSets, plan
-from label.report import read_pictures
 from label.score import Tools, score_shards
 from label.vote import Ballot
 from tests import helpers_label as tiny

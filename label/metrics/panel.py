@@ -91,7 +91,7 @@ class Panel:
             Metric -> float32 scores in the order of `images`; NaN where one is unreadable.
         """
         with Decoder(workers) as pool:
-            scoring = self.start(pool, Batch(batch))
+            scoring = self.start(pool, Batch(batch, is_checked=False))
             rows = [scoring.add(*row) for row in zip(images, prompts, strict=True)]
             scoring.flush()
         return scoring.scores(rows)
