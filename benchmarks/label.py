@@ -40,6 +40,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--quick", action="store_true", help="small inputs: does it run at all?")
     arguments.add_argument("--only", nargs="*", default=[], help="parts to measure, by name")
+    arguments.add_argument("--rounds", type=int, default=3, help="turns of what is compared")
     arguments.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     given = arguments.parse_args()
     if given.memory:
@@ -49,7 +50,7 @@ def main() -> None:
         return
     found: dict[str, Any] = {"machine": machine(), "load": os.getloadavg()[1]}
     table(found)
-    chosen = parts(given.quick)
+    chosen = parts(given.quick, 1 if given.quick else given.rounds)
     for name in given.only or chosen:
         found[name] = chosen[name]()
         table({name: found[name]})
@@ -57,7 +58,7 @@ def main() -> None:
     print(json.dumps(found))
 
 
-def parts(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
+def parts(quick: bool, rounds: int) -> dict[str, Callable[[], dict[str, Any]]]:
     """What is measured; the quick ones are too small to mean anything."""
     import torch  # here, because worker processes import this file, too
 
@@ -68,8 +69,8 @@ def parts(quick: bool) -> dict[str, Callable[[], dict[str, Any]]]:
     big = inputs.TINY if quick else inputs.VIT_B
     pairs = 10 if quick else 64
     chosen: dict[str, Callable[[], dict[str, Any]]] = {
-        "model_dominates": lambda: sized(big, 14, 8, 1 if quick else 3, 1),
-        "decode_dominates": lambda: sized(inputs.TINY, pairs, 8, 1 if quick else 3, 2),
+        "model_dominates": lambda: sized(big, 14, 8, rounds, 1),
+        "decode_dominates": lambda: sized(inputs.TINY, pairs, 8, rounds, 2),
         "embeddings_an_image": lambda: reuse(3_000 if quick else 300_000),
         "changed_votes": lambda: precision(20 if quick else 300),
         "peak_memory_mb": lambda: {f"{n}_pairs": memory(n) for n in (pairs, 10 * pairs)},

@@ -143,12 +143,14 @@ def compare(bench: Bench, num_images: int, num_per_pair: int, rounds: int) -> di
 
 
 def predicted(bench: Bench, num_images: int) -> dict[str, float]:
-    """What the counts alone say per-pair scoring costs, in our forward passes and decodings."""
+    """What the counts alone say: per-pair scoring's passes, decodings, resizings over ours."""
     num_pairs = sum(shard.rows for shard in bench.pairs.shards)
     slots = 2 * num_pairs * len(bench.panel.metrics)
+    views = {metric.identity.view for metric in bench.panel.metrics.values()}
     return {
         "predicted_model": slots / (num_images * len(bench.towers())),
         "predicted_decode": slots / num_images,
+        "predicted_resize": slots / (num_images * len(views)),
     }
 
 

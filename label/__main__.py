@@ -18,7 +18,7 @@ from label.config import Dtype
 from label.fingerprints import Fingerprints
 from label.identity import identify
 from label.labels import LabelSet, label_settings, make_labels
-from label.plan import Rank, ScoreSets, claim_work, plan, wait_for_change
+from label.plan import CLAIMS, Rank, ScoreSets, claim_work, plan, wait_for_change
 from label.summary import print_statistics, print_summary
 from label.vote import Ballot
 from label.weights import locate
@@ -45,6 +45,7 @@ def main(job: Job) -> None:
         if sets.unfinished():
             score(job, pairs, sets, rank, console)
         if rank.rank == 0:
+            Claims(sets.folder / CLAIMS).clear()
             sets.declare_complete(provenance(job), since)
             if labelled is None:
                 labelled = make_labels(label_set, sets, ballot, provenance(job), since)
@@ -103,7 +104,7 @@ def score(job: Job, pairs: PairSource, sets: ScoreSets, rank: Rank, console: Con
     from label.progress import bar
     from label.scoring import Scoring, device_of  # torch, which a finished run skips
 
-    claims = Claims(sets.folder / "claims")
+    claims = Claims(sets.folder / CLAIMS)
     device = device_of(job.label.device, rank.local)
     make_encoder = None
     if sets.latents:
@@ -119,7 +120,6 @@ def score(job: Job, pairs: PairSource, sets: ScoreSets, rank: Rank, console: Con
             done = wait_for_change(sets, claims, job.label.patience_s)
             scoring.run(claim_work(sets, rank, claims, even_if_alive=not done))
     if first:
-        claims.clear()
         scoring.say(console)
 
 

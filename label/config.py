@@ -173,7 +173,7 @@ class LabelSpec:
     """Processes that decode and resize ahead of the device; 0 decodes in this process."""
     cache_mb: int = 1024
     """Memory of each process for embeddings of pictures and prompts that may come again, in MB:
-    about 14 kB a picture with the paper's four metrics."""
+    about 13 kB a picture with the paper's four metrics."""
     compile: bool = False
     """Let torch compile the networks: a minute or more at the start, then often faster on a GPU.
     Scores change by rounding."""

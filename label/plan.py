@@ -31,6 +31,8 @@ from label.claims import Claims
 
 FACTS = "pairs"
 """The set of `tables.PAIR_FACTS`, beside the metrics' sets."""
+CLAIMS = "claims"
+"""Folder of the claims, beside the sets."""
 POLL_S = 0.5
 
 LAUNCHERS = (
@@ -79,10 +81,9 @@ class ScoreSets:
     """The pictures' latents, a set that lies beside `scores/`; None where they are not asked."""
 
     def __post_init__(self) -> None:
-        for taken in {FACTS, LATENTS} & self.metrics.keys():
-            raise ValueError(
-                f"a metric cannot be named {taken!r}; the folder of that name is taken"
-            )
+        for name in (FACTS, CLAIMS, LATENTS):
+            if name in self.metrics:
+                raise ValueError(f"a metric cannot be named {name!r}; that name is taken")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from label.metrics.batches import Batch, halving
 from label.metrics.checkpoint import read_state
 from label.metrics.keymap import open_clip_to_hf
 from label.prepare import Fit, View, pad_to, prepare
+from label.scoring import check_compiler
 from label.weights import WeightsError
 from tests import helpers_label as tiny
 
@@ -136,6 +137,25 @@ def test_open_clip_weights_in_the_hugging_face_class_give_the_same(tmp_path: Pat
 def test_unknown_open_clip_key_is_named() -> None:
     with pytest.raises(ValueError, match=r"'visual\.attn_pool\.query' is no weight"):
         open_clip_to_hf({"visual.attn_pool.query": torch.zeros(1)})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles with a C++ compiler")
+def test_compiled_towers_give_the_same_scores_up_to_rounding(
+    specs: dict[str, MetricSpec], panel: Panel
+) -> None:
+    images = [tiny.picture(i) for i in range(5)]
+    compiled = Panel.load({"clip": specs["clip"]}, CPU, compiled=True)
+    found = compiled.score(images, PROMPTS[:5], batch=4)["clip"]
+    expected = panel.score(images, PROMPTS[:5], batch=4)["clip"]
+    assert not np.array_equal(found, np.zeros(5))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, and no-such-compiler is none"):
+        check_compiler(CPU)
 
 
 def test_panel_gives_one_score_a_row_and_nan_where_unreadable(panel: Panel) -> None:

@@ -298,8 +298,9 @@ def test_torn_score_shard_is_named_with_what_to_do(
 
 
 def test_a_set_cannot_be_called_like_the_facts(scored: ScoreSets) -> None:
-    with pytest.raises(ValueError, match="cannot be named 'pairs'"):
-        ScoreSets(scored.folder, scored.shards, {"pairs": {}})
+    for name in ("pairs", "claims"):
+        with pytest.raises(ValueError, match=f"cannot be named '{name}'"):
+            ScoreSets(scored.folder, scored.shards, {name: {}})
 
 
 def test_rank_comes_from_the_launcher() -> None:

@@ -25,7 +25,8 @@ def windows_of(group: np.ndarray, window: int, key: str) -> np.ndarray:
     counts = np.bincount(group)
     present, place = np.flatnonzero(counts), np.zeros(len(counts), np.int64)
     place[present[_permutation(len(present), f"{key}/groups")]] = np.arange(len(present))
-    return place[group] // window
+    found: np.ndarray = place[group] // window
+    return found
 
 
 def epoch_order(group: np.ndarray, window: int, key: str) -> np.ndarray:
