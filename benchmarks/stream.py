@@ -139,16 +139,17 @@ def decided(source: PairSource) -> DecidedPairs:
 
 def speeds(root: Path, rows: int, blocks: int, threads: int) -> dict[str, Any]:
     """Pairs a second of both streams and of both floors, measured in turns."""
-    world = make_world(root, 2, rows, pictures=True)
+    world = make_world(root / "pictures", 2, rows, pictures=True)
+    cached = make_world(root / "latents", 4, 8 * rows, pictures=False)
     tables = [table for shard in world.source.shards for table in world.source.read(shard)]
     contents = [
         c for table in tables for side in (0, 1) for c in table[f"image_{side}"].to_pylist()
     ]
-    paths = [world.latents.folder / file.name for file in world.latents.manifest.files]
+    paths = [cached.latents.folder / file.name for file in cached.latents.manifest.files]
     ways: dict[str, Callable[[], object]] = {
         "pictures": lambda: drain(world.stream(latents=False, threads=threads, window=2)),
         "decoding alone": lambda: decode_all(contents, threads),
-        "latents": lambda: drain(world.stream(latents=True, threads=threads, window=2)),
+        "latents": lambda: drain(cached.stream(latents=True, threads=threads, window=2)),
         "reading alone": lambda: [path.read_bytes() for path in paths],
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -157,10 +158,12 @@ def speeds(root: Path, rows: int, blocks: int, threads: int) -> dict[str, Any]:
             start = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - start)
-    speed = {name: len(world.pairs) / statistics.median(found) for name, found in seconds.items()}
+    count = dict.fromkeys(ways, len(world.pairs))
+    count |= dict.fromkeys(("latents", "reading alone"), len(cached.pairs))
+    speed = {name: count[name] / statistics.median(found) for name, found in seconds.items()}
     jpeg = sum(map(len, contents)) / len(contents)
     return {
-        "pairs": len(world.pairs),
+        "pairs": count,
         "threads": threads,
         "kb_a_picture": jpeg / 1000,
         "kb_a_latent": FORM.bytes / 1000,

@@ -22,10 +22,11 @@ class Position:
 
 def windows_of(group: np.ndarray, window: int, key: str) -> np.ndarray:
     """The window that visits each pair, counted from 0; `group` is each pair's row group."""
-    present, which = np.unique(group, return_inverse=True)
-    place = np.empty(len(present), np.int64)
-    place[_permutation(len(present), f"{key}/groups")] = np.arange(len(present))
-    return place[which] // window
+    counts = np.bincount(group)
+    present, place = np.flatnonzero(counts), np.zeros(len(counts), np.int64)
+    place[present[_permutation(len(present), f"{key}/groups")]] = np.arange(len(present))
+    found: np.ndarray = place[group] // window
+    return found
 
 
 def epoch_order(group: np.ndarray, window: int, key: str) -> np.ndarray:
@@ -85,11 +86,13 @@ def reading(group: np.ndarray, window: np.ndarray, lead: int) -> Reading:
     Row groups of a window become due one after the other, evenly spread over the window before;
     those of the first window over the `lead` pairs before the epoch.
     """
-    present, first = np.unique(group, return_index=True)
-    last = len(group) - 1 - np.unique(group[::-1], return_index=True)[1]
-    by_first = np.argsort(first, kind="stable")
-    present, first, last = present[by_first], first[by_first], last[by_first]
-    _, starts, which = np.unique(window, return_index=True, return_inverse=True)
+    uses, present = np.arange(len(group)), np.flatnonzero(np.bincount(group))
+    first, last = np.zeros((2, int(present[-1]) + 1), np.int64)
+    first[group[::-1]], last[group] = uses[::-1], uses  # of equal indices the last one counts
+    present = present[np.argsort(first[present])]
+    first, last = first[present], last[present]
+    new = np.diff(window, prepend=-1) != 0
+    starts, which = np.flatnonzero(new), np.cumsum(new) - 1
     belongs = which[first]  # the window of each row group, counted among this rank's
     number = np.arange(len(first)) - np.searchsorted(belongs, belongs)
     count = np.bincount(belongs)[belongs]
