@@ -25,7 +25,7 @@ class Line:
 
     voter: str
     scores: tuple[str, str]
-    """In words; empty for people, who give none."""
+    """In words; a dash where there is none, empty for people, who give none."""
     vote: int
     """+1, -1, or 0 for no vote."""
     counts: bool
@@ -137,8 +137,8 @@ def _card(
     lines = [
         Line(
             metric,
-            (f"{row[f'score_{metric}_0']:.4g}", f"{row[f'score_{metric}_1']:.4g}"),
-            row[f"vote_{metric}"],
+            (_words(row[f"score_{metric}_0"]), _words(row[f"score_{metric}_1"])),
+            row[f"vote_{metric}"] or 0,
             metric in ballot.voters,
         )
         for metric in metrics
@@ -156,3 +156,7 @@ def _card(
         tally=(row["votes_0"], row["votes_1"]),
         lines=lines,
     )
+
+
+def _words(score: float | None) -> str:
+    return "–" if score is None else f"{score:.4g}"

@@ -150,6 +150,9 @@ def test_galleries_show_what_they_say(pair_files: Path) -> None:
     few = galleries(frame, ballot, pairs, 1)
     assert [len(gallery.cards) for gallery in few] == [1, 1, 1]
     assert few[0].cards[0] == unanimous.cards[0]
+    assert [len(gallery.cards) for gallery in galleries(frame, ballot, pairs, 0)] == [0, 0, 0]
+    half = frame.with_columns(score_d_1=None, vote_d=pl.lit(None, pl.Int8))
+    assert galleries(half, ballot, pairs, 1)[0].cards[0].lines[3].scores[1] == "–"
 
 
 def test_pictures_of_pairs_are_theirs(pair_files: Path) -> None:
