@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data import shards
-from evaluate.prompts import Prompt, PromptSet
+from evaluate.prompt_files import Prompt
+from evaluate.prompts import PromptSet
 
 SETTINGS = "settings.json"
 
