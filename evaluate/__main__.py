@@ -57,8 +57,14 @@ def planned(job: Job) -> Contest:
     Raises:
         ValueError: A model, a judge or the prompt set cannot be used.
     """
-    models, judges = models_of(job), judges_of(job)
+    models = models_of(job)
     check_models(job.evaluate, [model.name for model in models])
+    return contest_of(job, models)
+
+
+def contest_of(job: Job, models: list[Model]) -> Contest:
+    """These models on the job's prompts before its judges."""
+    judges = judges_of(job)
     return Contest(
         folder=job.folder / job.evaluate.folder,
         spec=job.evaluate,
