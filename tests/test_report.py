@@ -6,74 +6,18 @@ from xml.etree import ElementTree
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pytest
 
-from data import shards, tables
-from data.images import encode_png
-from data.tables import Role
-from evaluate import gallery, plots, winrate
-from evaluate.config import EvaluateSpec
-from evaluate.contest import Contest
-from evaluate.judge import Judge
+from data import shards
+from evaluate import gallery, plots
 from evaluate.labels import label_facts
-from evaluate.pictures import Model
-from evaluate.prompt_files import Prompt
-from evaluate.prompts import PromptSet
-from evaluate.report import flat, latex, markdown, write_report
-from evaluate.summary import summarise
-
-NUMBER = 30
-JUDGES = (Judge("clip_1", Role.VOTER), Judge("hps", Role.VOTER), Judge("truth", Role.ORACLE))
-NASTY = '<script>alert("1")</script> & "quotes"'
+from evaluate.report import flat, latex, markdown
+from tests.helpers_report import NASTY, NUMBER, finished_comparison, write_page
 
 
 @pytest.fixture
 def made(tmp_path):
-    """A finished comparison: clip_1 always rises by 1, hps always falls by 1, truth never moves."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for index in range(NUMBER):
-        level = rng.normal(size=3)
-        for name, change in (("base", np.zeros(3)), ("new", np.array([1.0, -1.0, 0.0]))):
-            path = f"samples/{name}/{index:05d}-0.png"
-            side = 600 if index == 0 else 8  # one too large to be shown as it is
-            colour = np.array([index, 10, 200 if name == "new" else 0], np.uint8)
-            shards.write_bytes(tmp_path / path, encode_png(np.tile(colour, (side, side, 1))))
-            values = level + change
-            rows.append(
-                {"prompts_name": "set", "prompt_id": index, "prompt": f"{NASTY} {index}", "seed": 0,
-                 "model": name, "path": path}
-                | {f"score_{j.metric}": v for j, v in zip(JUDGES, values, strict=True)}
-            )  # fmt: skip
-    schema = tables.sample_scores([judge.metric for judge in JUDGES])
-    scores = pl.from_arrow(pa.Table.from_pylist(rows, schema=schema))
-    prompts = tuple(
-        Prompt(i, f"{NASTY} {i}", "even" if i % 2 == 0 else "odd", ("few", "some", "many")[i // 10])
-        for i in range(NUMBER)
-    )
-    contest = Contest(
-        folder=tmp_path,
-        spec=EvaluateSpec(resamples=200, pictures=4),
-        models=tuple(Model(name=name, path=f"a/{name}", revision="1") for name in ("base", "new")),
-        prompts=PromptSet(name="set", prompts=prompts, empty=0, repeated=1),
-        judges=JUDGES,
-        metrics={},
-        resolution=64,
-        seed=0,
-    )  # fmt: skip
-    found = winrate.compare(scores, JUDGES, "base", "new", resamples=200, seed=0)
-    summary = summarise(contest, [found], scores, {"packages": {"torch": "2"}, "note": NASTY})
-    shards.write_table(tmp_path / "winrates.parquet", winrate.table([found], "set"))
-    return tmp_path, summary, scores
-
-
-def report(made, journal=None):
-    folder, summary, scores = made
-    write_report(
-        folder, summary, scores, journal=journal or folder / "none.jsonl", pictures=4, seed=0
-    )
-    return (folder / "report.html").read_text()
+    return finished_comparison(tmp_path)
 
 
 class Page(HTMLParser):
@@ -100,7 +44,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_is_whole_and_needs_no_network(made):
-    text = report(made)
+    text = write_page(made)
     page = Page(text)
     assert page.open == []
     assert "script" not in {tag for tag, _ in page.tags}
@@ -113,7 +57,7 @@ def test_the_page_is_whole_and_needs_no_network(made):
 
 def test_everything_can_be_reached_without_a_pointer(made):
     """What scrolls has a name and the focus, links lead somewhere, nothing hides in a title."""
-    page = Page(report(made))
+    page = Page(write_page(made))
     ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
     assert len(links) >= 2
@@ -131,7 +75,7 @@ def test_everything_can_be_reached_without_a_pointer(made):
 def test_a_picture_that_is_gone_is_said_to_be_gone(made):
     for path in made[0].rglob("*.png"):
         path.unlink()
-    page = report(made)
+    page = write_page(made)
     assert "picture not found" in page
     assert "<img" not in page
 
@@ -155,20 +99,20 @@ def test_labels_of_the_run_stand_in_the_page(made, tmp_path):
     assert (facts["pairs"], facts["decided"], facts["voters"]) == (5, 4, ["a", "b", "human"])
     assert facts["agreement"] == [[1, 2 / 3, 2 / 3], [2 / 3, 1, 1], [2 / 3, 1, 1]]
     words = " ".join(
-        " ".join(Page(report((made[0], made[1] | {"labels": facts}, made[2]))).words).split()
+        " ".join(Page(write_page((made[0], made[1] | {"labels": facts}, made[2]))).words).split()
     )
     assert "4 of 5 pairs have a winner: majority 4, tie 1." in words
     assert "66.7%" in words
 
 
 def test_prompts_are_text_and_never_markup(made):
-    text = report(made)
+    text = write_page(made)
     assert "<script>" not in text
     assert any(NASTY in words for words in Page(text).words)
 
 
 def test_the_page_says_what_the_numbers_say(made):
-    words = " ".join(" ".join(Page(report(made)).words).split())
+    words = " ".join(" ".join(Page(write_page(made)).words).split())
     assert (
         "new is better than base on 1 of 2 voting metrics and worse on hps: not balanced." in words
     )
@@ -259,8 +203,8 @@ def test_training_curves_from_a_journal(tmp_path):
 def test_training_curves_stand_in_the_page(made, tmp_path):
     journal = tmp_path / "journal.jsonl"
     journal.write_text("".join(json.dumps({"step": s, "loss": 0.6}) + "\n" for s in range(5)))
-    assert '<h2 id="training">Training</h2>' in report(made, journal)
-    assert '<h2 id="training">Training</h2>' not in report(made)
+    assert '<h2 id="training">Training</h2>' in write_page(made, journal)
+    assert '<h2 id="training">Training</h2>' not in write_page(made)
 
 
 def test_categories_and_challenges_have_their_own_win_rates(made):
@@ -273,7 +217,7 @@ def test_categories_and_challenges_have_their_own_win_rates(made):
         "challenge": [("few", 10), ("some", 10), ("many", 10)],
     }
     assert comparison["breakdowns"][1]["parts"][2]["rates"][0]["win_rate"]["value"] == 1.0
-    page = report(made)
+    page = write_page(made)
     assert "Win rates by category" in page
     assert "Win rates by challenge" in page
 
@@ -294,7 +238,7 @@ def test_latex_escapes_names(made):
 
 
 def test_csv_is_the_parquet_file(made):
-    report(made)
+    write_page(made)
     rows = list(csv.DictReader((made[0] / "winrates.csv").read_text().splitlines()))
     assert [row["metric"] for row in rows] == ["clip_1", "hps", "truth"]
     assert float(rows[0]["win_rate"]) == 1.0

@@ -33,6 +33,7 @@ class Finished:
 
     piece: Piece
     seconds: float
+    """Of computing (user and system time): what it takes on a core of its own."""
     failed: bool
 
 
@@ -41,16 +42,16 @@ def run(pieces: Sequence[Piece], jobs: int) -> Iterator[Finished | None]:
 
     A piece that fails stops no other; when the parent is stopped, its children are.
     """
-    waiting, running = list(reversed(pieces)), dict[int, tuple[Piece, float]]()
+    waiting, running = list(reversed(pieces)), dict[int, Piece]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 piece = waiting.pop()
-                running[_fork(piece)] = piece, time.monotonic()
-            pid, status = os.waitpid(-1, os.WNOHANG)
+                running[_fork(piece)] = piece
+            pid, status, used = os.wait4(-1, os.WNOHANG)
             if pid in running:
-                piece, began = running.pop(pid)
-                yield Finished(piece, time.monotonic() - began, failed=status != 0)
+                seconds = used.ru_utime + used.ru_stime
+                yield Finished(running.pop(pid), seconds, failed=status != 0)
             else:
                 time.sleep(POLL_S)
                 yield None

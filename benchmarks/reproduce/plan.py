@@ -44,6 +44,7 @@ class Plan:
             f"pairs.miniature_pairs={self.pairs}",
             f"train.steps={self.steps}",
             "train.keep=1",
+            "train.checkpoint_every=25",
             "train.log_every=5",
             f"evaluate.prompts.max_prompts={self.prompts}",
         ]
@@ -96,31 +97,24 @@ def seconds_file(plan: Plan) -> Path:
 
 
 def measured(plan: Plan) -> dict[str, float]:
-    """Unit -> seconds it took, where it was made in one go."""
+    """Unit -> seconds of computing it took, where it was made in one go."""
     path = seconds_file(plan)
     found: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     return found
 
 
 def note_seconds(plan: Plan, name: str, seconds: float) -> None:
-    """Remember how long a unit took; a repetition that found it done changes nothing."""
+    """Remember how long a unit took; a repetition that finds it done changes nothing."""
     known = measured(plan)
     if name not in known:
         shards.write_json(seconds_file(plan), known | {name: round(seconds, 1)})
 
 
 def expected(plan: Plan, unit: Unit, known: Mapping[str, float]) -> float:
-    """Seconds that a unit is likely to take on one core."""
+    """Seconds that a unit is likely to take on a core of its own: as long as those like it."""
     if unit.name in known:
         return known[unit.name]
-    like = (
-        [known[n] for n in (f"{unit.arm.name}-{s}" for s in range(plan.seeds)) if n in known]
-        if unit.arm
-        else []
-    )
-    if like:
-        return like[0]
-    if trained := [value for name, value in known.items() if "-" in name and unit.arm]:
+    if unit.arm and (trained := [seconds for name, seconds in known.items() if "-" in name]):
         return sum(trained) / len(trained)
     judged = plan.prompts * (SECONDS["picture"] + SECONDS["judgement"])
     return judged + (plan.steps * SECONDS["step"] + SECONDS["start"] if unit.arm else 0.0)
