@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 LAUNCH := $(if $(filter 1,$(NPROC)),$(PY) -m,$(VENV)/bin/torchrun --standalone --nproc-per-node=$(NPROC) -m)
 JOB    := experiment=$(EXP) run=$(RUN) $(if $(VOTE),vote=$(VOTE)) $(ARGS)
 
-.PHONY: help setup labels train eval inspect miniature test test-fast check lock
+.PHONY: help setup labels train eval inspect reproduce miniature test test-fast check lock
 
 help: ## List the targets and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ eval: train ## Labels and training if they are missing, then win rates and a rep
 
 inspect: labels ## Statistics of the labels in the terminal, and a page with pictures
 	$(PY) -m label $(JOB) label.inspect=true
+
+reproduce: $(READY) ## The paper's comparison in miniature, resumable (about an hour); ARGS=--plan says what it does
+	$(PY) -m benchmarks.reproduce $(ARGS)
 
 miniature: $(READY) ## Rebuild the embedded weights from nothing into runs/miniature-weights (about an hour)
 	$(PY) -m data.miniature --folder runs/miniature-weights $(ARGS)

@@ -34,6 +34,11 @@ class Arm:
     overrides: tuple[str, ...]
     """Settings of the run; `{seed}` stands for the training seed."""
 
+    @property
+    def is_majority(self) -> bool:
+        """Whether its labels are the majority's, whatever its reference and its ties."""
+        return self.group is not Group.LABELS or self.name == "majority"
+
     def settings(self, seed: int) -> list[str]:
         """The overrides of one training."""
         return [text.format(seed=seed) for text in self.overrides]

@@ -72,9 +72,9 @@ def _fork(piece: Piece) -> int:
         return pid
     code = 1
     try:
-        log = os.open(piece.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        sys.stdout = sys.stderr = log = piece.log.open("a", buffering=1)
+        os.dup2(log.fileno(), 1)  # for what libraries and children of ours print
+        os.dup2(log.fileno(), 2)
         piece.work()
         code = 0
     except BaseException:  # noqa: BLE001  the process ends here, whatever it was

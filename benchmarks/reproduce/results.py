@@ -41,6 +41,11 @@ class Contrast:
         return min(voters, key=lambda rate: rate.win_rate.value)
 
     @property
+    def others(self) -> list[WinRate]:
+        """What the judges say that have no vote."""
+        return [rate for rate in self.comparison.rates if rate.role is not Role.VOTER]
+
+    @property
     def average(self) -> Estimate:
         """Mean of the voters' win rates."""
         return self.comparison.average

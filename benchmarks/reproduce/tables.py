@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.reproduce.arms import OURS, VOTERS, Arm, Group
+from benchmarks.reproduce.arms import OURS, VOTERS, Arm
 from benchmarks.reproduce.results import Contrast
 from evaluate.judge import Judge
 from evaluate.uncertainty import Estimate
@@ -70,25 +70,19 @@ def claims(found: Mapping[tuple[str, str], Contrast], arms: Sequence[Arm]) -> st
 
 
 def steadiness(found: Mapping[str, Contrast], arms: Sequence[Arm]) -> str:
-    """Over training seeds: standard deviations of the arms whose labels are the majority's."""
-    head = [
-        "arm",
-        "voters' average",
-        "deviation over seeds",
-        "held-out",
-        "oracle",
-        "their deviations",
-    ]
+    """The arms whose labels are the majority's: how far apart their training seeds end."""
+    shown = [arm for arm in arms if arm.name in found and arm.is_majority]
+    judges = [r.metric for arm in shown[:1] for r in found[arm.name].others]
+    head = ["arm", "voters' average", "deviation", *(
+        word for metric in judges for word in (metric.replace("_", " "), "deviation")
+    )]  # fmt: skip
     rows = []
-    for arm in arms:
-        if arm.name in found and (arm.group is not Group.LABELS or arm.name == "majority"):
-            one = found[arm.name]
-            judges = [r.metric for r in one.comparison.rates if r.role.value != "voter"]
-            rates = [percent(one.rate(metric).win_rate.value) for metric in judges]
-            deviations = " / ".join(percent(one.spread(metric)[2]) for metric in judges)
-            rows.append(
-                [arm.title, span(one.average), percent(one.spread()[2]), *rates, deviations]
-            )
+    for arm in shown:
+        one = found[arm.name]
+        row = [arm.title, span(one.average), percent(one.spread()[2])]
+        for metric in judges:
+            row += [percent(one.rate(metric).win_rate.value), percent(one.spread(metric)[2])]
+        rows.append(row)
     return markdown(head, rows)
 
 
@@ -99,7 +93,7 @@ def short(found: Mapping[str, Contrast], arms: Sequence[Arm]) -> Table:
         table.add_column(name)
     for arm in arms:
         if one := found.get(arm.name):
-            weakest, others = one.weakest, [r for r in one.comparison.rates if r.role != "voter"]
+            weakest, others = one.weakest, one.others
             table.add_row(
                 arm.title,
                 span(one.average),
