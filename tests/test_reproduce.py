@@ -253,4 +253,5 @@ def test_a_killed_comparison_goes_on_and_then_has_nothing_left_to_do(tmp_path):
     }  # fmt: skip
     assert "| BalancedDPO |" in page.read_text()
     assert (folder / "balanced-0" / "train" / "pipeline" / "model_index.json").is_file()
+    assert not list(folder.glob("*/train/step-*"))
     assert "BalancedDPO" in done.stdout

@@ -3,6 +3,7 @@
 Every piece may be stopped anywhere; done again, it goes on where it was.
 """
 
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from importlib import import_module
@@ -61,13 +62,12 @@ def do_unit(plan: Plan, unit: Unit) -> None:
         share_labels(plan.folder / SHARED / "labels", plan.folder / unit.name / "labels")
         train_program.main(plan.train_job(unit))
     contest = contest_of(plan, unit)
-    settings = contest.model_score_settings(unit.name)
-    if is_judged(contest.model_scores(unit.name), settings):
-        return
-    model = contest.models[0]
-    agree_on(contest, model, first=True)
-    draw_model(contest, model, contest.pictures[unit.name], _nothing)
-    score_model(contest, unit.name, load_panel(contest, plan.judge_job.metrics), _nothing)
+    if not is_judged(contest.model_scores(unit.name), contest.model_score_settings(unit.name)):
+        agree_on(contest, contest.models[0], first=True)
+        draw_model(contest, contest.models[0], contest.pictures[unit.name], _nothing)
+        score_model(contest, unit.name, load_panel(contest, plan.judge_job.metrics), _nothing)
+    for checkpoint in (plan.folder / unit.name / "train").glob("step-*"):
+        shutil.rmtree(checkpoint)  # 40 MB each, and the pipeline is there
 
 
 def share_labels(labels: Path, link: Path) -> None:
