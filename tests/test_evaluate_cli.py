@@ -253,6 +253,10 @@ def test_a_script_can_stop_at_a_loss(world, monkeypatch, found, status):
         ("run=untrained", r"runs/untrained/train/pipeline is no folder; run `make train`"),
         ("model.path=nowhere", r"model 'base': nowhere is no folder; model\.path takes"),
         ("evaluate.prompts.path=nowhere", r"evaluate\.prompts\.path='nowhere' is no file"),
+        (
+            "+evaluate.models.base='some/where@main'",
+            r"'base': some/where has revision 'main'; give the 40-digit commit",
+        ),
         ("+evaluate.models.base=nowhere", r"'base': nowhere is no folder; evaluate\.models"),
         ("metrics.clip.weights=nowhere", r"metrics\.clip\.weights=nowhere"),
         ("metrics.aesthetic.head=nowhere", r"metrics\.aesthetic\.head=nowhere"),
@@ -282,6 +286,8 @@ def test_several_models_are_each_compared_with_the_base(world, models, monkeypat
     assert same["p_value"].to_list() == [1.0] * 6
     page = (folder_of(world) / "report.html").read_text()
     assert page.count("<section>") == 2
+    assert "<h2>All models</h2>" in page
+    assert 'href="#model-2"' in page
 
 
 def test_two_ranks_end_with_the_scores_of_one(world, monkeypatch):

@@ -1,8 +1,6 @@
 """The comparison of arms: its arithmetic by hand, its processes, and a short run that is killed."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from benchmarks.reproduce import children, report, tables
+from benchmarks.reproduce import children, page, report, tables
 from benchmarks.reproduce.arms import ARMS, OURS, Group, named
 from benchmarks.reproduce.plan import Plan, estimate, note_seconds
 from benchmarks.reproduce.results import contrast
@@ -127,21 +125,20 @@ def test_figures_are_drawn_from_what_is_there(tmp_path):
 
 
 def test_the_page_keeps_what_stands_around_the_results(tmp_path):
-    page, plan = tmp_path / "docs" / "page.md", tiny_plan(tmp_path)
-    found = found_of("majority", "human")
-    page.parent.mkdir()
-    page.write_text("nothing here")
+    path = tmp_path / "docs" / "page.md"
+    path.parent.mkdir()
+    path.write_text("nothing here")
     with pytest.raises(ValueError, match="has no line"):
-        report.publish(plan, found, "new", page)
-    page.write_text(f"# Title\n\n{report.BEGIN}\nold\n{report.END}\n\nAfter.\n")
-    report.publish(plan, found, "a \\1 table", page)
-    text = page.read_text()
+        page.publish(path, "new", [])
+    path.write_text(f"# Title\n\n{page.BEGIN}\nold\n{page.END}\n\nAfter.\n")
+    page.publish(path, "a \\1 table", [tmp_path / "docs" / "page" / "win-rates.svg"])
+    text = path.read_text()
     assert text.startswith("# Title\n\n")
     assert text.endswith("\n\nAfter.\n")
     assert "old" not in text
     assert "a \\1 table" in text
-    assert "(page/win-rates.svg)" in text
-    assert (tmp_path / "docs" / "page" / "win-rates.svg").is_file()
+    assert "![win rates](page/win-rates.svg)" in text
+    page.check_page(ROOT / "docs" / "reproduction.md")
 
 
 # --- arms ----------------------------------------------------------------------------------------
@@ -219,6 +216,10 @@ def test_pieces_run_side_by_side_and_a_failure_stops_no_other(tmp_path):
     assert "ValueError: as it should" in (tmp_path / "2" / "log.txt").read_text()
 
 
+def children_of(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def quick(folder: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "benchmarks.reproduce", "--quick", "--folder", str(folder),
             "--jobs", "2", *more]  # fmt: skip
@@ -227,20 +228,26 @@ def quick(folder: Path, *more: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.ranks
 def test_a_killed_comparison_goes_on_and_then_has_nothing_left_to_do(tmp_path):
-    folder, page = tmp_path / "reproduce", tmp_path / "page.md"
-    first = subprocess.Popen(quick(folder), cwd=ROOT, start_new_session=True,
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    folder, docs = tmp_path / "reproduce", tmp_path / "page.md"
+    first = subprocess.Popen(
+        quick(folder), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 240
     while not (folder / "judge/evaluate/scores/base.parquet").exists():
         assert first.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    os.killpg(first.pid, signal.SIGKILL)
+    workers = children_of(first.pid)
+    assert workers
+    first.kill()  # the parent alone: nobody may go on behind its back
     first.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert not (folder / "results").exists()
     base = (folder / "judge/evaluate/scores/base.parquet").stat().st_mtime_ns
-    page.write_text(f"{report.BEGIN}\n{report.END}\n")
-    done = subprocess.run(quick(folder, "--docs", str(page)), cwd=ROOT, capture_output=True,
+    docs.write_text(f"{page.BEGIN}\n{page.END}\n")
+    done = subprocess.run(quick(folder, "--docs", str(docs)), cwd=ROOT, capture_output=True,
                           text=True, timeout=300, check=False)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert (folder / "judge/evaluate/scores/base.parquet").stat().st_mtime_ns == base
@@ -251,7 +258,7 @@ def test_a_killed_comparison_goes_on_and_then_has_nothing_left_to_do(tmp_path):
     assert {row["metric"] for row in made["results"]} == {
         "hps", "clip", "pickscore", "aesthetic", "held_out", "oracle", "average",
     }  # fmt: skip
-    assert "| BalancedDPO |" in page.read_text()
+    assert "| BalancedDPO |" in docs.read_text()
     assert (folder / "balanced-0" / "train" / "pipeline" / "model_index.json").is_file()
     assert not list(folder.glob("*/train/step-*"))
     assert "BalancedDPO" in done.stdout

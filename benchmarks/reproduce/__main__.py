@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress
 from rich.table import Table
 
 from benchmarks.reproduce import arms, children
+from benchmarks.reproduce.page import check_page
 from benchmarks.reproduce.plan import Plan, Unit, estimate, note_seconds
 
 QUICK = {
@@ -33,7 +34,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     add("--arms", nargs="+", default=default.get("arms", every), help=f"of {', '.join(every)}")
     add("--seeds", type=int, default=default.get("seeds", 3), help="trainings of each arm")
     add("--steps", type=int, default=default.get("steps", 200), help="optimizer steps")
-    add("--prompts", type=int, default=default.get("prompts", 200), help="held-out prompts")
+    add("--prompts", type=int, default=default.get("prompts", 400), help="held-out prompts")
     add("--pairs", type=int, default=default.get("pairs", 3000), help="pairs to train on")
     add("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes side by side")
     add("--docs", type=Path, default=default.get("docs", Path("docs/reproduction.md")),
@@ -69,6 +70,8 @@ def main(words: list[str]) -> int:
     """Run what is missing, then compare; 1 when a piece failed."""
     given, console = arguments(words), Console(highlight=False)
     plan = plan_of(given)
+    if given.docs is not None:
+        check_page(given.docs)
     from benchmarks.reproduce import work
 
     show(console, plan, set(work.judged(plan)), given.jobs)
@@ -138,3 +141,5 @@ if __name__ == "__main__":
         sys.exit(main(sys.argv[1:]))
     except ValueError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command again goes on")

@@ -5,7 +5,9 @@ Measured on two cores: importing torch, DeepSpeed and diffusers takes a process 
 fork.
 """
 
+import ctypes
 import os
+import signal
 import sys
 import time
 import traceback
@@ -15,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 POLL_S = 0.2
+PR_SET_PDEATHSIG = 1
+"""Of linux/prctl.h."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,8 @@ class Finished:
 def run(pieces: Sequence[Piece], jobs: int) -> Iterator[Finished | None]:
     """Do all pieces, `jobs` at a time, in order; yields each end, and None as time goes by.
 
-    A piece that fails stops no other; when the parent is stopped, its children are.
+    A piece that fails stops no other. However the parent ends, its children end too: two of them
+    at work on one run folder would be one too many.
     """
     waiting, running = list(reversed(pieces)), dict[int, Piece]()
     try:
@@ -58,9 +63,15 @@ def run(pieces: Sequence[Piece], jobs: int) -> Iterator[Finished | None]:
     finally:
         for pid in running:
             with suppress(ProcessLookupError):
-                os.kill(pid, 15)
+                os.kill(pid, signal.SIGTERM)
             with suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to kill this process when its parent is gone, even by SIGKILL."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _fork(piece: Piece) -> int:
@@ -72,6 +83,7 @@ def _fork(piece: Piece) -> int:
         return pid
     code = 1
     try:
+        _end_with_parent()
         sys.stdout = sys.stderr = log = piece.log.open("a", buffering=1)
         os.dup2(log.fileno(), 1)  # for what libraries and children of ours print
         os.dup2(log.fileno(), 2)

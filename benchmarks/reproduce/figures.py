@@ -41,6 +41,8 @@ def win_rates(found: Mapping[str, Contrast], arms: Sequence[Arm]) -> Figure:
             _average(left, place, found[arm.name], GROUPS[arm.group])
             _judges(right, place, found[arm.name], labelled=place == 0)
         left.set_yticks(range(len(shown)), [arm.title for arm in shown])
+        for label, arm in zip(left.get_yticklabels(), shown, strict=True):
+            label.set_fontweight("bold" if arm.name == OURS else "normal")
         left.set_ylim(len(shown) - 0.4, -0.6)
         left.set_xlabel("average win rate of the voters against the base, %")
         right.set_xlabel("win rate against the base by each judge, %")

@@ -1,7 +1,6 @@
 """Writes what came of the comparison: Parquet, JSON, Markdown, figures, and the page in docs/."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ import pyarrow as pa
 from rich.console import Console
 
 from benchmarks.reproduce import figures, tables, work
+from benchmarks.reproduce.page import publish
 from benchmarks.reproduce.plan import BASE, Plan, Unit, measured
 from benchmarks.reproduce.results import Contrast, contrast
 from data import shards
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 Found = dict[tuple[str, str], Contrast]
 
 
@@ -43,7 +42,7 @@ def write(console: Console, plan: Plan, docs: Path | None) -> None:
     console.print(tables.short(with_base(found), plan.arms))
     console.print(f"results: {folder}", soft_wrap=True)
     if docs is not None and len(paths) == len(list(plan.units())):
-        publish(plan, found, text, docs)
+        publish(docs, text, draw(plan, found, docs.with_suffix("")))
         console.print(f"page: {docs}", soft_wrap=True)
 
 
@@ -101,25 +100,6 @@ def draw(plan: Plan, found: Found, folder: Path) -> list[Path]:
             paths.append(folder / f"{name}.svg")
             figures.save(figure, paths[-1])
     return paths
-
-
-def publish(plan: Plan, found: Found, text: str, page: Path) -> None:
-    """Put tables and figures into a page, between its two marks; all else is left as it is.
-
-    Raises:
-        ValueError: The page is not there or has no marks.
-    """
-    before = page.read_text() if page.exists() else ""
-    if BEGIN not in before or END not in before:
-        raise ValueError(f"{page} has no line {BEGIN!r} and {END!r} to put the results between")
-    folder = page.with_suffix("")
-    pictures = "\n\n".join(
-        f"![{path.stem.replace('-', ' ')}]({folder.name}/{path.name})"
-        for path in draw(plan, found, folder)
-    )
-    made = f"{BEGIN}\n\n{text}\n\n{pictures}\n\n{END}"
-    pattern = f"{re.escape(BEGIN)}.*{re.escape(END)}"
-    shards.write_bytes(page, re.sub(pattern, lambda _: made, before, flags=re.DOTALL).encode())
 
 
 def as_json(plan: Plan, found: Found) -> dict[str, Any]:
