@@ -78,7 +78,7 @@ def results(plan: Plan, found: Found, models: int) -> str:
             "### Against the base",
             "Win rates in %, ties half; in brackets the 95 % interval over prompts; ▼ shown to be "
             "worse than the base, · no difference shown.",
-            tables.against_base(alone, plan.arms, judges),
+            tables.against_base(alone, plan.arms, judges, work.decided(plan)),
             "### Arm against arm",
             tables.claims(found, plan.arms),
             "### Steadiness",

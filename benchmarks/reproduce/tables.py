@@ -33,11 +33,22 @@ reference is frozen like that of the arms it is compared with."""
 
 
 def against_base(
-    found: Mapping[str, Contrast], arms: Sequence[Arm], judges: Sequence[Judge]
+    found: Mapping[str, Contrast],
+    arms: Sequence[Arm],
+    judges: Sequence[Judge],
+    pairs: Mapping[str, int],
 ) -> str:
-    """Every arm against the base: one row an arm, one column a judge."""
+    """Every arm against the base: one row an arm, one column a judge; `pairs` had a winner."""
     names = [judge.metric.replace("_", " ") for judge in judges]
-    head = ["arm", "voters' average", "over seeds", *names, "weakest voter", "all voters better"]
+    head = [
+        "arm",
+        "pairs",
+        "voters' average",
+        "over seeds",
+        *names,
+        "weakest voter",
+        "all voters better",
+    ]
     rows = []
     for arm in arms:
         if arm.name not in found:
@@ -50,7 +61,8 @@ def against_base(
         weakest = f"{percent(one.weakest.win_rate.value)} {one.weakest.metric}"
         dominance = percent(one.comparison.joint_dominance.value)
         over = f"{percent(low)} to {percent(high)}"
-        rows.append([arm.title, span(one.average), over, *rates, weakest, dominance])
+        known = str(pairs.get(arm.name, "–"))
+        rows.append([arm.title, known, span(one.average), over, *rates, weakest, dominance])
     return markdown(head, rows)
 
 

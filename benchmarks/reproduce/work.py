@@ -18,6 +18,7 @@ from benchmarks.reproduce.children import Piece
 from benchmarks.reproduce.plan import JUDGE, SHARED, Plan, Unit
 from evaluate.contest import Contest
 from evaluate.judge import is_judged
+from evaluate.labels import label_facts
 from evaluate.pictures import Model
 from evaluate.work import agree_on, draw_model, load_panel, score_model
 
@@ -91,6 +92,16 @@ def judged(plan: Plan) -> Mapping[str, Path]:
     folder = plan.judge_job.folder / plan.judge_job.evaluate.folder / "scores"
     paths = {unit.name: folder / f"{unit.name}.parquet" for unit in plan.units()}
     return {name: path for name, path in paths.items() if path.exists()}
+
+
+def decided(plan: Plan) -> dict[str, int]:
+    """Arm -> pairs that its labels give a winner (of the first seed)."""
+    found = {}
+    for arm in plan.arms:
+        name = plan.labels_job(arm, 0).vote.name
+        if facts := label_facts(plan.folder / SHARED / "labels" / name):
+            found[arm.name] = int(facts["decided"])
+    return found
 
 
 def provenance(plan: Plan) -> dict[str, Any]:
