@@ -1,8 +1,8 @@
 """Pieces of work in forked processes, some at a time; the parent imports the libraries once.
 
 Measured on a busy machine of two cores: importing torch, DeepSpeed, diffusers and the rest takes a
-process 4.6 s of computing and 16 s by the clock, a fork 0.15 s. The parent imports and waits; it runs
-no tensor and no query, for threads do not survive a fork.
+process 4.6 s of computing and 16 s by the clock, a fork 0.15 s. The parent imports and waits; it
+runs no tensor and no query, for threads do not survive a fork.
 """
 
 import ctypes
