@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
 from benchmarks.reproduce import arms, children
@@ -18,8 +18,12 @@ from benchmarks.reproduce.plan import Plan, Unit, estimate, note_seconds
 
 QUICK = {
     "folder": Path("runs/reproduce-quick"), "arms": ["random", "balanced"], "seeds": 1,
-    "steps": 4, "prompts": 6, "pairs": 160, "docs": None,
+    "steps": 4, "prompts": 6, "pairs": 160,
 }  # fmt: skip
+SHORT_S = 5.0
+"""Computing of a piece that found everything done."""
+PAGE, SEEDS = Path("docs/reproduction.md"), 3
+"""Where the results of all arms go, and how many trainings of each that takes."""
 QUICK_EXTRA = ("train.batch=8", "train.micro_batch=8", "train.reference.every=2",
                "train.warmup=1", "evaluate.steps=2", "evaluate.resamples=200")  # fmt: skip
 
@@ -32,13 +36,12 @@ def arguments(words: list[str]) -> argparse.Namespace:
     add("--folder", type=Path, default=default.get("folder", Path("runs/reproduce")))
     every = [arm.name for arm in arms.ARMS]
     add("--arms", nargs="+", default=default.get("arms", every), help=f"of {', '.join(every)}")
-    add("--seeds", type=int, default=default.get("seeds", 3), help="trainings of each arm")
+    add("--seeds", type=int, default=default.get("seeds", SEEDS), help="trainings of each arm")
     add("--steps", type=int, default=default.get("steps", 200), help="optimizer steps")
     add("--prompts", type=int, default=default.get("prompts", 400), help="held-out prompts")
     add("--pairs", type=int, default=default.get("pairs", 3000), help="pairs to train on")
     add("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes side by side")
-    add("--docs", type=Path, default=default.get("docs", Path("docs/reproduction.md")),
-        help="page that gets the tables and figures when everything is done")  # fmt: skip
+    add("--docs", type=Path, help=f"page that gets the results; {PAGE} when all arms are run")
     add("--plan", action="store_true", help="only say what would be done")
     add("--report", action="store_true", help="only write the tables and figures of what is there")
     add("--quick", action="store_true", help="two arms, a few steps: shows that it works")
@@ -70,8 +73,9 @@ def main(words: list[str]) -> int:
     """Run what is missing, then compare; 1 when a piece failed."""
     given, console = arguments(words), Console(highlight=False)
     plan = plan_of(given)
-    if given.docs is not None:
-        check_page(given.docs)
+    whole = len(plan.arms) == len(arms.ARMS) and plan.seeds >= SEEDS and not given.quick
+    if (docs := given.docs or (PAGE if whole else None)) is not None:
+        check_page(docs)
     from benchmarks.reproduce import work
 
     show(console, plan, set(work.judged(plan)), given.jobs)
@@ -87,7 +91,7 @@ def main(words: list[str]) -> int:
             return 1
     from benchmarks.reproduce.report import write
 
-    write(console, plan, given.docs)
+    write(console, plan, docs)
     return 0
 
 
@@ -113,24 +117,23 @@ def show(console: Console, plan: Plan, done: set[str], jobs: int) -> None:
 
 def do(console: Console, plan: Plan, pieces: list[children.Piece], jobs: int) -> bool:
     """Do one stage with a bar; False when a piece failed, whose last words are shown."""
-    failed = []
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[left]}")
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               "{task.fields[left]}")  # fmt: skip
+    done: dict[str, children.Finished] = {}
     with Progress(*columns, console=console, auto_refresh=False) as bar:  # no thread: we fork
-        task = bar.add_task(pieces[0].name, total=len(pieces), left="")
-        done: set[str] = set()
+        task = bar.add_task("labels" if len(pieces) == 1 else "models", total=len(pieces), left="")
         for end in children.run(pieces, jobs):
             if end is not None:
-                done.add(end.piece.name)
-                if end.failed:
-                    failed.append(end.piece)
-                elif end.seconds > 5:
+                done[end.piece.name] = end
+                if not end.failed and end.seconds > SHORT_S:
                     note_seconds(plan, end.piece.name, end.seconds)
-                left = f"about {estimate(plan, done, jobs) / 60:.0f} min left"
-                bar.update(task, advance=1, description=end.piece.name, left=left)
-                bar.refresh()
+            left = f"about {estimate(plan, set(done), jobs) / 60:.0f} min left"
+            bar.update(task, completed=len(done), left=left)
+            bar.refresh()
+    failed = [end.piece for end in done.values() if end.failed]
     for piece in failed:
         tail = "\n".join(piece.log.read_text().splitlines()[-15:])
-        console.print(f"[red]{piece.name} failed[/]; {piece.log} ends:\n{tail}", markup=True)
+        console.print(f"{piece.name} failed; {piece.log} ends:\n{tail}", markup=False)
     if failed:
         console.print("the same command again goes on")
     return not failed

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-POLL_S = 0.2
+POLL_S = 0.5
 PR_SET_PDEATHSIG = 1
 """Of linux/prctl.h."""
 
