@@ -6,6 +6,7 @@ EXP   ?= miniature
 RUN   ?= $(EXP)
 ARGS  ?=
 VOTE  ?=
+GATE  ?=
 NPROC ?= $(shell n=$$(nvidia-smi -L 2>/dev/null | wc -l); echo $$((n > 0 ? n : 1)))
 
 VENV  ?= .venv
@@ -24,6 +25,7 @@ help: ## List the targets and their variables
 	@echo "  EXP=$(EXP)  an experiment: $(basename $(notdir $(wildcard conf/experiment/*.yaml)))"
 	@echo "  RUN=$(RUN)  the folder under runs/"
 	@echo "  VOTE=      a vote rule: $(basename $(notdir $(wildcard conf/vote/*.yaml)))"
+	@echo "  GATE=      1 makes eval end with an error when any metric is shown to be worse"
 	@echo "  ARGS=      further settings, e.g. ARGS=\"train.steps=400 reference=frozen\""
 	@echo "  NPROC=$(NPROC)    processes on this machine"
 
@@ -35,11 +37,14 @@ labels: $(READY) ## Score every pair with every metric and write the consensus l
 train: labels ## The labels if they are missing, then Diffusion-DPO on them
 	$(LAUNCH) train $(JOB)
 
-eval: train ## Labels and training if they are missing, then win rates and a report
-	$(LAUNCH) evaluate $(JOB)
+eval: train ## Labels and training if they are missing, then win rates and a report; GATE=1 fails when worse
+	$(LAUNCH) evaluate $(JOB) $(if $(filter-out 0,$(GATE)),evaluate.fail_when_worse=true)
 
 inspect: labels ## Statistics of the labels in the terminal, and a page with pictures
 	$(PY) -m label $(JOB) label.inspect=true
+
+reproduce: $(READY) ## The paper's comparison in miniature, resumable (about an hour); ARGS=--plan says what it does
+	$(PY) -m benchmarks.reproduce $(ARGS)
 
 miniature: $(READY) ## Rebuild the embedded weights from nothing into runs/miniature-weights (about an hour)
 	$(PY) -m data.miniature --folder runs/miniature-weights $(ARGS)

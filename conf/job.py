@@ -8,7 +8,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -145,6 +145,15 @@ def schema() -> Any:
     made = OmegaConf.structured(Job)
     OmegaConf.set_struct(made.vote.weights, value=False)
     return made
+
+
+def composed(overrides: Sequence[str]) -> Job:
+    """The job that a command line with these overrides asks for; for programs and tests."""
+    ConfigStore.instance().store(name="job_schema", node=schema())
+    with hydra.initialize_config_dir(str(FOLDER), version_base="1.3"):
+        job = OmegaConf.to_object(hydra.compose("job", overrides=list(overrides)))
+    assert isinstance(job, Job)
+    return job
 
 
 def settings(spec: Any) -> Any:

@@ -5,9 +5,8 @@ Light at the top on purpose: torch is imported only when there is something to d
 
 import json
 import os
-from collections.abc import Callable
-from importlib.metadata import version
-from platform import python_version
+import re
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -15,14 +14,14 @@ from rich.console import Console
 from conf.job import Job, entry, settings, unknown
 from data import shards
 from data.tables import Role
+from evaluate.config import EvaluateSpec
 from evaluate.contest import Contest
-from evaluate.judge import Judge, is_judged, judge, write_scores
-from evaluate.pictures import Model, agree, missing, share, wait_for
+from evaluate.judge import Judge, is_judged
+from evaluate.pictures import Model, wait_for
 from evaluate.prompts import load_prompts
-from evaluate.terminal import progress, tell
+from evaluate.terminal import tell
+from evaluate.work import draw, score
 from label.metrics import score_settings
-
-PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "polars", "scipy")
 
 
 def main(job: Job) -> None:
@@ -33,17 +32,19 @@ def main(job: Job) -> None:
 
 def run(job: Job, rank: int, world: int) -> None:
     """Draw a part of the pictures; the first process scores and reports. Done is done at once."""
-    contest, console = planned(job), Console()
+    contest, console = recorded(job) if job.evaluate.scores_only else planned(job), Console()
     summary = finished(contest)
     if summary is None:
-        draw(contest, console, rank, world)
-        if rank:
-            return
-        everything = [picture for own in contest.pictures.values() for picture in own]
-        wait_for(everything, contest.spec.timeout_s)
-        score(job, contest, console)
-        summary = report(job, contest)
-    if rank == 0:
+        if contest.recorded is None:
+            draw(contest, console, rank, world)
+            if rank:
+                return
+            everything = [picture for own in contest.pictures.values() for picture in own]
+            wait_for(everything, contest.spec.timeout_s)
+            score(contest, job.metrics, console)
+        if rank == 0:
+            summary = report(job, contest)
+    if summary is not None and rank == 0:
         tell(console, summary, contest.folder / "report.html")
         worse = [c["model"] for c in summary["comparisons"] if c["balance"] == "not balanced"]
         if worse and contest.spec.fail_when_worse:
@@ -56,36 +57,80 @@ def planned(job: Job) -> Contest:
     Raises:
         ValueError: A model, a judge or the prompt set cannot be used.
     """
-    spec = job.evaluate
     models = models_of(job)
-    names = [model.name for model in models]
-    if spec.base not in names:
-        raise ValueError(unknown(f"model {spec.base!r} in evaluate.base", spec.base, names))
-    if len(models) < 2:
-        raise ValueError(
-            f"evaluate.models has {spec.base!r} alone; name a model to compare it with"
-        )
-    roles = {
-        Role.VOTER: job.panel.voters,
-        Role.HELD_OUT: job.panel.held_out,
-        Role.ORACLE: job.panel.oracle,
-    }
-    judges = [
-        Judge(name, role, job.metrics[name].tie)
-        for role, members in roles.items()
-        for name in members
-    ]
+    check_models(job.evaluate, [model.name for model in models])
+    return contest_of(job, models)
+
+
+def contest_of(job: Job, models: list[Model]) -> Contest:
+    """These models on the job's prompts before its judges."""
+    judges = judges_of(job)
     specs = {judge.metric: job.metrics[judge.metric] for judge in judges}
     return Contest(
-        folder=job.folder / spec.folder,
-        spec=spec,
+        folder=job.folder / job.evaluate.folder,
+        spec=job.evaluate,
         models=tuple(models),
-        prompts=load_prompts(spec.prompts),
+        prompts=load_prompts(job.evaluate.prompts, job.pairs),
         judges=tuple(judges),
         metrics=score_settings(specs, job.folder / "scores" / "weights.json"),
         resolution=job.model.resolution,
         seed=job.seed,
     )
+
+
+def recorded(job: Job) -> Contest:
+    """The comparison whose scores are there already; asks for no model and no judge's weights.
+
+    Raises:
+        ValueError: There are no scores, or not those of the models and judges that are asked for.
+    """
+    spec, folder = job.evaluate, job.folder / job.evaluate.folder
+    path = folder / "scores.parquet"
+    if not path.exists():
+        raise ValueError(f"{path} is not there; run without evaluate.scores_only to make it")
+    made, judges = shards.read_settings(path), judges_of(job)
+    if absent := [judge.metric for judge in judges if judge.metric not in made["metrics"]]:
+        raise ValueError(
+            f"{path} has no scores of {', '.join(absent)}; it has {', '.join(made['metrics'])}: "
+            "choose among them with panel.voters, panel.held_out and panel.oracle"
+        )
+    names = shards.read_table(path, ["model"])["model"].unique().to_pylist()
+    check_models(spec, names)
+    return Contest(
+        folder=folder,
+        spec=spec,
+        models=tuple(Model(name=name, path=made["samples"][name]["model"]) for name in names),
+        prompts=load_prompts(spec.prompts, job.pairs),
+        judges=tuple(judges),
+        metrics=made["metrics"],
+        resolution=job.model.resolution,
+        seed=job.seed,
+        recorded=made,
+    )
+
+
+def judges_of(job: Job) -> list[Judge]:
+    """Who judges, voters first."""
+    roles = {
+        Role.VOTER: job.panel.voters,
+        Role.HELD_OUT: job.panel.held_out,
+        Role.ORACLE: job.panel.oracle,
+    }
+    return [
+        Judge(name, role, job.metrics[name].tie)
+        for role, members in roles.items()
+        for name in members
+    ]
+
+
+def check_models(spec: EvaluateSpec, names: list[str]) -> None:
+    """Refuse a comparison without a base or without anything to compare it with."""
+    if spec.base not in names:
+        raise ValueError(unknown(f"model {spec.base!r} in evaluate.base", spec.base, names))
+    if len(names) < 2:
+        raise ValueError(
+            f"evaluate.models has {spec.base!r} alone; name a model to compare it with"
+        )
 
 
 def models_of(job: Job) -> list[Model]:
@@ -118,79 +163,12 @@ def finished(contest: Contest) -> dict[str, Any] | None:
     return summary if same and is_judged(contest.scores, contest.score_settings) else None
 
 
-def draw(contest: Contest, console: Console, rank: int, world: int) -> None:
-    """Draw this process's part of the pictures that are not there yet."""
-    for model in contest.models:
-        agree(
-            contest.samples / model.name,
-            contest.sample_settings[model.name],
-            first=rank == 0,
-            timeout_s=contest.spec.timeout_s,
-        )
-    own = {name: share(pictures, rank, world) for name, pictures in contest.pictures.items()}
-    left = sum(len(missing(pictures)) for pictures in own.values())
-    if rank == 0:
-        console.print(contest.prompts.counts)
-    if not left:
-        return
-    from evaluate.sample import Generator, device_of, draw_missing
-
-    spec = contest.spec
-    device = device_of(spec.device, int(os.environ.get("LOCAL_RANK", "0")))
-    total = sum(map(len, own.values()))
-    with progress(console, shown=rank == 0) as bar:
-        task = bar.add_task("drawing", total=total, completed=total - left)
-        for model in contest.models:
-            if missing(own[model.name]):
-                generator = Generator.load(
-                    model,
-                    device,
-                    scheduler=spec.scheduler,
-                    dtype=spec.dtype,
-                    resolution=contest.resolution,
-                    steps=spec.steps,
-                    guidance=spec.guidance,
-                )
-                drawn: Callable[[int], None] = lambda n: bar.advance(task, n)  # noqa: E731
-                draw_missing(generator, own[model.name], spec.batch, drawn)
-
-
-def score(job: Job, contest: Contest, console: Console) -> None:
-    """Score all pictures with all judges, unless that has been done with the same settings."""
-    if is_judged(contest.scores, contest.score_settings):
-        return
-    from evaluate.sample import device_of
-    from label.metrics import Panel
-
-    names = [judge.metric for judge in contest.judges]
-    device = device_of(contest.spec.device, int(os.environ.get("LOCAL_RANK", "0")))
-    panel = Panel.load({name: job.metrics[name] for name in names}, device)
-    pictures = [picture for own in contest.pictures.values() for picture in own]
-    with progress(console, shown=True) as bar:
-        task = bar.add_task("scoring", total=len(pictures))
-        scores = judge(
-            pictures,
-            panel,
-            batch=contest.spec.judge_batch,
-            workers=contest.spec.judge_workers,
-            scored=lambda n: bar.advance(task, n),
-        )
-    made = {"judges": panel.provenance(), "device": str(device), "packages": versions()}
-    shards.write_json(contest.folder / "judges.json", made)
-    write_scores(
-        contest.scores,
-        pictures,
-        scores,
-        prompts_name=contest.prompts.name,
-        settings=contest.score_settings,
-    )
-
-
 def report(job: Job, contest: Contest) -> dict[str, Any]:
     """Win rates and report from `scores.parquet`; needs no model."""
     import polars as pl
 
     from evaluate import winrate
+    from evaluate.labels import label_facts
     from evaluate.report import write_report
     from evaluate.summary import summarise
 
@@ -202,7 +180,8 @@ def report(job: Job, contest: Contest) -> dict[str, Any]:
         )
         for name in contest.challengers
     ]
-    summary = summarise(contest, comparisons, scores, provenance(job, contest))
+    labels = label_facts(job.folder / "labels" / job.vote.name)
+    summary = summarise(contest, comparisons, scores, provenance(job, contest), labels)
     (folder / "winrates.json").unlink(missing_ok=True)  # its presence says "complete"
     rates = winrate.table(comparisons, contest.prompts.name)
     shards.write_table(folder / "winrates.parquet", rates, contest.rate_settings)
@@ -225,15 +204,16 @@ def provenance(job: Job, contest: Contest) -> dict[str, Any]:
         "models": {
             model.name: {"path": model.path, "revision": model.revision} for model in contest.models
         },
-        **json.loads((contest.folder / "judges.json").read_text()),
+        **(json.loads(judges.read_text()) if (judges := contest.judges_json).exists() else {}),
         "settings": settings(job),
     }
 
 
-def versions() -> dict[str, str]:
-    """The libraries that drew and scored."""
-    return {"python": python_version()} | {name: version(name) for name in PACKAGES}
+def expanded(argument: str) -> str:
+    """`models.ours=PATH` on the command line adds a model; Hydra would want `+evaluate.` before."""
+    return re.sub(r"^(?:evaluate\.)?models\.", "++evaluate.models.", argument)
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = [expanded(argument) for argument in sys.argv[1:]]
     entry(main)()

@@ -19,7 +19,10 @@ class PromptsKind(Enum):
     hpd = "hpd"
     """HPDv2's benchmark: a JSON list of prompts, or a folder of such lists, one for each style."""
     table = "table"
-    """A Parquet file, a JSON list of records or JSON lines, with a column of prompts."""
+    """A Parquet, TSV or CSV file, a JSON list or JSON lines, with a column of prompts (and of
+    `category` and `challenge`, where there are such); or a folder of Parquet files (`split`)."""
+    pairs = "pairs"
+    """The prompts of the run's own pair set, from files of another `split` than it trains on."""
 
 
 class Scheduler(Enum):
@@ -40,13 +43,17 @@ class PromptsSpec:
     kind: PromptsKind = PromptsKind.lines
     """Its source."""
     path: str = ""
-    """The file, where the kind has one."""
+    """The file, where the kind has one; or owner/name/file of a hub data set."""
+    revision: str | None = None
+    """The hub's 40-digit commit; never a branch."""
     split: str = "test"
-    """The part of it, where the kind has parts."""
+    """The part of it, where the kind has parts: files whose name begins with this."""
     column: str = ""
     """The column of a table; empty takes `prompt` or `caption`, whichever there is."""
     max_prompts: int = 0
     """Take at most this many, from the first; 0 takes all."""
+    exclude_trained: bool = False
+    """Leave out prompts that stand in a training pair, whatever their capitals and spaces."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,7 +63,8 @@ class EvaluateSpec:
     prompts: PromptsSpec = field(default_factory=PromptsSpec)
     """The prompts to draw."""
     models: dict[str, str] = field(default_factory=dict)
-    """Name -> diffusers folder. Empty compares the run's base and trained model."""
+    """Name -> diffusers folder, or hub id with its commit, `id@commit`. Empty compares the run's
+    base and trained model. On the command line: models.NAME=PATH."""
     base: str = "base"
     """Name of the model that the others are compared with."""
     seeds: int = 1
@@ -88,6 +96,9 @@ class EvaluateSpec:
     """How long the first process waits for the others without seeing a new picture."""
     fail_when_worse: bool = False
     """End with exit status 3 when a model is shown to be worse by any metric (a gate)."""
+    scores_only: bool = False
+    """Make statistics and report anew from `scores.parquet` as it is; needs no model, no judge's
+    weights and, but for the galleries, no pictures."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "steps", "batch", "judge_batch", "resamples"):

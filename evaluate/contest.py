@@ -29,6 +29,8 @@ class Contest:
     resolution: int
     """Side of the pictures in pixels."""
     seed: int
+    recorded: Mapping[str, Any] | None = None
+    """The settings in `scores.parquet`, where it is taken as it is (`evaluate.scores_only`)."""
 
     @property
     def samples(self) -> Path:
@@ -39,6 +41,15 @@ class Contest:
     def scores(self) -> Path:
         """Every judge's score of every picture."""
         return self.folder / "scores.parquet"
+
+    @property
+    def judges_json(self) -> Path:
+        """Which weights and libraries scored."""
+        return self.folder / "judges.json"
+
+    def model_scores(self, name: str) -> Path:
+        """Every judge's score of one model's pictures; `scores` joins these files."""
+        return self.folder / "scores" / f"{name}.parquet"
 
     @property
     def seeds(self) -> list[int]:
@@ -77,11 +88,17 @@ class Contest:
     @property
     def score_settings(self) -> dict[str, Any]:
         """What decides `scores.parquet`."""
+        if self.recorded is not None:
+            return dict(self.recorded)
         return {
             "samples": self.sample_settings,
             "seeds": self.seeds,
             "metrics": dict(self.metrics),
         }
+
+    def model_score_settings(self, name: str) -> dict[str, Any]:
+        """What decides one model's scores."""
+        return self.score_settings | {"samples": {name: self.sample_settings[name]}}
 
     @property
     def rate_settings(self) -> dict[str, Any]:

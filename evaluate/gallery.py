@@ -36,7 +36,7 @@ class Card:
     prompt: str
     seed: int
     base: str
-    """Data URI."""
+    """Data URI; empty when the picture is not there any more."""
     model: str
     changes: list[Change]
 
@@ -115,11 +115,14 @@ def _card(row: dict[str, Any], metrics: list[str], root: Path) -> Card:
 
 
 def inline(path: Path) -> str:
-    """A picture as a data URI: small ones as they are, large ones as a smaller JPEG."""
-    content, kind = path.read_bytes(), "png"
+    """A picture as a data URI: small ones as they are, large ones as a smaller JPEG.
+
+    Empty when there is no picture that can be read.
+    """
     try:
+        content, kind = path.read_bytes(), "png"
         image = decode(content)
-    except UnreadableImageError:
+    except (FileNotFoundError, UnreadableImageError):
         return ""
     if max(image.size) > SIDE:
         image.thumbnail((SIDE, SIDE))

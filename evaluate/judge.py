@@ -81,17 +81,18 @@ def write_scores(
     pictures: Sequence[Picture],
     scores: Mapping[str, np.ndarray],
     *,
+    folder: Path,
     prompts_name: str,
     settings: Mapping[str, Any],
 ) -> None:
-    """Write `scores.parquet`; a score that is not finite is null, paths begin at its folder."""
+    """Write scores of samples; one that is not finite is null, paths begin at `folder`."""
     columns = [
         pa.array([prompts_name] * len(pictures), pa.string()),
         pa.array([picture.prompt.id for picture in pictures], pa.int32()),
         pa.array([picture.prompt.text for picture in pictures], pa.string()),
         pa.array([picture.seed for picture in pictures], pa.int64()),
         pa.array([picture.model for picture in pictures], pa.string()),
-        pa.array([str(picture.path.relative_to(path.parent)) for picture in pictures], pa.string()),
+        pa.array([str(picture.path.relative_to(folder)) for picture in pictures], pa.string()),
         *[
             pa.array(values, pa.float32(), mask=~np.isfinite(values), from_pandas=False)
             for values in scores.values()

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data import shards
-from evaluate.prompts import Prompt, PromptSet
+from evaluate.prompt_files import COMMIT, Prompt
+from evaluate.prompts import PromptSet
 
 SETTINGS = "settings.json"
 
@@ -43,7 +44,12 @@ class Model:
         if self.is_local and (Path(self.path) / "model_index.json").is_file():
             return
         if not self.is_local and self.revision:
-            return
+            if COMMIT.fullmatch(self.revision):
+                return
+            raise SamplesError(
+                f"model {self.name!r}: {self.path} has revision {self.revision!r}; give the "
+                "40-digit commit, because a branch changes under your pictures"
+            )
         found = "has no model_index.json" if self.is_local else "is no folder"
         raise SamplesError(f"model {self.name!r}: {self.path} {found}; {advice}")
 

@@ -134,7 +134,7 @@ def _lines(
 
 def _label(rate: dict[str, Any]) -> str:
     metric, role = rate["metric"], rate["role"].replace("_", " ")
-    return metric if role in ("voter", metric) else f"{metric} ({role})"
+    return metric if rate["role"] in ("voter", metric) else f"{metric} ({role})"
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

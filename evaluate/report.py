@@ -71,13 +71,19 @@ def protocol(summary: Mapping[str, Any]) -> str:
     prompts, made = summary["prompts"], summary["protocol"]
     seeds = made["seeds"]
     drawn = f"{seeds} picture{'s' if seeds > 1 else ''} for each prompt and model"
+    left = ", ".join(f"{prompts[key]} {key}" for key in ("empty", "repeated") if prompts[key])
+    if prompts["trained"]:
+        left = ", ".join([*filter(None, [left]), f"{prompts['trained']} that were trained on"])
+    shown = made["detectable"]
+    power = f" So many prompts find a win rate of {shown:.1%} four times in five." if shown else ""
     return (
         f"Prompt set {prompts['name']}: {prompts['prompts']} prompts, sha256 "
-        f"{prompts['sha256'][:12]}. {drawn} "
+        f"{prompts['sha256'][:12]}{f', left out: {left}' if left else ''}. {drawn} "
         f"from the same initial noise for every model; {made['scheduler']} scheduler, "
         f"{made['steps']} steps, guidance {made['guidance']}, {made['resolution']} px. "
         "Win rates count ties half; intervals are 95 % paired bootstrap over prompts "
-        f"({made['resamples']} resamples). A verdict needs the interval and an exact sign test. "
+        f"({made['resamples']} resamples). A verdict needs the interval and an exact sign test."
+        f"{power} "
         "Metrics that voted on the training labels are judges of their own work: held-out and "
         "oracle judges are the stronger evidence."
     )

@@ -9,9 +9,10 @@ import polars as pl
 
 from data.tables import Role
 from evaluate.contest import Contest
+from evaluate.power import detectable
 from evaluate.winrate import Balance, Comparison, Verdict, WinRate, compare
 
-CATEGORY_RESAMPLES = 1000
+PART_RESAMPLES = 1000
 """Bootstrap resamples of a category: many small intervals that nothing is decided by."""
 
 
@@ -20,16 +21,18 @@ def summarise(
     comparisons: Sequence[Comparison],
     scores: pl.DataFrame,
     provenance: Mapping[str, Any],
+    labels: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything that is known of a comparison, as JSON values."""
+    """Everything that is known of a comparison, as JSON values; `labels` as in `label_facts`."""
     summary = {
         "base": contest.spec.base,
         "prompts": prompts(contest),
         "protocol": protocol(contest),
         "comparisons": [
-            as_json(comparison) | {"categories": categories(contest, comparison, scores)}
+            as_json(comparison) | {"breakdowns": breakdowns(contest, comparison, scores)}
             for comparison in comparisons
         ],
+        "labels": labels,
         "settings": contest.rate_settings,
         "provenance": dict(provenance),
     }
@@ -62,29 +65,45 @@ def sentence(comparison: Comparison) -> str:
     )
 
 
-def categories(
+def breakdowns(
     contest: Contest, comparison: Comparison, scores: pl.DataFrame
 ) -> list[dict[str, Any]]:
-    """The same win rates within each category, where the prompt set has several."""
-    members: dict[str, list[int]] = {}
-    for prompt in contest.prompts.prompts:
-        if prompt.category:
-            members.setdefault(prompt.category, []).append(prompt.id)
-    if len(members) < 2:
-        return []
+    """The same win rates within each category and each challenge, where the set has several."""
     found = []
-    for category, ids in members.items():
+    for by in ("category", "challenge"):
+        members: dict[str, list[int]] = {}
+        for prompt in contest.prompts.prompts:
+            if part := getattr(prompt, by):
+                members.setdefault(part, []).append(prompt.id)
+        if len(members) > 1:
+            parts = [
+                {
+                    "name": name,
+                    "prompts": len(ids),
+                    "rates": _part(contest, comparison, scores, ids),
+                }
+                for name, ids in members.items()
+            ]
+            found.append({"by": by, "parts": parts})
+    return found
+
+
+def _part(
+    contest: Contest, comparison: Comparison, scores: pl.DataFrame, ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Win rates on some prompts; none where a judge scored nothing there."""
+    try:
         part = compare(
             scores.filter(pl.col("prompt_id").is_in(ids)),
             contest.judges,
             comparison.base,
             comparison.model,
-            resamples=CATEGORY_RESAMPLES,
+            resamples=PART_RESAMPLES,
             seed=contest.seed,
         )
-        rates = [_rate(rate) for rate in part.rates]
-        found.append({"category": category, "prompts": len(ids), "rates": rates})
-    return found
+    except ValueError:
+        return []
+    return [_rate(rate) for rate in part.rates]
 
 
 def prompts(contest: Contest) -> dict[str, Any]:
@@ -94,19 +113,21 @@ def prompts(contest: Contest) -> dict[str, Any]:
         "prompts": len(contest.prompts.prompts),
         "empty": contest.prompts.empty,
         "repeated": contest.prompts.repeated,
+        "trained": contest.prompts.trained,
         "sha256": contest.prompts.sha256,
     }
 
 
 def protocol(contest: Contest) -> dict[str, Any]:
     """How pictures were drawn and compared."""
+    made = contest.score_settings
+    drawn = made["samples"][contest.spec.base]
+    shown = ("steps", "guidance", "scheduler", "resolution")
     return {
-        "seeds": contest.spec.seeds,
-        "steps": contest.spec.steps,
-        "guidance": contest.spec.guidance,
-        "scheduler": contest.spec.scheduler.value,
-        "resolution": contest.resolution,
+        "seeds": len(made["seeds"]),
+        **{name: drawn[name] for name in shown},
         "resamples": contest.spec.resamples,
+        "detectable": detectable(len(contest.prompts.prompts)),
     }
 
 

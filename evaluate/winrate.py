@@ -5,6 +5,7 @@ score is above the base's by more than the judge's tie threshold; ties count hal
 prompt are alike, so prompts and not pictures are what is resampled and what the sign test counts.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -17,6 +18,7 @@ from jaxtyping import Float, Int
 from data import tables
 from data.tables import Role
 from evaluate.judge import Judge
+from evaluate.power import needed_prompts
 from evaluate.uncertainty import (
     CONFIDENCE,
     Bootstrap,
@@ -73,6 +75,9 @@ class WinRate:
     """Exact two-sided sign test over prompts, ties left out."""
     holm: float
     """The same, adjusted for the number of judges (Holm 1979)."""
+    needed: int | None
+    """Prompts of this kind that would find a difference as large as the one seen, four times in
+    five; None where none was seen."""
 
     @property
     def verdict(self) -> Verdict:
@@ -231,11 +236,12 @@ def _rate(
     known = ~np.isnan(outcomes)
     means = per_prompt(outcomes, prompt).means
     base = pairs[f"{judge.metric}_base"].to_numpy()[known]
-    p_value = sign_test(means[~np.isnan(means)])
+    means = means[~np.isnan(means)]
+    p_value = sign_test(means)
     return WinRate(
         metric=judge.metric,
         role=judge.role,
-        prompts=int((~np.isnan(means)).sum()),
+        prompts=len(means),
         seeds=pairs["seed"].n_unique(),
         wins=int((outcomes == 1).sum()),
         ties=int((outcomes == 0.5).sum()),
@@ -248,4 +254,14 @@ def _rate(
         std_base=float(base.std()),
         p_value=p_value,
         holm=p_value,
+        needed=_needed(means),
     )
+
+
+def _needed(means: Float[np.ndarray, " prompt"]) -> int | None:
+    """Prompts to draw, given how many of them end in a tie."""
+    decided = means[means != 0.5]
+    if not len(decided):
+        return None
+    needed = needed_prompts(float((decided > 0.5).mean()))
+    return None if needed is None else math.ceil(needed * len(means) / len(decided))

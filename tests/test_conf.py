@@ -5,11 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 
-from conf.job import Job, schema, settings
+from conf.job import Job, composed, settings
 from label.identity import identify
 from label.weights import HUB_ID, WeightsError
 
@@ -22,11 +19,7 @@ MISSING = ["pairs.root=/x", "model.path=/x", "evaluate.prompts.path=/x"]
 
 
 def job(*overrides: str) -> Job:
-    ConfigStore.instance().store(name="job_schema", node=schema())
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        made = OmegaConf.to_object(compose("job", overrides=list(overrides)))
-    assert isinstance(made, Job)
-    return made
+    return composed(overrides)
 
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -24,7 +25,7 @@ TINY = [
     f"model.resolution={SIDE}", "evaluate.steps=2", "evaluate.batch=4", "evaluate.guidance=1.5",
     "evaluate.resamples=200", "evaluate.pictures=2", "evaluate.device=cpu", "prompts=lines",
 ]  # fmt: skip
-JUDGES = ("hps", "clip", "pickscore", "aesthetic", "oracle")
+JUDGES = ("hps", "clip", "pickscore", "aesthetic", "held_out", "oracle")
 
 
 class Panel(FakePanel):
@@ -107,7 +108,7 @@ def test_from_nothing_to_the_report_and_again(world, monkeypatch, capsys):
     rates = pl.read_parquet(folder / "winrates.parquet")
     assert rates.columns == tables.WIN_RATES.names
     assert rates["metric"].to_list() == list(JUDGES)
-    assert rates["role"].to_list() == ["voter"] * 4 + ["oracle"]
+    assert rates["role"].to_list() == ["voter"] * 4 + ["held_out", "oracle"]
     summary = json.loads((folder / "winrates.json").read_text())
     (comparison,) = summary["comparisons"]
     for row, rate in zip(rates.to_dicts(), comparison["rates"], strict=True):
@@ -148,6 +149,59 @@ def test_statistics_are_made_again_without_models(world, monkeypatch):
     assert (folder_of(world) / "scores.parquet").stat().st_mtime_ns == scored
     summary = json.loads((folder_of(world) / "winrates.json").read_text())
     assert summary["protocol"]["resamples"] == 50
+
+
+def test_scores_alone_are_enough_for_new_statistics(world, monkeypatch, tmp_path, capsys):
+    """As on another machine: no model, no weights, no pictures; only what scoring left."""
+    evaluate(monkeypatch, *world)
+    shutil.rmtree(folder_of(world) / "samples")
+    (folder_of(world) / "scores" / "base.parquet").unlink()
+    gone = ["model.path=gone", "evaluate.scores_only=true", "evaluate.resamples=50",
+            "metrics.clip.weights=gone", "metrics.hps.weights=gone"]  # fmt: skip
+    before = json.loads((folder_of(world) / "winrates.json").read_text())["comparisons"][0]
+    monkeypatch.setattr("evaluate.sample.Generator.load", None)
+    capsys.readouterr()
+    evaluate(monkeypatch, *world, *gone)
+    assert "average" in capsys.readouterr().out
+    summary = json.loads((folder_of(world) / "winrates.json").read_text())
+    assert summary["protocol"]["resamples"] == 50
+    for old, new in zip(before["rates"], summary["comparisons"][0]["rates"], strict=True):
+        assert old["win_rate"]["value"] == new["win_rate"]["value"]
+        assert old["p_value"] == new["p_value"]
+    said = refused(monkeypatch, capsys, *world, *gone, "evaluate.base=other")
+    assert "allowed: base, balanceddpo" in said
+    renamed = ["+metric@metrics.more=miniature_oracle", "panel.held_out=[more]"]
+    assert "has no scores of more; it has aesthetic, clip" in refused(
+        monkeypatch, capsys, *world, *gone, *renamed
+    )
+    said = refused(monkeypatch, capsys, *world, *gone, "evaluate.folder=never")
+    assert "never/scores.parquet is not there" in said
+
+
+def test_a_model_that_has_been_scored_is_not_scored_again(world, models, monkeypatch):
+    named = [f"+evaluate.models.{n}={models[i]}" for n, i in (("one", 0), ("two", 1))]
+    evaluate(monkeypatch, *world, *named, "evaluate.base=one")
+    files = sorted((folder_of(world) / "scores").glob("*.parquet"))
+    assert [file.stem for file in files] == ["one", "two"]
+    before = {file: file.stat().st_mtime_ns for file in files}
+    more = f"+evaluate.models.three={models[1]}"
+    evaluate(monkeypatch, *world, *named, more, "evaluate.base=one")
+    assert {file: file.stat().st_mtime_ns for file in files} == before
+    scores = pl.read_parquet(folder_of(world) / "scores.parquet")
+    assert scores["model"].unique(maintain_order=True).to_list() == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "meant"),
+    [
+        ("models.ours=runs/a/pipeline", "++evaluate.models.ours=runs/a/pipeline"),
+        ("evaluate.models.ours=a", "++evaluate.models.ours=a"),
+        ("+evaluate.models.ours=a", "+evaluate.models.ours=a"),
+        ("model.path=models.x", "model.path=models.x"),
+    ],
+)
+def test_models_are_named_on_the_command_line(argument, meant):
+    assert program.expanded(argument) == meant
 
 
 def test_more_seeds_keep_the_pictures_that_are_there(world, monkeypatch):
@@ -192,6 +246,10 @@ def test_a_script_can_stop_at_a_loss(world, monkeypatch, found, status):
         ("run=untrained", r"runs/untrained/train/pipeline is no folder; run `make train`"),
         ("model.path=nowhere", r"model 'base': nowhere is no folder; model\.path takes"),
         ("evaluate.prompts.path=nowhere", r"evaluate\.prompts\.path='nowhere' is no file"),
+        (
+            "+evaluate.models.base='some/where@main'",
+            r"'base': some/where has revision 'main'; give the 40-digit commit",
+        ),
         ("+evaluate.models.base=nowhere", r"'base': nowhere is no folder; evaluate\.models"),
         ("metrics.clip.weights=nowhere", r"metrics\.clip\.weights=nowhere"),
         ("metrics.aesthetic.head=nowhere", r"metrics\.aesthetic\.head=nowhere"),
@@ -232,12 +290,14 @@ def test_several_models_are_each_compared_with_the_base(world, models, monkeypat
     named = [f"+evaluate.models.{n}={models[i]}" for n, i in (("one", 0), ("two", 1), ("same", 0))]
     evaluate(monkeypatch, *world, *named, "evaluate.base=one")
     rates = pl.read_parquet(folder_of(world) / "winrates.parquet")
-    assert rates["model"].to_list() == ["two"] * 5 + ["same"] * 5
+    assert rates["model"].to_list() == ["two"] * 6 + ["same"] * 6
     same = rates.filter(pl.col("model") == "same")
-    assert same["ties"].to_list() == [5] * 5  # equal weights, equal noise: equal pictures
-    assert same["p_value"].to_list() == [1.0] * 5
+    assert same["ties"].to_list() == [5] * 6  # equal weights, equal noise: equal pictures
+    assert same["p_value"].to_list() == [1.0] * 6
     page = (folder_of(world) / "report.html").read_text()
     assert page.count("<section>") == 2
+    assert "<h2>All models</h2>" in page
+    assert 'href="#model-2"' in page
 
 
 def test_two_ranks_end_with_the_scores_of_one(world, monkeypatch):

@@ -69,7 +69,7 @@ def test_scores_file(drawn, tmp_path):
         {"seeds": [0, 1], "metrics": {"red": {"tie": 0.0}}},
     )
     assert not is_judged(path, settings)
-    write_scores(path, drawn, run(drawn), prompts_name="set", settings=settings)
+    write_scores(path, drawn, run(drawn), folder=tmp_path, prompts_name="set", settings=settings)
     frame = pl.read_parquet(path)
     assert frame.columns == tables.sample_scores(FakePanel.names).names
     assert frame["score_red"].null_count() == 1  # null, not NaN: unreadable

@@ -6,71 +6,18 @@ from xml.etree import ElementTree
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 import pytest
 
-from data import shards, tables
-from data.images import encode_png
-from data.tables import Role
-from evaluate import gallery, plots, winrate
-from evaluate.config import EvaluateSpec
-from evaluate.contest import Contest
-from evaluate.judge import Judge
-from evaluate.pictures import Model
-from evaluate.prompts import Prompt, PromptSet
-from evaluate.report import flat, latex, markdown, write_report
-from evaluate.summary import summarise
-
-NUMBER = 30
-JUDGES = (Judge("clip_1", Role.VOTER), Judge("hps", Role.VOTER), Judge("truth", Role.ORACLE))
-NASTY = '<script>alert("1")</script> & "quotes"'
+from data import shards
+from evaluate import gallery, plots
+from evaluate.labels import label_facts
+from evaluate.report import flat, latex, markdown
+from tests.helpers_report import NASTY, NUMBER, finished_comparison, write_page
 
 
 @pytest.fixture
 def made(tmp_path):
-    """A finished comparison: clip_1 always rises by 1, hps always falls by 1, truth never moves."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for index in range(NUMBER):
-        level = rng.normal(size=3)
-        for name, change in (("base", np.zeros(3)), ("new", np.array([1.0, -1.0, 0.0]))):
-            path = f"samples/{name}/{index:05d}-0.png"
-            side = 600 if index == 0 else 8  # one too large to be shown as it is
-            colour = np.array([index, 10, 200 if name == "new" else 0], np.uint8)
-            shards.write_bytes(tmp_path / path, encode_png(np.tile(colour, (side, side, 1))))
-            values = level + change
-            rows.append(
-                {"prompts_name": "set", "prompt_id": index, "prompt": f"{NASTY} {index}", "seed": 0,
-                 "model": name, "path": path}
-                | {f"score_{j.metric}": v for j, v in zip(JUDGES, values, strict=True)}
-            )  # fmt: skip
-    schema = tables.sample_scores([judge.metric for judge in JUDGES])
-    scores = pl.from_arrow(pa.Table.from_pylist(rows, schema=schema))
-    prompts = tuple(
-        Prompt(i, f"{NASTY} {i}", category="even" if i % 2 == 0 else "odd") for i in range(NUMBER)
-    )
-    contest = Contest(
-        folder=tmp_path,
-        spec=EvaluateSpec(resamples=200, pictures=4),
-        models=tuple(Model(name=name, path=f"a/{name}", revision="1") for name in ("base", "new")),
-        prompts=PromptSet(name="set", prompts=prompts, empty=0, repeated=1),
-        judges=JUDGES,
-        metrics={},
-        resolution=64,
-        seed=0,
-    )  # fmt: skip
-    found = winrate.compare(scores, JUDGES, "base", "new", resamples=200, seed=0)
-    summary = summarise(contest, [found], scores, {"packages": {"torch": "2"}, "note": NASTY})
-    shards.write_table(tmp_path / "winrates.parquet", winrate.table([found], "set"))
-    return tmp_path, summary, scores
-
-
-def report(made, journal=None):
-    folder, summary, scores = made
-    write_report(
-        folder, summary, scores, journal=journal or folder / "none.jsonl", pictures=4, seed=0
-    )
-    return (folder / "report.html").read_text()
+    return finished_comparison(tmp_path)
 
 
 class Page(HTMLParser):
@@ -83,7 +30,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "link"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -97,7 +44,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_is_whole_and_needs_no_network(made):
-    text = report(made)
+    text = write_page(made)
     page = Page(text)
     assert page.open == []
     assert "script" not in {tag for tag, _ in page.tags}
@@ -108,14 +55,64 @@ def test_the_page_is_whole_and_needs_no_network(made):
     assert not re.search(r"@import|url\((?!#)", text)
 
 
+def test_everything_can_be_reached_without_a_pointer(made):
+    """What scrolls has a name and the focus, links lead somewhere, nothing hides in a title."""
+    page = Page(write_page(made))
+    ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert len(links) >= 2
+    assert {link.removeprefix("#") for link in links} <= ids
+    scrolling = [a for _, a in page.tags if "scroll" in a.get("class", "").split()]
+    assert len(scrolling) >= 3
+    for attributes in scrolling:
+        assert attributes["tabindex"] == "0"
+        assert attributes["role"] == "region"
+        assert attributes["aria-label"]
+    assert not any("title" in attributes for _, attributes in page.tags)
+    assert [tag for tag, _ in page.tags].count("h1") == 1
+
+
+def test_a_picture_that_is_gone_is_said_to_be_gone(made):
+    for path in made[0].rglob("*.png"):
+        path.unlink()
+    page = write_page(made)
+    assert "picture not found" in page
+    assert "<img" not in page
+
+
+def test_labels_of_the_run_stand_in_the_page(made, tmp_path):
+    folder = tmp_path / "labels" / "majority"
+    votes = {"vote_a": [1, 1, -1, 0, None], "vote_b": [1, -1, -1, 1, 1]}
+    human = [1.0, 0.0, 0.0, 0.5, None]  # agrees with a on 2 of 3, with b on 3 of 3
+    table = pl.DataFrame(
+        {**votes, "winner": [0, None, 1, 0, 0], "human": human},
+        schema_overrides=dict.fromkeys(votes, pl.Int8),
+    ).to_arrow()
+    assert label_facts(folder) is None
+    shards.write_table(folder / "part-00000.parquet", table)
+    counts = {"majority": 4, "tie": 1}
+    files = [shards.describe(folder / "part-00000.parquet")]
+    shards.write_manifest(
+        folder, shards.Manifest(kind="labels", settings={}, files=files, counts=counts)
+    )
+    facts = label_facts(folder)
+    assert (facts["pairs"], facts["decided"], facts["voters"]) == (5, 4, ["a", "b", "human"])
+    assert facts["agreement"] == [[1, 2 / 3, 2 / 3], [2 / 3, 1, 1], [2 / 3, 1, 1]]
+    words = " ".join(
+        " ".join(Page(write_page((made[0], made[1] | {"labels": facts}, made[2]))).words).split()
+    )
+    assert "4 of 5 pairs have a winner: majority 4, tie 1." in words
+    assert "66.7%" in words
+
+
 def test_prompts_are_text_and_never_markup(made):
-    text = report(made)
+    text = write_page(made)
     assert "<script>" not in text
     assert any(NASTY in words for words in Page(text).words)
 
 
 def test_the_page_says_what_the_numbers_say(made):
-    words = " ".join(" ".join(Page(report(made)).words).split())
+    words = " ".join(" ".join(Page(write_page(made)).words).split())
     assert (
         "new is better than base on 1 of 2 voting metrics and worse on hps: not balanced." in words
     )
@@ -206,17 +203,23 @@ def test_training_curves_from_a_journal(tmp_path):
 def test_training_curves_stand_in_the_page(made, tmp_path):
     journal = tmp_path / "journal.jsonl"
     journal.write_text("".join(json.dumps({"step": s, "loss": 0.6}) + "\n" for s in range(5)))
-    assert "<h2>Training</h2>" in report(made, journal)
-    assert "<h2>Training</h2>" not in report(made)
+    assert '<h2 id="training">Training</h2>' in write_page(made, journal)
+    assert '<h2 id="training">Training</h2>' not in write_page(made)
 
 
-def test_categories_have_their_own_win_rates(made):
+def test_categories_and_challenges_have_their_own_win_rates(made):
     (comparison,) = made[1]["comparisons"]
-    assert [(c["category"], c["prompts"]) for c in comparison["categories"]] == [
-        ("even", 15), ("odd", 15),
-    ]  # fmt: skip
-    assert comparison["categories"][0]["rates"][0]["win_rate"]["value"] == 1.0
-    assert "Win rates by category" in report(made)
+    found = {
+        b["by"]: [(p["name"], p["prompts"]) for p in b["parts"]] for b in comparison["breakdowns"]
+    }
+    assert found == {
+        "category": [("even", 15), ("odd", 15)],
+        "challenge": [("few", 10), ("some", 10), ("many", 10)],
+    }
+    assert comparison["breakdowns"][1]["parts"][2]["rates"][0]["win_rate"]["value"] == 1.0
+    page = write_page(made)
+    assert "Win rates by category" in page
+    assert "Win rates by challenge" in page
 
 
 def test_markdown_is_a_table_for_a_model_card(made):
@@ -235,7 +238,7 @@ def test_latex_escapes_names(made):
 
 
 def test_csv_is_the_parquet_file(made):
-    report(made)
+    write_page(made)
     rows = list(csv.DictReader((made[0] / "winrates.csv").read_text().splitlines()))
     assert [row["metric"] for row in rows] == ["clip_1", "hps", "truth"]
     assert float(rows[0]["win_rate"]) == 1.0

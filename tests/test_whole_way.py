@@ -88,7 +88,10 @@ def test_win_rates_cover_voters_and_oracle(run: Path):
     rates = pl.read_parquet(run / "evaluate" / "winrates.parquet")
     assert rates.columns == tables.WIN_RATES.names
     roles = dict(rates.select("metric", "role").iter_rows())
-    assert roles == dict.fromkeys(VOTERS, "voter") | {"oracle": "oracle"}
+    assert roles == dict.fromkeys(VOTERS, "voter") | {
+        "held_out": "held_out",
+        "oracle": "oracle",
+    }
     assert (rates["wins"] + rates["ties"] + rates["losses"] == 6).all()
     assert (rates["ci_low"] <= rates["win_rate"]).all()
     assert (rates["win_rate"] <= rates["ci_high"]).all()

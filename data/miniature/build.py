@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from data.miniature import train_base, train_scorers, world
-from data.miniature.taste import HPS, PICKSCORE
+from data.miniature.taste import HELD_OUT, HPS, PICKSCORE, Taste
 from data.miniature.tokenizer import hf_tokenizer, write_open_clip_merges
 from data.miniature.training import Plan
 
@@ -24,7 +24,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 RECIPE = "recipe.json"
 """Beside the weights: what each stage was made with, and in how many seconds."""
 MERGES = "bpe_merges.txt.gz"
-"""Beside HPS's weights: the vocabulary for open_clip.SimpleTokenizer."""
+"""Beside an open_clip model's weights: the vocabulary for open_clip.SimpleTokenizer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +96,21 @@ def make_pickscore(folder: Path, recipe: Recipe) -> None:
 
 def make_hps(folder: Path, recipe: Recipe) -> None:
     """hps: an open_clip model trained on the choices of another judge."""
-    choices = train_scorers.choose(recipe.examples, HPS, recipe.seed)
+    _make_open_clip(folder / "hps", recipe, HPS, train_scorers.open_clip_config())
+
+
+def make_held_out(folder: Path, recipe: Recipe) -> None:
+    """held_out: a judge that never votes; another size, another seed, another taste."""
+    config = train_scorers.open_clip_config(width=48, layers=4)
+    _make_open_clip(folder / "held_out", recipe, HELD_OUT, config)
+
+
+def _make_open_clip(target: Path, recipe: Recipe, taste: Taste, config: dict[str, Any]) -> None:
+    choices = train_scorers.choose(recipe.examples, taste, recipe.seed)
     torch.manual_seed(recipe.seed)
-    config = train_scorers.open_clip_config()
     model = open_clip.CLIP(**config)
     towers = train_scorers.OpenClipTowers(model)
-    train_scorers.train_on_choices("hps", towers, model, choices, recipe.plan, contrast=0.12)
-    target = folder / "hps"
+    train_scorers.train_on_choices(target.name, towers, model, choices, recipe.plan, contrast=0.12)
     target.mkdir(exist_ok=True)
     write_open_clip_merges(target / MERGES)
     preprocess = {
@@ -130,6 +138,8 @@ STAGES = {
                        Recipe(23, 8_000, Plan(400, 64, 5e-4))),
     "hps": Stage("hps/open_clip_model.safetensors", make_hps,
                  Recipe(24, 10_000, Plan(1000, 64, 1.5e-3))),
+    "held_out": Stage("held_out/open_clip_model.safetensors", make_held_out,
+                      Recipe(25, 10_000, Plan(1000, 64, 1.5e-3))),
 }  # fmt: skip
 """In the order they are made; a stage may read what an earlier one wrote."""
 

@@ -30,18 +30,17 @@ NUM_PAIRS, NUM_CLEAN, NUM_SAMPLES = 1500, 600, 200
 SEED = 101
 GUIDANCES = (1.0, 1.5, 2.0)
 DDIM_STEPS = 15
+VOTERS = ("clip", "aesthetic", "pickscore", "hps")
 
 
 class Scorers:
-    """The four scorers of a weights folder, each giving one number per picture and prompt."""
+    """The scorers of a weights folder, each giving one number per picture and prompt."""
 
     def __init__(self, folder: Path) -> None:
         self._clip = _hf_towers(folder / "clip")
         self._pick = _hf_towers(folder / "pickscore")
-        config = json.loads((folder / "hps" / "open_clip_config.json").read_text())["model_cfg"]
-        hps = open_clip.CLIP(**config).eval()
-        hps.load_state_dict(load_file(folder / "hps" / "open_clip_model.safetensors"))
-        self._hps = OpenClipTowers(hps)
+        self._hps = _open_clip_towers(folder / "hps")
+        self._held_out = _open_clip_towers(folder / "held_out")
         self._head = AestheticHead()
         self._head.load_state_dict(load_file(folder / "aesthetic" / "model.safetensors"))
 
@@ -65,12 +64,20 @@ class Scorers:
             "aesthetic": self._head(seen),
             "pickscore": _cosine(self._pick, pixels, prompts),
             "hps": _cosine(self._hps, pixels, prompts),
+            "held_out": _cosine(self._held_out, pixels, prompts),
         }
         return {name: score.numpy() for name, score in scores.items()}
 
 
 def _hf_towers(folder: Path) -> HfTowers:
     return HfTowers(CLIPModel.from_pretrained(folder, dtype=torch.float32))
+
+
+def _open_clip_towers(folder: Path) -> OpenClipTowers:
+    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    model = open_clip.CLIP(**config).eval()
+    model.load_state_dict(load_file(folder / "open_clip_model.safetensors"))
+    return OpenClipTowers(model)
 
 
 def _cosine(towers: TwoTowers, pixels: NDArray[np.uint8], prompts: list[str]) -> torch.Tensor:
@@ -134,8 +141,9 @@ def _pair_agreement(scorers: Scorers) -> dict[str, Any]:
         "pairs": len(prompts),
         "accuracy_against_oracle": {n: _rate(v == truth) for n, v in votes.items()},
         "accuracy_against_human": {n: _rate((v == choice)[told]) for n, v in votes.items()},
-        "agreement": {f"{a} {b}": _rate(votes[a] == votes[b]) for a, b in combinations(votes, 2)},
-        "two_to_two": _rate(np.abs(sum(votes.values())) < 1),
+        "agreement": {f"{a} {b}": _rate(votes[a] == votes[b]) for a, b in combinations(VOTERS, 2)},
+        "agreement_with_held_out": {n: _rate(votes[n] == votes["held_out"]) for n in VOTERS},
+        "two_to_two": _rate(np.abs(sum(votes[n] for n in VOTERS)) < 1),
     }
 
 

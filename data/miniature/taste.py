@@ -54,3 +54,8 @@ PICKSCORE = Taste(colour=1.8, shape=1.2, place=0.6, saturation=1.6, contrast=0.4
 """Likes the right, vivid colours; blind to backgrounds and sizes."""
 HPS = Taste(size=1.3, shape=1.6, place=0.6, contrast=1.5, sharpness=3.0, doubt=0.2)
 """Likes the right, sharp outlines; blind to colours."""
+HELD_OUT = Taste(
+    size=0.8, colour=1.0, shape=0.8, place=1.6, background=1.8,
+    saturation=0.4, contrast=0.8, sharpness=0.8, doubt=0.2,
+)  # fmt: skip
+"""Minds everything, places and backgrounds most, which no voter does; never votes."""

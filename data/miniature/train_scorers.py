@@ -5,7 +5,7 @@ its own, so that they disagree about as often as the real ones do.
 """
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import open_clip
@@ -110,13 +110,13 @@ def new_hf_clip() -> CLIPModel:
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=EMBEDDING))
 
 
-def open_clip_config() -> dict[str, object]:
-    """The model part of `open_clip_config.json`."""
+def open_clip_config(width: int = _WIDTH, layers: int = 3) -> dict[str, Any]:
+    """The model part of `open_clip_config.json`; `layers` are those of the image tower."""
     return {
         "embed_dim": EMBEDDING,
-        "vision_cfg": {"layers": 3, "width": _WIDTH, "head_width": _WIDTH // _HEADS,
+        "vision_cfg": {"layers": layers, "width": width, "head_width": width // _HEADS,
                        "patch_size": 8, "image_size": world.SIDE},
-        "text_cfg": {"layers": 2, "width": _WIDTH, "heads": _HEADS, "context_length": CONTEXT,
+        "text_cfg": {"layers": 2, "width": width, "heads": _HEADS, "context_length": CONTEXT,
                      "vocab_size": len(hf_tokenizer())},
     }  # fmt: skip
 

@@ -1,0 +1,148 @@
+"""`python -m benchmarks.reproduce` (`make reproduce`): the paper's comparison, in miniature.
+
+The same command again goes on where it was stopped. See docs/reproduction.md.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.table import Table
+
+from benchmarks.reproduce import arms, children
+from benchmarks.reproduce.page import check_page
+from benchmarks.reproduce.plan import Plan, Unit, estimate, note_seconds
+
+QUICK = {
+    "folder": Path("runs/reproduce-quick"), "arms": ["random", "balanced"], "seeds": 1,
+    "steps": 4, "prompts": 6, "pairs": 160,
+}  # fmt: skip
+SHORT_S = 5.0
+"""Computing of a piece that found everything done."""
+PAGE, SEEDS = Path("docs/reproduction.md"), 3
+"""Where the results of all arms go, and how many trainings of each that takes."""
+QUICK_EXTRA = ("train.batch=8", "train.micro_batch=8", "train.reference.every=2",
+               "train.warmup=1", "evaluate.steps=2", "evaluate.resamples=200")  # fmt: skip
+
+
+def arguments(words: list[str]) -> argparse.Namespace:
+    """The command line; `--quick` changes every default."""
+    quick = "--quick" in words
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduce", description=__doc__)
+    add, default = parser.add_argument, QUICK if quick else {}
+    add("--folder", type=Path, default=default.get("folder", Path("runs/reproduce")))
+    every = [arm.name for arm in arms.ARMS]
+    add("--arms", nargs="+", default=default.get("arms", every), help=f"of {', '.join(every)}")
+    add("--seeds", type=int, default=default.get("seeds", SEEDS), help="trainings of each arm")
+    add("--steps", type=int, default=default.get("steps", 200), help="optimizer steps")
+    add("--prompts", type=int, default=default.get("prompts", 400), help="held-out prompts")
+    add("--pairs", type=int, default=default.get("pairs", 3000), help="pairs to train on")
+    add("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes side by side")
+    add("--docs", type=Path, help=f"page that gets the results; {PAGE} when all arms are run")
+    add("--plan", action="store_true", help="only say what would be done")
+    add("--report", action="store_true", help="only write the tables and figures of what is there")
+    add("--quick", action="store_true", help="two arms, a few steps: shows that it works")
+    return parser.parse_args(words)
+
+
+def plan_of(given: argparse.Namespace) -> Plan:
+    """The comparison that a command line asks for.
+
+    Raises:
+        ValueError: An arm is unknown, or one of its settings is wrong, such as snapshots that never
+            come within the steps.
+    """
+    plan = Plan(
+        folder=given.folder,
+        arms=arms.named(given.arms),
+        seeds=given.seeds,
+        steps=given.steps,
+        prompts=given.prompts,
+        pairs=given.pairs,
+        extra=QUICK_EXTRA if given.quick else (),
+    )
+    for arm in plan.arms:
+        plan.train_job(Unit(arm, 0))  # a setting that cannot be is refused before anything runs
+    return plan
+
+
+def main(words: list[str]) -> int:
+    """Run what is missing, then compare; 1 when a piece failed."""
+    given, console = arguments(words), Console(highlight=False)
+    plan = plan_of(given)
+    whole = len(plan.arms) == len(arms.ARMS) and plan.seeds >= SEEDS and not given.quick
+    if (docs := given.docs or (PAGE if whole else None)) is not None:
+        check_page(docs)
+    from benchmarks.reproduce import work
+
+    show(console, plan, set(work.judged(plan)), given.jobs)
+    if given.plan:
+        return 0
+    if not given.report:
+        # Read when torch is imported. One thread a process: the same weights on any number of
+        # cores, and two processes with a thread each do more than one with two.
+        os.environ["OMP_NUM_THREADS"] = "1"
+        work.import_all()
+        pieces = [[work.label_piece(plan)], [work.unit_piece(plan, u) for u in plan.units()]]
+        if not all(do(console, plan, stage, given.jobs) for stage in pieces):
+            return 1
+    from benchmarks.reproduce.report import write
+
+    write(console, plan, docs)
+    return 0
+
+
+def show(console: Console, plan: Plan, done: set[str], jobs: int) -> None:
+    """The plan, and about how long it takes."""
+    table = Table(title="arms", title_justify="left")
+    for name in ("arm", "compared by", "settings"):
+        table.add_column(name)
+    for arm in plan.arms:
+        table.add_row(arm.title, arm.group, " ".join(arm.overrides))
+    console.print(table)
+    if plan.extra:
+        console.print(f"in every run: {' '.join(plan.extra)}")
+    models, minutes = len(list(plan.units())), estimate(plan, done, jobs) / 60
+    console.print(
+        f"{len(plan.arms)} arms x {plan.seeds} seeds: {models - 1} trainings of {plan.steps} "
+        f"steps; with the base, {models} models draw {plan.prompts} prompts each",
+        f"{len(done)} of {models} models are there; the rest takes about {minutes:.0f} min with "
+        f"{jobs} processes · {plan.folder}",
+        sep="\n",
+    )
+
+
+def do(console: Console, plan: Plan, pieces: list[children.Piece], jobs: int) -> bool:
+    """Do one stage with a bar; False when a piece failed, whose last words are shown."""
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               "{task.fields[left]}")  # fmt: skip
+    done: dict[str, children.Finished] = {}
+    with Progress(*columns, console=console, auto_refresh=False) as bar:  # no thread: we fork
+        task = bar.add_task("labels" if len(pieces) == 1 else "models", total=len(pieces), left="")
+        for end in children.run(pieces, jobs):
+            if end is not None:
+                done[end.piece.name] = end
+                if not end.failed and end.seconds > SHORT_S:
+                    note_seconds(plan, end.piece.name, end.seconds)
+            left = f"about {estimate(plan, set(done), jobs) / 60:.0f} min left"
+            bar.update(task, completed=len(done), left=left)
+            bar.refresh()
+    failed = [end.piece for end in done.values() if end.failed]
+    for piece in failed:
+        tail = "\n".join(piece.log.read_text().splitlines()[-15:])
+        console.print(f"{piece.name} failed; {piece.log} ends:\n{tail}", markup=False)
+    if failed:
+        console.print("the same command again goes on")
+    return not failed
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command again goes on")

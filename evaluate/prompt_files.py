@@ -1,0 +1,259 @@
+"""Where prompts are read: text, tables, JSON, published sets, pair files; here or on the hub."""
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data.pairs import PairsSpec, open_pairs
+from evaluate.config import PromptsKind, PromptsSpec
+
+COLUMNS = ("prompt", "caption")
+"""Where a table's prompts are looked for when no column is named; case does not matter."""
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+/[\w./-]+")
+"""owner/name/file of a data set, the file being a folder or a file inside it."""
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class PromptsError(ValueError):
+    """The prompt set cannot be used; the message says what was found and what is needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt of a set."""
+
+    id: int
+    """Its row in the set's source, from 0; stable whatever is left out."""
+    text: str
+    category: str | None = None
+    """Style or subject, where the set has such."""
+    challenge: str | None = None
+    """What makes it hard, where the set says so (PartiPrompts)."""
+
+
+def read_prompts(spec: PromptsSpec, pairs: PairsSpec) -> Iterator[Prompt]:
+    """Every row of the set, empty and repeated ones too; `pairs` are what the run trains on.
+
+    Raises:
+        PromptsError: The file is missing or of another layout.
+    """
+    if spec.kind is PromptsKind.miniature:
+        return _miniature(spec)
+    if spec.kind is PromptsKind.pairs:
+        return _of_pairs(spec, pairs)
+    path = located(spec)
+    if spec.kind is PromptsKind.lines:
+        return _lines(path)
+    return _hpd(path) if spec.kind is PromptsKind.hpd else _table(path, spec)
+
+
+def trained_prompts(pairs: PairsSpec) -> set[str]:
+    """The `wording` of every prompt that a run trains on; reads no picture."""
+    return {wording(text) for text in _pair_prompts(pairs)}
+
+
+def wording(text: str) -> str:
+    """What two prompts that say the same share: capitals and spaces do not count."""
+    return " ".join(text.casefold().split())
+
+
+# --- layouts -------------------------------------------------------------------------------------
+
+
+def _miniature(spec: PromptsSpec) -> Iterator[Prompt]:
+    from data.miniature import world  # needs PIL: only when asked for
+
+    if spec.split not in ("test", "validation"):
+        raise PromptsError(
+            f"evaluate.prompts.split={spec.split!r}; the miniature world's held-out prompts "
+            "are in test and validation"
+        )
+    for index, text in enumerate(world.prompts(spec.split)):  # type: ignore[arg-type]
+        yield Prompt(index, text)
+
+
+def _of_pairs(spec: PromptsSpec, pairs: PairsSpec) -> Iterator[Prompt]:
+    if not spec.split:
+        raise PromptsError(
+            "evaluate.prompts.split is empty; name the split of the pair files whose prompts are "
+            "drawn (evaluate.prompts.split=validation)"
+        )
+    for index, text in enumerate(_pair_prompts(replace(pairs, split=spec.split, max_pairs=0))):
+        yield Prompt(index, text.strip())
+
+
+def _pair_prompts(pairs: PairsSpec) -> Iterator[str]:
+    source = open_pairs(pairs)
+    for shard in source.shards:
+        for table in source.read(shard, images=False, batch_rows=8192):
+            yield from (text or "" for text in table["prompt"].to_pylist())
+
+
+def _lines(path: Path) -> Iterator[Prompt]:
+    for index, line in enumerate(_read(path).removesuffix("\n").split("\n")):
+        yield Prompt(index, line.strip())
+
+
+def _hpd(path: Path) -> Iterator[Prompt]:
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    index = 0
+    for file in files:
+        for text in _json_list(file):
+            if not isinstance(text, str):
+                raise PromptsError(f"{file} holds {text!r}; expected a JSON list of strings")
+            yield Prompt(index, text.strip(), category=file.stem)
+            index += 1
+
+
+def _table(path: Path, spec: PromptsSpec) -> Iterator[Prompt]:
+    column = spec.column or ("Prompt" if spec.kind is PromptsKind.parti else "")
+    for index, row in enumerate(_records(path, spec)):
+        if isinstance(row, str):
+            yield Prompt(index, row.strip())
+            continue
+        if not isinstance(row, dict):
+            raise PromptsError(f"{path} holds {row!r}; expected records with a column of prompts")
+        named = {str(key).casefold(): value for key, value in row.items()}
+        text = named[_column(path, column, list(row)).casefold()]
+        if not isinstance(text, str | None):
+            raise PromptsError(f"{path}, row {index} has the prompt {text!r}; expected text")
+        kept = [_text(named.get(name)) for name in ("category", "challenge")]
+        yield Prompt(index, (text or "").strip(), *kept)
+
+
+def _records(path: Path, spec: PromptsSpec) -> Iterable[Any]:
+    """The rows of a file, or of a folder's Parquet files of one split."""
+    if path.is_dir():
+        files = [
+            file for file in sorted(path.glob("*.parquet")) if file.name.startswith(spec.split)
+        ]
+        if not files:
+            raise PromptsError(
+                f"{path} has no {spec.split}*.parquet; name the split with "
+                "evaluate.prompts.split=... or a file with evaluate.prompts.path=..."
+            )
+        return (row for file in files for row in _parquet(file, spec.column))
+    if path.suffix == ".parquet":
+        return _parquet(path, spec.column)
+    if path.suffix == ".jsonl":
+        return (_parse(path, line) for line in _read(path).split("\n") if line.strip())
+    if path.suffix == ".json":
+        return _json_list(path)
+    if path.suffix in (".tsv", ".csv") or spec.kind is PromptsKind.parti:
+        return _separated(path)
+    raise PromptsError(
+        f"{path} ends in {path.suffix or 'nothing'}; tables are .parquet, .json, .jsonl, .tsv and "
+        ".csv, and a text file with one prompt a line is read with prompts=lines"
+    )
+
+
+def _parquet(path: Path, column: str) -> list[dict[str, Any]]:
+    """The columns that matter; the others of a pair file are pictures."""
+    import polars as pl
+
+    names = list(pl.read_parquet_schema(path))
+    wanted = {_column(path, column, names).casefold(), "category", "challenge"}
+    return pl.read_parquet(
+        path, columns=[name for name in names if name.casefold() in wanted]
+    ).to_dicts()
+
+
+def _separated(path: Path) -> Iterable[dict[str, Any]]:
+    """Tab- or comma-separated; quotes are letters between tabs, as PartiPrompts needs it."""
+    lines = _read(path).replace("\r", "").split("\n")  # splitlines() would cut at rare characters
+    if path.suffix == ".csv":
+        return csv.DictReader([line + "\n" for line in lines])  # a quoted text may span lines
+    return csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _column(path: Path, wanted: str, names: list[str]) -> str:
+    for choice in [wanted] if wanted else COLUMNS:
+        for name in names:
+            if name.casefold() == choice.casefold():
+                return name
+    raise PromptsError(
+        f"{path} has the columns {', '.join(names)} but not {wanted or ' or '.join(COLUMNS)}; "
+        "name one with evaluate.prompts.column=..."
+    )
+
+
+def _text(value: Any) -> str | None:
+    return str(value) if value not in (None, "") else None
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+def located(spec: PromptsSpec) -> Path:
+    """The set's file or folder; one of a hub data set is fetched at its commit.
+
+    Raises:
+        PromptsError: It is neither here nor named with a commit, or cannot be fetched.
+    """
+    path = Path(spec.path).expanduser()
+    folder_too = spec.kind in (PromptsKind.hpd, PromptsKind.table)
+    if spec.path and (path.is_file() or (folder_too and path.is_dir())):
+        return path
+    if not (spec.path and HUB_ID.fullmatch(spec.path) and spec.revision):
+        raise PromptsError(
+            f"evaluate.prompts.path={spec.path!r} is no file; the prompt set {spec.name!r} is read "
+            "from one, or from owner/name/file of a hub data set together with "
+            "evaluate.prompts.revision, its 40-digit commit"
+        )
+    if not COMMIT.fullmatch(spec.revision):
+        raise PromptsError(
+            f"evaluate.prompts.revision={spec.revision!r}; give the 40-digit commit, because a "
+            "branch changes under your prompts"
+        )
+    return _fetched(spec.path, spec.revision)
+
+
+def _fetched(name: str, revision: str) -> Path:
+    from huggingface_hub import snapshot_download  # only where a hub id is used
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    owner, repository, inside = name.split("/", 2)
+    for offline in (True, False):
+        try:
+            folder = snapshot_download(
+                f"{owner}/{repository}",
+                repo_type="dataset",
+                revision=revision,
+                allow_patterns=[inside, f"{inside.rstrip('/')}/*"],
+                local_files_only=offline,
+            )
+        except LocalEntryNotFoundError:
+            continue
+        except OSError as error:
+            raise PromptsError(f"{name}@{revision} cannot be fetched: {error}") from error
+        if (found := Path(folder) / inside).exists():
+            return found
+    raise PromptsError(
+        f"{name}@{revision} is neither in the hub's local cache nor on the hub; check the name, "
+        "the commit and the network, or give a local path"
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptsError(f"{path} cannot be read as UTF-8 text: {error}") from error
+
+
+def _parse(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise PromptsError(f"{path} is no JSON: {error}") from error
+
+
+def _json_list(path: Path) -> list[Any]:
+    value = _parse(path, _read(path))
+    if not isinstance(value, list):
+        raise PromptsError(f"{path} holds a JSON {type(value).__name__}; expected a list")
+    return value

@@ -1,0 +1,135 @@
+"""The judge's two heavy steps: draw the pictures that are missing, score them all.
+
+Light at the top: torch is imported only when there is something to do.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from platform import python_version
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from rich.console import Console
+
+from data import shards
+from evaluate.contest import Contest
+from evaluate.judge import Scorers, is_judged, judge, write_scores
+from evaluate.pictures import Model, Picture, agree, missing, share
+from evaluate.terminal import progress
+from label.config import MetricSpec
+
+if TYPE_CHECKING:
+    from label.metrics import Panel
+
+PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "polars", "scipy")
+
+
+def draw(contest: Contest, console: Console, rank: int, world: int) -> None:
+    """Draw this process's part of the pictures that are not there yet."""
+    for model in contest.models:
+        agree_on(contest, model, first=rank == 0)
+    own = {name: share(pictures, rank, world) for name, pictures in contest.pictures.items()}
+    left = sum(len(missing(pictures)) for pictures in own.values())
+    if rank == 0:
+        console.print(contest.prompts.counts)
+    if not left:
+        return
+    total = sum(map(len, own.values()))
+    with progress(console, shown=rank == 0) as bar:
+        task = bar.add_task("drawing", total=total, completed=total - left)
+        for model in contest.models:
+            if missing(own[model.name]):
+                draw_model(contest, model, own[model.name], lambda n: bar.advance(task, n))
+
+
+def agree_on(contest: Contest, model: Model, *, first: bool) -> None:
+    """Make sure that a model's folder of pictures is of this comparison."""
+    agree(
+        contest.samples / model.name,
+        contest.sample_settings[model.name],
+        first=first,
+        timeout_s=contest.spec.timeout_s,
+    )
+
+
+def draw_model(
+    contest: Contest, model: Model, pictures: list[Picture], drawn: Callable[[int], None]
+) -> None:
+    """Load one model and draw what is missing of its pictures."""
+    from evaluate.sample import Generator, device_of, draw_missing
+
+    spec = contest.spec
+    generator = Generator.load(
+        model,
+        device_of(spec.device, _local_rank()),
+        scheduler=spec.scheduler,
+        dtype=spec.dtype,
+        resolution=contest.resolution,
+        steps=spec.steps,
+        guidance=spec.guidance,
+    )
+    draw_missing(generator, pictures, spec.batch, drawn)
+
+
+def score(contest: Contest, specs: Mapping[str, MetricSpec], console: Console) -> None:
+    """Score all pictures with all judges, model by model; what has been scored stays."""
+    if is_judged(contest.scores, contest.score_settings):
+        return
+    names = [model.name for model in contest.models]
+    todo = [
+        name
+        for name in names
+        if not is_judged(contest.model_scores(name), contest.model_score_settings(name))
+    ]
+    if todo:
+        panel = load_panel(contest, specs)
+        total = sum(len(contest.pictures[name]) for name in names)
+        done = total - sum(len(contest.pictures[name]) for name in todo)
+        with progress(console, shown=True) as bar:
+            task = bar.add_task("scoring", total=total, completed=done)
+            for name in todo:
+                score_model(contest, name, panel, lambda n: bar.advance(task, n))
+    parts = [shards.read_table(contest.model_scores(name)) for name in names]
+    shards.write_table(contest.scores, pa.concat_tables(parts), contest.score_settings)
+
+
+def load_panel(contest: Contest, specs: Mapping[str, MetricSpec]) -> "Panel":
+    """Load every judge, and note which weights they are."""
+    from evaluate.sample import device_of
+    from label.metrics import Panel
+
+    device = device_of(contest.spec.device, _local_rank())
+    panel = Panel.load({judge.metric: specs[judge.metric] for judge in contest.judges}, device)
+    made = {"judges": panel.provenance(), "device": str(device), "packages": versions()}
+    shards.write_json(contest.judges_json, made)
+    return panel
+
+
+def score_model(contest: Contest, name: str, panel: Scorers, scored: Callable[[int], None]) -> None:
+    """Score one model's pictures and keep its scores in a file of its own."""
+    pictures = contest.pictures[name]
+    scores = judge(
+        pictures,
+        panel,
+        batch=contest.spec.judge_batch,
+        workers=contest.spec.judge_workers,
+        scored=scored,
+    )
+    write_scores(
+        contest.model_scores(name),
+        pictures,
+        scores,
+        folder=contest.folder,
+        prompts_name=contest.prompts.name,
+        settings=contest.model_score_settings(name),
+    )
+
+
+def versions() -> dict[str, str]:
+    """The libraries that drew and scored."""
+    return {"python": python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
