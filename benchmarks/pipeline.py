@@ -66,7 +66,8 @@ class Bench:
         start, cpu = time.perf_counter(), time.process_time()
         with torch.inference_mode():
             for tower in self.towers():
-                see = partial(_bare, tower, pixels.to(next(tower._model.parameters()).dtype))
+                model: Any = tower
+                see = partial(_bare, model, pixels.to(next(model._model.parameters()).dtype))
                 for _ in range(num_images // self.batch.size):
                     see()
         if self.device.type == "cuda":
@@ -97,7 +98,8 @@ class Bench:
     def _cpu_s(self) -> float:
         """CPU seconds of this process and of those that decode for it."""
         ticks = 0
-        for pid in self.decoder._executor._processes or ():
+        executor: Any = self.decoder._executor
+        for pid in executor._processes or ():
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
         return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
@@ -125,7 +127,8 @@ def compare(bench: Bench, num_images: int, num_per_pair: int, rounds: int) -> di
     took_s = median(run[0] for run in runs)
 
     def ratio(others: list[tuple[float, float]], which: int) -> float:
-        return median(other[which] / run[which] for other, run in zip(others, runs, strict=True))
+        ours = [(wall_s, cpu_s) for wall_s, cpu_s, _ in runs]
+        return median(other[which] / own[which] for other, own in zip(others, ours, strict=True))
 
     seconds = runs[-1][2].seconds
     scale = num_pairs / num_per_pair

@@ -110,7 +110,11 @@ def latents(rng: np.random.Generator, names: Sequence[str]) -> pa.Table:
 
 def decided(source: PairSource) -> DecidedPairs:
     """All pairs of a source."""
-    groups, group, row, in_file, names = [], [], [], [], []
+    groups: list[RowGroup] = []
+    group: list[int] = []
+    row: list[int] = []
+    in_file: list[int] = []
+    names: list[str] = []
     for shard in source.shards:
         start = 0
         for number, (count, size) in enumerate(source.row_groups(shard)):
@@ -257,8 +261,11 @@ def going_on(num_pairs: int) -> dict[str, float]:
     return found
 
 
-class _NoSource(PairSource):
-    root, shards = Path(), ()
+class _NoSource:
+    """A pair set that is never read."""
+
+    root, shards = "", ()
+    read = row_groups = read_row_group = fingerprint = NotImplemented
 
 
 def reading_of_ranks(world: int) -> float:

@@ -25,13 +25,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from conf.job import FOLDER, Job, schema, settings
+from conf.job import composed, settings
 from data.pairs import PairShard, PairSource, open_pairs
 from data.shards import write_table
 from data.tables import PAIR_FACTS, SCORES
@@ -78,22 +75,13 @@ def build(folder: Path, num_pairs: int, num_files: int) -> list[str]:
         path = folder / "pairs" / f"train-{number:05d}-of-{num_files:05d}.parquet"
         if not path.exists():
             write_pairs(path, number, count)
-    job = compose_job(arguments)
+    job = composed(arguments)
     pairs = open_pairs(job.pairs)
     sets = score_sets(job, pairs, ballot_of(job))
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(lambda shard: write_scores(sets, pairs, shard), pairs.shards))
     sets.declare_complete(provenance(job), time.time())
     return arguments
-
-
-def compose_job(arguments: list[str]) -> Job:
-    """The configuration of a command line."""
-    ConfigStore.instance().store(name="job_schema", node=schema())
-    with initialize_config_dir(str(FOLDER.absolute()), version_base="1.3"):
-        job = OmegaConf.to_object(compose("job", overrides=arguments))
-    assert isinstance(job, Job)
-    return job
 
 
 def write_pairs(path: Path, number: int, count: int) -> None:
@@ -180,7 +168,7 @@ Seconds = dict[str, list[tuple[float, float]]]
 
 def measure(arguments: list[str], repeats: int) -> Seconds:
     """Each part, a whole vote in this process, and the commands."""
-    job = compose_job(arguments)
+    job = composed(arguments)
     pairs = open_pairs(job.pairs)
     ballot, sets = ballot_of(job), score_sets(job, pairs, ballot_of(job))
     found: Seconds = {}
