@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from conf.job import Job, entry, settings
@@ -33,13 +32,12 @@ def describe(job: Job) -> TrainRun:
     manifest = read_manifest(labels, "labels")
     if manifest is None:
         raise ShardError(f"{labels} holds no complete label set; run `make labels` first")
-    model = Path(job.model.path).expanduser()
     train = settings(job.train)
     deciding: dict[str, Any] = {
         "seed": job.seed,
         "vote": job.vote.name,
         "labels": manifest.identity,
-        "model": {"resolution": job.model.resolution, "fingerprint": fingerprint(model)},
+        "model": {"resolution": job.model.resolution, "fingerprint": fingerprint(job.model)},
         "train": {name: value for name, value in train.items() if name not in WITHOUT_EFFECT},
     }
     return TrainRun(

@@ -11,10 +11,11 @@ from rich.console import Console
 from torch import Tensor
 
 from data.pairs import open_pairs
+from train.adapter import attach
 from train.backbone import load_backbone
 from train.checkpoint import State, last_good, load_reference, load_state, save_checkpoint
 from train.choices import Criterion, make_criterion, timestep_rule
-from train.config import TrainRun, TrainSpec
+from train.config import Refresh, TrainRun, TrainSpec
 from train.engine import NonFiniteError, Policy, World
 from train.journal import Journal, Stopwatch, Tally
 from train.noise import DrawRule
@@ -217,8 +218,11 @@ def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Conso
         unet.enable_gradient_checkpointing()
     num_timesteps = len(backbone.schedule.alphas_cumprod)
     criterion = make_criterion(spec, stream.pairs, num_timesteps)
+    if spec.lora.rank:
+        moving = spec.reference.refresh is not Refresh.frozen
+        attach(unet, spec.lora, run.seed, moving=moving)
     policy = Policy(unet, spec, world)
-    reference = make_reference(backbone.unet(), spec, world)
+    reference = make_reference(backbone.unet, policy, spec, world)
     rule = DrawRule(
         seed=run.seed,
         num_timesteps=num_timesteps,

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from train.backbone import Backbone, Condition, Denoiser, predict
+from train.backbone import Backbone, Denoiser, predict
 from train.choices import Criterion
+from train.conditioning import Condition
 from train.loss import Compared, Errors, denoising_errors, residual_overlap
 from train.noise import DrawRule, Draws, draw
 from train.stream import PairBatch
@@ -82,7 +83,7 @@ def encode(
     posterior = torch.cat([draws.posterior[:, 0], draws.posterior[:, 1]])
     dropped = draws.drop_caption.tolist()
     prompts = ["" if d else text for d, text in zip(dropped, batch.prompts, strict=True)]
-    return backbone.encode_pictures(pixels, posterior), backbone.encode_prompts(prompts).for_pairs()
+    return backbone.encode_pictures(pixels, posterior), backbone.condition(prompts, batch.size)
 
 
 def twice(tensor: Tensor) -> Tensor:

@@ -6,11 +6,12 @@ whole ones. A position is two numbers, so going on costs nothing and repeats not
 number of processes sees the same global batches.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,10 @@ from data.images import UnreadableImageError, decode, fit_square
 from data.pairs import PairShard, PairSource
 from data.shards import ShardError, read_manifest, read_table, verify
 
-COLUMNS = ["pair_id", "prompt", "source", "row", "image_0", "image_1", "winner", "margin"]
+COLUMNS = [
+    "pair_id", "prompt", "source", "row", "image_0", "image_1", "winner", "margin",
+    "width_0", "height_0", "width_1", "height_1",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,8 @@ class PairBatch:
     loser: UInt8[Tensor, "pair height width 3"]
     margin: Int[Tensor, " pair"]
     """The winner's lead in votes; below 0 where the votes were overruled."""
+    size: Int[Tensor, "pair 2 2"]
+    """Height and width of winner and loser in pixels, before they were made square."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +273,7 @@ class PairStream:
             winner_loser[:, 0],
             winner_loser[:, 1],
             torch.tensor([label["margin"] for label in labels]),
+            torch.tensor([_sizes(label) for label in labels]),
         )
 
     def _pictures(self, label: dict[str, object], index: int) -> list[tuple[bytes, str]]:
@@ -283,8 +290,17 @@ class PairStream:
                 f"but the file has {pair['uid_0']} and {pair['uid_1']} there; "
                 "give the pairs that were labelled (pairs.root=...), or label again"
             )
-        order = (0, 1) if label["winner"] == 0 else (1, 0)
+        order = winner_first(label)
         return [(pair[f"image_{side}"] or b"", f"image {side} of {where}") for side in order]
+
+
+def winner_first(label: Mapping[str, Any]) -> tuple[int, int]:
+    """The numbers of a pair's images, the winner's first."""
+    return (0, 1) if label["winner"] == 0 else (1, 0)
+
+
+def _sizes(label: Mapping[str, Any]) -> list[list[int]]:
+    return [[label[f"height_{side}"], label[f"width_{side}"]] for side in winner_first(label)]
 
 
 def _square(content: tuple[bytes, str], side: int) -> np.ndarray:
