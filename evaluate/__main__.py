@@ -18,7 +18,7 @@ from data import shards
 from data.tables import Role
 from evaluate.contest import Contest
 from evaluate.judge import Judge, is_judged, judge, write_scores
-from evaluate.pictures import Model, agree, missing, share, wait_for
+from evaluate.pictures import Model, adapter_at, agree, missing, share, wait_for
 from evaluate.prompts import load_prompts
 from evaluate.terminal import progress, tell
 
@@ -90,12 +90,10 @@ def planned(job: Job) -> Contest:
 def models_of(job: Job) -> list[Model]:
     """The models to compare; without `evaluate.models`, the run's base and what it trained."""
     if job.evaluate.models:
-        models = [
-            Model(name=name, path=path.partition("@")[0], revision=path.partition("@")[2] or None)
-            for name, path in job.evaluate.models.items()
-        ]
+        models = [model_at(job, name, path) for name, path in job.evaluate.models.items()]
         advice = (
-            "evaluate.models takes diffusers folders and hub ids with their commit, `id@commit`"
+            "evaluate.models takes diffusers folders, hub ids with their commit (`id@commit`), and "
+            "LoRA weights for model.path (a folder, or a .safetensors file)"
         )
         for model in models:
             model.check(advice)
@@ -105,6 +103,16 @@ def models_of(job: Job) -> list[Model]:
     base = Model(name=job.evaluate.base, path=job.model.path, revision=job.model.revision)
     base.check("model.path takes a diffusers folder, or a hub id together with model.revision")
     return [base, trained]
+
+
+def model_at(job: Job, name: str, value: str) -> Model:
+    """A model of `evaluate.models`; LoRA weights are drawn on the job's own base, `model.path`."""
+    path, _, revision = value.partition("@")
+    adapter = adapter_at(path)
+    if adapter is None:
+        return Model(name=name, path=path, revision=revision or None)
+    base, commit = job.model.path, job.model.revision
+    return Model(name=name, path=base, revision=commit, adapter=str(adapter))
 
 
 def metric_settings(job: Job, name: str) -> dict[str, Any]:
@@ -242,7 +250,9 @@ def provenance(job: Job, contest: Contest) -> dict[str, Any]:
     return {
         "code_revision": shards.code_revision(),
         "models": {
-            model.name: {"path": model.path, "revision": model.revision} for model in contest.models
+            model.name: {"path": model.path, "revision": model.revision}
+            | ({"adapter": model.adapter} if model.adapter else {})
+            for model in contest.models
         },
         **json.loads((contest.folder / "judges.json").read_text()),
         "settings": settings(job),

@@ -56,7 +56,8 @@ class EvaluateSpec:
     prompts: PromptsSpec = field(default_factory=PromptsSpec)
     """The prompts to draw."""
     models: dict[str, str] = field(default_factory=dict)
-    """Name -> diffusers folder. Empty compares the run's base and trained model."""
+    """Name -> diffusers folder, hub id with its commit (`id@commit`), or LoRA weights to draw on
+    `model.path`. Empty compares the run's base and trained model."""
     base: str = "base"
     """Name of the model that the others are compared with."""
     seeds: int = 1

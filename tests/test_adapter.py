@@ -1,5 +1,6 @@
 """LoRA: one UNet, two adapters, and a result that diffusers reads."""
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from train.adapter import (
 )
 from train.config import LoraSpec
 from train.export import ADAPTER, export_adapter, merged_unet
+from train.memory import ADAPTERS
 
 LORA = ("tuning=lora", "train.lora.rank=4")
 
@@ -93,7 +95,7 @@ def test_only_the_policys_adapter_is_trained(base: Path):
 
 
 def test_recomputed_activations_are_the_policys(base: Path):
-    """With gradient checkpointing the backward pass runs the UNet again, after the reference ran."""
+    """With gradient checkpointing the UNet runs again in the backward pass, after the reference."""
     gradients = []
     for checkpointing in (False, True):
         unet = load(base)
@@ -130,16 +132,20 @@ def test_an_adapter_is_drawn_from_its_seed_alone(base: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "parameters"), [("sd15", 797_184), ("sdxl", 5_806_080)])
-def test_adapters_of_the_published_unets_have_the_known_size(name: str, parameters: int):
-    """Rank 4 on the attentions' four layers: for each rank x (inputs + outputs)."""
-    import copy
-
+@pytest.mark.parametrize(
+    ("name", "known", "parameters"),
+    [("sd15", "SD1.5", 797_184), ("sd21", "SD2.1", 829_952), ("sdxl", "SDXL", 5_806_080)],
+)
+def test_adapters_of_the_published_unets_have_the_known_size(
+    name: str, known: str, parameters: int
+):
+    """Rank 4 on the attentions' four layers: for each, rank x (inputs + outputs)."""
     unet = copy.deepcopy(published_unet(name))
     attach(unet, LoraSpec(rank=4), seed=0, moving=True)
     found = {name: p.numel() for name, p in unet.named_parameters() if p.requires_grad}
     assert sum(found.values()) == parameters
     assert sum(p.numel() for p in of_reference(unet).values()) == parameters
+    assert ADAPTERS[known] == 16 // 4 * parameters
 
 
 def test_a_target_that_is_not_there_is_named(base: Path):

@@ -55,6 +55,8 @@ class Backbone:
     vae: AutoencoderKL
     text: TextEncoder
     schedule: NoiseSchedule
+    frozen_bytes: int
+    """What VAE and text encoders take."""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -119,11 +121,14 @@ def load_backbone(spec: ModelSpec, precision: Precision, device: torch.device) -
     base, dtype = open_model(spec), DTYPES[precision]
     schedule = noise_schedule(base.folder, device)
 
+    parts: list[Any] = []
+
     def part(kind: Any, name: str, dtype: torch.dtype = dtype) -> Any:
         loaded = kind.from_pretrained(
             base.folder, subfolder=name, torch_dtype=dtype, use_safetensors=True
         )
-        return loaded.to(device).eval().requires_grad_(requires_grad=False)
+        parts.append(loaded.to(device).eval().requires_grad_(requires_grad=False))
+        return parts[-1]
 
     def tower(kind: Any, suffix: str) -> Tower:
         tokenizer = CLIPTokenizer.from_pretrained(base.folder, subfolder=f"tokenizer{suffix}")
@@ -137,7 +142,8 @@ def load_backbone(spec: ModelSpec, precision: Precision, device: torch.device) -
     vae = part(AutoencoderKL, "vae", torch.float32 if base.vae_in_fp32 else dtype)
     if spec.resolution > SLICED_ABOVE:
         vae.enable_slicing()
-    return Backbone(base, spec.resolution, device, dtype, vae, text, schedule)
+    frozen = sum(parameter.nbytes for one in parts for parameter in one.parameters())
+    return Backbone(base, spec.resolution, device, dtype, vae, text, schedule, frozen)
 
 
 def noise_schedule(folder: Path, device: torch.device) -> NoiseSchedule:

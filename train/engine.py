@@ -22,9 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from train.config import Precision, TrainSpec
-
-BUCKET = 50_000_000
-"""Elements of a communication bucket, at most; DeepSpeed's default would take 4 GB on any model."""
+from train.memory import BUCKET
 
 TAG = "engine"
 """DeepSpeed's folder inside a checkpoint."""
