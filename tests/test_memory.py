@@ -2,6 +2,7 @@
 
 import gc
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,22 +53,20 @@ def small_unet(width: int, precision: str) -> torch.nn.Module:
     ).to(torch.bfloat16 if precision == "bf16" else torch.float32).eval()  # fmt: skip
 
 
-def step(policy: Policy, spec: TrainSpec, world: int, *, update: bool) -> None:
-    """The gradients of one batch, and perhaps the optimizer step on them."""
+def backward_passes(policy: Policy, spec: TrainSpec, world: int) -> Iterator[None]:
+    """The gradients of one batch; stops after each micro-batch."""
     dtype = torch.bfloat16 if spec.precision is Precision.bf16 else torch.float32
     for left in reversed(range(spec.batch // world)):
         noisy, states = torch.randn(1, 4, 8, 8).to(dtype), torch.randn(1, 5, 64).to(dtype)
         found = policy(noisy, torch.tensor([5]), encoder_hidden_states=states, return_dict=False)[0]
         policy.backward(found.float().pow(2).mean())
+        yield
         if left:
             policy.next_micro_batch()
-    if update:
-        policy.update(1e-4)
 
 
 def storages() -> dict[int, int]:
     """Bytes of everything that tensors hold in this process, by address."""
-    gc.collect()
     found: dict[int, int] = {}
     for thing in gc.get_objects():
         if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
@@ -78,29 +77,34 @@ def storages() -> dict[int, int]:
 
 
 def counted_is_held() -> None:
-    """After a step, and with the next one's gradients there, within 1 % of the count."""
+    """After a step, while the next one's gradients come: within 2 % of the count."""
     world, found = start("cpu"), {}
     for stage, precision, rank in CASES:
+        gc.collect()
         before = storages()
         spec = spec_of(stage, precision, rank, world.size)
-        unet = small_unet(48, precision)
+        unet = small_unet(32, precision)
         parameters = sum(parameter.numel() for parameter in unet.parameters())
         if rank:
             attach(unet, spec.lora, 0, moving=True)
         policy = Policy(unet, spec, world)
         del unet
         adapter = sum(getattr(p, "ds_numel", p.numel()) for p in policy.trained.values())
-        reference = make_reference(lambda: small_unet(48, precision), policy, spec, world)  # noqa: B023
-        step(policy, spec, world.size, update=True)
-        step(policy, spec, world.size, update=False)
-        for engine in (policy.engine, reference.engine):
-            if stage == 3 and engine is not None:
-                release(engine)  # layers this small stay gathered; real ones do not
-        held = sum(size for address, size in storages().items() if address not in before)
+        reference = make_reference(lambda: small_unet(32, precision), policy, spec, world)  # noqa: B023
+        for _ in backward_passes(policy, spec, world.size):
+            pass
+        policy.update(1e-4)
+        held = 0
+        for _ in backward_passes(policy, spec, world.size):
+            for engine in (policy.engine, reference.engine):
+                if stage == 3 and engine is not None:
+                    release(engine)  # layers this small stay gathered; real ones do not
+            now = sum(size for address, size in storages().items() if address not in before)
+            held = max(held, now)
         expected = count(Counts(unet=parameters, adapter=adapter if rank else 0), spec, world.size)
         found[stage, precision, rank] = held / expected.total
         del policy, reference, engine
-    assert found == dict.fromkeys(CASES, pytest.approx(1, rel=0.01)), found
+    assert found == dict.fromkeys(CASES, pytest.approx(1, rel=0.02)), found
     world.barrier()
 
 

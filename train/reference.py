@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from train.adapter import as_reference, of_reference
-from train.config import Precision, ReferenceSpec, Refresh, TrainSpec
+from train.config import Objective, Precision, ReferenceSpec, Refresh, TrainSpec
 from train.engine import Policy, World, partitions, release, sharded_reference
 
 
@@ -23,7 +23,8 @@ class Reference:
 
     spec: ReferenceSpec
     denoiser: Any
-    """The UNet, DeepSpeed's engine around it, or the policy's UNet with another adapter."""
+    """The UNet, DeepSpeed's engine around it, or the policy's UNet with another adapter; None where
+    the objective compares with none."""
     parameters: dict[str, nn.Parameter]
     """What a refresh moves, by the names of the policy's parameters; none of a LoRA's frozen one,
     which is the base."""
@@ -80,6 +81,8 @@ def make_reference(
 
     `base` loads the UNet; it is called only where the reference has a UNet of its own.
     """
+    if spec.objective.kind is Objective.mapo:  # reference-free: nothing is loaded or saved
+        return Reference(spec.reference, None, {})
     sharded = spec.zero.stage == 3
     if spec.lora.rank:
         unet = policy.module
