@@ -200,7 +200,7 @@ def test_diffusers_loads_the_adapter_with_its_scale(tmp_path: Path, family: str)
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize(("stage", "world"), [(2, 1), (3, 2)])
+@pytest.mark.parametrize(("stage", "world"), [(2, 1), pytest.param(3, 2, marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_the_same_bits(stage: int, world: int):
     """Margin 0 at first and after each snapshot; interrupted after step 4, the result is the same,
     and a checkpoint has the adapters alone."""

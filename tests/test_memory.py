@@ -67,6 +67,7 @@ def backward_passes(policy: Policy, spec: TrainSpec, world: int) -> Iterator[Non
 
 def storages() -> dict[int, int]:
     """Bytes of everything that tensors hold in this process, by address."""
+    gc.collect()
     found: dict[int, int] = {}
     for thing in gc.get_objects():
         if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
@@ -80,17 +81,16 @@ def counted_is_held() -> None:
     """After a step, while the next one's gradients come: within 2 % of the count."""
     world, found = start("cpu"), {}
     for stage, precision, rank in CASES:
-        gc.collect()
         before = storages()
         spec = spec_of(stage, precision, rank, world.size)
-        unet = small_unet(32, precision)
+        unet = small_unet(48, precision)
         parameters = sum(parameter.numel() for parameter in unet.parameters())
         if rank:
             attach(unet, spec.lora, 0, moving=True)
         policy = Policy(unet, spec, world)
         del unet
         adapter = sum(getattr(p, "ds_numel", p.numel()) for p in policy.trained.values())
-        reference = make_reference(lambda: small_unet(32, precision), policy, spec, world)  # noqa: B023
+        reference = make_reference(lambda: small_unet(48, precision), policy, spec, world)  # noqa: B023
         for _ in backward_passes(policy, spec, world.size):
             pass
         policy.update(1e-4)

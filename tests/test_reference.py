@@ -49,10 +49,8 @@ def test_two_ranks_refresh_part_by_part(tmp_path: Path, stage: int, precision: s
 @pytest.mark.parametrize(
     ("stage", "precision", "refresh"),
     [
-        (0, "fp32", "ema"),
         (1, "bf16", "snapshot"),
         (2, "bf16", "ema"),
-        (2, "fp32", "frozen"),
         (3, "bf16", "snapshot"),
         (3, "fp32", "frozen"),
     ],

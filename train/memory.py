@@ -92,8 +92,8 @@ def _gradients(counts: Counts, spec: TrainSpec, world: int, width: int) -> int:
     trained, stage = counts.trained, spec.zero.stage
     if stage == 0:
         return width * trained
-    if stage == 1:  # whole on every process; beside bf16 ones their sum in fp32
-        return FP32 * trained + (width * trained if width != FP32 else 0)
+    if stage == 1:  # whole on every process, and beside those of a micro-batch their sum
+        return (FP32 + width) * trained
     if stage == 2:
         return FP32 * trained // world
     bucket = min(BUCKET, counts.unet + counts.adapter)  # stage 3 keeps its bucket
