@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from tests.helpers_ranks import run_ranks, shared_place, straight
 from tests.helpers_train import write_base, write_sdxl_base
+from tests.test_backbone import PUBLISHED as UNETS
 from tests.test_backbone import published_unet
 from tests.test_checkpoint import copy_run, same_journals
 from train.adapter import (
@@ -19,13 +20,14 @@ from train.adapter import (
     attach,
     belongs,
     choose,
+    counts,
     in_diffusers_format,
     layers,
     of_reference,
 )
 from train.config import LoraSpec
 from train.export import ADAPTER, export_adapter, merged_unet
-from train.memory import ADAPTERS
+from train.memory import ADAPTERS, Counts
 
 LORA = ("tuning=lora", "train.lora.rank=4")
 
@@ -142,8 +144,8 @@ def test_adapters_of_the_published_unets_have_the_known_size(
     """Rank 4 on the attentions' four layers: for each, rank x (inputs + outputs)."""
     unet = copy.deepcopy(published_unet(name))
     attach(unet, LoraSpec(rank=4), seed=0, moving=True)
-    found = {name: p.numel() for name, p in unet.named_parameters() if p.requires_grad}
-    assert sum(found.values()) == parameters
+    assert counts(unet) == Counts(unet=UNETS[name][1], adapter=parameters)
+    assert sum(p.numel() for p in unet.parameters() if p.requires_grad) == parameters
     assert sum(p.numel() for p in of_reference(unet).values()) == parameters
     assert ADAPTERS[known] == 16 // 4 * parameters
 

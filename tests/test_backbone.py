@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers_ranks import run_ranks, shared_place
 from tests.helpers_train import SIDE, write_base, write_sdxl_base
 from train.backbone import Backbone, load_backbone, predict
 from train.choices import dpo
@@ -250,3 +251,34 @@ def test_a_step_of_sdxl_is_the_formula_with_the_pipelines_own_parts(bases: dict[
         expected = torch.nn.functional.softplus(0.5 * 5000.0 * (gaps[0] - gaps[1]))
         assert abs(expected.item() - math.log(2)) > 1e-3  # the nets differ, or this shows nothing
         assert found.losses[pair].item() == pytest.approx(expected.item(), rel=2e-2, abs=1e-4)
+
+
+# --- a whole run ---------------------------------------------------------------------------------
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_run_of_sdxl_ends_in_its_pipeline(tmp_path: Path, bases: dict[str, Path], tuning: str):
+    """bf16, gradient checkpointing, caption dropout: from labels to a folder that draws."""
+    place, name = shared_place(), f"sdxl-{tuning}"
+    output = place.train(
+        name, f"model.path={bases['sdxl']}", f"tuning={tuning}", "train.precision=bf16",
+        "train.gradient_checkpointing=true", "train.caption_dropout=0.3", "train.flip=true",
+        "train.steps=3", "train.reference.every=2",
+    )  # fmt: skip
+    assert "GiB a process without activations, counted (policy" in output
+    assert [line["margin"] == 0 for line in place.journal(name)] == [True, False, True]
+    run_ranks(tmp_path, 1, draws_a_picture, place.folder(name) / "pipeline", bases["sdxl"])
+
+
+def draws_a_picture(folder: Path, base: Path) -> None:
+    from diffusers import DiffusionPipeline
+
+    pipeline, before = (DiffusionPipeline.from_pretrained(path) for path in (folder, base))
+    assert type(pipeline).__name__ == "StableDiffusionXLPipeline"
+    pipeline.set_progress_bar_config(disable=True)
+    made = pipeline("a red cat", num_inference_steps=2, height=16, width=16, output_type="pt")
+    assert torch.isfinite(made.images).all()
+    old, new = before.unet.state_dict(), pipeline.unet.state_dict()
+    assert old.keys() == new.keys()
+    assert any(not torch.allclose(new[key].float(), old[key], atol=1e-3) for key in old)

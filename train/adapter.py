@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from train.config import LoraSpec
+from train.memory import Counts
 
 POLICY = "policy"
 REFERENCE = "reference"
@@ -73,6 +74,15 @@ def check_targets(unet: nn.Module, spec: LoraSpec) -> None:
 def belongs(parameter: str, adapter: str) -> bool:
     """Whether a parameter of this name is part of an adapter."""
     return any(f".{part}.{adapter}." in parameter for part in ("lora_A", "lora_B"))
+
+
+def counts(unet: nn.Module) -> Counts:
+    """How many parameters the base has, and the policy's adapter."""
+    sizes = {name: parameter.numel() for name, parameter in unet.named_parameters()}
+    return Counts(
+        unet=sum(size for name, size in sizes.items() if ".lora_" not in name),
+        adapter=sum(size for name, size in sizes.items() if belongs(name, POLICY)),
+    )
 
 
 def of_reference(unet: nn.Module) -> dict[str, nn.Parameter]:

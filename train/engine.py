@@ -132,6 +132,7 @@ class Policy:
 
     def __init__(self, unet: nn.Module, spec: TrainSpec, world: World) -> None:
         self.trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+        self.on_frozen_base = len(self.trained) < len(list(unet.parameters()))
         optimizer = torch.optim.AdamW(
             self.trained.values(), lr=spec.lr, weight_decay=spec.weight_decay, fused=True
         )
@@ -139,7 +140,6 @@ class Policy:
         with quiet():
             self.engine = library().initialize(model=unet, optimizer=optimizer, config=config)[0]
         self.engine.module.eval()  # dropout would set policy and reference apart
-        self.part_only = len(self.trained) < len(list(unet.parameters()))
         self.sharded = spec.zero.stage == 3
         self.unguarded = self.engine.optimizer is optimizer  # stage 0, fp32
 
@@ -189,14 +189,17 @@ class Policy:
         """
         with quiet():
             self.engine.save_checkpoint(
-                str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=self.part_only
+                str(folder),
+                tag=TAG,
+                save_latest=False,
+                exclude_frozen_parameters=self.on_frozen_base,
             )
 
     def load(self, folder: Path) -> None:
         """Read shards written by as many ranks; it unpickles, so check their hashes first."""
         with quiet():
             path, _ = self.engine.load_checkpoint(
-                str(folder), tag=TAG, load_module_strict=not self.part_only
+                str(folder), tag=TAG, load_module_strict=not self.on_frozen_base
             )
         assert path is not None, f"DeepSpeed found nothing in {folder}"
 

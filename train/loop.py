@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.pairs import open_pairs
-from train.adapter import POLICY, attach, belongs
-from train.backbone import Backbone, load_backbone
+from train.adapter import attach, counts
+from train.backbone import load_backbone
 from train.checkpoint import State, last_good, load_reference, load_state, save_checkpoint
 from train.choices import Criterion, make_criterion, timestep_rule
 from train.config import Refresh, TrainRun, TrainSpec
 from train.engine import NonFiniteError, Policy, World
 from train.journal import Journal, Stopwatch, Tally
-from train.memory import Counts, Memory, count
+from train.memory import count
 from train.noise import DrawRule
 from train.prefetch import ahead
 from train.progress import StepProgress
@@ -210,15 +210,6 @@ def _looked_up(folder: Path) -> Any:
         return error
 
 
-def held(unet: nn.Module, backbone: Backbone, spec: TrainSpec, world: World) -> Memory:
-    """What each process is about to hold."""
-    sizes = {name: parameter.numel() for name, parameter in unet.named_parameters()}
-    adapter = sum(size for name, size in sizes.items() if belongs(name, POLICY))
-    whole = sum(size for name, size in sizes.items() if ".lora_" not in name)
-    memory = count(Counts(unet=whole, adapter=adapter), spec, world.size)
-    return replace(memory, others=backbone.frozen_bytes)
-
-
 def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Console) -> Trainer:
     """Load the model and put policy and reference in their places."""
     spec = run.train
@@ -231,7 +222,8 @@ def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Conso
     if spec.lora.rank:
         moving = spec.reference.refresh is not Refresh.frozen
         attach(unet, spec.lora, run.seed, moving=moving)
-    console.print(f"memory: {held(unet, backbone, spec, world)}")
+    memory = replace(count(counts(unet), spec, world.size), others=backbone.frozen_bytes)
+    console.print(f"memory: {memory}")
     policy = Policy(unet, spec, world)
     reference = make_reference(backbone.unet, policy, spec, world)
     rule = DrawRule(
