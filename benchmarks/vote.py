@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from conf.job import composed, settings
+from conf.job import Job, composed, settings
 from data.pairs import PairShard, PairSource, open_pairs
 from data.shards import write_table
 from data.tables import PAIR_FACTS, SCORES

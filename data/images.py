@@ -102,15 +102,32 @@ def encode_jpeg(pixels: np.ndarray, quality: int = 90) -> bytes:
     return buffer.getvalue()
 
 
+@dataclass(frozen=True, slots=True)
+class Square:
+    """Where a picture's central square lies after its shortest side was resized; all in pixels."""
+
+    width: int
+    """Of the resized picture."""
+    height: int
+    left: int
+    """Cut from the resized picture before the square begins."""
+    top: int
+
+
+def central_square(width: int, height: int, side: int) -> Square:
+    """How a picture of this size becomes a square of `side` pixels."""
+    scale = side / min(width, height)
+    wide, tall = (max(side, round(length * scale)) for length in (width, height))
+    return Square(wide, tall, (wide - side) // 2, (tall - side) // 2)
+
+
 def fit_square(image: Image.Image, side: int) -> np.ndarray:
     """The picture's central square as uint8 array (side, side, 3): shortest side resized, rest cut.
 
     Nothing is changed where the picture has this size already.
     """
     if image.size != (side, side):
-        scale = side / min(image.size)
-        width, height = (max(side, round(length * scale)) for length in image.size)
-        resized = image.resize((width, height), Image.Resampling.BILINEAR)  # antialiased by PIL
-        left, top = (width - side) // 2, (height - side) // 2
-        image = resized.crop((left, top, left + side, top + side))
+        cut = central_square(*image.size, side)
+        resized = image.resize((cut.width, cut.height), Image.Resampling.BILINEAR)  # antialiased
+        image = resized.crop((cut.left, cut.top, cut.left + side, cut.top + side))
     return to_pixels(image)

@@ -17,7 +17,7 @@ from data.tables import Role
 from evaluate.config import EvaluateSpec
 from evaluate.contest import Contest
 from evaluate.judge import Judge, is_judged
-from evaluate.pictures import Model, wait_for
+from evaluate.pictures import Model, adapter_at, wait_for
 from evaluate.prompts import load_prompts
 from evaluate.terminal import tell
 from evaluate.work import draw, score
@@ -136,12 +136,10 @@ def check_models(spec: EvaluateSpec, names: list[str]) -> None:
 def models_of(job: Job) -> list[Model]:
     """The models to compare; without `evaluate.models`, the run's base and what it trained."""
     if job.evaluate.models:
-        models = [
-            Model(name=name, path=path.partition("@")[0], revision=path.partition("@")[2] or None)
-            for name, path in job.evaluate.models.items()
-        ]
+        models = [model_at(job, name, path) for name, path in job.evaluate.models.items()]
         advice = (
-            "evaluate.models takes diffusers folders and hub ids with their commit, `id@commit`"
+            "evaluate.models takes diffusers folders, hub ids with their commit (`id@commit`), and "
+            "LoRA weights for model.path (a folder, or a .safetensors file)"
         )
         for model in models:
             model.check(advice)
@@ -151,6 +149,16 @@ def models_of(job: Job) -> list[Model]:
     base = Model(name=job.evaluate.base, path=job.model.path, revision=job.model.revision)
     base.check("model.path takes a diffusers folder, or a hub id together with model.revision")
     return [base, trained]
+
+
+def model_at(job: Job, name: str, value: str) -> Model:
+    """A model of `evaluate.models`; LoRA weights are drawn on the job's own base, `model.path`."""
+    path, _, revision = value.partition("@")
+    adapter = adapter_at(path)
+    if adapter is None:
+        return Model(name=name, path=path, revision=revision or None)
+    base, commit = job.model.path, job.model.revision
+    return Model(name=name, path=base, revision=commit, adapter=str(adapter))
 
 
 def finished(contest: Contest) -> dict[str, Any] | None:
@@ -202,7 +210,9 @@ def provenance(job: Job, contest: Contest) -> dict[str, Any]:
     return {
         "code_revision": shards.code_revision(),
         "models": {
-            model.name: {"path": model.path, "revision": model.revision} for model in contest.models
+            model.name: {"path": model.path, "revision": model.revision}
+            | ({"adapter": model.adapter} if model.adapter else {})
+            for model in contest.models
         },
         **(json.loads(judges.read_text()) if (judges := contest.judges_json).exists() else {}),
         "settings": settings(job),

@@ -63,8 +63,9 @@ class EvaluateSpec:
     prompts: PromptsSpec = field(default_factory=PromptsSpec)
     """The prompts to draw."""
     models: dict[str, str] = field(default_factory=dict)
-    """Name -> diffusers folder, or hub id with its commit, `id@commit`. Empty compares the run's
-    base and trained model. On the command line: models.NAME=PATH."""
+    """Name -> diffusers folder, hub id with its commit (`id@commit`), or LoRA weights to draw on
+    `model.path`. Empty compares the run's base and trained model. On the command line:
+    models.NAME=PATH."""
     base: str = "base"
     """Name of the model that the others are compared with."""
     seeds: int = 1

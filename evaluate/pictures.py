@@ -17,6 +17,9 @@ from evaluate.prompts import PromptSet
 
 SETTINGS = "settings.json"
 
+ADAPTER = "pytorch_lora_weights.safetensors"
+"""The name of LoRA weights in a folder; diffusers', and that of our training."""
+
 
 class SamplesError(ValueError):
     """A model or its pictures cannot be used; the message says what to do."""
@@ -24,11 +27,13 @@ class SamplesError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A generator to compare: a diffusers folder, or a hub id with its commit."""
+    """A generator to compare: a diffusers folder or a hub id with its commit, perhaps with LoRA."""
 
     name: str
     path: str
     revision: str | None = None
+    adapter: str = ""
+    """A safetensors file of LoRA weights to load on it."""
 
     @property
     def is_local(self) -> bool:
@@ -58,6 +63,11 @@ class Model:
 
         The model card is left out, because people edit it and no picture changes.
         """
+        if self.adapter:
+            return f"{self._base()}+{shards.sha256_of(Path(self.adapter))}"
+        return self._base()
+
+    def _base(self) -> str:
         if not self.is_local:
             return f"{self.path}@{self.revision}"
         root, digest = Path(self.path), hashlib.sha256()
@@ -66,6 +76,15 @@ class Model:
             if path.suffix != ".md" and not any(part.startswith(".") for part in inside.parts):
                 digest.update(f"{inside}\0{shards.sha256_of(path)}\n".encode())
         return digest.hexdigest()
+
+
+def adapter_at(path: str) -> Path | None:
+    """The file of LoRA weights that a path means, or None where it means something else."""
+    place = Path(path).expanduser()
+    if place.suffix == ".safetensors" and place.is_file():
+        return place
+    alone = not (place / "model_index.json").exists() and (place / ADAPTER).is_file()
+    return place / ADAPTER if alone else None
 
 
 @dataclass(frozen=True, slots=True)

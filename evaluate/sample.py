@@ -110,7 +110,8 @@ class Generator:
         """Read a model's folder (safetensors only, no code from it).
 
         Raises:
-            SamplesError: The folder holds no pipeline with a UNet and a VAE.
+            SamplesError: The folder holds no pipeline with a UNet and a VAE, or the LoRA weights
+                are not for it.
         """
         for library in (logging, transformers_logging):
             library.disable_progress_bar()
@@ -127,6 +128,10 @@ class Generator:
             raise SamplesError(
                 f"model {model.name!r} ({model.path}) cannot be loaded: {error}"
             ) from error
+        if model.adapter:
+            _load_adapter(pipeline, model)
+        if getattr(pipeline, "watermark", None) is not None:
+            pipeline.watermark = None  # SDXL's, where its library is installed: judges see pixels
         if scheduler is Scheduler.ddim:
             pipeline.scheduler = deterministic(pipeline.scheduler)
         return cls(pipeline, device, resolution=resolution, steps=steps, guidance=guidance)
@@ -153,6 +158,25 @@ class Generator:
 def deterministic(scheduler: Any) -> DDIMScheduler:
     """DDIM on another scheduler's noise schedule, without its clipping of pixel-space models."""
     return DDIMScheduler.from_config(scheduler.config, clip_sample=False, thresholding=False)
+
+
+def _load_adapter(pipeline: Any, model: Model) -> None:
+    file = Path(model.adapter)
+    try:
+        pipeline.load_lora_weights(
+            file.parent, weight_name=file.name, use_safetensors=True, local_files_only=True
+        )
+        loaded = pipeline.get_active_adapters()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SamplesError(
+            f"model {model.name!r}: the LoRA weights {file} cannot be loaded on {model.path}: "
+            f"{error}"
+        ) from error
+    if not loaded:
+        raise SamplesError(
+            f"model {model.name!r}: {file} has no LoRA weights for the UNet or the text encoders "
+            f"of {model.path}; give the base that it was made for (model.path=...)"
+        )
 
 
 def _without_safety_checker(model: Model) -> dict[str, Any]:

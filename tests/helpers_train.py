@@ -1,6 +1,7 @@
 """A tiny Stable Diffusion, pairs in Pick-a-Pic's schema, and their labels."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,47 +26,92 @@ WORDS = ("red", "green", "blue", "grey")
 def write_base(folder: Path, prediction: str = "epsilon") -> Path:
     """A StableDiffusionPipeline folder with random weights: 16x16 pictures, 8x8x4 latents."""
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline
     from diffusers import UNet2DConditionModel as UNet
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel
 
     torch.manual_seed(0)
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    tokens = [
-        *letters,
-        *(f"{letter}</w>" for letter in letters),
-        "<|startoftext|>",
-        "<|endoftext|>",
-    ]
-    tokenizer = CLIPTokenizer(
-        vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=12
-    )
-    text = CLIPTextConfig(
-        vocab_size=len(tokens), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=12, bos_token_id=52, eos_token_id=53,
-        pad_token_id=53,
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4,
-        sample_size=SIDE, scaling_factor=0.5,
-    )  # fmt: skip
+    tokenizer, text, vae = tiny_tokenizer(), text_config(), tiny_vae()
     unet = UNet(
         sample_size=SIDE // 2, block_out_channels=(16, 32), layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=16, attention_head_dim=8, norm_num_groups=8,
     )  # fmt: skip
-    scheduler = DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1,
-        clip_sample=False, set_alpha_to_one=False, prediction_type=prediction,
-    )  # fmt: skip
     StableDiffusionPipeline(
         vae=vae, text_encoder=CLIPTextModel(text), tokenizer=tokenizer, unet=unet,
-        scheduler=scheduler, safety_checker=None, feature_extractor=None,
+        scheduler=tiny_scheduler(prediction), safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(folder)  # fmt: skip
     return folder
+
+
+def write_sdxl_base(folder: Path, *, zeros: bool = True, upcast: bool = True) -> Path:
+    """The same of StableDiffusionXLPipeline, with a second, wider text encoder."""
+    import torch
+    from diffusers import StableDiffusionXLPipeline
+    from diffusers import UNet2DConditionModel as UNet
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    torch.manual_seed(0)
+    unet = UNet(
+        sample_size=SIDE // 2, block_out_channels=(16, 32), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), transformer_layers_per_block=(1, 2),
+        cross_attention_dim=40, attention_head_dim=(2, 4), norm_num_groups=8,
+        use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 12,
+    )  # fmt: skip
+    StableDiffusionXLPipeline(
+        vae=tiny_vae(force_upcast=upcast), unet=unet, scheduler=tiny_scheduler("epsilon"),
+        text_encoder=CLIPTextModel(text_config(num_hidden_layers=3)),
+        text_encoder_2=CLIPTextModelWithProjection(
+            text_config(num_hidden_layers=2, hidden_size=24, projection_dim=12, hidden_act="gelu")
+        ),
+        tokenizer=tiny_tokenizer(), tokenizer_2=tiny_tokenizer(pad_token="a"),
+        force_zeros_for_empty_prompt=zeros, add_watermarker=False,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def tiny_tokenizer(**options: object) -> Any:
+    from transformers import CLIPTokenizer
+
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    ends = [f"{letter}</w>" for letter in letters]
+    tokens = [*letters, *ends, "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=12, **options)
+
+
+def text_config(**options: object) -> Any:
+    from transformers import CLIPTextConfig
+
+    defaults = {
+        "vocab_size": 54, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "max_position_embeddings": 12, "bos_token_id": 52,
+        "eos_token_id": 53, "pad_token_id": 53,
+    }  # fmt: skip
+    return CLIPTextConfig(**defaults | options)
+
+
+def tiny_vae(**options: object) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4,
+        sample_size=SIDE, scaling_factor=0.5, **options,
+    )  # fmt: skip
+
+
+def tiny_scheduler(prediction: str) -> Any:
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1,
+        clip_sample=False, set_alpha_to_one=False, prediction_type=prediction,
+    )  # fmt: skip
 
 
 def picture(seed: int, side: int = SIDE) -> bytes:
@@ -109,6 +155,7 @@ def write_labels(folder: Path, root: Path, undecided: int = 7) -> Path:
                 | {
                     "pair_id": f"{key}-0", "prompt": pair["prompt"], "source": shard.name,
                     "row": pair["row"], "image_0": pair["uid_0"], "image_1": pair["uid_1"],
+                    "width_0": SIDE, "height_0": SIDE, "width_1": SIDE, "height_1": SIDE,
                     "winner": winner, "margin": 1 + number % 3, "decided_by": "majority",
                     "status": "ok", "reason": "",
                 }

@@ -12,8 +12,8 @@ from label.weights import HUB_ID, WeightsError
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
-GROUPS = ("pairs", "panel", "vote", "model", "latents", "objective", "timesteps", "reference",
-          "zero", "prompts", "experiment")  # fmt: skip
+GROUPS = ("pairs", "panel", "vote", "model", "latents", "objective", "timesteps", "tuning",
+          "reference", "zero", "prompts", "experiment")  # fmt: skip
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 MISSING = ["pairs.root=/x", "model.path=/x", "evaluate.prompts.path=/x"]
 

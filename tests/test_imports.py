@@ -19,11 +19,12 @@ ONLY_IN = {
     "hydra": {"conf/job.py"},
     "diffusers": {
         "train/backbone.py",
-        "train/checkpoint.py",
+        "train/export.py",
         "evaluate/sample.py",
         "label/latents.py",
         "data/miniature/*",
     },
+    "peft": {"train/adapter.py"},
     "PIL": {"data/images.py", "data/miniature/*"},
 }
 FILES = [

@@ -46,6 +46,21 @@ def test_two_ranks_refresh_part_by_part(tmp_path: Path, stage: int, precision: s
 
 
 @pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("stage", "precision", "refresh"),
+    [
+        (1, "bf16", "snapshot"),
+        (2, "bf16", "ema"),
+        (3, "bf16", "snapshot"),
+        (3, "fp32", "frozen"),
+    ],
+)
+def test_two_ranks_refresh_an_adapter(tmp_path: Path, stage: int, precision: str, refresh: str):
+    base = shared_place().root / "base"
+    run_ranks(tmp_path, 2, rank_programs.refreshes, base, stage, precision, refresh, 4)
+
+
+@pytest.mark.ranks
 def test_small_moves_of_a_bf16_average_are_not_rounded_away(tmp_path: Path):
     run_ranks(tmp_path, 1, rank_programs.small_moves, shared_place().root / "base")
 

@@ -9,6 +9,7 @@ from typing import Any
 from conf.job import Job, entry, settings
 from data.shards import ShardError, read_manifest, refuse_other_settings
 from train.config import WITHOUT_EFFECT, TrainRun, fingerprint
+from train.families import find_model
 from train.source import Need, choose
 
 
@@ -34,20 +35,24 @@ def describe(job: Job) -> TrainRun:
     manifest = read_manifest(labels, "labels")
     if manifest is None:
         raise ShardError(f"{labels} holds no complete label set; run `make labels` first")
-    model = Path(job.model.path).expanduser()
     train, folder = settings(job.train), job.folder / "train"
     begun = settings_of(folder)
     if begun is not None and finished(folder):
         latents, source = begun.get("latents"), None  # the set may be gone by now
     else:
-        need = Need(job.folder / "latents", model, job.model.resolution, job.train.flip)
+        need = Need(
+            folder=job.folder / "latents",
+            model=find_model(job.model),
+            resolution=job.model.resolution,
+            flip=job.train.flip,
+        )
         source = choose(job.train.latents, need, begun)
         latents = source.settings
     deciding: dict[str, Any] = {
         "seed": job.seed,
         "vote": job.vote.name,
         "labels": manifest.identity,
-        "model": {"resolution": job.model.resolution, "fingerprint": fingerprint(model)},
+        "model": {"resolution": job.model.resolution, "fingerprint": fingerprint(job.model)},
         "train": {name: value for name, value in train.items() if name not in WITHOUT_EFFECT},
         "latents": latents,
     }

@@ -1,31 +1,40 @@
-"""The model's parts in a diffusers folder: VAE, text encoder, UNet, noise schedule.
+"""The model's parts in a diffusers folder: VAE, text encoders, UNet, noise schedule.
 
-VAE and text encoder are frozen and stay outside DeepSpeed; so does the reference under ZeRO 0 to 2.
-Everything is in evaluation mode, policy included: with dropout the policy and its own copy would
+VAE and text encoders are frozen and stay outside DeepSpeed; so does the reference under ZeRO 0 to
+2. Everything is in evaluation mode, policy included: with dropout the policy and its own copy would
 disagree, and the margin would not start at 0.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from train.conditioning import (
+    Condition,
+    OneTower,
+    TextEncoder,
+    Tower,
+    TwoTowers,
+    condition,
+    encode_distinct,
+)
 from train.config import ModelSpec, Precision
+from train.families import BaseModel, Family, open_model
 from train.noise import NoiseSchedule, Prediction
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 
-FAMILIES = ("StableDiffusionPipeline",)
-"""Pipelines that can be aligned; SDXL needs a second text encoder and time ids in `Condition`."""
+SLICED_ABOVE = 512
+"""Sides in pixels from which the VAE takes one picture at a time, to bound its memory."""
 
 Denoiser = Callable[..., Any]
 """A UNet, or DeepSpeed's engine around it."""
@@ -35,43 +44,30 @@ transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
-    """What the UNet is told besides the noisy latents; one row an image."""
-
-    states: Float[Tensor, "image token width"]
-    added: dict[str, Tensor] | None = None
-    """`added_cond_kwargs` of the UNet; SDXL's pooled text and time ids."""
-
-    def for_pairs(self) -> "Condition":
-        """The same for winners and losers, which follow each other."""
-        added = self.added and {name: torch.cat([t, t]) for name, t in self.added.items()}
-        return Condition(torch.cat([self.states, self.states]), added)
-
-
-@dataclass(frozen=True, slots=True)
 class Backbone:
     """The frozen parts, and how to make a UNet."""
 
-    folder: Path
+    base: BaseModel
     resolution: int
     device: torch.device
     dtype: torch.dtype
+    """Of the UNet and the text encoders."""
     vae: AutoencoderKL
-    tokenizer: CLIPTokenizer
-    text_encoder: CLIPTextModel
+    text: TextEncoder
     schedule: NoiseSchedule
+    frozen_bytes: int
+    """What VAE and text encoders take."""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a training picture's latents."""
-        config = self.vae.config
-        side = self.resolution // 2 ** (len(config.block_out_channels) - 1)
-        return (config.latent_channels, side, side)
+        side = self.resolution // self.base.vae_factor
+        return (self.vae.config.latent_channels, side, side)
 
     def unet(self) -> UNet2DConditionModel:
         """The base's UNet in this precision; the start of the policy and of the reference."""
         unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
-            self.folder, subfolder="unet", torch_dtype=self.dtype, use_safetensors=True
+            self.base.folder, subfolder="unet", torch_dtype=self.dtype, use_safetensors=True
         )
         return unet.to(self.device).eval()
 
@@ -82,7 +78,7 @@ class Backbone:
         posterior: Float[Tensor, "image channel height_8 width_8"],
     ) -> Float[Tensor, "image channel height_8 width_8"]:
         """Latents scaled as the UNet expects, drawn from the VAE's posterior by `posterior`."""
-        signed = pixels.to(self.device).permute(0, 3, 1, 2).to(self.dtype) / 127.5 - 1
+        signed = pixels.to(self.device).permute(0, 3, 1, 2).to(self.vae.dtype) / 127.5 - 1
         found = self.vae.encode(signed).latent_dist
         return self.drawn(torch.stack([found.mean, found.std], 1), posterior)
 
@@ -103,19 +99,13 @@ class Backbone:
         return (latents - shift) * float(self.vae.config.scaling_factor)
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
-        """Text states of each prompt; each distinct one is encoded once."""
-        distinct = sorted(set(prompts))
-        tokens = self.tokenizer(
-            distinct,
-            padding="max_length",
-            truncation=True,
-            max_length=self.tokenizer.model_max_length,
-            return_tensors="pt",
-        )
-        states = self.text_encoder(tokens.input_ids.to(self.device))[0]
-        rows = torch.tensor([distinct.index(prompt) for prompt in prompts], device=self.device)
-        return Condition(states[rows])
+    def condition(self, prompts: Sequence[str], size: Int[Tensor, "pair 2 2"]) -> Condition:
+        """What the UNet is told about winners, then losers; each distinct prompt is encoded once.
+
+        `size` is `PairBatch.size`.
+        """
+        text = encode_distinct(self.text, prompts, self.device)
+        return condition(text, size, self.resolution, self.device)
 
 
 def predict(
@@ -139,61 +129,49 @@ def predict(
 def load_backbone(
     spec: ModelSpec, precision: Precision, device: torch.device, *, with_vae: bool = True
 ) -> Backbone:
-    """Load the frozen parts of a diffusers folder; without the VAE its settings alone are there.
+    """Load the frozen parts of a model; without the VAE its settings alone are there.
 
     Raises:
-        ValueError: The model is no folder, of another family, or does not fit the resolution.
+        ValueError: It is no folder, of another family, or does not fit the resolution.
     """
-    folder = model_folder(spec)
-    dtype = DTYPES[precision]
+    base, dtype = open_model(spec), DTYPES[precision]
+    schedule = noise_schedule(base.folder, device)
 
-    def part(kind: Any, name: str) -> Any:
+    parts: list[Any] = []
+
+    def part(kind: Any, name: str, dtype: torch.dtype = dtype) -> Any:
         loaded = kind.from_pretrained(
-            folder, subfolder=name, torch_dtype=dtype, use_safetensors=True
+            base.folder, subfolder=name, torch_dtype=dtype, use_safetensors=True
         )
-        return loaded.to(device).eval().requires_grad_(requires_grad=False)
+        parts.append(loaded.to(device).eval().requires_grad_(requires_grad=False))
+        return parts[-1]
 
+    def tower(kind: Any, suffix: str) -> Tower:
+        tokenizer = CLIPTokenizer.from_pretrained(base.folder, subfolder=f"tokenizer{suffix}")
+        return Tower(tokenizer, part(kind, f"text_encoder{suffix}"))
+
+    first = tower(CLIPTextModel, "")
+    text: TextEncoder = OneTower(first)
+    if base.family is Family.sdxl:
+        second = tower(CLIPTextModelWithProjection, "_2")
+        text = TwoTowers(first, second, base.zeros_for_empty_prompt)
     if with_vae:
-        vae = part(AutoencoderKL, "vae")
+        vae = part(AutoencoderKL, "vae", torch.float32 if base.vae_in_fp32 else dtype)
     else:
         with torch.device("meta"):  # takes no memory, computes nothing
-            vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder, subfolder="vae"))
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    if spec.resolution % factor:
-        raise ValueError(
-            f"model.resolution={spec.resolution} is no multiple of {factor}, the VAE's factor"
-        )
-    return Backbone(
-        folder=folder,
-        resolution=spec.resolution,
-        device=device,
-        dtype=dtype,
-        vae=vae,
-        tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-        text_encoder=part(CLIPTextModel, "text_encoder"),
-        schedule=noise_schedule(folder, device),
-    )
-
-
-def model_folder(spec: ModelSpec) -> Path:
-    """The model's folder on this machine, checked to be one that can be aligned."""
-    folder = Path(spec.path).expanduser()
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ValueError(
-            f"model.path={spec.path} is not a diffusers folder (no model_index.json); give one, "
-            "e.g. from `hf download ... --revision ... --local-dir ...`"
-        )
-    family = json.loads(index.read_text()).get("_class_name")
-    if family not in FAMILIES:
-        raise ValueError(f"model.path={spec.path} is a {family}; allowed are {', '.join(FAMILIES)}")
-    return folder
+            vae = AutoencoderKL.from_config(AutoencoderKL.load_config(base.folder, subfolder="vae"))
+    if spec.resolution > SLICED_ABOVE:
+        vae.enable_slicing()
+    frozen = sum(parameter.nbytes for one in parts for parameter in one.parameters())
+    return Backbone(base, spec.resolution, device, dtype, vae, text, schedule, frozen)
 
 
 def noise_schedule(folder: Path, device: torch.device) -> NoiseSchedule:
-    """The forward process in the model's scheduler settings."""
-    from diffusers import DDPMScheduler
+    """The forward process in the model's scheduler settings.
 
+    Raises:
+        ValueError: The UNet predicts something that cannot be trained here.
+    """
     scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
     found = scheduler.config.prediction_type
     allowed = [kind.value for kind in Prediction]

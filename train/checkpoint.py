@@ -1,4 +1,4 @@
-"""All that is needed to go on, and the finished model as a diffusers folder.
+"""All that is needed to go on.
 
 A checkpoint is written into a hidden folder, hashed, described by `manifest.json`, and renamed: a
 folder named `step-...` is whole, or was damaged later, which its hashes tell. DeepSpeed's shards
@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data.shards import MANIFEST, ShardError, sha256_of, write_bytes, write_json
+from data.shards import MANIFEST, ShardError, sha256_of, write_json
 from train.engine import Policy, World, sizes
 from train.order import Position
 from train.reference import Reference
@@ -111,7 +111,7 @@ def reference_shares(reference: Reference, world: World) -> dict[str, Tensor]:
     A share is a stage 3 partition without its padding; where the rank holds everything, it is cut
     from that. So a checkpoint has the reference once, and any number of ranks can read it.
     """
-    numels = sizes(reference.module)
+    numels = sizes(reference.parameters)
     found = {}
     for name, part in (reference.parts() | reference.average).items():
         first, length = share_bounds(numels[name], world.rank, world.size)
@@ -130,7 +130,7 @@ def share_bounds(numel: int, rank: int, world: int) -> tuple[int, int]:
 def load_reference(folder: Path, state: State, reference: Reference, world: World) -> None:
     """Read the reference, written by any number of ranks, into what this rank holds of it."""
     files = [load_file(reference_file(folder, rank, state.world)) for rank in range(state.world)]
-    numels = sizes(reference.module)
+    numels = sizes(reference.parameters)
     for name, part in reference.parts().items():
         whole = torch.cat([shares[name] for shares in files])
         if reference.sharded:
@@ -191,47 +191,3 @@ def load_state(folder: Path) -> State:
     """Where the run stood."""
     value = json.loads((folder / STATE).read_text())
     return State(**value | {"position": Position(**value["position"])})
-
-
-# --- the result ----------------------------------------------------------------------------------
-
-OTHER_PARTS = (
-    "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler",
-    "feature_extractor", "safety_checker", "image_encoder", "model_index.json",
-)  # fmt: skip
-
-
-def export_pipeline(
-    base: Path,
-    weights: Mapping[str, Tensor],
-    folder: Path,
-    provenance: Mapping[str, Any],
-    card: str,
-) -> None:
-    """Write the trained model as a diffusers folder, whole or not at all.
-
-    Everything but the UNet is the base's, byte for byte. `balanceddpo.json` says where the weights
-    come from; it is also what a later run looks for to see that there is nothing left to do.
-    """
-    from diffusers import UNet2DConditionModel
-
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name in OTHER_PARTS:
-        if (base / name).is_dir():
-            shutil.copytree(base / name, partial / name)
-        elif (base / name).is_file():
-            shutil.copy2(base / name, partial / name)
-    unet = UNet2DConditionModel.from_config(
-        UNet2DConditionModel.load_config(base, subfolder="unet")
-    )
-    unet.load_state_dict(dict(weights), assign=True)
-    unet.save_pretrained(partial / "unet")
-    write_bytes(partial / "README.md", card.encode())
-    write_json(partial / "balanceddpo.json", provenance)
-    for path in partial.rglob("*"):
-        _sync(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    _sync(folder.parent)

@@ -24,11 +24,36 @@ class ModelSpec:
     """The model to align: any diffusers folder of the SD1.x, SD2.x and SDXL families."""
 
     path: str = "???"
-    """Diffusers folder, or a hub id (then `revision` is required)."""
+    """Diffusers folder, or a hub id `owner/name` (then `revision` is required)."""
     revision: str | None = None
-    """The hub's 40-digit commit; never a branch."""
+    """The hub's 40-digit commit; never a branch, which changes under a run."""
     resolution: int = 512
     """Side of the square training pictures in pixels."""
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraSpec:
+    """Low-rank adaptation (Hu et al. 2021, Eq. 3): W + alpha / rank * B A, with W frozen."""
+
+    rank: int = 0
+    """Rows of A and columns of B; 0 trains all weights instead."""
+    alpha: float | None = None
+    """Strength of the adapter; null is the rank, so that the factor is 1."""
+    targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
+    """Layers of the UNet that get one, by the ends of their names; by default the attentions'."""
+
+    @property
+    def scale(self) -> float:
+        """The factor of B A."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"train.lora.rank={self.rank}; it must not be negative")
+        if self.alpha is not None and not (self.alpha > 0 and math.isfinite(self.alpha)):
+            raise ValueError(f"train.lora.alpha={self.alpha}; it must be above 0, or null")
+        if self.rank and not self.targets:
+            raise ValueError("train.lora.targets is empty; name at least one layer, such as to_q")
 
 
 class Refresh(Enum):
@@ -151,6 +176,8 @@ class LatentUse(Enum):
 class TrainSpec:
     """How the policy is trained; together with the labels and the seed this decides the weights."""
 
+    lora: LoraSpec = field(default_factory=LoraSpec)
+    """Whether an adapter is trained instead of all weights."""
     reference: ReferenceSpec = field(default_factory=ReferenceSpec)
     """The reference model's renewal."""
     zero: ZeroSpec = field(default_factory=ZeroSpec)
@@ -278,9 +305,20 @@ class TrainRun:
         """The result."""
         return self.folder / "pipeline"
 
+    @property
+    def adapter(self) -> Path:
+        """Of LoRA: the result without the base, in diffusers' format."""
+        return self.folder / "lora"
 
-def fingerprint(folder: Path) -> str:
-    """Names a model by its files' names and sizes and the first MiB of each; cheap at any size."""
+
+def fingerprint(model: ModelSpec) -> str:
+    """Names a model, cheaply at any size: a hub id by its commit, a folder by its files.
+
+    Of each file count the name, the size and the first MiB.
+    """
+    folder = Path(model.path).expanduser()
+    if not folder.exists() and model.revision:
+        return f"{model.path}@{model.revision}"
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:

@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from train.config import Precision, TrainSpec
-
-BUCKET = 50_000_000
-"""Elements of a communication bucket, at most; DeepSpeed's default would take 4 GB on any model."""
+from train.memory import BUCKET
 
 TAG = "engine"
 """DeepSpeed's folder inside a checkpoint."""
@@ -133,8 +131,10 @@ class Policy:
     """The model in training: forward, backward, update, save, load."""
 
     def __init__(self, unet: nn.Module, spec: TrainSpec, world: World) -> None:
+        self.trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+        self.on_frozen_base = len(self.trained) < len(list(unet.parameters()))
         optimizer = torch.optim.AdamW(
-            unet.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, fused=True
+            self.trained.values(), lr=spec.lr, weight_decay=spec.weight_decay, fused=True
         )
         config = _config(unet, spec, world.size)
         with quiet():
@@ -183,14 +183,24 @@ class Policy:
         return torch.nn.utils.get_total_norm(gradients)
 
     def save(self, folder: Path) -> None:
-        """Write this rank's shards below a folder; every rank must call it."""
+        """Write this rank's shards below a folder; every rank must call it.
+
+        Frozen weights are the base's, and are not written.
+        """
         with quiet():
-            self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+            self.engine.save_checkpoint(
+                str(folder),
+                tag=TAG,
+                save_latest=False,
+                exclude_frozen_parameters=self.on_frozen_base,
+            )
 
     def load(self, folder: Path) -> None:
         """Read shards written by as many ranks; it unpickles, so check their hashes first."""
         with quiet():
-            path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
+            path, _ = self.engine.load_checkpoint(
+                str(folder), tag=TAG, load_module_strict=not self.on_frozen_base
+            )
         assert path is not None, f"DeepSpeed found nothing in {folder}"
 
     def load_from_other_ranks(self, folder: Path, scratch: Path) -> None:
@@ -215,8 +225,8 @@ class Policy:
             shutil.rmtree(scratch)
 
     def weights(self) -> dict[str, Tensor]:
-        """All weights on the CPU of rank 0, gathered one by one; empty elsewhere."""
-        return full_weights(self.module)
+        """The trained weights on the CPU of rank 0, gathered one by one; empty elsewhere."""
+        return full_weights(self.trained)
 
 
 def _spread(shards: Path, target: Path) -> None:
@@ -282,29 +292,29 @@ def release(engine: Any) -> None:
     engine.optimizer.empty_partition_cache()
 
 
-def partitions(module: nn.Module) -> dict[str, Tensor]:
+def partitions(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """Each parameter's part on this rank, flat: its stage 3 partition, else all of it."""
     return {
         name: parameter.ds_tensor.data
         if hasattr(parameter, "ds_tensor")
         else parameter.data.view(-1)
-        for name, parameter in module.named_parameters()
+        for name, parameter in parameters.items()
     }
 
 
-def sizes(module: nn.Module) -> dict[str, int]:
+def sizes(parameters: Mapping[str, nn.Parameter]) -> dict[str, int]:
     """Each parameter's number of elements over all ranks."""
     return {
         name: int(getattr(parameter, "ds_numel", parameter.numel()))
-        for name, parameter in module.named_parameters()
+        for name, parameter in parameters.items()
     }
 
 
-def full_weights(module: nn.Module) -> dict[str, Tensor]:
-    """All parameters on the CPU of rank 0, gathered one at a time; empty on other ranks."""
+def full_weights(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Parameters on the CPU of rank 0, gathered one at a time; empty on other ranks."""
     first, found = dist.get_rank() == 0, {}
     zero = library().zero
-    for name, parameter in module.named_parameters():
+    for name, parameter in parameters.items():
         gathered = (
             zero.GatheredParameters([parameter])
             if hasattr(parameter, "ds_tensor")

@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,15 @@ from rich.console import Console
 from torch import Tensor
 
 from data.pairs import open_pairs
+from train.adapter import attach, counts
 from train.backbone import load_backbone
 from train.checkpoint import State, last_good, load_reference, load_state, save_checkpoint
 from train.choices import Criterion, make_criterion, timestep_rule
-from train.config import TrainRun, TrainSpec
+from train.config import Refresh, TrainRun, TrainSpec
 from train.engine import NonFiniteError, Policy, World
 from train.journal import Journal, Stopwatch, Tally
 from train.latents import latents_of
+from train.memory import count
 from train.noise import DrawRule
 from train.order import Position
 from train.prefetch import ahead
@@ -223,8 +225,13 @@ def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Conso
         unet.enable_gradient_checkpointing()
     num_timesteps = len(backbone.schedule.alphas_cumprod)
     criterion = make_criterion(spec, stream.pairs, num_timesteps)
+    if spec.lora.rank:
+        moving = spec.reference.refresh is not Refresh.frozen
+        attach(unet, spec.lora, run.seed, moving=moving)
+    memory = replace(count(counts(unet), spec, world.size), others=backbone.frozen_bytes)
+    console.print(f"memory: {memory}")
     policy = Policy(unet, spec, world)
-    reference = make_reference(backbone.unet(), spec, world)
+    reference = make_reference(backbone.unet, policy, spec, world)
     rule = DrawRule(
         seed=run.seed,
         num_timesteps=num_timesteps,

@@ -116,8 +116,13 @@ def _winner_loser(
             f"but the file has {pair['uid_0']} and {pair['uid_1']} there; "
             "give the pairs that were labelled (pairs.root=...), or label again"
         )
-    order = (0, 1) if label["winner"] == 0 else (1, 0)
-    return [(pair[f"image_{side}"] or b"", f"image {side} of {where}") for side in order]
+    images = [(pair[f"image_{side}"] or b"", side) for side in winner_first(label)]
+    return [(image, f"image {side} of {where}") for image, side in images]
+
+
+def winner_first(label: Mapping[str, Any]) -> tuple[int, int]:
+    """The numbers of a pair's images, the winner's first."""
+    return (0, 1) if label["winner"] == 0 else (1, 0)
 
 
 def _square(content: tuple[bytes, str], side: int) -> np.ndarray:

@@ -1,17 +1,19 @@
 """The reference model and its refresh rule.
 
 The refresh touches what each rank holds and nothing else: under ZeRO 0 to 2 the whole model, under
-stage 3 the rank's own partition of every parameter. Nothing is gathered or sent, so a snapshot
-costs one copy of memory bandwidth and no extra peak memory.
+stage 3 the rank's own partition of every parameter; with LoRA, of the adapter alone. Nothing is
+gathered or sent, so a snapshot costs one copy of memory bandwidth and no extra peak memory.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from train.config import ReferenceSpec, Refresh, TrainSpec
+from train.adapter import as_reference, of_reference
+from train.config import Objective, Precision, ReferenceSpec, Refresh, TrainSpec
 from train.engine import Policy, World, partitions, release, sharded_reference
 
 
@@ -21,13 +23,22 @@ class Reference:
 
     spec: ReferenceSpec
     denoiser: Any
-    """The UNet, or DeepSpeed's engine around it."""
-    module: nn.Module
-    sharded: bool
+    """The UNet, DeepSpeed's engine around it, or the policy's UNet with another adapter; None where
+    the objective compares with none."""
+    parameters: dict[str, nn.Parameter]
+    """What a refresh moves, by the names of the policy's parameters; none of a LoRA's frozen one,
+    which is the base."""
+    engine: Any = None
+    """Under stage 3, the DeepSpeed engine that shares the parameters out."""
     version: int = 0
     """How many times it was refreshed."""
     average: dict[str, Tensor] = field(default_factory=dict)
     """Of `ema` in bf16: this rank's parts in fp32; bf16 would swallow small moves."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a rank holds only its part of each parameter."""
+        return self.engine is not None
 
     def due(self, step: int) -> bool:
         """Whether the refresh comes after this many optimizer steps."""
@@ -40,7 +51,7 @@ class Reference:
         The policy's weights are its fp32 master weights rounded to the model's precision, so after
         a snapshot both compute the same numbers bit for bit.
         """
-        ours, theirs = self.parts(), partitions(policy.module)
+        ours, theirs = self.parts(), partitions(policy.trained)
         alpha = self.spec.alpha if self.spec.refresh is Refresh.ema else 1.0
         for name, part in ours.items():
             move(self.average.get(name, part), theirs[name], alpha)
@@ -51,8 +62,8 @@ class Reference:
     def parts(self) -> dict[str, Tensor]:
         """What this rank holds of each parameter; after it nothing gathered is left to be stale."""
         if self.sharded:
-            release(self.denoiser)
-        return partitions(self.module)
+            release(self.engine)
+        return partitions(self.parameters)
 
 
 def move(target: Tensor, source: Tensor, alpha: float) -> None:
@@ -63,13 +74,25 @@ def move(target: Tensor, source: Tensor, alpha: float) -> None:
         target.lerp_(source.to(target.dtype), alpha)
 
 
-def make_reference(unet: nn.Module, spec: TrainSpec, world: World) -> Reference:
-    """The first reference: the base model, shared out like the policy."""
+def make_reference(
+    base: Callable[[], nn.Module], policy: Policy, spec: TrainSpec, world: World
+) -> Reference:
+    """The first reference: the base model, shared out like the policy.
+
+    `base` loads the UNet; it is called only where the reference has a UNet of its own.
+    """
+    if spec.objective.kind is Objective.mapo:  # reference-free: nothing is loaded or saved
+        return Reference(spec.reference, None, {})
     sharded = spec.zero.stage == 3
-    unet.requires_grad_(requires_grad=False)
-    denoiser = sharded_reference(unet, spec, world) if sharded else unet
-    reference = Reference(spec.reference, denoiser, unet, sharded)
-    low = next(unet.parameters()).dtype is not torch.float32
-    if spec.reference.refresh is Refresh.ema and low:
+    if spec.lora.rank:
+        unet = policy.module
+        engine = policy.engine if sharded else None
+        reference = Reference(spec.reference, as_reference(unet), of_reference(unet), engine)
+    else:
+        unet = base().requires_grad_(requires_grad=False)
+        engine = sharded_reference(unet, spec, world) if sharded else None
+        denoiser = unet if engine is None else engine
+        reference = Reference(spec.reference, denoiser, dict(unet.named_parameters()), engine)
+    if spec.reference.refresh is Refresh.ema and spec.precision is not Precision.fp32:
         reference.average = {name: part.float() for name, part in reference.parts().items()}
     return reference

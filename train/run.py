@@ -9,9 +9,10 @@ from typing import Any
 from rich.console import Console
 
 from data.shards import code_revision, write_json
-from train.checkpoint import export_pipeline
+from train.adapter import in_diffusers_format
 from train.config import LatentUse, Objective, TrainRun, TrainSpec
 from train.engine import World, start, stop
+from train.export import export_adapter, export_pipeline, merged_unet, trained_unet
 from train.journal import read_lines
 from train.loop import Trainer, make_trainer, open_stream
 from train.source import advice
@@ -31,6 +32,7 @@ tags: [diffusion-dpo, balanceddpo]
 |---|---|
 | optimizer steps | {steps} of {batch} pairs |
 | labels | `{labels}`, {pairs} decided pairs |
+| trained | {trained} |
 | reference | {reference} |
 | objective, timesteps | {objective}, {timesteps} |
 | beta, lr | {beta:g}, {lr:g} |
@@ -84,13 +86,20 @@ def advised(run: TrainRun, stream: PairStream) -> str:
 
 
 def export(trainer: Trainer) -> None:
-    """Write the pipeline; every rank takes part, rank 0 writes."""
+    """Write the pipeline, and before it the adapter; every rank takes part, rank 0 writes."""
     run, world = trainer.run, trainer.world
     weights = trainer.policy.weights()
-    if world.rank == 0:
-        made = provenance(run, world) | {"step": trainer.step}
-        base = trainer.nets.backbone.folder
-        export_pipeline(base, weights, run.pipeline, made, model_card(trainer))
+    if world.rank != 0:
+        return
+    base, lora = trainer.nets.backbone.base.folder, run.train.lora
+    made, card = provenance(run, world) | {"step": trainer.step}, model_card(trainer)
+    if lora.rank:
+        adapter = in_diffusers_format(weights, lora.scale)
+        export_adapter(adapter, run.adapter, made, card)
+        unet = merged_unet(base, adapter)
+    else:
+        unet = trained_unet(base, weights)
+    export_pipeline(base, unet, run.pipeline, made, card)
 
 
 def provenance(run: TrainRun, world: World) -> dict[str, Any]:
@@ -129,6 +138,7 @@ def model_card(trainer: Trainer) -> str:
         batch=spec.batch,
         labels=run.labels.name,
         pairs=len(trainer.stream.pairs),
+        trained=f"LoRA of rank {spec.lora.rank}" if spec.lora.rank else "all weights of the UNet",
         reference=moved if trainer.reference.version else "the base, frozen",
         objective=spec.objective.kind.value,
         timesteps=spec.timesteps.kind.value,

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from train.backbone import Backbone, Condition, Denoiser, predict
+from train.backbone import Backbone, Denoiser, predict
 from train.choices import Criterion
+from train.conditioning import Condition
 from train.loss import Compared, Errors, denoising_errors, residual_overlap
 from train.noise import DrawRule, Draws, draw
 from train.payload import Pictures
@@ -82,7 +83,7 @@ def encode(
     latents = made(pictures, posterior)
     dropped = draws.drop_caption.tolist()
     prompts = ["" if d else text for d, text in zip(dropped, batch.prompts, strict=True)]
-    return latents, backbone.encode_prompts(prompts).for_pairs()
+    return latents, backbone.condition(prompts, batch.size)
 
 
 def facing(side: Pictures, mirror: Bool[Tensor, " pair"]) -> Tensor:

@@ -1,6 +1,6 @@
 """Label shards -> this rank's pair batches, in the order that `train/order.py` computes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,9 +17,12 @@ from torch import Tensor
 from data.pairs import PairSource
 from data.shards import ShardError, read_manifest, read_table, verify
 from train.order import Position, Reading, deal, epoch_order, reading, windows_of
-from train.payload import PairFiles, Payload, Pictures, RowGroup
+from train.payload import PairFiles, Payload, Pictures, RowGroup, winner_first
 
-COLUMNS = ["pair_id", "prompt", "source", "row", "image_0", "image_1", "winner", "margin"]
+COLUMNS = [
+    "pair_id", "prompt", "source", "row", "image_0", "image_1", "winner", "margin",
+    "width_0", "height_0", "width_1", "height_1",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,8 @@ class PairBatch:
     loser: Pictures
     margin: Int[Tensor, " pair"]
     """The winner's lead in votes; below 0 where the votes were overruled."""
+    size: Int[Tensor, "pair 2 2"]
+    """Height and width of winner and loser in pixels, before they were made square."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +277,12 @@ class PairStream:
             winner,
             loser,
             torch.tensor([label["margin"] for label in labels]),
+            torch.tensor([_sizes(label) for label in labels]),
         )
+
+
+def _sizes(label: Mapping[str, Any]) -> list[list[int]]:
+    return [[label[f"height_{side}"], label[f"width_{side}"]] for side in winner_first(label)]
 
 
 @contextmanager

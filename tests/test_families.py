@@ -1,0 +1,149 @@
+"""Which models can be aligned is told from configuration files alone; every other gets a reason."""
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from train.config import LoraSpec, ModelSpec, fingerprint
+from train.families import PARTS, WANTED, Family, find_model, open_model
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def write_folder(folder: Path, family: str = "StableDiffusionPipeline", **index: object) -> Path:
+    """A model's configuration and empty weights."""
+    parts = PARTS[Family.sdxl]
+    for name in parts:
+        (folder / name).mkdir(parents=True)
+        stem = "model" if name.startswith("text") else "diffusion_pytorch_model"
+        if not name.startswith(("tokenizer", "scheduler")):
+            (folder / name / f"{stem}.safetensors").write_bytes(b"")
+    added = "text_time" if family == Family.sdxl.value else None
+    write(folder / "model_index.json", {"_class_name": family} | index)
+    write(folder / "unet/config.json", {"in_channels": 4, "addition_embed_type": added})
+    write(folder / "vae/config.json", {"latent_channels": 4, "block_out_channels": [1, 2, 4, 4]})
+    return folder
+
+
+def write(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize("family", list(Family))
+def test_a_folder_of_each_family_is_opened(tmp_path: Path, family: Family):
+    base = open_model(ModelSpec(path=str(write_folder(tmp_path / "m", family.value))))
+    assert base.family is family
+    assert base.vae_factor == 8
+    assert base.zeros_for_empty_prompt == (family is Family.sdxl)
+    assert base.vae_in_fp32 == (family is Family.sdxl)
+
+
+def test_sdxl_says_what_an_empty_prompt_is_and_what_its_vae_bears(tmp_path: Path):
+    folder = write_folder(tmp_path / "m", Family.sdxl.value, force_zeros_for_empty_prompt=False)
+    vae = {"latent_channels": 4, "block_out_channels": [1, 2, 4, 4], "force_upcast": False}
+    write(folder / "vae/config.json", vae)
+    base = open_model(ModelSpec(path=str(folder)))
+    assert not base.zeros_for_empty_prompt
+    assert not base.vae_in_fp32
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (
+            "model_index.json",
+            {"_class_name": "FluxPipeline"},
+            "is a FluxPipeline; allowed are Stab",
+        ),
+        ("unet/config.json", {"in_channels": 9}, "9 input channels for latents of 4: an inpaint"),
+        ("unet/config.json", {"addition_embed_type": "text_time"}, "addition_embed_type=text_time"),
+        ("unet/config.json", None, "unet/config.json cannot be read"),
+    ],
+)
+def test_other_models_are_refused(tmp_path: Path, path: str, value: dict | None, message: str):
+    folder = write_folder(tmp_path / "m")
+    (folder / path).write_text("{" if value is None else json.dumps(value))
+    with pytest.raises(ValueError, match=message):
+        open_model(ModelSpec(path=str(folder)))
+
+
+def test_a_refiner_is_refused(tmp_path: Path):
+    folder = write_folder(tmp_path / "m", Family.sdxl.value, requires_aesthetics_score=True)
+    with pytest.raises(ValueError, match="asks no aesthetics score"):
+        open_model(ModelSpec(path=str(folder)))
+
+
+def test_a_part_or_its_weights_missing_are_named(tmp_path: Path):
+    folder = write_folder(tmp_path / "m")
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    with pytest.raises(ValueError, match=r"in 'unet'; pickled weights and variants .*'fp16'"):
+        open_model(ModelSpec(path=str(folder)))
+    (folder / "scheduler").rmdir()
+    weights.write_bytes(b"")
+    with pytest.raises(ValueError, match="no folder 'scheduler'; a StableDiffusionPipeline needs"):
+        open_model(ModelSpec(path=str(folder)))
+
+
+def test_the_resolution_must_fit_the_vae(tmp_path: Path):
+    folder = write_folder(tmp_path / "m")
+    with pytest.raises(ValueError, match="resolution=500 is no multiple of 8"):
+        open_model(ModelSpec(path=str(folder), resolution=500))
+
+
+@pytest.mark.parametrize(
+    ("path", "revision", "message"),
+    [
+        ("/nowhere", None, "is not a diffusers folder"),
+        ("models/sdxl.safetensors", None, r"single file; .*from_single_file\(FILE\)"),
+        ("stabilityai/sdxl", None, "40-digit commit: model.revision=None is none"),
+        ("stabilityai/sdxl", "main", "model.revision=main is none"),
+    ],
+)
+def test_what_is_no_folder_is_answered(path: str, revision: str | None, message: str):
+    with pytest.raises(ValueError, match=message):
+        find_model(ModelSpec(path=path, revision=revision))
+
+
+def test_a_hub_id_is_fetched_at_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple] = []
+
+    def snapshot_download(name: str, revision: str, allow_patterns: list[str]) -> str:
+        asked.append((name, revision, tuple(allow_patterns)))
+        return str(tmp_path)
+
+    hub = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    spec = ModelSpec(path="owner/name", revision=COMMIT)
+    assert find_model(spec) == tmp_path
+    assert asked == [("owner/name", COMMIT, WANTED)]
+    assert not any("bin" in pattern or "fp16" in pattern for pattern in WANTED)
+    assert fingerprint(spec) == f"owner/name@{COMMIT}"  # and nothing was fetched for it
+
+
+def test_without_network_a_hub_id_says_so(monkeypatch: pytest.MonkeyPatch):
+    def snapshot_download(*_: object, **__: object) -> str:
+        raise OSError("no route to host")
+
+    hub = types.SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    with pytest.raises(ValueError, match=r"owner/name@0123.*no route to host.*local diffusers"):
+        find_model(ModelSpec(path="owner/name", revision=COMMIT))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": -1}, "train.lora.rank=-1"),
+        ({"rank": 4, "alpha": 0.0}, "train.lora.alpha=0.0"),
+        ({"rank": 4, "targets": []}, "train.lora.targets is empty"),
+    ],
+)
+def test_settings_of_lora_are_checked(settings: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        LoraSpec(**settings)
+    assert LoraSpec(rank=8).scale == 1.0
+    assert LoraSpec(rank=8, alpha=4.0).scale == 0.5

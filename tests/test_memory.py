@@ -1,0 +1,210 @@
+"""The counted memory is what DeepSpeed holds; a refresh takes no more."""
+
+import gc
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers_ranks import ROOT, run_ranks
+from tests.test_backbone import PUBLISHED as UNETS
+from train.adapter import attach
+from train.config import (
+    LoraSpec,
+    Objective,
+    ObjectiveSpec,
+    Precision,
+    ReferenceSpec,
+    Refresh,
+    TrainSpec,
+    ZeroSpec,
+)
+from train.engine import Policy, full_weights, release, start
+from train.memory import GIB, PUBLISHED, Counts, count, published_table
+from train.reference import make_reference
+
+CASES = [
+    (0, "fp32", 0), (0, "bf16", 0), (1, "fp32", 0), (1, "bf16", 0), (2, "fp32", 0), (2, "bf16", 0),
+    (3, "fp32", 0), (3, "bf16", 0), (2, "bf16", 8), (3, "fp32", 8),
+]  # fmt: skip
+"""ZeRO stage, precision, rank of LoRA."""
+
+
+def spec_of(stage: int, precision: str, rank: int, world: int) -> TrainSpec:
+    micro_batches = 1 if (stage, precision) == (0, "bf16") else 2
+    return TrainSpec(
+        steps=4, batch=micro_batches * world, micro_batch=1, precision=Precision(precision),
+        zero=ZeroSpec(stage=stage), lora=LoraSpec(rank=rank), device="cpu",
+        reference=ReferenceSpec(refresh=Refresh.snapshot, every=1),
+    )  # fmt: skip
+
+
+def small_unet(width: int, precision: str) -> torch.nn.Module:
+    from diffusers import UNet2DConditionModel as UNet
+
+    torch.manual_seed(0)
+    return UNet(
+        sample_size=8, block_out_channels=(width, 2 * width), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), norm_num_groups=8,
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=64,
+        attention_head_dim=8,
+    ).to(torch.bfloat16 if precision == "bf16" else torch.float32).eval()  # fmt: skip
+
+
+def backward_passes(policy: Policy, spec: TrainSpec, world: int) -> Iterator[None]:
+    """The gradients of one batch; stops after each micro-batch."""
+    dtype = torch.bfloat16 if spec.precision is Precision.bf16 else torch.float32
+    for left in reversed(range(spec.batch // world)):
+        noisy, states = torch.randn(1, 4, 8, 8).to(dtype), torch.randn(1, 5, 64).to(dtype)
+        found = policy(noisy, torch.tensor([5]), encoder_hidden_states=states, return_dict=False)[0]
+        policy.backward(found.float().pow(2).mean())
+        yield
+        if left:
+            policy.next_micro_batch()
+
+
+def storages() -> dict[int, int]:
+    """Bytes of everything that tensors hold in this process, by address."""
+    gc.collect()
+    found: dict[int, int] = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
+            for tensor in (thing, thing.grad if thing.is_leaf else None):
+                if tensor is not None and (storage := tensor.untyped_storage()).data_ptr():
+                    found[storage.data_ptr()] = storage.nbytes()
+    return found
+
+
+def counted_is_held() -> None:
+    """After a step, while the next one's gradients come: within 2 % of the count."""
+    world, found = start("cpu"), {}
+    gc.freeze()  # what is there by now is not looked at again and again
+    for stage, precision, rank in CASES:
+        before = storages()
+        spec = spec_of(stage, precision, rank, world.size)
+        unet = small_unet(48, precision)
+        parameters = sum(parameter.numel() for parameter in unet.parameters())
+        if rank:
+            attach(unet, spec.lora, 0, moving=True)
+        policy = Policy(unet, spec, world)
+        del unet
+        adapter = sum(getattr(p, "ds_numel", p.numel()) for p in policy.trained.values())
+        reference = make_reference(lambda: small_unet(48, precision), policy, spec, world)  # noqa: B023
+        for _ in backward_passes(policy, spec, world.size):
+            pass
+        policy.update(1e-4)
+        held = 0
+        for _ in backward_passes(policy, spec, world.size):
+            for engine in (policy.engine, reference.engine):
+                if stage == 3 and engine is not None:
+                    release(engine)  # layers this small stay gathered; real ones do not
+            now = sum(size for address, size in storages().items() if address not in before)
+            held = max(held, now)
+        expected = count(Counts(unet=parameters, adapter=adapter if rank else 0), spec, world.size)
+        found[stage, precision, rank] = held / expected.total
+        del policy, reference, engine
+    assert found == dict.fromkeys(CASES, pytest.approx(1, rel=0.02)), found
+    world.barrier()
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_counted_is_held(tmp_path: Path):
+    run_ranks(tmp_path, 2, counted_is_held)
+
+
+# --- a refresh -----------------------------------------------------------------------------------
+
+
+def peak(path: Path = Path("/proc/self/status")) -> int:
+    """Most bytes of memory that this process ever had, since `forget`."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", path.read_text())
+    assert found
+    return int(found.group(1)) << 10
+
+
+def forget() -> int:
+    """Begin to look for the peak anew; what the process has now."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak()
+
+
+def refresh_gathers_nothing() -> None:
+    """Under stage 3, 40 MB on two ranks: a refresh takes below a twentieth of it, and gathering the
+    weights, for comparison, most of it."""
+    world = start("cpu")
+    spec = spec_of(3, "fp32", 0, world.size)
+    policy = Policy(small_unet(112, "fp32"), spec, world)
+    reference = make_reference(lambda: small_unet(112, "fp32"), policy, spec, world)
+    size = sum(4 * p.ds_numel for p in policy.trained.values())
+    assert size > 36e6
+    reference.refresh(policy)
+    now = forget()
+    reference.refresh(policy)
+    taken = peak() - now
+    now = forget()
+    kept = full_weights(policy.trained)
+    gathered = peak() - now
+    assert taken < 0.05 * size, (taken, size)
+    if world.rank == 0:
+        assert len(kept) == len(policy.trained)
+        assert gathered > 0.4 * size, (gathered, size)
+    world.barrier()
+
+
+@pytest.mark.ranks
+def test_a_refresh_gathers_nothing(tmp_path: Path):
+    run_ranks(tmp_path, 2, refresh_gathers_nothing)
+
+
+# --- the count itself ----------------------------------------------------------------------------
+
+
+def test_counts_of_the_published_models():
+    for ours, (_, parameters) in zip(PUBLISHED.values(), UNETS.values(), strict=True):
+        assert ours.unet == parameters
+
+
+def test_sd15_on_one_gpu_by_hand():
+    """bf16, ZeRO-2: 2 bytes of policy, 4 of gradients, 12 of optimizer and 2 of reference for each
+    of 859.5 million weights."""
+    spec = TrainSpec(precision=Precision.bf16, zero=ZeroSpec(stage=2))
+    whole = count(PUBLISHED["SD1.5"], spec, 1)
+    assert whole.total == 20 * 859_520_964 + 2 * (123_060_480 + 83_653_863)
+    assert "16.39 GiB a process without activations, counted (policy 1.60, grad" in str(whole)
+
+
+def test_what_moves_the_reference_costs():
+    counts, size = Counts(unet=1000, adapter=10), PUBLISHED["SD1.5"].unet
+    kinds = {
+        refresh: TrainSpec(reference=ReferenceSpec(refresh=refresh, every=1)) for refresh in Refresh
+    }
+    of_lora = [count(counts, spec, 1).reference for spec in kinds.values()]
+    assert of_lora == [0, 20, 60]  # frozen is the base; ema keeps an fp32 average
+    whole = [count(PUBLISHED["SD1.5"], spec, 1).reference for spec in kinds.values()]
+    assert whole == [2 * size, 2 * size, 6 * size]
+    free = TrainSpec(
+        objective=ObjectiveSpec(kind=Objective.mapo),
+        reference=ReferenceSpec(refresh=Refresh.frozen),
+    )
+    assert count(PUBLISHED["SD1.5"], free, 1).reference == 0
+
+
+def test_the_table_of_the_guide_is_this_one():
+    assert published_table() in (ROOT / "docs/models.md").read_text()
+
+
+def test_experiments_say_what_is_counted():
+    """The GiB in a header is that of the file's own settings, on the GPUs that it names."""
+    from tests.test_conf import job
+
+    for name, model in (("sd15", "SD1.5"), ("sd21", "SD2.1"), ("sdxl", "SDXL")):
+        text = (ROOT / f"conf/experiment/{name}_pickapic.yaml").read_text()
+        said = re.search(r"(\d+\.\d) GiB a GPU \(counted\)[^.]*?(\d+) GPUs", text)
+        assert said, name
+        train = job(f"experiment={name}_pickapic", "pairs.root=/x").train
+        found = count(PUBLISHED[model], train, int(said.group(2)), vae_in_fp32=name == "sdxl")
+        assert f"{found.total / GIB:.1f}" == said.group(1), name

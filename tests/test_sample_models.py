@@ -1,0 +1,109 @@
+"""The judge draws every family that can be trained, and LoRA weights on their base."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from evaluate.__main__ import model_at
+from evaluate.config import Scheduler
+from evaluate.pictures import Model, SamplesError, adapter_at
+from evaluate.sample import Generator
+from label.config import Dtype
+from tests.helpers_train import SIDE, write_base, write_sdxl_base
+from tests.test_adapter import load as load_unet
+from tests.test_adapter import train_a_little, trained
+from tests.test_conf import job
+from train.adapter import attach, in_diffusers_format
+from train.config import LoraSpec
+from train.export import export_adapter, export_pipeline, merged_unet
+
+PROMPTS = ("a red cat", "a dog", "moon")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("bases")
+    return {
+        "sd_v": write_base(root / "sd_v", "v_prediction"),
+        "sdxl": write_sdxl_base(root / "sdxl"),
+    }
+
+
+def load(model: Model, scheduler: Scheduler = Scheduler.ddim) -> Generator:
+    return Generator.load(
+        model, torch.device("cpu"), scheduler=scheduler, dtype=Dtype.fp32, resolution=SIDE,
+        steps=2, guidance=3.0,
+    )  # fmt: skip
+
+
+def write_adapter(base: Path, folder: Path) -> dict[str, torch.Tensor]:
+    """What a training with LoRA leaves: the adapter, and the pipeline with it merged."""
+    unet, spec = load_unet(base), LoraSpec(rank=2, alpha=4.0)
+    attach(unet, spec, seed=0, moving=False)
+    train_a_little(unet)
+    adapter = in_diffusers_format(trained(unet), spec.scale)
+    export_adapter(adapter, folder / "lora", {"step": 1}, "a card")
+    export_pipeline(base, merged_unet(base, adapter), folder / "pipeline", {"step": 1}, "a card")
+    return adapter
+
+
+@pytest.mark.parametrize("name", ["sd_v", "sdxl"])
+def test_pictures_do_not_depend_on_the_batch(bases: dict[str, Path], name: str):
+    generator = load(Model(name=name, path=str(bases[name])))
+    whole = generator.draw(PROMPTS, [0, 1, 2])
+    assert whole.shape == (3, SIDE, SIDE, 3)
+    alone = np.concatenate([generator.draw([p], [s]) for s, p in enumerate(PROMPTS)])
+    assert np.abs(alone.astype(int) - whole).max() <= 1
+    assert np.abs(whole[0].astype(int) - whole[1]).mean() > 1
+
+
+@pytest.mark.parametrize("name", ["sd_v", "sdxl"])
+def test_lora_weights_draw_what_the_merged_pipeline_draws(
+    bases: dict[str, Path], tmp_path: Path, name: str
+):
+    base = bases[name]
+    write_adapter(base, tmp_path)
+    made = job(f"model.path={base}")
+    models = [model_at(made, "m", str(tmp_path / part)) for part in ("lora", "pipeline")]
+    assert models[0].path == str(base)
+    assert models[1].adapter == ""
+    first, second = (load(model).draw(PROMPTS, [0, 1, 2]).astype(int) for model in models)
+    assert np.abs(first - second).max() <= 1
+    plain = load(Model(name="base", path=str(base))).draw(PROMPTS, [0, 1, 2])
+    assert np.abs(first - plain).mean() > 1
+
+
+def test_lora_weights_are_a_folder_or_a_file(bases: dict[str, Path], tmp_path: Path):
+    write_adapter(bases["sd_v"], tmp_path)
+    file = tmp_path / "lora/pytorch_lora_weights.safetensors"
+    assert adapter_at(str(tmp_path / "lora")) == adapter_at(str(file)) == file
+    assert adapter_at(str(tmp_path / "pipeline")) is None
+    assert adapter_at("owner/name") is None
+    base = Model(name="m", path=str(bases["sd_v"]))
+    model = Model(name="m", path=str(bases["sd_v"]), adapter=str(file))
+    before = model.fingerprint()
+    assert before != base.fingerprint()
+    save_file({"unet.x": torch.zeros(1)}, file)
+    assert model.fingerprint() != before
+
+
+def test_lora_weights_of_another_model_are_refused(bases: dict[str, Path], tmp_path: Path):
+    write_adapter(bases["sd_v"], tmp_path)
+    adapter = str(tmp_path / "lora/pytorch_lora_weights.safetensors")
+    with pytest.raises(SamplesError, match="'m': the LoRA weights .* cannot be loaded on"):
+        load(Model(name="m", path=str(bases["sdxl"]), adapter=adapter))
+    file = tmp_path / "other.safetensors"
+    save_file({"transformer.a.lora_A.weight": torch.zeros(2, 2)}, file)
+    with pytest.raises(SamplesError, match="has no LoRA weights for the UNet"):
+        load(Model(name="m", path=str(bases["sd_v"]), adapter=str(file)))

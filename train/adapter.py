@@ -1,0 +1,165 @@
+"""LoRA: the policy is the frozen base and a small adapter; so is the reference, with its own.
+
+Both adapters live in one UNet, and a forward pass uses one of them. So the reference costs no
+second UNet, and its refresh copies the adapter alone.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from train.config import LoraSpec
+from train.memory import Counts
+
+POLICY = "policy"
+REFERENCE = "reference"
+"""Names of the two adapters in the UNet's parameters."""
+
+
+def attach(unet: nn.Module, spec: LoraSpec, seed: int, *, moving: bool) -> None:
+    """Freeze the UNet and add the policy's adapter; where the reference moves, also the latter's.
+
+    Both begin alike: A is drawn from `seed`, and B is 0, so that the policy begins as the base.
+
+    Raises:
+        ValueError: No layer of the UNet has a name that `train.lora.targets` asks for.
+    """
+    check_targets(unet, spec)
+    config = LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.rank * spec.scale,
+        target_modules=list(spec.targets),
+        init_lora_weights="gaussian",
+    )
+    dtype = next(unet.parameters()).dtype
+    for name in (POLICY, REFERENCE) if moving else (POLICY,):
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # the other adapter
+            torch.manual_seed(seed)
+            inject_adapter_in_model(config, unet, adapter_name=name)
+    unet.to(dtype)  # peft keeps adapters in fp32; DeepSpeed has the masters
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_(belongs(name, POLICY))
+    choose(layers(unet), POLICY)
+    unet.eval()  # new layers are in training mode
+
+
+def check_targets(unet: nn.Module, spec: LoraSpec) -> None:
+    """Refuse names of layers that are not there.
+
+    Raises:
+        ValueError: Names the targets that fit nothing, and what there is.
+    """
+    kinds = (nn.Linear, nn.Conv2d)
+    there = {name for name, layer in unet.named_modules() if isinstance(layer, kinds)}
+    lost = [
+        end for end in spec.targets if not any(f".{name}".endswith(f".{end}") for name in there)
+    ]
+    if lost:
+        ends = {".".join(name.split(".")[-2:]) if name[-1].isdigit() else name.split(".")[-1]
+                for name in there}  # fmt: skip
+        raise ValueError(
+            f"train.lora.targets has {', '.join(lost)}, but no layer of the UNet is named so; "
+            f"allowed are {', '.join(sorted(ends))}, or longer ends of a layer's name"
+        )
+
+
+def belongs(parameter: str, adapter: str) -> bool:
+    """Whether a parameter of this name is part of an adapter."""
+    return any(f".{part}.{adapter}." in parameter for part in ("lora_A", "lora_B"))
+
+
+def counts(unet: nn.Module) -> Counts:
+    """How many parameters the base has, and the policy's adapter."""
+    sizes = {name: parameter.numel() for name, parameter in unet.named_parameters()}
+    return Counts(
+        unet=sum(size for name, size in sizes.items() if ".lora_" not in name),
+        adapter=sum(size for name, size in sizes.items() if belongs(name, POLICY)),
+    )
+
+
+def of_reference(unet: nn.Module) -> dict[str, nn.Parameter]:
+    """The reference's adapter, by the names of the policy's parameters that it follows."""
+    return {
+        name.replace(f".{REFERENCE}.", f".{POLICY}."): parameter
+        for name, parameter in unet.named_parameters()
+        if belongs(name, REFERENCE)
+    }
+
+
+def layers(unet: nn.Module) -> list[BaseTunerLayer]:
+    """The layers with adapters."""
+    return [layer for layer in unet.modules() if isinstance(layer, BaseTunerLayer)]
+
+
+def choose(found: list[BaseTunerLayer], *adapters: str) -> None:
+    """Let the layers use these adapters, or with none the base alone; changes no tensor.
+
+    peft's own switch also turns `requires_grad` on and off, which DeepSpeed has built upon.
+    """
+    for layer in found:
+        layer._active_adapter = list(adapters)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterReference:
+    """The policy's UNet with the reference's adapter, or without any; never differentiated."""
+
+    unet: nn.Module
+    switched: list[BaseTunerLayer]
+    adapters: tuple[str, ...]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The UNet's forward pass."""
+        # Not in inference mode: what ZeRO 3 gathers here, the policy's backward pass may still use.
+        with self._instead(), torch.inference_mode(mode=False), torch.no_grad():
+            return self.unet(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _instead(self) -> Iterator[None]:
+        choose(self.switched, *self.adapters)
+        try:
+            yield
+        finally:  # also before the backward pass, which may recompute the policy's activations
+            choose(self.switched, POLICY)
+
+
+def as_reference(unet: nn.Module) -> AdapterReference:
+    """The reference in the policy's UNet: its own adapter, or the base where it has none."""
+    adapters = (REFERENCE,) if of_reference(unet) else ()
+    return AdapterReference(unet, layers(unet), adapters)
+
+
+# --- the result ----------------------------------------------------------------------------------
+
+
+def in_diffusers_format(weights: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """The policy's adapter as diffusers reads it, in float32.
+
+    The scale is multiplied into B, because readers take it as 1 where a file does not say.
+    """
+    found = {}
+    for name, weight in weights.items():
+        key = f"unet.{name.replace(f'.{POLICY}.', '.')}"
+        found[key] = weight.float() * (scale if ".lora_B." in key else 1.0)
+    return found
+
+
+@torch.no_grad()
+def merge(unet: nn.Module, adapter: Mapping[str, Tensor]) -> None:
+    """Add an adapter in diffusers' format to a UNet's weights: W + B A, or its convolution."""
+    for key, down in adapter.items():
+        if not key.endswith(".lora_A.weight"):
+            continue
+        layer = unet.get_submodule(key.removeprefix("unet.").removesuffix(".lora_A.weight"))
+        up = adapter[key.replace(".lora_A.", ".lora_B.")]
+        weight = layer.get_parameter("weight")
+        moved = (up.flatten(1) @ down.flatten(1)).view(weight.shape)
+        weight.add_(moved.to(weight.dtype))

@@ -1,0 +1,132 @@
+"""What a UNet is told besides the noisy latents: text, and for SDXL the picture's sizes.
+
+A prompt is encoded as the family's own pipeline encodes it, so what is trained is what is drawn.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from data.images import central_square
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What the UNet is told; one row an image."""
+
+    states: Float[Tensor, "image token width"]
+    added: dict[str, Tensor] | None = None
+    """`added_cond_kwargs` of the UNet: SDXL's pooled text and time ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Encoded prompts."""
+
+    states: Float[Tensor, "prompt token width"]
+    pooled: Float[Tensor, "prompt pooled"] | None = None
+    """SDXL's summary of the whole prompt."""
+
+    def rows(self, index: Int[Tensor, " row"]) -> "Text":
+        """Some rows, in any order and number."""
+        return Text(self.states[index], None if self.pooled is None else self.pooled[index])
+
+
+TextEncoder = Callable[[Sequence[str]], Text]
+"""How a family encodes prompts, each as often as it is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """A CLIP text encoder and its tokenizer."""
+
+    tokenizer: Any
+    model: Any
+
+    def __call__(self, prompts: Sequence[str], **options: bool) -> Any:
+        """The model's output for whole prompts, cut or padded to its context."""
+        tokens = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        )
+        return self.model(tokens.input_ids.to(self.model.device), **options)
+
+
+@dataclass(frozen=True, slots=True)
+class OneTower:
+    """SD1.x and SD2.x: the last layer's states after their norm."""
+
+    tower: Tower
+
+    def __call__(self, prompts: Sequence[str]) -> Text:
+        """Encode each prompt."""
+        return Text(self.tower(prompts)[0])
+
+
+@dataclass(frozen=True, slots=True)
+class TwoTowers:
+    """SDXL (Podell et al. 2023, section 2.1): both last-but-one layers side by side.
+
+    The pooled text is the projected end token of the second tower.
+    """
+
+    first: Tower
+    second: Tower
+    zeros_for_empty: bool
+    """Whether an empty prompt is zeros throughout, as the pipeline's configuration says."""
+
+    def __call__(self, prompts: Sequence[str]) -> Text:
+        """Encode each prompt."""
+        outputs = [tower(prompts, output_hidden_states=True) for tower in (self.first, self.second)]
+        states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        pooled = outputs[1].text_embeds
+        if self.zeros_for_empty:
+            empty = torch.tensor([not prompt for prompt in prompts], device=states.device)
+            states = states.masked_fill(empty.view(-1, 1, 1), 0)
+            pooled = pooled.masked_fill(empty.view(-1, 1), 0)
+        return Text(states, pooled)
+
+
+def encode_distinct(encode: TextEncoder, prompts: Sequence[str], device: torch.device) -> Text:
+    """One row a prompt; each distinct one is encoded once."""
+    distinct = sorted(set(prompts))
+    rows = torch.tensor([distinct.index(prompt) for prompt in prompts], device=device)
+    return encode(distinct).rows(rows)
+
+
+def condition(
+    text: Text, size: Int[Tensor, "pair 2 2"], side: int, device: torch.device
+) -> Condition:
+    """Of winners, then losers: the same text, each image's own sizes where the family wants them.
+
+    `text` has one row a pair; `size` is `PairBatch.size`.
+    """
+    states = torch.cat([text.states, text.states])
+    if text.pooled is None:
+        return Condition(states)
+    ids = time_ids(size.transpose(0, 1).reshape(-1, 2), side).to(device)
+    return Condition(
+        states, {"text_embeds": torch.cat([text.pooled, text.pooled]), "time_ids": ids}
+    )
+
+
+def time_ids(size: Int[Tensor, "image 2"], side: int) -> Float[Tensor, "image 6"]:
+    """SDXL's size and crop conditioning (Podell et al. 2023, section 2.2).
+
+    Original height and width; top and left of the crop, counted in pixels of the resized picture
+    (the convention that SDXL was trained with); target height and width. They stay float32: in
+    bf16 sizes above 256 would be rounded. Of a mirrored picture the left edge is that before
+    mirroring, which is off by at most one pixel, since crops are central.
+    """
+    rows = []
+    for height, width in size.tolist():
+        cut = central_square(width, height, side)
+        rows.append([height, width, cut.top, cut.left, side, side])
+    return torch.tensor(rows, dtype=torch.float32).view(-1, 6)

@@ -1,0 +1,98 @@
+"""The finished model in diffusers' formats: a pipeline folder, and with LoRA the adapter beside it.
+
+Each folder is written aside and renamed, so it is whole or not there.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor
+
+from data.shards import write_bytes, write_json
+from train.adapter import merge
+from train.families import OTHER_PARTS, PARTS, Family
+
+ABOUT = "balanceddpo.json"
+"""Where a result's weights come from. A later run looks for the pipeline's: then all is done."""
+
+ADAPTER = "pytorch_lora_weights.safetensors"
+"""The name that diffusers' `load_lora_weights` looks for in a folder."""
+
+COPIED = (
+    *(name for name in PARTS[Family.sdxl] if name != "unet"),
+    *OTHER_PARTS,
+    "model_index.json",
+)
+
+
+def export_pipeline(
+    base: Path, unet: UNet2DConditionModel, folder: Path, about: Mapping[str, Any], card: str
+) -> None:
+    """Write the trained model as a diffusers folder; all but the UNet is the base's bytes."""
+    with _whole(folder, about, card) as partial:
+        for name in COPIED:
+            if (base / name).is_dir():
+                shutil.copytree(base / name, partial / name)
+            elif (base / name).is_file():
+                shutil.copy2(base / name, partial / name)
+        unet.save_pretrained(partial / "unet")
+
+
+def export_adapter(
+    adapter: Mapping[str, Tensor], folder: Path, about: Mapping[str, Any], card: str
+) -> None:
+    """Write an adapter, as `in_diffusers_format` gives it, as a folder for `load_lora_weights`."""
+    with _whole(folder, about, card) as partial:
+        save_file(dict(adapter), partial / ADAPTER, {"format": "pt"})
+
+
+def trained_unet(base: Path, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
+    """The base's UNet with these weights, which are all it has, in their format."""
+    unet = UNet2DConditionModel.from_config(
+        UNet2DConditionModel.load_config(base, subfolder="unet")
+    )
+    unet.load_state_dict(dict(weights), assign=True)
+    return unet
+
+
+def merged_unet(base: Path, adapter: Mapping[str, Tensor]) -> UNet2DConditionModel:
+    """The base's UNet with an adapter added to its weights.
+
+    In float32, because half precision would round small changes of a weight away.
+    """
+    unet = UNet2DConditionModel.from_pretrained(
+        base, subfolder="unet", torch_dtype=torch.float32, use_safetensors=True
+    )
+    merge(unet, adapter)
+    return unet
+
+
+@contextmanager
+def _whole(folder: Path, about: Mapping[str, Any], card: str) -> Iterator[Path]:
+    """A folder to fill, which takes its name when all its files are on disk."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    write_bytes(partial / "README.md", card.encode())
+    write_json(partial / ABOUT, about)
+    for path in partial.rglob("*"):
+        _sync(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

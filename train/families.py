@@ -1,0 +1,194 @@
+"""Which models can be aligned, told from a folder's configuration before any weight is loaded."""
+
+import json
+import re
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from train.config import ModelSpec
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+
+class Family(Enum):
+    """A pipeline class of diffusers whose UNet can be aligned."""
+
+    sd = "StableDiffusionPipeline"
+    """SD1.x and SD2.x: one text encoder."""
+    sdxl = "StableDiffusionXLPipeline"
+    """SDXL: two text encoders, a pooled text and the picture's sizes."""
+
+
+PARTS = {
+    Family.sd: ("tokenizer", "text_encoder", "unet", "vae", "scheduler"),
+    Family.sdxl: (
+        "tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "unet", "vae", "scheduler",
+    ),
+}  # fmt: skip
+"""Folders of a model that are used."""
+
+OTHER_PARTS = ("feature_extractor", "safety_checker", "image_encoder")
+"""Folders that the trained model's pipeline may ask for."""
+
+WEIGHTS = ("diffusion_pytorch_model", "model")
+"""Names of a part's safetensors, before `.safetensors` or `-00001-of-...`."""
+
+WANTED = (
+    "model_index.json",
+    *(
+        f"{part}/{name}"
+        for part in (*PARTS[Family.sdxl], *OTHER_PARTS)
+        for name in ("*.json", "*.txt", *(f"{stem}.safetensors" for stem in WEIGHTS))
+    ),
+)
+"""What is fetched of a hub repository: one set of weights in one format; never a pickle."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A diffusers folder of a family that can be aligned."""
+
+    folder: Path
+    family: Family
+    index: dict[str, Any]
+    """Its `model_index.json`."""
+    unet: dict[str, Any]
+    """The UNet's `config.json`."""
+    vae: dict[str, Any]
+
+    @property
+    def zeros_for_empty_prompt(self) -> bool:
+        """Whether "no prompt" is zeros instead of an encoded empty text, as in SDXL's base."""
+        asked = self.index.get("force_zeros_for_empty_prompt", True)  # as the pipeline's default
+        return self.family is Family.sdxl and bool(asked)
+
+    @property
+    def vae_in_fp32(self) -> bool:
+        """Whether the VAE overflows in half precision; SDXL's says so, its fp16-safe copies not.
+
+        SD1.x and SD2.x never overflow; there diffusers writes its default, which says nothing.
+        """
+        return self.family is Family.sdxl and bool(self.vae.get("force_upcast", True))
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels of a picture's side for one of its latents."""
+        return int(2 ** (len(self.vae["block_out_channels"]) - 1))
+
+
+def open_model(spec: ModelSpec) -> BaseModel:
+    """The model's folder on this machine, fetched where it is a hub id, and checked.
+
+    Raises:
+        ValueError: There is none, it is of another family, or it does not fit the resolution.
+    """
+    folder = find_model(spec)
+    index = _json(spec, folder / "model_index.json")
+    found = index.get("_class_name")
+    if found not in [family.value for family in Family]:
+        allowed = ", ".join(family.value for family in Family)
+        raise ValueError(f"model.path={spec.path} is a {found}; allowed are {allowed}")
+    family = Family(found)
+    _check_parts(spec, folder, family)
+    unet, vae = (_json(spec, folder / name / "config.json") for name in ("unet", "vae"))
+    base = BaseModel(folder, family, index, unet, vae)
+    _check_unet(spec, base)
+    if spec.resolution % base.vae_factor:
+        raise ValueError(
+            f"model.resolution={spec.resolution} is no multiple of {base.vae_factor}, "
+            "the VAE's factor"
+        )
+    return base
+
+
+def _check_parts(spec: ModelSpec, folder: Path, family: Family) -> None:
+    for name in PARTS[family]:
+        if not (folder / name).is_dir():
+            raise ValueError(
+                f"model.path={spec.path} has no folder {name!r}; a {family.value} needs "
+                f"{', '.join(PARTS[family])}"
+            )
+        if name.startswith(("tokenizer", "scheduler")):
+            continue
+        files = [f"{stem}{end}" for stem in WEIGHTS for end in (".safetensors", "-*.safetensors")]
+        if not any(path for file in files for path in (folder / name).glob(file)):
+            raise ValueError(
+                f"model.path={spec.path} has none of {', '.join(files)} in {name!r}; pickled "
+                "weights and variants such as fp16 are not read: load it with diffusers once "
+                "(variant='fp16') and save it with save_pretrained(FOLDER)"
+            )
+
+
+def _check_unet(spec: ModelSpec, base: BaseModel) -> None:
+    """Refuse inpainting, depth and refiner UNets, which wear the class name of their family."""
+    channels, latent = base.unet.get("in_channels", 4), base.vae.get("latent_channels", 4)
+    if channels != latent:
+        raise ValueError(
+            f"model.path={spec.path} has a UNet with {channels} input channels for latents of "
+            f"{latent}: an inpainting or depth model, which text-image pairs cannot train; "
+            "give its text-to-image base"
+        )
+    added = base.unet.get("addition_embed_type")
+    wanted = "text_time" if base.family is Family.sdxl else None
+    if added != wanted or base.index.get("requires_aesthetics_score"):
+        raise ValueError(
+            f"model.path={spec.path} has a UNet with addition_embed_type={added}, but a "
+            f"{base.family.value} that can be aligned has {wanted} and asks no aesthetics score; "
+            "refiners and image-conditioned models cannot be aligned"
+        )
+
+
+# --- where it is ---------------------------------------------------------------------------------
+
+
+def find_model(spec: ModelSpec) -> Path:
+    """A local folder as it is; a hub id from the cache of this machine, or from the hub.
+
+    Raises:
+        ValueError: Neither is there; says what `model.path` may be.
+    """
+    folder = Path(spec.path).expanduser()
+    if folder.suffix in SINGLE_FILES:
+        raise ValueError(
+            f"model.path={spec.path} is a single file; make a folder of it once: "
+            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), "
+            "or StableDiffusionXLPipeline for SDXL"
+        )
+    if (folder / "model_index.json").is_file():
+        return folder
+    if folder.exists() or not HUB_ID.fullmatch(spec.path):
+        raise ValueError(
+            f"model.path={spec.path} is not a diffusers folder (no model_index.json); give one, "
+            "or a hub id `owner/name` together with model.revision"
+        )
+    if not re.fullmatch(r"[0-9a-f]{40}", spec.revision or ""):
+        raise ValueError(
+            f"model.path={spec.path} is not a diffusers folder here, and as a hub id it needs its "
+            f"40-digit commit: model.revision={spec.revision} is none. A branch changes under a run"
+        )
+    return _from_hub(spec)
+
+
+def _from_hub(spec: ModelSpec) -> Path:
+    from huggingface_hub import snapshot_download  # only where a hub id is used
+
+    try:
+        return Path(
+            snapshot_download(spec.path, revision=spec.revision, allow_patterns=list(WANTED))
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model.path={spec.path}@{spec.revision} cannot be fetched ({error}); "
+            "give a local diffusers folder where this machine has no network"
+        ) from error
+
+
+def _json(spec: ModelSpec, path: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.path={spec.path}: {path} cannot be read ({error})") from error
+    return value

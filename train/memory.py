@@ -1,0 +1,146 @@
+"""Bytes that a process holds in training, counted from numbers of parameters.
+
+Counted are the tensors that live from one step to the next, at their most: when the gradients of a
+whole batch are there. Not counted are activations, which depend on resolution, micro-batch and
+kernels, and what lives for a moment: a bucket in flight, a gathered layer, the allocator's slack.
+
+`python -m train.memory` prints the published models.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from train.config import Objective, Precision, Refresh, TrainSpec
+
+BUCKET = 50_000_000
+"""Elements of a communication bucket, at most; DeepSpeed's default would take 4 GB on any model."""
+
+FP32 = 4
+"""Bytes of a master weight, of either of Adam's moments, and of an accumulated gradient."""
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """How many parameters a model has."""
+
+    unet: int
+    """Of the base's UNet."""
+    adapter: int = 0
+    """Of a LoRA adapter; 0 trains the UNet."""
+    text: int = 0
+    """Of all text encoders."""
+    vae: int = 0
+
+    @property
+    def trained(self) -> int:
+        """Those with a gradient."""
+        return self.adapter or self.unet
+
+
+PUBLISHED = {
+    "SD1.5": Counts(unet=859_520_964, text=123_060_480, vae=83_653_863),
+    "SD2.1": Counts(unet=865_910_724, text=340_387_840, vae=83_653_863),
+    "SDXL": Counts(unet=2_567_463_684, text=817_720_320, vae=83_653_863),
+}
+ADAPTERS = {"SD1.5": 3_188_736, "SD2.1": 3_319_808, "SDXL": 23_224_320}
+"""LoRA of rank 16 on the attentions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes of one process, by what they are for."""
+
+    policy: int
+    """Weights that compute; with LoRA the frozen base and the adapter."""
+    gradients: int
+    optimizer: int
+    """AdamW's two moments, and the master weights where they are not the policy's own."""
+    reference: int
+    others: int
+    """VAE and text encoders."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(getattr(self, item.name) for item in fields(self))
+
+    def __str__(self) -> str:
+        """In GiB, for people."""
+        each = ", ".join(
+            f"{item.name} {getattr(self, item.name) / GIB:.2f}" for item in fields(self)
+        )
+        return f"{self.total / GIB:.2f} GiB a process without activations, counted ({each})"
+
+
+def count(counts: Counts, spec: TrainSpec, world: int, *, vae_in_fp32: bool = False) -> Memory:
+    """What one of `world` processes holds."""
+    width = FP32 if spec.precision is Precision.fp32 else 2
+    shared = world if spec.zero.stage == 3 else 1
+    weights = counts.unet + counts.adapter
+    return Memory(
+        policy=width * weights // shared,
+        gradients=_gradients(counts, spec, world, width),
+        optimizer=_optimizer(counts.trained, spec, world),
+        reference=_reference(counts, spec, width) // shared,
+        others=width * counts.text + (FP32 if vae_in_fp32 else width) * counts.vae,
+    )
+
+
+def _gradients(counts: Counts, spec: TrainSpec, world: int, width: int) -> int:
+    trained, stage = counts.trained, spec.zero.stage
+    if stage == 0:
+        return width * trained
+    if stage == 1:  # whole on every process, and beside those of a micro-batch their sum
+        return (FP32 + width) * trained
+    if stage == 2:
+        return FP32 * trained // world
+    bucket = min(BUCKET, counts.unet + counts.adapter)  # stage 3 keeps its bucket
+    return FP32 * trained // world + width * bucket
+
+
+def _optimizer(trained: int, spec: TrainSpec, world: int) -> int:
+    moments, masters = 2 * FP32 * trained, FP32 * trained
+    if spec.zero.stage == 0:
+        return moments + (0 if spec.precision is Precision.fp32 else masters)
+    return (moments + masters) // world
+
+
+def _reference(counts: Counts, spec: TrainSpec, width: int) -> int:
+    """On all processes of a sharded one."""
+    refresh = spec.reference.refresh
+    if spec.objective.kind is Objective.mapo or (counts.adapter and refresh is Refresh.frozen):
+        return 0  # there is none, or it is the base
+    in_fp32_too = refresh is Refresh.ema and spec.precision is not Precision.fp32
+    return (width + (FP32 if in_fp32_too else 0)) * counts.trained
+
+
+# --- the published models ------------------------------------------------------------------------
+
+
+def published_rows() -> Iterator[tuple[str, str, Memory]]:
+    """Model, how it is trained, and its memory: bf16 and a snapshot reference throughout."""
+    for name, whole in PUBLISHED.items():
+        lora = Counts(unet=whole.unet, adapter=ADAPTERS[name], text=whole.text, vae=whole.vae)
+        for stage, world in ((2, 1), (1, 8), (2, 8), (3, 8)):
+            spec = TrainSpec()
+            spec.zero.stage = stage
+            how = f"all weights, ZeRO-{stage}, {world} GPU{'s' if world > 1 else ''}"
+            yield name, how, count(whole, spec, world, vae_in_fp32=name == "SDXL")
+        spec = TrainSpec()
+        yield name, "LoRA of rank 16, 1 GPU", count(lora, spec, 1, vae_in_fp32=name == "SDXL")
+
+
+def published_table() -> str:
+    """A Markdown table in GiB."""
+    names = [item.name for item in fields(Memory)]
+    lines = [f"| model | trained | total | {' | '.join(names)} |", "|---|---" + "|---:" * 6 + "|"]
+    for model, how, memory in published_rows():
+        each = " | ".join(f"{getattr(memory, name) / GIB:.2f}" for name in names)
+        lines.append(f"| {model} | {how} | {memory.total / GIB:.1f} | {each} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(published_table())
