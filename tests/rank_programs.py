@@ -26,7 +26,7 @@ from train.loop import Trainer, make_trainer, open_stream
 from train.loss import dpo_losses
 from train.noise import DrawRule, draw
 from train.reference import Reference, make_reference
-from train.step import Networks, step
+from train.step import Networks, draw_for, drawn_ahead, step
 from train.stream import PairBatch, Position
 
 
@@ -69,7 +69,7 @@ def refreshes(base: Path, stage: int, precision: str, refresh: str) -> None:
     nets = Networks(backbone, policy, reference.denoiser)
     first = copies(reference.parts())
     for done in range(4):
-        found = step(pair_batch(world.rank), nets, rule_of(backbone), dpo(spec.beta))
+        found = step(draw_for(pair_batch(world.rank), rule_of(backbone)), nets, dpo(spec.beta))
         same = done == 0 or (done == 2 and refresh == "snapshot")
         assert bool((found.margin == 0).all()) == same, (done, found.margin)
         assert (found.loss.item() == torch.tensor(math.log(2)).item()) == same
@@ -136,6 +136,7 @@ def trains_by_each_objective(root: Path) -> None:
         calls: list[int] = []
         trainer.reference.module.register_forward_hook(lambda *_, seen=calls: seen.append(1))
         batches = trainer.stream.batches(Position())
+        batches = drawn_ahead(batches, trainer.rule, world.device)
         lines = [trainer.optimizer_step(batches) for _ in range(4)]
         free = kind is Objective.mapo
         assert len(calls) == (0 if free else 4), kind
@@ -171,7 +172,7 @@ def step_is_the_formula(base: Path, prediction: str) -> None:
         for parameter in policy.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
     batch, rule = pair_batch(), rule_of(backbone)
-    found = step(batch, Networks(backbone, policy, reference), rule, dpo(5000.0))
+    found = step(draw_for(batch, rule), Networks(backbone, policy, reference), dpo(5000.0))
 
     gaps = torch.stack([gaps_by_hand(base, unet, batch) for unet in (policy, reference)])
     inside = -0.5 * 5000.0 * (gaps[0] - gaps[1])

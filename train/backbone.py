@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from train.config import ModelSpec, Precision
 from train.noise import NoiseSchedule, Prediction
+from train.prefetch import onto
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 
@@ -99,9 +100,9 @@ class Backbone:
             max_length=self.tokenizer.model_max_length,
             return_tensors="pt",
         )
-        states = self.text_encoder(tokens.input_ids.to(self.device))[0]
-        rows = torch.tensor([distinct.index(prompt) for prompt in prompts], device=self.device)
-        return Condition(states[rows])
+        states = self.text_encoder(onto(tokens.input_ids, self.device))[0]
+        rows = torch.tensor([distinct.index(prompt) for prompt in prompts])
+        return Condition(states[onto(rows, self.device)])
 
 
 def predict(

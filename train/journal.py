@@ -33,12 +33,15 @@ class Tally:
     """Sums over the pairs of one optimizer step, in float64 on the device: one sync a step."""
 
     sums: Tensor
-    """Of MEANS; then accuracy by bucket; pairs by bucket; pairs; seconds waited for data."""
+    """Of MEANS; then accuracy by bucket; pairs by bucket."""
+    pairs: int = 0
+    waited_s: float = 0.0
+    """Spent waiting for data."""
 
     @classmethod
     def empty(cls, device: torch.device) -> "Tally":
         """Of no pairs."""
-        return cls(torch.zeros(len(MEANS) + 2 * BUCKETS + 2, dtype=torch.float64, device=device))
+        return cls(torch.zeros(len(MEANS) + 2 * BUCKETS, dtype=torch.float64, device=device))
 
     def add(self, found: Outcome, waited_s: float) -> None:
         """Count the pairs of a micro-batch."""
@@ -49,13 +52,15 @@ class Tally:
         by_bucket = self.sums.new_zeros(2, BUCKETS)
         by_bucket[0].index_add_(0, bucket, right)
         by_bucket[1].index_add_(0, bucket, torch.ones_like(right))
-        counts = self.sums.new_tensor([len(right), waited_s])
         sums = torch.stack([mean.double().sum() for mean in means])
-        self.sums += torch.cat([sums, by_bucket.flatten(), counts])
+        self.sums += torch.cat([sums, by_bucket.flatten()])
+        self.pairs += len(right)
+        self.waited_s += waited_s
 
     def reduce(self, world: World) -> dict[str, Any]:
         """The means over the global batch, equal on all ranks."""
-        sums = world.sum(self.sums.clone()).tolist()
+        counts = self.sums.new_tensor([self.pairs, self.waited_s])
+        sums = world.sum(torch.cat([self.sums, counts])).tolist()
         means, buckets, (pairs, waited) = sums[:7], sums[7:-2], sums[-2:]
         right, counts = buckets[:BUCKETS], buckets[BUCKETS:]
         return {

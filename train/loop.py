@@ -21,8 +21,8 @@ from train.noise import DrawRule
 from train.prefetch import ahead
 from train.progress import StepProgress
 from train.reference import Reference, make_reference
-from train.step import Networks, absent, step
-from train.stream import PairBatch, PairStream, Position, StreamPlan, decided_pairs
+from train.step import Drawn, Networks, absent, drawn_ahead, step
+from train.stream import PairStream, Position, StreamPlan, decided_pairs
 
 PairLosses = list[tuple[tuple[str, ...], Tensor]]
 """Pair ids and losses of each micro-batch of a step."""
@@ -109,7 +109,7 @@ class Trainer:
         spec = self.run.train
         journal = Journal(self.run.folder, self.world)
         journal.open_at(self.step)
-        batches = self.stream.batches(self.position)
+        batches = drawn_ahead(self.stream.batches(self.position), self.rule, self.world.device)
         depth = READ_AHEAD if spec.workers else 0
         with ahead(batches, depth) as ready, StepProgress(
             self.step, spec.steps, self.console
@@ -126,19 +126,19 @@ class Trainer:
                     self.save()
         journal.close()
 
-    def optimizer_step(self, ready: Iterator[PairBatch]) -> dict[str, Any]:
+    def optimizer_step(self, ready: Iterator[Drawn]) -> dict[str, Any]:
         """One update of the policy from one global batch; the journal's line of it."""
         spec, watch, tally = self.run.train, Stopwatch(), Tally.empty(self.world.device)
         micro_batches = spec.batch // (spec.micro_batch * self.world.size)
         losses: PairLosses = []
         for index in range(micro_batches):
             wait = Stopwatch()
-            batch = next(ready)
+            drawn = next(ready)
             waited_s = wait.lap()
-            found = step(batch, self.nets, self.rule, self.criterion)
+            found = step(drawn, self.nets, self.criterion)
             self.policy.backward(found.loss)
             tally.add(found, waited_s)
-            losses.append((batch.pair_ids, found.losses))
+            losses.append((drawn.batch.pair_ids, found.losses))
             if index < micro_batches - 1:
                 self.policy.next_micro_batch()
         means = tally.reduce(self.world)

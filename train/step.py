@@ -1,5 +1,6 @@
 """One step in the paper's order."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from train.backbone import Backbone, Condition, Denoiser, predict
 from train.choices import Criterion
 from train.loss import Compared, Errors, denoising_errors, residual_overlap
 from train.noise import DrawRule, Draws, draw
+from train.prefetch import moved, pinned
 from train.stream import PairBatch
 
 
@@ -39,13 +41,45 @@ class Outcome:
     """As a share of the schedule, in [0, 1)."""
 
 
-def step(batch: PairBatch, nets: Networks, rule: DrawRule, criterion: Criterion) -> Outcome:
-    """One step on this rank's pairs; with `dpo` it is Wallace et al. 2023, Eq. 14."""
-    draws = draw(rule, batch.epoch, batch.pair_ids)
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A batch with its random choices."""
+
+    batch: PairBatch
+    draws: Draws
+
+    def on(self, device: torch.device) -> "Drawn":
+        """The same where the step computes; which captions are dropped, the host must know."""
+        batch, draws = moved(self.batch, device), moved(self.draws, device, stay=("drop_caption",))
+        return Drawn(batch, draws)
+
+
+def draw_for(batch: PairBatch, rule: DrawRule) -> Drawn:
+    """What chance decides for a batch."""
+    return Drawn(batch, draw(rule, batch.epoch, batch.pair_ids))
+
+
+def drawn_ahead(
+    batches: Iterator[PairBatch], rule: DrawRule, device: torch.device
+) -> Iterator[Drawn]:
+    """Batches and their draws where the device can fetch them; for the thread that reads ahead."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # each thread has its own
+    for batch in batches:
+        found = draw_for(batch, rule)
+        yield Drawn(pinned(batch, device), pinned(found.draws, device))
+
+
+def step(drawn: Drawn, nets: Networks, criterion: Criterion) -> Outcome:
+    """One step on this rank's pairs; with `dpo` it is Wallace et al. 2023, Eq. 14.
+
+    Nothing in it waits for the device.
+    """
     backbone, schedule = nets.backbone, nets.backbone.schedule
+    drawn = drawn.on(backbone.device)
+    batch, draws = drawn.batch, drawn.draws
     latents, condition = encode(batch, backbone, draws)
-    timestep = twice(draws.timestep.to(backbone.device))  # winner and loser share both
-    noise = twice(draws.noise.to(backbone.device))
+    timestep, noise = twice(draws.timestep), twice(draws.noise)  # winner and loser share both
     noisy = schedule.noisy(latents, noise, timestep)
     target = schedule.target(latents, noise, timestep)
     predicted = predict(nets.policy, noisy, timestep, condition, backbone.dtype)
@@ -53,9 +87,8 @@ def step(batch: PairBatch, nets: Networks, rule: DrawRule, criterion: Criterion)
     with torch.inference_mode():
         predicted = predict(nets.reference, noisy, timestep, condition, backbone.dtype)
     reference = denoising_errors(predicted.clone(), target)  # a copy that autograd may keep
-    share = (draws.timestep / rule.num_timesteps).to(backbone.device)
-    compared = Compared(policy, reference, overlap, batch.margin.to(backbone.device))
-    return outcome(compared, criterion, share)
+    share = draws.timestep / len(schedule.alphas_cumprod)
+    return outcome(Compared(policy, reference, overlap, batch.margin), criterion, share)
 
 
 def outcome(found: Compared, criterion: Criterion, share: Float[Tensor, " pair"]) -> Outcome:
