@@ -90,6 +90,17 @@ class Backbone:
         return (latents - shift) * float(self.vae.config.scaling_factor)
 
     @torch.no_grad()
+    def decode_latents(
+        self, latents: Float[Tensor, "image channel height_8 width_8"]
+    ) -> UInt8[Tensor, "image height width 3"]:
+        """The pictures of latents, one at a time to bound the memory."""
+        shift = float(self.vae.config.shift_factor or 0.0)
+        scaled = latents / float(self.vae.config.scaling_factor) + shift
+        signed = torch.cat([self.vae.decode(one[None].to(self.vae.dtype))[0] for one in scaled])
+        pixels = ((signed.float() + 1) * 127.5).round().clamp(0, 255)
+        return pixels.to(torch.uint8).permute(0, 2, 3, 1)
+
+    @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
         """Text states of each prompt; each distinct one is encoded once."""
         distinct = sorted(set(prompts))

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from data.shards import code_revision, write_json
+from train.boards import check_boards
 from train.checkpoint import export_pipeline
 from train.config import Objective, TrainRun, TrainSpec
 from train.engine import World, start, stop
@@ -53,6 +54,7 @@ NO_CHANGE = {
 def execute(run: TrainRun) -> None:
     """Train from wherever the run stands to the end, and export the result."""
     warnings.filterwarnings("ignore", module=r"(deepspeed|torch|diffusers|transformers)\b.*")
+    check_boards(run)
     world = start(run.train.device)
     console = Console(quiet=world.rank != 0, highlight=False, soft_wrap=True)
     stream = open_stream(run, world)

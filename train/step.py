@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from train.backbone import Backbone, Condition, Denoiser, predict
@@ -70,25 +70,49 @@ def drawn_ahead(
         yield Drawn(pinned(batch, device), pinned(found.draws, device))
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a denoiser is asked about a batch; winners first, then losers."""
+
+    noisy: Float[Tensor, "image channel height width"]
+    timestep: Int[Tensor, " image"]
+    condition: Condition
+    target: Float[Tensor, "image channel height width"]
+    """The right answer."""
+
+
+def ask(drawn: Drawn, backbone: Backbone) -> Question:
+    """Noise both pictures of each pair alike."""
+    draws, schedule = drawn.draws, backbone.schedule
+    latents, condition = encode(drawn.batch, backbone, draws)
+    timestep, noise = twice(draws.timestep), twice(draws.noise)  # winner and loser share both
+    noisy = schedule.noisy(latents, noise, timestep)
+    return Question(noisy, timestep, condition, schedule.target(latents, noise, timestep))
+
+
+def answer(
+    unet: Denoiser, asked: Question, dtype: torch.dtype
+) -> Float[Tensor, "image channel height width"]:
+    """A denoiser's prediction, float32."""
+    return predict(unet, asked.noisy, asked.timestep, asked.condition, dtype)
+
+
 def step(drawn: Drawn, nets: Networks, criterion: Criterion) -> Outcome:
     """One step on this rank's pairs; with `dpo` it is Wallace et al. 2023, Eq. 14.
 
     Nothing in it waits for the device.
     """
-    backbone, schedule = nets.backbone, nets.backbone.schedule
+    backbone = nets.backbone
     drawn = drawn.on(backbone.device)
-    batch, draws = drawn.batch, drawn.draws
-    latents, condition = encode(batch, backbone, draws)
-    timestep, noise = twice(draws.timestep), twice(draws.noise)  # winner and loser share both
-    noisy = schedule.noisy(latents, noise, timestep)
-    target = schedule.target(latents, noise, timestep)
-    predicted = predict(nets.policy, noisy, timestep, condition, backbone.dtype)
-    policy, overlap = denoising_errors(predicted, target), residual_overlap(predicted, target)
+    asked = ask(drawn, backbone)
+    predicted = answer(nets.policy, asked, backbone.dtype)
+    policy = denoising_errors(predicted, asked.target)
+    overlap = residual_overlap(predicted, asked.target)
     with torch.inference_mode():
-        predicted = predict(nets.reference, noisy, timestep, condition, backbone.dtype)
-    reference = denoising_errors(predicted.clone(), target)  # a copy that autograd may keep
-    share = draws.timestep / len(schedule.alphas_cumprod)
-    return outcome(Compared(policy, reference, overlap, batch.margin), criterion, share)
+        predicted = answer(nets.reference, asked, backbone.dtype)
+    reference = denoising_errors(predicted.clone(), asked.target)  # a copy that autograd may keep
+    share = drawn.draws.timestep / len(backbone.schedule.alphas_cumprod)
+    return outcome(Compared(policy, reference, overlap, drawn.batch.margin), criterion, share)
 
 
 def outcome(found: Compared, criterion: Criterion, share: Float[Tensor, " pair"]) -> Outcome:

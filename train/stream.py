@@ -8,7 +8,7 @@ number of processes sees the same global batches.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -70,9 +70,20 @@ class DecidedPairs:
     row: np.ndarray
     """Each pair's row in its row group."""
     groups: tuple[RowGroup, ...]
+    held_out: "DecidedPairs | None" = None
+    """Those of the label set that are kept for validation, and not trained on."""
 
     def __len__(self) -> int:
         return len(self.row)
+
+    def only(self, indices: np.ndarray) -> "DecidedPairs":
+        """Some of them, in the given order."""
+        return replace(
+            self,
+            table=self.table.take(indices),
+            group=self.group[indices],
+            row=self.row[indices],
+        )
 
 
 # --- what there is -------------------------------------------------------------------------------
@@ -248,6 +259,13 @@ class PairStream:
                     self._close(last_use < first + start)
                     yield self._load(mine[start : start + plan.micro_batch], epoch, pool)
                 position = self.after(position)
+
+    def pick(self, indices: np.ndarray) -> PairBatch:
+        """Some pairs as one batch, as the first epoch has them; leaves nothing open."""
+        with ThreadPoolExecutor(max(1, self.plan.workers)) as pool:
+            batch = self._load(indices, 0, pool)
+        self._open = {}
+        return batch
 
     def _close(self, past: np.ndarray) -> None:
         """Forget row groups whose last pair in this epoch has passed."""
