@@ -16,7 +16,7 @@ READY := $(VENV)/.ready
 LAUNCH := $(if $(filter 1,$(NPROC)),$(PY) -m,$(VENV)/bin/torchrun --standalone --nproc-per-node=$(NPROC) -m)
 JOB    := experiment=$(EXP) run=$(RUN) $(if $(VOTE),vote=$(VOTE)) $(ARGS)
 
-.PHONY: help setup labels train eval inspect miniature test test-fast check lock
+.PHONY: help setup labels train eval smoke inspect miniature test test-fast check bench-train lock
 
 help: ## List the targets and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ train: labels ## The labels if they are missing, then Diffusion-DPO on them
 eval: train ## Labels and training if they are missing, then win rates and a report
 	$(LAUNCH) evaluate $(JOB)
 
+smoke: ## Two steps of everything into runs/smoke, to see that it runs
+	$(MAKE) eval RUN=smoke ARGS="debug=smoke $(ARGS)"
+
 inspect: labels ## Statistics of the labels in the terminal, and a page with pictures
 	$(PY) -m label $(JOB) label.inspect=true
 
@@ -54,6 +57,9 @@ check: $(READY) ## Lint, format and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+bench-train: $(READY) ## Speed and memory of stage two: a table, and one JSON object on the last line
+	$(PY) -m benchmarks.train $(ARGS)
 
 lock: $(READY) ## Renew the pins in constraints.txt from pyproject.toml
 	$(VENV)/bin/uv pip compile pyproject.toml --group dev --upgrade --quiet \

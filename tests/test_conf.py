@@ -16,7 +16,7 @@ from label.weights import HUB_ID, WeightsError
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
 GROUPS = ("pairs", "panel", "vote", "model", "objective", "timesteps", "reference", "zero",
-          "prompts", "experiment")  # fmt: skip
+          "prompts", "experiment", "debug")  # fmt: skip
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 MISSING = ["pairs.root=/x", "model.path=/x", "evaluate.prompts.path=/x"]
 
@@ -58,6 +58,16 @@ def test_the_command_line_has_the_last_word():
     assert made.train.steps == 7
     assert made.train.reference.every == 3
     assert made.folder == Path("runs/other")
+
+
+def test_the_smoke_run_is_short_whatever_the_experiment_asks():
+    made = job("debug=smoke")
+    assert made.run == "smoke"
+    assert (made.train.steps, made.train.reference.every) == (2, 1)
+    assert made.train.validation.share > 0
+    assert made.train.samples.every == 1
+    assert made.evaluate.prompts.max_prompts == 8
+    assert job("debug=smoke", "run=mine").run == "mine"
 
 
 def test_settings_are_plain_values():

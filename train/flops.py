@@ -36,7 +36,7 @@ def peak_flops(device: torch.device) -> float | None:
 def forward_flops(unet: Any, latent_shape: tuple[int, int, int], told: Condition) -> int:
     """Of one forward pass of a diffusers UNet over one picture; `told` is its first row."""
     with torch.device("meta"):
-        empty: nn.Module = type(unet).from_config(unet.config)
+        empty: nn.Module = type(unet).from_config(unet.config).eval()
         noisy, timestep = torch.empty(1, *latent_shape), torch.zeros(1)
     added = told.added and {name: _shape_of(value) for name, value in told.added.items()}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
