@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.shards import read_manifest
+from tests import rank_programs
 from tests.helpers_ranks import ROOT, environment, run_ranks, shared_place, straight
 from train.config import ReferenceSpec, Refresh, TrainSpec, ZeroSpec
 
@@ -117,6 +118,21 @@ def test_a_gradient_that_is_not_finite_stops_the_run(stage: int):
     assert "step 1 stopped before the optimizer step: the gradient norm is" in output
     assert "Last good checkpoint: none yet" in output
     assert not list(place.folder(name).glob("*step-*"))
+
+
+@pytest.mark.ranks
+def test_a_ruined_gradient_changes_no_weight_under_any_stage(tmp_path: Path):
+    run_ranks(tmp_path, 1, rank_programs.ruined_gradients, shared_place().root / "base")
+
+
+@pytest.mark.ranks
+def test_bf16_gradients_of_micro_batches_are_summed_in_float32(tmp_path: Path):
+    run_ranks(tmp_path, 1, rank_programs.sums_in_float32, shared_place().root / "base")
+
+
+@pytest.mark.ranks
+def test_nothing_in_a_micro_batch_waits_for_the_device(tmp_path: Path):
+    run_ranks(tmp_path, 1, rank_programs.nothing_waits, shared_place().root / "base")
 
 
 @pytest.mark.ranks

@@ -69,7 +69,7 @@ def descent(num_timesteps: int, steps: int) -> Iterator[tuple[int, int]]:
 
 def sheet(
     pictures: UInt8[np.ndarray, "picture height width 3"],
-) -> UInt8[np.ndarray, "height width 3"]:
+) -> UInt8[np.ndarray, "tall wide 3"]:
     """Pictures in rows of up to four, on white."""
     columns = min(4, len(pictures))
     rows = -(-len(pictures) // columns)
