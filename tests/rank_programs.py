@@ -29,8 +29,10 @@ from train.loop import Trainer, make_trainer, open_stream
 from train.loss import dpo_losses
 from train.noise import DrawRule, draw
 from train.reference import Reference, make_reference
-from train.step import Networks, draw_for, drawn_ahead, step
+from train.step import Networks, ask, draw_for, drawn_ahead, step
 from train.stream import PairBatch, Position
+
+CPU = torch.device("cpu")
 
 
 def pair_batch(rank: int = 0, pairs: int = 4) -> PairBatch:
@@ -306,3 +308,26 @@ def sums_in_float32(base: Path) -> None:
             norms[later] = policy.update(0.0)
         ratio = norms[2.0**-9] / norms[0.0]
         assert math.isclose(ratio, 1 + 16 / 2**9, rel_tol=2e-3), (stage, ratio)
+
+
+def mirrored_together(base: Path) -> None:
+    """Both pictures of a pair are mirrored, or neither is."""
+    backbone = load_backbone(ModelSpec(path=str(base), resolution=SIDE), Precision.fp32, CPU)
+    seen: list[torch.Tensor] = []
+
+    def look(self: Backbone, pixels: torch.Tensor, posterior: torch.Tensor) -> torch.Tensor:
+        seen.append(pixels)
+        return posterior
+
+    Backbone.encode_pictures = look  # type: ignore[method-assign]
+    batch = pair_batch()
+    drawn = draw_for(batch, replace(rule_of(backbone), flip=True))
+    drawn = replace(
+        drawn, draws=replace(drawn.draws, flip=torch.tensor([True, False, True, False]))
+    )
+    ask(drawn, backbone)
+    winners, losers = seen[0].chunk(2)
+    for index, flipped in enumerate(drawn.draws.flip.tolist()):
+        for shown, given in ((winners, batch.winner), (losers, batch.loser)):
+            expected = given[index].flip(1) if flipped else given[index]
+            assert torch.equal(shown[index], expected), index

@@ -136,6 +136,11 @@ def test_nothing_in_a_micro_batch_waits_for_the_device(tmp_path: Path):
 
 
 @pytest.mark.ranks
+def test_winner_and_loser_are_mirrored_together(tmp_path: Path):
+    run_ranks(tmp_path, 1, rank_programs.mirrored_together, shared_place().root / "base")
+
+
+@pytest.mark.ranks
 def test_a_finished_run_answers_at_once_and_refuses_other_settings():
     """The real command line; torch is not imported, or these would take much longer."""
     place, name = shared_place(), straight(2, 1)
