@@ -57,11 +57,11 @@ class Plan:
 
 
 ON_CPU = (
-    Plan(world="reduced", batch=4, steps=3, blocks=5),
-    Plan(world="miniature", batch=32, steps=4, blocks=7),
+    Plan(world="reduced", batch=2, steps=2, blocks=5, pairs=16),
+    Plan(world="miniature", batch=32, steps=2, blocks=7),
 )
 ON_GPU = (Plan(world="sd15", batch=8, steps=10, blocks=5, pairs=256),)
-QUICK = (Plan(world="quick", batch=4, steps=2, blocks=3, pairs=16),)
+QUICK = (Plan(world="quick", batch=4, steps=1, blocks=1, pairs=8),)
 
 
 # --- contenders ----------------------------------------------------------------------------------
@@ -239,9 +239,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it runs")
     parser.add_argument("--out", type=Path, help="file for the JSON object")
+    parser.add_argument("--stages", default="0,1,2,3", help="whose memory; empty for none")
     asked = parser.parse_args()
     warnings.filterwarnings("ignore")
-    stages = (0, 2) if asked.quick else (0, 1, 2, 3)
+    stages = [int(stage) for stage in asked.stages.split(",") if stage]
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
         root = Path(folder)
         plans = QUICK if asked.quick else ON_GPU if torch.cuda.is_available() else ON_CPU

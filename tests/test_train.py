@@ -208,6 +208,7 @@ def test_torchrun_starts_the_ranks(tmp_path: Path):
     [
         ({"batch": 10, "micro_batch": 4}, "train.batch=10 is no multiple of train.micro_batch=4"),
         ({"zero": ZeroSpec(stage=4)}, "zero.stage=4; allowed are 0, 1, 2 and 3"),
+        ({"zero": ZeroSpec(stage=3), "compile": True}, "train.compile=true with zero.stage=3"),
         ({"steps": 0}, "train.steps=0; it must be at least 1"),
         ({"warmup": -1}, "train.warmup=-1; it must not be negative"),
         ({"lr": 0.0}, "train.lr=0.0; it must be above 0"),

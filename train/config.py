@@ -226,8 +226,8 @@ class TrainSpec:
     channels_last: bool = False
     """Keep the UNet's convolutions in channels-last memory; faster on GPUs in bf16."""
     compile: bool = False
-    """Compile the UNet's transformer blocks (torch.compile); needs a C++ compiler, and minutes at
-    first. Policy and reference are then rounded apart a little, see docs/training.md."""
+    """Compile the UNet's transformer blocks (torch.compile): needs a C++ compiler, takes minutes at
+    first, and does not go with ZeRO stage 3. See docs/training.md."""
     window: int = 16
     """Row groups whose rows are shuffled together."""
     memory_mb: int = 8192
@@ -248,6 +248,11 @@ class TrainSpec:
     def __post_init__(self) -> None:
         if not 0 <= self.zero.stage <= 3:
             raise ValueError(f"zero.stage={self.zero.stage}; allowed are 0, 1, 2 and 3")
+        if self.compile and self.zero.stage == 3:
+            raise ValueError(
+                "train.compile=true with zero.stage=3: parameters are gathered while the model runs, "
+                "which compiled blocks do not see; choose zero=stage2, or train.compile=false"
+            )
         self._check_ranges()
         if self.batch % self.micro_batch:
             raise ValueError(
