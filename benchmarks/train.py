@@ -234,18 +234,29 @@ def machine() -> dict[str, Any]:
     }
 
 
+def chosen(asked: argparse.Namespace) -> list[Plan]:
+    """What is to be measured here."""
+    plans = QUICK if asked.quick else ON_GPU if torch.cuda.is_available() else ON_CPU
+    some = [plan for plan in plans if asked.worlds is None or plan.world in asked.worlds]
+    if not some:
+        raise SystemExit(f"--worlds {asked.worlds}; here are {[plan.world for plan in plans]}")
+    return [replace(plan, blocks=asked.blocks or plan.blocks) for plan in some]
+
+
 def main() -> None:
     """Measure, tell, and leave the figures on the last line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it runs")
     parser.add_argument("--out", type=Path, help="file for the JSON object")
+    parser.add_argument("--blocks", type=int, help="instead of each plan's own number")
+    parser.add_argument("--worlds", nargs="+", help="some of the models only")
     parser.add_argument("--stages", default="0,1,2,3", help="whose memory; empty for none")
     asked = parser.parse_args()
     warnings.filterwarnings("ignore")
     stages = [int(stage) for stage in asked.stages.split(",") if stage]
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
         root = Path(folder)
-        plans = QUICK if asked.quick else ON_GPU if torch.cuda.is_available() else ON_CPU
+        plans = chosen(asked)
         memory = peak_by_stage(plans[0].world, root, stages)
         here = engine.start("auto")
         results = {plan.world: measure(plan, root, here) for plan in plans}

@@ -250,8 +250,8 @@ class TrainSpec:
             raise ValueError(f"zero.stage={self.zero.stage}; allowed are 0, 1, 2 and 3")
         if self.compile and self.zero.stage == 3:
             raise ValueError(
-                "train.compile=true with zero.stage=3: parameters are gathered while the model runs, "
-                "which compiled blocks do not see; choose zero=stage2, or train.compile=false"
+                "train.compile=true with zero.stage=3: parameters are gathered while the model "
+                "runs, which compiled blocks do not see; choose zero=stage2 or train.compile=false"
             )
         self._check_ranges()
         if self.batch % self.micro_batch:
