@@ -40,6 +40,9 @@ train: labels ## The labels if they are missing, then Diffusion-DPO on them
 eval: train ## Labels and training if they are missing, then win rates and a report; GATE=1 fails when worse
 	$(LAUNCH) evaluate $(JOB) $(if $(filter-out 0,$(GATE)),evaluate.fail_when_worse=true)
 
+smoke: ## Two steps of everything into runs/smoke, to see that it runs
+	$(MAKE) eval RUN=smoke ARGS="debug=smoke $(ARGS)"
+
 inspect: labels ## Statistics of the labels in the terminal, and a page with pictures
 	$(PY) -m label $(JOB) label.inspect=true
 
@@ -71,6 +74,9 @@ parity: $(READY) ## Published scores against ours, and accuracy on the run's pai
 
 bench-label: $(READY) ## Speed of stage one beside bare forward passes and per-pair scoring
 	OMP_WAIT_POLICY=PASSIVE $(PY) -m benchmarks.label $(ARGS)
+
+bench-train: $(READY) ## Speed and memory of stage two: a table, and one JSON object on the last line
+	$(PY) -m benchmarks.train $(ARGS)
 
 lock: $(READY) ## Renew the pins in constraints.txt from pyproject.toml
 	$(VENV)/bin/uv pip compile pyproject.toml --group dev --upgrade --quiet \

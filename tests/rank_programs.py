@@ -1,6 +1,7 @@
 """Functions that tests run as ranks (`run_ranks`): each asserts what it finds."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from data.pairs import PairsSpec
 from tests.helpers_train import SIDE, write_base, write_labels
 from train.adapter import attach
 from train.backbone import Backbone, load_backbone
-from train.choices import dpo
+from train.choices import dpo, margin_dpo
 from train.config import (
     LoraSpec,
     ModelSpec,
@@ -21,15 +22,20 @@ from train.config import (
     TimestepKind,
     TrainRun,
     TrainSpec,
+    ValidationSpec,
     ZeroSpec,
 )
-from train.engine import Policy, World, partitions, start
+from train.engine import NonFiniteError, Policy, World, partitions, start
+from train.journal import Tally
 from train.loop import Trainer, make_trainer, open_stream
 from train.loss import dpo_losses
 from train.noise import DrawRule, draw
+from train.order import Position
 from train.reference import Reference, make_reference
-from train.step import Networks, step
-from train.stream import PairBatch, Position
+from train.step import Networks, ask, draw_for, drawn_ahead, step
+from train.stream import PairBatch
+
+CPU = torch.device("cpu")
 
 
 def pair_batch(rank: int = 0, pairs: int = 4) -> PairBatch:
@@ -76,7 +82,7 @@ def refreshes(base: Path, stage: int, precision: str, refresh: str, rank: int = 
     nets = Networks(backbone, policy, reference.denoiser)
     first = copies(reference.parts())
     for done in range(4):
-        found = step(pair_batch(world.rank), nets, rule_of(backbone), dpo(spec.beta))
+        found = step(draw_for(pair_batch(world.rank), rule_of(backbone)), nets, dpo(spec.beta))
         same = done == 0 or (done == 2 and refresh == "snapshot")
         assert bool((found.margin == 0).all()) == same, (done, found.margin)
         assert (found.loss.item() == torch.tensor(math.log(2)).item()) == same
@@ -159,6 +165,7 @@ def trains_by_each_objective(root: Path) -> None:
             hook = trainer.reference.denoiser.register_forward_hook
             hook(lambda *_, seen=calls: seen.append(1))
         batches = trainer.stream.batches(Position())
+        batches = drawn_ahead(batches, trainer.rule, world.device)
         lines = [trainer.optimizer_step(batches) for _ in range(4)]
         assert len(calls) == (0 if kind is Objective.mapo else 4), kind
         for line in lines:
@@ -193,7 +200,7 @@ def step_is_the_formula(base: Path, prediction: str) -> None:
         for parameter in policy.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
     batch, rule = pair_batch(), rule_of(backbone)
-    found = step(batch, Networks(backbone, policy, reference), rule, dpo(5000.0))
+    found = step(draw_for(batch, rule), Networks(backbone, policy, reference), dpo(5000.0))
 
     gaps = torch.stack([gaps_by_hand(base, unet, batch) for unet in (policy, reference)])
     inside = -0.5 * 5000.0 * (gaps[0] - gaps[1])
@@ -231,3 +238,119 @@ def gaps_by_hand(base: Path, unet: torch.nn.Module, batch: PairBatch) -> torch.T
             errors.append((predicted - target).double().pow(2).mean())
         gaps.append(errors[0] - errors[1])
     return torch.stack(gaps)
+
+
+def looks_at_held_out(root: Path, labels: Path, stage: int, share: float) -> None:
+    """A look before training finds the base; after a step it finds another model."""
+    world = start("cpu")
+    spec = spec_of(stage, "fp32", "snapshot", world.size)
+    spec.validation = ValidationSpec(share=share, pairs=5)
+    run = TrainRun(
+        folder=root, labels=labels, pairs=PairsSpec(root=str(root / "pairs")),
+        model=ModelSpec(path=str(root / "base"), resolution=SIDE), train=spec, seed=0, settings={},
+    )  # fmt: skip
+    trainer = make_trainer(run, world, open_stream(run, world), Console(quiet=True))
+    assert trainer.validation is not None
+    first = trainer.validation.look(trainer.policy, world)
+    assert first["validation_accuracy"] == 0.5
+    for name in ("margin", "winner_rise", "loser_rise"):
+        assert first[f"validation_{name}"] == 0, name
+    assert trainer.validation.look(trainer.policy, world) == first
+    batches = drawn_ahead(trainer.stream.batches(Position()), trainer.rule, world.device)
+    trainer.optimizer_step(batches)
+    trainer.reference.refresh(trainer.policy)  # a snapshot does not reset the comparison
+    then = trainer.validation.look(trainer.policy, world)
+    assert then["validation_margin"] != 0
+    assert then["validation_winner_error"] != first["validation_winner_error"]
+    world.barrier()
+
+
+def nothing_waits(base: Path) -> None:
+    """A micro-batch on the meta device, where fetching any number to the host is an error."""
+    start("cpu")
+    model = ModelSpec(path=str(base), resolution=SIDE)
+    meta = torch.device("meta")
+    backbone = load_backbone(model, Precision.fp32, meta)
+    assert backbone.schedule.alphas_cumprod.is_meta
+    nets = Networks(backbone, backbone.unet(), backbone.unet())
+    rule = replace(rule_of(backbone), flip=True, caption_dropout=0.5)
+    tally = Tally.empty(meta)
+    for criterion in (dpo(5000.0), margin_dpo(5000.0, 1.0)):
+        found = step(draw_for(pair_batch(), rule), nets, criterion)
+        found.loss.backward()
+        tally.add(found, 0.0)
+    assert tally.sums.is_meta
+    assert tally.pairs == 8
+    try:
+        tally.sums.tolist()
+    except (NotImplementedError, RuntimeError):
+        return
+    raise AssertionError("the meta device gave numbers; this shows nothing")
+
+
+def ruined_gradients(base: Path) -> None:
+    """Under every stage and precision: inf or NaN is noticed, and no weight has changed."""
+    world = start("cpu")
+    for stage, precision in [(0, "fp32"), (0, "bf16"), (1, "fp32"), (1, "bf16"),
+                             (2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16")]:  # fmt: skip
+        spec = spec_of(stage, precision, "frozen", world.size)
+        backbone, policy, reference = load(base, spec, world)
+        nets = Networks(backbone, policy, reference.denoiser)
+        before = copies(partitions(policy.module))
+        found = step(draw_for(pair_batch(), rule_of(backbone)), nets, dpo(spec.beta))
+        policy.backward(found.loss * math.inf)
+        try:
+            policy.update(1e-3)
+        except NonFiniteError:
+            pass
+        else:
+            raise AssertionError(f"stage {stage} in {precision} took the step")
+        for name, part in partitions(policy.module).items():
+            assert torch.equal(part, before[name]), (stage, precision, name)
+
+
+def sums_in_float32(base: Path) -> None:
+    """Small gradients of later micro-batches are not lost in a bf16 sum.
+
+    Each of 16 is 2^-9 of the first one's: in bf16, whose steps at 1 are 2^-7 upwards, adding any of
+    them to it changes nothing, and the norm would stay what it was.
+    """
+    world = start("cpu")
+    norms = {}
+    for stage in (1, 2, 3):
+        for later in (0.0, 2.0**-9):
+            spec = spec_of(stage, "bf16", "frozen", world.size)
+            spec.batch, spec.clip_norm = 17 * spec.micro_batch, 0.0
+            backbone, policy, reference = load(base, spec, world)
+            nets = Networks(backbone, policy, reference.denoiser)
+            for index in range(17):
+                found = step(draw_for(pair_batch(), rule_of(backbone)), nets, dpo(spec.beta))
+                policy.backward(found.loss * (later if index else 1.0))
+                if index < 16:
+                    policy.next_micro_batch()
+            norms[later] = policy.update(0.0)
+        ratio = norms[2.0**-9] / norms[0.0]
+        assert math.isclose(ratio, 1 + 16 / 2**9, rel_tol=2e-3), (stage, ratio)
+
+
+def mirrored_together(base: Path) -> None:
+    """Both pictures of a pair are mirrored, or neither is."""
+    backbone = load_backbone(ModelSpec(path=str(base), resolution=SIDE), Precision.fp32, CPU)
+    seen: list[torch.Tensor] = []
+
+    def look(self: Backbone, pixels: torch.Tensor, posterior: torch.Tensor) -> torch.Tensor:
+        seen.append(pixels)
+        return posterior
+
+    Backbone.encode_pictures = look  # type: ignore[method-assign]
+    batch = pair_batch()
+    drawn = draw_for(batch, replace(rule_of(backbone), flip=True))
+    drawn = replace(
+        drawn, draws=replace(drawn.draws, flip=torch.tensor([True, False, True, False]))
+    )
+    ask(drawn, backbone)
+    winners, losers = seen[0].chunk(2)
+    for index, flipped in enumerate(drawn.draws.flip.tolist()):
+        for shown, given in ((winners, batch.winner), (losers, batch.loser)):
+            expected = given[index].flip(1) if flipped else given[index]
+            assert torch.equal(shown[index], expected), index

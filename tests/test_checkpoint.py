@@ -1,6 +1,8 @@
 """Interrupted anywhere and repeated, a run ends with the same bits; damage is named, never used."""
 
+import contextlib
 import json
+import pickle
 import random
 import shutil
 import time
@@ -93,18 +95,56 @@ def test_sigkill_while_a_checkpoint_is_written(stage: int, world: int):
     assert not list(place.folder(name).glob(".*partial"))
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_sigkill_at_any_moment(seed: int):
-    """Killed three times, wherever that is: before the first step, or in the export."""
-    place, name = shared_place(), f"killed-{seed}"
-    chance = random.Random(seed)
-    for _ in range(3):
-        ranks = place.start(name)
-        time.sleep(chance.uniform(0.3, 2.5))
-        ranks.kill()
-    place.train(name)
-    assert place.weights(name) == place.weights(straight(2, 1))
-    same_journals(place, name, straight(2, 1))
+MOMENTS = {(1, "fp32"): 3, (1, "bf16"): 3, (2, "fp32"): 4, (2, "bf16"): 3, (3, "fp32"): 4,
+           (3, "bf16"): 3}  # fmt: skip
+"""How often each kind of run is killed: twenty times in all."""
+
+
+def num_lines(journal: Path) -> int:
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+def kill_at(place: Place, name: str, ranks: Ranks, chance: random.Random) -> None:
+    """Kill at a moment that follows the run's progress: a checkpoint under way, or a step done.
+
+    The clock alone would, on a slow machine, only ever kill processes that are starting.
+    """
+    folder, began = place.folder(name), time.time()
+    journal = folder / "journal.jsonl"
+    done = num_lines(journal)
+
+    def reached() -> bool:
+        if not in_checkpoint:
+            return num_lines(journal) > done
+        with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+            return any(path.stat().st_mtime >= began for path in folder.glob(".step-*.partial"))
+        return False
+
+    in_checkpoint = chance.random() < 0.5
+    while not reached() and any(process.is_alive() for process in ranks.processes):
+        time.sleep(0.001)
+    time.sleep(chance.uniform(0, 0.03))
+    ranks.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "precision"), MOMENTS)
+def test_sigkill_at_twenty_moments(stage: int, precision: str):
+    """Two ranks, killed again and again, end with the weights and the journal of a straight run."""
+    more = (f"train.precision={precision}", f"zero=stage{stage}", "train.checkpoint_every=1")
+    place, name = shared_place(), f"killed-{stage}-{precision}"
+    expected = straight(stage, 2, *([more[0]] if precision == "bf16" else []))
+    chance = random.Random(f"{stage}/{precision}")
+    for _ in range(MOMENTS[stage, precision]):
+        kill_at(place, name, place.start(name, *more, world=2), chance)
+    place.train(name, *more, world=2)
+    assert place.weights(name) == place.weights(expected)
+    same_journals(place, name, expected)
+    assert not list(place.folder(name).glob(".*partial"))
+
+
+def test_twenty_moments_are_twenty():
+    assert sum(MOMENTS.values()) == 20
 
 
 def flip(path: Path) -> None:
@@ -113,12 +153,30 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
+class Poison:
+    """Unpickled, it runs code."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return (open, (str(self.mark), "w"))
+
+
+def poison(path: Path, mark: Path) -> None:
+    """A shard that, when it is opened as DeepSpeed opens shards, leaves a mark."""
+    path.write_bytes(pickle.dumps(Poison(mark)))
+    pickle.loads(path.read_bytes()).close()  # it does what it says
+    mark.unlink()
+
+
 @pytest.mark.parametrize(
     ("file", "damage"),
     [
         ("engine/mp_rank_00_model_states.pt", "flip"),
         ("engine/zero_pp_rank_0_mp_rank_00_optim_states.pt", "cut"),
         ("reference-00000-of-00001.safetensors", "flip"),
+        ("engine/mp_rank_00_model_states.pt", "poison"),
         ("state.json", "remove"),
         ("manifest.json", "remove"),
     ],
@@ -131,6 +189,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(file: str, dam
         flip(path)
     elif damage == "cut":
         path.write_bytes(path.read_bytes()[:-10])
+    elif damage == "poison":
+        poison(path, place.root / "poisoned")
     else:
         path.unlink()
     output = " ".join(place.train(again).split())
@@ -138,6 +198,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(file: str, dam
     assert file in output
     assert "going on after step 4" in output
     assert place.weights(again) == place.weights(name)
+    assert not (place.root / "poisoned").exists()
 
 
 def test_when_every_checkpoint_is_damaged_it_says_so_and_stops():

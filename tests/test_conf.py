@@ -13,7 +13,7 @@ from label.weights import HUB_ID, WeightsError
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
 GROUPS = ("pairs", "panel", "vote", "model", "latents", "objective", "timesteps", "tuning",
-          "reference", "zero", "prompts", "experiment")  # fmt: skip
+          "reference", "zero", "prompts", "experiment", "debug")  # fmt: skip
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 MISSING = ["pairs.root=/x", "model.path=/x", "evaluate.prompts.path=/x"]
 
@@ -59,6 +59,16 @@ def test_votes_are_weighed_in_one_word():
     assert job("vote.human_votes=true", "vote.weights.human=2").vote.weights == {"human": 2}
     changed = job("vote=weighted", "vote.weights.hps=1").vote.weights
     assert changed == {"pickscore": 10, "hps": 1, "clip": 5, "aesthetic": 1}
+
+
+def test_the_smoke_run_is_short_whatever_the_experiment_asks():
+    made = job("debug=smoke")
+    assert made.run == "smoke"
+    assert (made.train.steps, made.train.reference.every) == (2, 1)
+    assert made.train.validation.share > 0
+    assert made.train.samples.every == 1
+    assert made.evaluate.prompts.max_prompts == 8
+    assert job("debug=smoke", "run=mine").run == "mine"
 
 
 def test_settings_are_plain_values():

@@ -32,7 +32,8 @@ from label.vote import Ballot
 from tests import helpers_label as tiny
 from tests.helpers_pairs import make_set
 from tests.helpers_stores import Shop, served_folder
-from train.stream import PairStream, Position, StreamPlan, decided_pairs
+from train.order import Position
+from train.stream import PairStream, StreamPlan, decided_pairs
 
 served = pytest.fixture(served_folder)
 

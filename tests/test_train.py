@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.shards import read_manifest
+from tests import rank_programs
 from tests.helpers_ranks import ROOT, environment, run_ranks, shared_place, straight
 from train.config import ReferenceSpec, Refresh, TrainSpec, ZeroSpec
 
@@ -120,6 +121,26 @@ def test_a_gradient_that_is_not_finite_stops_the_run(stage: int):
 
 
 @pytest.mark.ranks
+def test_a_ruined_gradient_changes_no_weight_under_any_stage(tmp_path: Path):
+    run_ranks(tmp_path, 1, rank_programs.ruined_gradients, shared_place().root / "base")
+
+
+@pytest.mark.ranks
+def test_bf16_gradients_of_micro_batches_are_summed_in_float32(tmp_path: Path):
+    run_ranks(tmp_path, 1, rank_programs.sums_in_float32, shared_place().root / "base")
+
+
+@pytest.mark.ranks
+def test_nothing_in_a_micro_batch_waits_for_the_device(tmp_path: Path):
+    run_ranks(tmp_path, 1, rank_programs.nothing_waits, shared_place().root / "base")
+
+
+@pytest.mark.ranks
+def test_winner_and_loser_are_mirrored_together(tmp_path: Path):
+    run_ranks(tmp_path, 1, rank_programs.mirrored_together, shared_place().root / "base")
+
+
+@pytest.mark.ranks
 def test_a_finished_run_answers_at_once_and_refuses_other_settings():
     """The real command line; torch is not imported, or these would take much longer."""
     place, name = shared_place(), straight(2, 1)
@@ -187,6 +208,7 @@ def test_torchrun_starts_the_ranks(tmp_path: Path):
     [
         ({"batch": 10, "micro_batch": 4}, "train.batch=10 is no multiple of train.micro_batch=4"),
         ({"zero": ZeroSpec(stage=4)}, "zero.stage=4; allowed are 0, 1, 2 and 3"),
+        ({"zero": ZeroSpec(stage=3), "compile": True}, "train.compile=true with zero.stage=3"),
         ({"steps": 0}, "train.steps=0; it must be at least 1"),
         ({"warmup": -1}, "train.warmup=-1; it must not be negative"),
         ({"lr": 0.0}, "train.lr=0.0; it must be above 0"),

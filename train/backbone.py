@@ -105,7 +105,26 @@ class Backbone:
         `size` is `PairBatch.size`.
         """
         text = encode_distinct(self.text, prompts, self.device)
+        both = size.transpose(0, 1).reshape(-1, 2)
+        return condition(text.twice(), both, self.resolution, self.device)
+
+    @torch.no_grad()
+    def condition_of_new(self, prompts: Sequence[str]) -> Condition:
+        """What the UNet is told about pictures to draw, one a prompt: whole ones of full size."""
+        text = encode_distinct(self.text, prompts, self.device)
+        size = torch.full((len(prompts), 2), self.resolution)
         return condition(text, size, self.resolution, self.device)
+
+    @torch.no_grad()
+    def decode_latents(
+        self, latents: Float[Tensor, "image channel height_8 width_8"]
+    ) -> UInt8[Tensor, "image height width 3"]:
+        """The pictures of latents, one at a time to bound the memory."""
+        shift = float(self.vae.config.shift_factor or 0.0)
+        scaled = latents / float(self.vae.config.scaling_factor) + shift
+        signed = torch.cat([self.vae.decode(one[None].to(self.vae.dtype))[0] for one in scaled])
+        pixels = ((signed.float() + 1) * 127.5).round().clamp(0, 255)
+        return pixels.to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def predict(

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from data.images import central_square
+from train.prefetch import onto
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,11 @@ class Text:
         """Some rows, in any order and number."""
         return Text(self.states[index], None if self.pooled is None else self.pooled[index])
 
+    def twice(self) -> "Text":
+        """All rows for the winners, and once more for the losers."""
+        pooled = None if self.pooled is None else torch.cat([self.pooled, self.pooled])
+        return Text(torch.cat([self.states, self.states]), pooled)
+
 
 TextEncoder = Callable[[Sequence[str]], Text]
 """How a family encodes prompts, each as often as it is given."""
@@ -56,7 +62,7 @@ class Tower:
             max_length=self.tokenizer.model_max_length,
             return_tensors="pt",
         )
-        return self.model(tokens.input_ids.to(self.model.device), **options)
+        return self.model(onto(tokens.input_ids, self.model.device), **options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +94,7 @@ class TwoTowers:
         states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         pooled = outputs[1].text_embeds
         if self.zeros_for_empty:
-            empty = torch.tensor([not prompt for prompt in prompts], device=states.device)
+            empty = onto(torch.tensor([not prompt for prompt in prompts]), states.device)
             states = states.masked_fill(empty.view(-1, 1, 1), 0)
             pooled = pooled.masked_fill(empty.view(-1, 1), 0)
         return Text(states, pooled)
@@ -97,24 +103,18 @@ class TwoTowers:
 def encode_distinct(encode: TextEncoder, prompts: Sequence[str], device: torch.device) -> Text:
     """One row a prompt; each distinct one is encoded once."""
     distinct = sorted(set(prompts))
-    rows = torch.tensor([distinct.index(prompt) for prompt in prompts], device=device)
-    return encode(distinct).rows(rows)
+    rows = torch.tensor([distinct.index(prompt) for prompt in prompts])
+    return encode(distinct).rows(onto(rows, device))
 
 
 def condition(
-    text: Text, size: Int[Tensor, "pair 2 2"], side: int, device: torch.device
+    text: Text, size: Int[Tensor, "image 2"], side: int, device: torch.device
 ) -> Condition:
-    """Of winners, then losers: the same text, each image's own sizes where the family wants them.
-
-    `text` has one row a pair; `size` is `PairBatch.size`.
-    """
-    states = torch.cat([text.states, text.states])
+    """One row an image: its text, and its own sizes where the family wants them."""
     if text.pooled is None:
-        return Condition(states)
-    ids = time_ids(size.transpose(0, 1).reshape(-1, 2), side).to(device)
-    return Condition(
-        states, {"text_embeds": torch.cat([text.pooled, text.pooled]), "time_ids": ids}
-    )
+        return Condition(text.states)
+    ids = onto(time_ids(size, side), device)
+    return Condition(text.states, {"text_embeds": text.pooled, "time_ids": ids})
 
 
 def time_ids(size: Int[Tensor, "image 2"], side: int) -> Float[Tensor, "image 6"]:

@@ -173,6 +173,53 @@ class LatentUse(Enum):
 
 
 @dataclass(kw_only=True, slots=True)
+class ValidationSpec:
+    """Pairs that are not trained on, to see whether what is learned carries over."""
+
+    share: float = 0.0
+    """Share of prompts whose pairs are held out, in [0, 1); by a hash of the prompt, so that none
+    is on both sides, and the same in every run. 0 trains on all."""
+    pairs: int = 128
+    """Held-out pairs that are looked at, at most."""
+    every: int = 50
+    """Optimizer steps between two looks; the last step always has one."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise ValueError(f"train.validation.share={self.share}; it must be in [0, 1)")
+        for name in ("pairs", "every"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"train.validation.{name}={getattr(self, name)}; it must be at least 1"
+                )
+
+
+@dataclass(kw_only=True, slots=True)
+class SampleSpec:
+    """Pictures of the same prompts from the same noise, drawn now and then while training."""
+
+    every: int = 0
+    """Optimizer steps between two sheets of pictures; 0 draws none."""
+    prompts: list[str] = field(default_factory=list)
+    """What to draw; empty takes the first `count` prompts of the label set."""
+    count: int = 4
+    """Pictures a sheet, where `prompts` names none."""
+    steps: int = 20
+    """Denoising steps (DDIM)."""
+    guidance: float = 5.0
+    """Classifier-free guidance scale; 1 switches it off."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ValueError(f"train.samples.every={self.every}; it must not be negative")
+        for name in ("count", "steps", "guidance"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"train.samples.{name}={getattr(self, name)}; it must be at least 1"
+                )
+
+
+@dataclass(kw_only=True, slots=True)
 class TrainSpec:
     """How the policy is trained; together with the labels and the seed this decides the weights."""
 
@@ -186,6 +233,10 @@ class TrainSpec:
     """What is minimised."""
     timesteps: TimestepSpec = field(default_factory=TimestepSpec)
     """Where in the noise schedule pairs are compared."""
+    validation: ValidationSpec = field(default_factory=ValidationSpec)
+    """Held-out pairs."""
+    samples: SampleSpec = field(default_factory=SampleSpec)
+    """Pictures while training."""
     steps: int = 2000
     """Optimizer steps."""
     batch: int = 2048
@@ -213,6 +264,11 @@ class TrainSpec:
     """Format of weights and activations; errors and losses are fp32 whatever this is."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a quarter more work."""
+    channels_last: bool = False
+    """Keep the UNet's convolutions in channels-last memory; faster on GPUs in bf16."""
+    compile: bool = False
+    """Compile the UNet's transformer blocks (torch.compile): needs a C++ compiler, takes minutes at
+    first, and does not go with ZeRO stage 3. See docs/training.md."""
     window: int = 16
     """Row groups whose rows are shuffled together."""
     memory_mb: int = 8192
@@ -225,12 +281,19 @@ class TrainSpec:
     """Checkpoints kept."""
     log_every: int = 1
     """Optimizer steps between two journal lines."""
+    wandb: str | None = None
+    """Weights & Biases project that gets the journal, too; null sends nothing anywhere."""
     device: str = "auto"
     """auto, cpu or cuda."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.zero.stage <= 3:
             raise ValueError(f"zero.stage={self.zero.stage}; allowed are 0, 1, 2 and 3")
+        if self.compile and self.zero.stage == 3:
+            raise ValueError(
+                "train.compile=true with zero.stage=3: parameters are gathered while the model "
+                "runs, which compiled blocks do not see; choose zero=stage2 or train.compile=false"
+            )
         self._check_ranges()
         if self.batch % self.micro_batch:
             raise ValueError(
@@ -274,11 +337,11 @@ class TrainSpec:
 
 
 WITHOUT_EFFECT = (
-    "micro_batch", "gradient_checkpointing", "workers", "memory_mb", "checkpoint_every", "keep",
-    "log_every", "device", "latents",
+    "micro_batch", "gradient_checkpointing", "channels_last", "compile", "workers", "memory_mb",
+    "checkpoint_every", "keep", "log_every", "device", "samples", "wandb", "latents",
 )  # fmt: skip
 """Fields of `TrainSpec` that may change between two parts of a run: they decide no weight, or (the
-first two) only how sums are rounded. Which pictures `latents` chose is noted apart."""
+first four) only how sums are rounded. Which pictures `latents` chose is noted apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,10 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
+from rich.console import Console
 from torch import Tensor
 
 from data.shards import write_bytes
+from train.boards import Board, open_boards
+from train.config import TrainRun
+from train.drift import Drift
 from train.engine import World
 from train.step import Outcome
 
@@ -33,12 +39,15 @@ class Tally:
     """Sums over the pairs of one optimizer step, in float64 on the device: one sync a step."""
 
     sums: Tensor
-    """Of MEANS; then accuracy by bucket; pairs by bucket; pairs; seconds waited for data."""
+    """Of MEANS; then accuracy by bucket; pairs by bucket."""
+    pairs: int = 0
+    waited_s: float = 0.0
+    """Spent waiting for data."""
 
     @classmethod
     def empty(cls, device: torch.device) -> "Tally":
         """Of no pairs."""
-        return cls(torch.zeros(len(MEANS) + 2 * BUCKETS + 2, dtype=torch.float64, device=device))
+        return cls(torch.zeros(len(MEANS) + 2 * BUCKETS, dtype=torch.float64, device=device))
 
     def add(self, found: Outcome, waited_s: float) -> None:
         """Count the pairs of a micro-batch."""
@@ -49,19 +58,21 @@ class Tally:
         by_bucket = self.sums.new_zeros(2, BUCKETS)
         by_bucket[0].index_add_(0, bucket, right)
         by_bucket[1].index_add_(0, bucket, torch.ones_like(right))
-        counts = self.sums.new_tensor([len(right), waited_s])
         sums = torch.stack([mean.double().sum() for mean in means])
-        self.sums += torch.cat([sums, by_bucket.flatten(), counts])
+        self.sums += torch.cat([sums, by_bucket.flatten()])
+        self.pairs += len(right)
+        self.waited_s += waited_s
 
     def reduce(self, world: World) -> dict[str, Any]:
         """The means over the global batch, equal on all ranks."""
-        sums = world.sum(self.sums.clone()).tolist()
-        means, buckets, (pairs, waited) = sums[:7], sums[7:-2], sums[-2:]
+        of_host = self.sums.new_tensor([self.pairs, self.waited_s])
+        total = world.sum(torch.cat([self.sums, of_host])).tolist()  # the host waits here
+        means, buckets, (pairs, waited) = total[:7], total[7:-2], total[-2:]
         right, counts = buckets[:BUCKETS], buckets[BUCKETS:]
         return {
             **{
-                name: None if name in OF_REFERENCE and math.isnan(total) else total / pairs
-                for name, total in zip(MEANS, means, strict=True)
+                name: None if name in OF_REFERENCE and math.isnan(value) else value / pairs
+                for name, value in zip(MEANS, means, strict=True)
             },
             "accuracy_by_timestep": [
                 r / n if n else None for r, n in zip(right, counts, strict=True)
@@ -74,14 +85,16 @@ class Tally:
 class Journal:
     """The run's diary on rank 0; elsewhere it writes nothing."""
 
-    folder: Path
+    run: TrainRun
     world: World
-    _board: Any = field(default=None)
+    console: Console
+    drift: Drift = field(default_factory=Drift)
+    boards: list[Board] = field(default_factory=list)
 
     @property
     def path(self) -> Path:
         """The JSON lines."""
-        return self.folder / "journal.jsonl"
+        return self.run.folder / "journal.jsonl"
 
     def open_at(self, step: int) -> None:
         """Begin, or go on after a step: later lines are cut, so each step stands there once."""
@@ -90,24 +103,31 @@ class Journal:
         kept = [line for line in read_lines(self.path) if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_bytes(self.path, text.encode())
-        from torch.utils.tensorboard import SummaryWriter  # imports long, and only rank 0 needs it
-
-        purge = step + 1 if step else None
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge)
+        self.drift.go_on(kept)
+        self.boards = open_boards(self.run, step)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Add a step's line."""
+        """Add a step's line, and say when both errors rise."""
         if self.world.rank:
             return
+        found = self.drift.add(line)
+        if words := self.drift.warning(found):
+            self.console.print(f"[yellow]step {line['step']}:[/] {words}")
+        line = line | found
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        for name, value in _flat(line).items():
-            self._board.add_scalar(name, value, line["step"])
+        for board in self.boards:
+            board.numbers(_flat(line), line["step"])
+
+    def picture(self, name: str, pixels: UInt8[np.ndarray, "height width 3"], step: int) -> None:
+        """Show a picture beside the curves."""
+        for board in self.boards:
+            board.picture(name, pixels, step)
 
     def close(self) -> None:
         """Finish the files."""
-        if self._board is not None:
-            self._board.close()
+        for board in self.boards:
+            board.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -7,16 +7,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch import Tensor
 
-from data.pairs import open_pairs
+from data.pairs import PairSource, open_pairs
 from train.adapter import attach, counts
 from train.backbone import load_backbone
 from train.checkpoint import State, last_good, load_reference, load_state, save_checkpoint
 from train.choices import Criterion, make_criterion, timestep_rule
 from train.config import Refresh, TrainRun, TrainSpec
 from train.engine import NonFiniteError, Policy, World
+from train.flops import forward_flops, pair_flops, peak_flops
 from train.journal import Journal, Stopwatch, Tally
 from train.latents import latents_of
 from train.memory import count
@@ -25,8 +27,10 @@ from train.order import Position
 from train.prefetch import ahead
 from train.progress import StepProgress
 from train.reference import Reference, make_reference
-from train.step import Networks, absent, step
-from train.stream import PairBatch, PairStream, StreamPlan, decided_pairs
+from train.samples import Samples, make_samples, save_sheet, texts
+from train.step import Drawn, Networks, absent, drawn_ahead, step
+from train.stream import DecidedPairs, PairStream, StreamPlan, decided_pairs
+from train.validation import NOT_LOOKED, Validation, make_validation, split
 
 PairLosses = list[tuple[tuple[str, ...], Tensor]]
 """Pair ids and losses of each micro-batch of a step."""
@@ -60,10 +64,26 @@ def open_stream(run: TrainRun, world: World) -> PairStream:
         workers=run.train.workers,
         memory_mb=run.train.memory_mb,
     )
-    pairs, latents = decided_pairs(run.labels, source), None
+    pairs = split(decided_pairs(run.labels, source), run.train.validation)
+    return stream_of(run, pairs, source, plan)
+
+
+def stream_of(
+    run: TrainRun, pairs: DecidedPairs, source: PairSource, plan: StreamPlan
+) -> PairStream:
+    """Some of the pairs, from the pictures that the run trains on."""
+    latents = None
     if run.latents:
         latents = latents_of(run.latents, pairs, mirrored=run.train.flip)
     return PairStream(pairs, source, plan, latents)
+
+
+def held_out_stream(run: TrainRun, stream: PairStream) -> PairStream | None:
+    """The pairs that are kept for validation, if any; to pick from, whatever their number."""
+    if stream.pairs.held_out is None:
+        return None
+    alone = replace(stream.plan, batch=1, micro_batch=1, rank=0, world=1)
+    return stream_of(run, stream.pairs.held_out, stream.source, alone)
 
 
 @dataclass(slots=True)
@@ -86,6 +106,10 @@ class Trainer:
     """The step of the last refresh."""
     checkpoint: Path | None = None
     """The last good one."""
+    validation: Validation | None = None
+    samples: Samples | None = None
+    pair_flops: int = 0
+    """Operations that a pair needs."""
 
     def resume(self) -> None:
         """Go on from the newest checkpoint whose hashes hold, if there is any."""
@@ -114,43 +138,65 @@ class Trainer:
     def train(self) -> None:
         """Step until the configured number of optimizer steps is done."""
         spec = self.run.train
-        journal = Journal(self.run.folder, self.world)
+        journal = Journal(self.run, self.world, self.console)
         journal.open_at(self.step)
-        batches = self.stream.batches(self.position)
+        if self.step == 0:
+            self.draw_samples(journal)
+        batches = drawn_ahead(self.stream.batches(self.position), self.rule, self.world.device)
         depth = READ_AHEAD if spec.workers else 0
         with ahead(batches, depth) as ready, StepProgress(
             self.step, spec.steps, self.console
         ) as progress:  # fmt: skip
             while self.step < spec.steps:
                 line = self.optimizer_step(ready)
-                if self.reference.due(self.step):
-                    self.reference.refresh(self.policy)
-                    self.refreshed = self.step
-                if self.step % spec.log_every == 0 or self.step == spec.steps:
-                    journal.write(line)
+                self.after_step(line, journal)
                 progress.advance(line)
-                if self.step % spec.checkpoint_every == 0 or self.step == spec.steps:
-                    self.save()
         journal.close()
 
-    def optimizer_step(self, ready: Iterator[PairBatch]) -> dict[str, Any]:
+    def after_step(self, line: dict[str, Any], journal: Journal) -> None:
+        """What is done now and then; what others must not miss comes before the checkpoint."""
+        spec, last = self.run.train, self.run.train.steps
+        if self.reference.due(self.step):
+            self.reference.refresh(self.policy)
+            self.refreshed = self.step
+        looked = self.validation is not None and self.validation.due(self.step, last)
+        if self.validation is not None:
+            line |= self.validation.look(self.policy, self.world) if looked else NOT_LOOKED
+        if looked or self.step % spec.log_every == 0 or self.step == last:
+            journal.write(line)
+        if self.samples is not None and self.samples.due(self.step, last):
+            self.draw_samples(journal)
+        if self.step % spec.checkpoint_every == 0 or self.step == last:
+            self.save()
+
+    def draw_samples(self, journal: Journal) -> None:
+        """Draw the sheet of this step, if pictures are wanted."""
+        if self.samples is None:
+            return
+        page = self.samples.draw(self.policy)
+        if self.world.rank == 0:
+            save_sheet(self.run.folder, self.step, page)
+            journal.picture("samples", page, self.step)
+
+    def optimizer_step(self, ready: Iterator[Drawn]) -> dict[str, Any]:
         """One update of the policy from one global batch; the journal's line of it."""
         spec, watch, tally = self.run.train, Stopwatch(), Tally.empty(self.world.device)
         micro_batches = spec.batch // (spec.micro_batch * self.world.size)
         losses: PairLosses = []
         for index in range(micro_batches):
             wait = Stopwatch()
-            batch = next(ready)
+            drawn = next(ready)
             waited_s = wait.lap()
-            found = step(batch, self.nets, self.rule, self.criterion)
+            found = step(drawn, self.nets, self.criterion)
             self.policy.backward(found.loss)
             tally.add(found, waited_s)
-            losses.append((batch.pair_ids, found.losses))
+            losses.append((drawn.batch.pair_ids, found.losses))
             if index < micro_batches - 1:
                 self.policy.next_micro_batch()
         means = tally.reduce(self.world)
         lr = learning_rate(spec, self.step)
         norm = self._update(means["loss"], lr, losses)
+        pairs_per_s = spec.batch / watch.lap()
         line = {
             "step": self.step + 1,
             **means,
@@ -159,10 +205,16 @@ class Trainer:
             "reference_version": self.reference.version,
             "steps_since_snapshot": self.step - self.refreshed,
             "epoch": self.position.epoch,
-            "pairs_per_s": spec.batch / watch.lap(),
+            "pairs_per_s": pairs_per_s,
+            "mfu": self.utilization(pairs_per_s),
         }
         self.step, self.position = self.step + 1, self.stream.after(self.position)
         return line
+
+    def utilization(self, pairs_per_s: float) -> float | None:
+        """The share of what the GPUs could do that went into the model; None where unknown."""
+        peak = peak_flops(self.world.device)
+        return None if peak is None else self.pair_flops * pairs_per_s / (peak * self.world.size)
 
     def _update(self, loss: float, lr: float, losses: PairLosses) -> float:
         """The optimizer step, unless loss or gradient is not finite; the gradient's norm."""
@@ -218,11 +270,9 @@ def _looked_up(folder: Path) -> Any:
 def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Console) -> Trainer:
     """Load the model and put policy and reference in their places."""
     spec = run.train
-    with_vae = run.latents is None
+    with_vae = run.latents is None or spec.samples.every > 0
     backbone = load_backbone(run.model, spec.precision, world.device, with_vae=with_vae)
     unet = backbone.unet()
-    if spec.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
     num_timesteps = len(backbone.schedule.alphas_cumprod)
     criterion = make_criterion(spec, stream.pairs, num_timesteps)
     if spec.lora.rank:
@@ -230,8 +280,7 @@ def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Conso
         attach(unet, spec.lora, run.seed, moving=moving)
     memory = replace(count(counts(unet), spec, world.size), others=backbone.frozen_bytes)
     console.print(f"memory: {memory}")
-    policy = Policy(unet, spec, world)
-    reference = make_reference(backbone.unet, policy, spec, world)
+    unet = arranged(unet, spec)
     rule = DrawRule(
         seed=run.seed,
         num_timesteps=num_timesteps,
@@ -240,6 +289,40 @@ def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Conso
         flip=spec.flip,
         caption_dropout=spec.caption_dropout,
     )
+    held_out = held_out_stream(run, stream)
+    validation = make_validation(spec.validation, held_out, stream.plan, backbone, unet, rule)
+    told = texts(backbone, [""])
+    forward = forward_flops(unet, backbone.latent_shape, told)
+    policy = Policy(unet, spec, world)
+    reference = make_reference(lambda: arranged(backbone.unet(), spec), policy, spec, world)
     asked = reference.denoiser if criterion.asks_reference else absent
-    nets = Networks(backbone, policy, asked)
-    return Trainer(run, world, stream, nets, policy, reference, rule, criterion, console)
+    return Trainer(
+        run,
+        world,
+        stream,
+        Networks(backbone, policy, asked),
+        policy,
+        reference,
+        rule,
+        criterion,
+        console,
+        validation=validation,
+        samples=make_samples(spec.samples, backbone, stream.pairs, run.seed),
+        pair_flops=pair_flops(forward, asks_reference=criterion.asks_reference),
+    )
+
+
+def arranged(unet: Any, spec: TrainSpec) -> Any:
+    """A UNet in the memory and execution that the settings ask for; its numbers stay."""
+    if spec.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if spec.channels_last:
+        unet.to(memory_format=torch.channels_last)
+        unet.register_forward_pre_hook(_to_channels_last)  # convolutions keep what they are given
+    if spec.compile:
+        unet.compile_repeated_blocks()
+    return unet
+
+
+def _to_channels_last(unet: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (args[0].contiguous(memory_format=torch.channels_last), *args[1:])

@@ -205,6 +205,26 @@ class NoiseSchedule:
         signal, spread = self._scales(timestep)
         return signal * noise - spread * latents
 
+    def back(
+        self,
+        noisy: Float[Tensor, "image channel height width"],
+        predicted: Float[Tensor, "image channel height width"],
+        timestep: int,
+        before: int,
+    ) -> Float[Tensor, "image channel height width"]:
+        """A DDIM step from one timestep to an earlier one (Song et al. 2021, Eq. 12, sigma 0).
+
+        The earliest, and what lies before it, is `before` = 0.
+        """
+        kept, kept_before = self.alphas_cumprod[timestep], self.alphas_cumprod[before]
+        signal, spread = kept.sqrt(), (1 - kept).sqrt()
+        if self.prediction is Prediction.EPSILON:
+            latents, noise = (noisy - spread * predicted) / signal, predicted
+        else:
+            latents = signal * noisy - spread * predicted
+            noise = signal * predicted + spread * noisy
+        return kept_before.sqrt() * latents + (1 - kept_before).sqrt() * noise
+
     def _scales(self, timestep: Int[Tensor, " image"]) -> tuple[Tensor, Tensor]:
         kept = self.alphas_cumprod[timestep].view(-1, 1, 1, 1)
         return kept.sqrt(), (1 - kept).sqrt()

@@ -3,44 +3,21 @@
 import platform
 import warnings
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from data.shards import code_revision, write_json
 from train.adapter import in_diffusers_format
-from train.config import LatentUse, Objective, TrainRun, TrainSpec
+from train.boards import check_boards
+from train.card import last_look, last_tenth, model_card
+from train.config import LatentUse, Objective, TrainRun
 from train.engine import World, start, stop
 from train.export import export_adapter, export_pipeline, merged_unet, trained_unet
 from train.journal import read_lines
 from train.loop import Trainer, make_trainer, open_stream
 from train.source import advice
 from train.stream import PairStream
-
-CARD = """---
-library_name: diffusers
-pipeline_tag: text-to-image
-tags: [diffusion-dpo, balanceddpo]
----
-
-# {name}
-
-`{base}` aligned with consensus labels (BalancedDPO, arXiv 2503.12575).
-
-| | |
-|---|---|
-| optimizer steps | {steps} of {batch} pairs |
-| labels | `{labels}`, {pairs} decided pairs |
-| trained | {trained} |
-| reference | {reference} |
-| objective, timesteps | {objective}, {timesteps} |
-| beta, lr | {beta:g}, {lr:g} |
-| precision, ZeRO stage | {precision}, {zero} |
-| loss, implicit accuracy (last tenth) | {loss:.4f}, {accuracy:.3f} |
-
-Settings and revisions are in `balanceddpo.json`; the other parts of the pipeline are the base's.
-"""
 
 LN_2 = " (ln 2 = 0.6931 is no change)"
 
@@ -57,6 +34,7 @@ NO_CHANGE = {
 def execute(run: TrainRun) -> None:
     """Train from wherever the run stands to the end, and export the result."""
     warnings.filterwarnings("ignore", module=r"(deepspeed|torch|diffusers|transformers)\b.*")
+    check_boards(run)
     world = start(run.train.device)
     console = Console(quiet=world.rank != 0, highlight=False, soft_wrap=True)
     stream = open_stream(run, world)
@@ -119,50 +97,28 @@ def provenance(run: TrainRun, world: World) -> dict[str, Any]:
     }
 
 
-def last_tenth(folder: Path) -> dict[str, float]:
-    """Mean loss and accuracy of the last tenth of the journal."""
-    lines = read_lines(folder / "journal.jsonl")
-    tail = lines[-max(1, len(lines) // 10) :]
-    return {key: sum(line[key] for line in tail) / len(tail) for key in ("loss", "accuracy")}
-
-
-def model_card(trainer: Trainer) -> str:
-    """The README of the pipeline."""
-    run, spec = trainer.run, trainer.run.train
-    rule = spec.reference
-    moved = f"{rule.refresh.value} every {rule.every} steps, {trainer.reference.version} times"
-    return CARD.format(
-        name=run.folder.parent.name,
-        base=run.model.path,
-        steps=trainer.step,
-        batch=spec.batch,
-        labels=run.labels.name,
-        pairs=len(trainer.stream.pairs),
-        trained=f"LoRA of rank {spec.lora.rank}" if spec.lora.rank else "all weights of the UNet",
-        reference=moved if trainer.reference.version else "the base, frozen",
-        objective=spec.objective.kind.value,
-        timesteps=spec.timesteps.kind.value,
-        beta=strength(spec),
-        lr=spec.lr,
-        precision=spec.precision.value,
-        zero=spec.zero.stage,
-        **last_tenth(run.folder),
-    )
-
-
-def strength(spec: TrainSpec) -> float:
-    """The beta that the objective uses."""
-    mapo = spec.objective.kind is Objective.mapo
-    return spec.objective.mapo_beta if mapo else spec.beta
-
-
 def summarise(trainer: Trainer) -> None:
     """The last words in the terminal."""
-    numbers = last_tenth(trainer.run.folder)
-    console, kind = trainer.console, trainer.run.train.objective.kind
+    run, console = trainer.run, trainer.console
+    lines = read_lines(run.folder / "journal.jsonl")
+    numbers, kind = last_tenth(lines), run.train.objective.kind
     console.print(
-        f"trained {trainer.step} steps of {trainer.run.train.batch} pairs · "
+        f"trained {trainer.step} steps of {run.train.batch} pairs · "
         f"loss {numbers['loss']:.4f}{NO_CHANGE[kind]} · "
         f"accuracy {numbers['accuracy']:.2f} · reference renewed {trainer.reference.version} times"
     )
-    console.print(f"pipeline: {trainer.run.pipeline}")
+    seconds = sum(run.train.batch / line["pairs_per_s"] for line in lines) * run.train.log_every
+    waited = sum(line["data_wait_s"] for line in lines) * run.train.log_every
+    console.print(
+        f"about {seconds / 60:.1f} min in steps · {numbers['pairs_per_s']:.1f} pairs/s · "
+        f"{waited / seconds:.1%} of it waiting for data"
+    )
+    if (looked := last_look(lines)) is not None:
+        console.print(
+            f"held-out pairs against the base: accuracy {looked['validation_accuracy']:.2f} "
+            f"(0.5 is chance) · winners' error {looked['validation_winner_rise']:+.1%} · "
+            f"losers' {looked['validation_loser_rise']:+.1%}"
+        )
+    if any(line.get("both_rise") for line in lines):
+        console.print("[yellow]both errors rose[/] at some steps, see both_rise in the journal")
+    console.print(f"pipeline: {run.pipeline}")

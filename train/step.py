@@ -1,9 +1,10 @@
 """One step in the paper's order."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from train.backbone import Backbone, Denoiser, predict
@@ -12,6 +13,7 @@ from train.conditioning import Condition
 from train.loss import Compared, Errors, denoising_errors, residual_overlap
 from train.noise import DrawRule, Draws, draw
 from train.payload import Pictures
+from train.prefetch import moved, pinned
 from train.stream import PairBatch
 
 
@@ -41,23 +43,78 @@ class Outcome:
     """As a share of the schedule, in [0, 1)."""
 
 
-def step(batch: PairBatch, nets: Networks, rule: DrawRule, criterion: Criterion) -> Outcome:
-    """One step on this rank's pairs; with `dpo` it is Wallace et al. 2023, Eq. 14."""
-    draws = draw(rule, batch.epoch, batch.pair_ids)
-    backbone, schedule = nets.backbone, nets.backbone.schedule
-    latents, condition = encode(batch, backbone, draws)
-    timestep = twice(draws.timestep.to(backbone.device))  # winner and loser share both
-    noise = twice(draws.noise.to(backbone.device))
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A batch with its random choices."""
+
+    batch: PairBatch
+    draws: Draws
+
+    def on(self, device: torch.device) -> "Drawn":
+        """The same where the step computes; sizes and dropped captions, the host must know."""
+        batch = moved(self.batch, device, stay=("size",))
+        return Drawn(batch, moved(self.draws, device, stay=("drop_caption",)))
+
+
+def draw_for(batch: PairBatch, rule: DrawRule) -> Drawn:
+    """What chance decides for a batch."""
+    return Drawn(batch, draw(rule, batch.epoch, batch.pair_ids))
+
+
+def drawn_ahead(
+    batches: Iterator[PairBatch], rule: DrawRule, device: torch.device
+) -> Iterator[Drawn]:
+    """Batches and their draws where the device can fetch them; for the thread that reads ahead."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # each thread has its own
+    for batch in batches:
+        found = draw_for(batch, rule)
+        yield Drawn(pinned(batch, device), pinned(found.draws, device))
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a denoiser is asked about a batch; winners first, then losers."""
+
+    noisy: Float[Tensor, "image channel height width"]
+    timestep: Int[Tensor, " image"]
+    condition: Condition
+    target: Float[Tensor, "image channel height width"]
+    """The right answer."""
+
+
+def ask(drawn: Drawn, backbone: Backbone) -> Question:
+    """Noise both pictures of each pair alike."""
+    draws, schedule = drawn.draws, backbone.schedule
+    latents, condition = encode(drawn.batch, backbone, draws)
+    timestep, noise = twice(draws.timestep), twice(draws.noise)  # winner and loser share both
     noisy = schedule.noisy(latents, noise, timestep)
-    target = schedule.target(latents, noise, timestep)
-    predicted = predict(nets.policy, noisy, timestep, condition, backbone.dtype)
-    policy, overlap = denoising_errors(predicted, target), residual_overlap(predicted, target)
+    return Question(noisy, timestep, condition, schedule.target(latents, noise, timestep))
+
+
+def answer(
+    unet: Denoiser, asked: Question, dtype: torch.dtype
+) -> Float[Tensor, "image channel height width"]:
+    """A denoiser's prediction, float32."""
+    return predict(unet, asked.noisy, asked.timestep, asked.condition, dtype)
+
+
+def step(drawn: Drawn, nets: Networks, criterion: Criterion) -> Outcome:
+    """One step on this rank's pairs; with `dpo` it is Wallace et al. 2023, Eq. 14.
+
+    Nothing in it waits for the device.
+    """
+    backbone = nets.backbone
+    drawn = drawn.on(backbone.device)
+    asked = ask(drawn, backbone)
+    predicted = answer(nets.policy, asked, backbone.dtype)
+    policy = denoising_errors(predicted, asked.target)
+    overlap = residual_overlap(predicted, asked.target)
     with torch.inference_mode():
-        predicted = predict(nets.reference, noisy, timestep, condition, backbone.dtype)
-    reference = denoising_errors(predicted.clone(), target)  # a copy that autograd may keep
-    share = (draws.timestep / rule.num_timesteps).to(backbone.device)
-    compared = Compared(policy, reference, overlap, batch.margin.to(backbone.device))
-    return outcome(compared, criterion, share)
+        predicted = answer(nets.reference, asked, backbone.dtype)
+    reference = denoising_errors(predicted.clone(), asked.target)  # a copy that autograd may keep
+    share = drawn.draws.timestep / len(backbone.schedule.alphas_cumprod)
+    return outcome(Compared(policy, reference, overlap, drawn.batch.margin), criterion, share)
 
 
 def outcome(found: Compared, criterion: Criterion, share: Float[Tensor, " pair"]) -> Outcome:

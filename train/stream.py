@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,20 @@ class DecidedPairs:
     row: np.ndarray
     """Each pair's row in its row group."""
     groups: tuple[RowGroup, ...]
+    held_out: "DecidedPairs | None" = None
+    """Those of the label set that are kept for validation, and not trained on."""
 
     def __len__(self) -> int:
         return len(self.row)
+
+    def only(self, indices: np.ndarray) -> "DecidedPairs":
+        """Some of them, in the given order."""
+        return replace(
+            self,
+            table=self.table.take(indices),
+            group=self.group[indices],
+            row=self.row[indices],
+        )
 
 
 # --- what there is -------------------------------------------------------------------------------

@@ -1,0 +1,87 @@
+"""Peak memory of training under each ZeRO stage on two ranks; started by `benchmarks.train`."""
+
+import argparse
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from benchmarks.worlds import WORLDS, training_run, write_world
+from train import engine
+from train.config import Precision
+from train.loop import make_trainer, open_stream
+from train.order import Position
+from train.step import drawn_ahead
+
+RANKS = 2
+STEPS = 3
+
+
+def peak_by_stage(world: str, root: Path, stages: Sequence[int]) -> dict[str, dict[str, float]]:
+    """MiB of the larger rank, by stage: at its peak, and how much of it came with the model.
+
+    With fewer GPUs than ranks there is nothing to measure.
+    """
+    if torch.cuda.is_available() and torch.cuda.device_count() < RANKS:
+        return {}
+    write_world(WORLDS[world], root, pairs=16)
+    return {str(stage): _in_ranks(world, root, stage) for stage in stages}
+
+
+def _in_ranks(world: str, root: Path, stage: int) -> dict[str, float]:
+    launch = ["torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
+    what = ["-m", "benchmarks.memory", world, str(root), str(stage)]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, *what], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"stage {stage} on {RANKS} ranks failed:\n{done.stderr[-4000:]}")
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def used_mib(device: torch.device, *, peak: bool) -> float:
+    """Memory of this process: on the GPU where there is one, else resident in RAM."""
+    if device.type == "cuda":
+        read = torch.cuda.max_memory_allocated if peak else torch.cuda.memory_allocated
+        return read(device) / 2**20
+    name = "VmHWM" if peak else "VmRSS"
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith(name))
+
+
+def main() -> None:
+    """One rank: a few steps, and how high the memory went."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("world")
+    parser.add_argument("root", type=Path)
+    parser.add_argument("stage", type=int)
+    asked = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    here = engine.start("auto")
+    run = training_run(
+        WORLDS[asked.world], asked.root, batch=RANKS, micro_batch=1, stage=asked.stage,
+        precision=Precision.bf16,
+    )  # fmt: skip
+    stream = open_stream(run, here)
+    before = used_mib(here.device, peak=False)
+    trainer = make_trainer(run, here, stream, Console(quiet=True))
+    batches = drawn_ahead(stream.batches(Position()), trainer.rule, here.device)
+    for _ in range(STEPS):
+        trainer.optimizer_step(batches)
+    trainer.reference.refresh(trainer.policy)
+    peak = used_mib(here.device, peak=True)
+    peaks = here.gather((peak, peak - before))
+    if here.rank == 0:
+        print(json.dumps({"peak_mib": max(peaks)[0], "own_mib": max(own for _, own in peaks)}))
+    here.barrier()
+    engine.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Weights & Biases is asked for by name, never needed, and gets what the journal gets."""
+
+import importlib.machinery
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.pairs import PairsSpec
+from tests.helpers_ranks import shared_place
+from train import boards
+from train.config import ModelSpec, TrainRun, TrainSpec
+
+
+class StubRun:
+    """What wandb.init returns, as far as it is used."""
+
+    def __init__(self) -> None:
+        self.logged: list[dict[str, Any]] = []
+        self.metrics: list[tuple[str, str]] = []
+        self.finished = False
+
+    def define_metric(self, name: str, step_metric: str) -> None:
+        self.metrics.append((name, step_metric))
+
+    def log(self, values: dict[str, Any]) -> None:
+        self.logged.append(values)
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> TrainRun:
+    return TrainRun(
+        folder=tmp_path / "mine" / "train", labels=tmp_path, pairs=PairsSpec(root="x"),
+        model=ModelSpec(path="x"), train=TrainSpec(wandb="project"), seed=0, settings={"seed": 0},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    module = types.ModuleType("wandb")
+    module.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    module.begun = []  # type: ignore[attr-defined]
+
+    def init(**kwargs: Any) -> StubRun:
+        module.begun.append((kwargs, StubRun()))  # type: ignore[attr-defined]
+        return module.begun[-1][1]
+
+    module.init = init  # type: ignore[attr-defined]
+    module.Image = lambda pixels: ("image", pixels.shape)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return module
+
+
+def test_the_board_gets_numbers_and_pictures(run: TrainRun, wandb: Any):
+    boards.check_boards(run)
+    board = boards.WeightsAndBiases(run)
+    board.numbers({"train/loss": 0.5}, 3)
+    board.picture("samples", np.zeros((4, 5, 3), np.uint8), 4)
+    board.close()
+    (asked, stub), *_ = wandb.begun
+    assert asked["project"] == "project"
+    assert asked["name"] == "mine"
+    assert asked["config"] == {"seed": 0}
+    assert asked["resume"] == "allow"
+    assert stub.metrics == [("*", "step")]
+    assert stub.logged == [
+        {"train/loss": 0.5, "step": 3},
+        {"samples": ("image", (4, 5, 3)), "step": 4},
+    ]
+    assert stub.finished
+
+
+def test_the_same_folder_goes_on_with_the_same_run(run: TrainRun, wandb: Any, tmp_path: Path):
+    boards.WeightsAndBiases(run)
+    boards.WeightsAndBiases(run)
+    boards.WeightsAndBiases(replace(run, folder=tmp_path / "other" / "train"))
+    ids = [asked["id"] for asked, _ in wandb.begun]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_without_the_package_it_says_so_before_a_weight_is_loaded(
+    run: TrainRun, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(boards, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="train.wandb=project needs the package wandb"):
+        boards.check_boards(run)
+    boards.check_boards(replace(run, train=TrainSpec()))  # not asked for, not missed
+
+
+def test_nothing_is_sent_unless_asked_for(run: TrainRun, wandb: Any):
+    opened = boards.open_boards(replace(run, train=TrainSpec()), 0)
+    assert [type(board) for board in opened] == [boards.TensorBoard]
+    for board in opened:
+        board.close()
+    assert not wandb.begun
+
+
+@pytest.mark.ranks
+@pytest.mark.skipif(boards.find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_run_without_the_package_ends_with_one_message():
+    output = shared_place().fail("unsent", "train.wandb=project")
+    assert "needs the package wandb, which is not installed" in output
+    assert "Traceback" not in output

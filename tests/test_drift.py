@@ -1,0 +1,68 @@
+"""Both errors rising is noticed, told once, and remembered over a restart."""
+
+from itertools import pairwise
+
+import pytest
+
+from train.drift import ENOUGH, WINDOW, Drift
+
+
+def line(step: int, winner: float | None, loser: float | None) -> dict:
+    """A journal line in which the policy's errors are these multiples of the reference's."""
+    reference = 0.1 + 0.01 * (step % 7)
+    known = winner is not None
+    return {
+        "step": step,
+        "policy_winner_error": reference * (winner if winner is not None else 1.0),
+        "policy_loser_error": 2 * reference * (loser if loser is not None else 1.0),
+        "reference_winner_error": reference if known else None,
+        "reference_loser_error": 2 * reference if known else None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("winner", "loser", "both"),
+    [(1.02, 1.03, True), (0.98, 1.03, False), (1.02, 0.98, False), (1.005, 1.5, False)],
+)
+def test_both_must_rise(winner: float, loser: float, both: bool):
+    drift = Drift()
+    found = [drift.add(line(step, winner, loser)) for step in range(WINDOW)]
+    assert [f["both_rise"] for f in found] == [False] * (ENOUGH - 1) + [both] * (
+        WINDOW - ENOUGH + 1
+    )
+    assert found[-1]["winner_rise"] == pytest.approx(winner - 1)
+    assert found[-1]["loser_rise"] == pytest.approx(loser - 1)
+
+
+def test_old_lines_leave_the_window():
+    drift = Drift()
+    for step in range(WINDOW):
+        drift.add(line(step, 1.5, 1.5))
+    rises = [drift.add(line(step, 1.0, 1.0))["winner_rise"] for step in range(WINDOW)]
+    assert all(later < earlier for earlier, later in pairwise(rises))
+    assert rises[-1] == pytest.approx(0)
+
+
+def test_it_is_said_once_also_over_a_restart():
+    straight, words, journal = Drift(), [], []
+    for step in range(2 * WINDOW):
+        made = line(step, 1.05, 1.1)
+        found = straight.add(made)
+        words.append(straight.warning(found))
+        journal.append(made | found)
+    assert [index for index, text in enumerate(words) if text] == [ENOUGH - 1]
+    assert "winners 5.0% and losers 10.0% worse" in words[ENOUGH - 1]
+    assert "objective=sdpo" in words[ENOUGH - 1]
+
+    again = Drift()
+    again.go_on(journal[:30])
+    for made in journal[30:]:
+        found = again.add({key: made[key] for key in line(0, 1, 1)})
+        assert found.items() <= made.items()
+        assert again.warning(found) is None
+
+
+def test_without_a_reference_nothing_is_compared():
+    drift = Drift()
+    found = [drift.add(line(step, None, None)) for step in range(WINDOW)]
+    assert found[-1] == {"winner_rise": None, "loser_rise": None, "both_rise": False}

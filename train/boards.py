@@ -1,0 +1,104 @@
+"""Where the journal is shown as curves: TensorBoard always, Weights & Biases when asked for."""
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+
+from train.config import TrainRun
+
+
+@runtime_checkable
+class Board(Protocol):
+    """Something that shows numbers and pictures over steps."""
+
+    def numbers(self, values: Mapping[str, float], step: int) -> None:
+        """Show a step's numbers."""
+
+    def picture(self, name: str, pixels: UInt8[np.ndarray, "height width 3"], step: int) -> None:
+        """Show a picture."""
+
+    def close(self) -> None:
+        """Finish."""
+
+
+class TensorBoard:
+    """Event files below the run's folder."""
+
+    def __init__(self, folder: Path, done: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # imports long, only rank 0 needs it
+
+        self.writer = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+
+    def numbers(self, values: Mapping[str, float], step: int) -> None:
+        """Show a step's numbers."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def picture(self, name: str, pixels: UInt8[np.ndarray, "height width 3"], step: int) -> None:
+        """Show a picture."""
+        self.writer.add_image(name, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write what is left."""
+        self.writer.close()
+
+
+class WeightsAndBiases:
+    """A run of the project; the same folder goes on with the same run.
+
+    Steps that are repeated after a kill are sent again: the newest value of a step counts.
+    """
+
+    def __init__(self, run: TrainRun) -> None:
+        import wandb
+
+        assert run.train.wandb is not None
+        self.wandb = wandb
+        name = blake2b(str(run.folder.resolve()).encode(), digest_size=8).hexdigest()
+        self.run = wandb.init(
+            project=run.train.wandb,
+            name=run.folder.parent.name,
+            id=name,
+            resume="allow",
+            dir=str(run.folder),
+            config=dict(run.settings),
+        )
+        self.run.define_metric("*", step_metric="step")
+
+    def numbers(self, values: Mapping[str, float], step: int) -> None:
+        """Show a step's numbers."""
+        self.run.log({**values, "step": step})
+
+    def picture(self, name: str, pixels: UInt8[np.ndarray, "height width 3"], step: int) -> None:
+        """Show a picture."""
+        self.run.log({name: self.wandb.Image(pixels), "step": step})
+
+    def close(self) -> None:
+        """Send what is left."""
+        self.run.finish()
+
+
+def check_boards(run: TrainRun) -> None:
+    """Whether all that is asked for can be had.
+
+    Raises:
+        ValueError: Weights & Biases is asked for and not installed.
+    """
+    if run.train.wandb is not None and find_spec("wandb") is None:
+        raise ValueError(
+            f"train.wandb={run.train.wandb} needs the package wandb, which is not installed: "
+            "`.venv/bin/uv pip install --python .venv/bin/python wandb`, or leave train.wandb=null"
+        )
+
+
+def open_boards(run: TrainRun, done: int) -> list[Board]:
+    """Every board of a run that goes on after `done` steps."""
+    boards: list[Board] = [TensorBoard(run.folder / "tensorboard", done)]
+    if run.train.wandb is not None:
+        boards.append(WeightsAndBiases(run))
+    return boards

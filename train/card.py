@@ -1,0 +1,121 @@
+"""The README of a finished pipeline: what it is, how it was made, and what is known of it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from train.config import Objective, TrainSpec
+from train.journal import read_lines
+from train.loop import Trainer
+
+CARD = """---
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [diffusion-dpo, balanceddpo]
+---
+
+# {name}
+
+`{base}` aligned with consensus labels (BalancedDPO, arXiv 2503.12575): several scorers vote on each
+pair of pictures, and the model is trained to prefer the winners (Diffusion-DPO, arXiv 2311.12908).
+
+```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
+pipeline("a prompt").images[0].save("picture.png")
+```
+
+## How it was made
+
+| | |
+|---|---|
+| optimizer steps | {steps} of {batch} pairs |
+| labels | `{labels}`, {pairs} decided pairs |
+| trained | {trained} |
+| reference | {reference} |
+| objective, timesteps | {objective}, {timesteps} |
+| beta, lr | {beta:g}, {lr:g} after {warmup} steps of warm-up |
+| resolution | {resolution} pixels |
+| precision, ZeRO stage | {precision}, {zero} |
+| processes, device | {processes}, {device} |
+| seed | {seed} |
+
+Settings and revisions are in `balanceddpo.json`; the other parts of the pipeline are the base's.
+
+## What is known of it
+
+| | |
+|---|---|
+| loss, implicit accuracy (last tenth of the steps) | {loss:.4f}, {accuracy:.3f} |
+{more}
+These numbers are of training and say little about pictures. Win rates against the base, by scorers
+that voted and by others, come from `python -m evaluate`.
+
+## Limits
+
+It learned what its scorers like, with their biases, on the prompts of its pairs; all other limits
+and the licence are those of the base.
+"""
+
+
+def model_card(trainer: Trainer) -> str:
+    """The README of the pipeline."""
+    run, spec = trainer.run, trainer.run.train
+    lines = read_lines(run.folder / "journal.jsonl")
+    rule = spec.reference
+    moved = f"{rule.refresh.value} every {rule.every} steps, {trainer.reference.version} times"
+    return CARD.format(
+        name=run.folder.parent.name,
+        base=run.model.path,
+        steps=trainer.step,
+        batch=spec.batch,
+        labels=run.labels.name,
+        pairs=len(trainer.stream.pairs),
+        trained=f"LoRA of rank {spec.lora.rank}" if spec.lora.rank else "all weights of the UNet",
+        reference=moved if trainer.reference.version else "the base, frozen",
+        objective=spec.objective.kind.value,
+        timesteps=spec.timesteps.kind.value,
+        beta=strength(spec),
+        lr=spec.lr,
+        warmup=spec.warmup,
+        resolution=run.model.resolution,
+        precision=spec.precision.value,
+        zero=spec.zero.stage,
+        processes=trainer.world.size,
+        device=trainer.world.device.type,
+        seed=run.seed,
+        more="".join(f"| {name} | {value} |\n" for name, value in _known(trainer, lines).items()),
+        **{name: value for name, value in last_tenth(lines).items() if name != "pairs_per_s"},
+    )
+
+
+def _known(trainer: Trainer, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Rows that not every run has."""
+    found, held = {}, trainer.stream.pairs.held_out
+    if (looked := last_look(lines)) is not None and held is not None:
+        rises = (looked[f"validation_{side}_rise"] for side in ("winner", "loser"))
+        accuracy = f"{looked['validation_accuracy']:.3f}"
+        found[f"accuracy on {len(held)} held-out pairs, against the base"] = accuracy
+        found["rise of their winners' and losers' errors"] = ", ".join(f"{r:+.2%}" for r in rises)
+    if any(line.get("both_rise") for line in lines):
+        found["warning"] = "both errors rose over the reference at some steps"
+    return found
+
+
+def last_tenth(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means over the last tenth of the journal."""
+    tail = lines[-max(1, len(lines) // 10) :]
+    names = ("loss", "accuracy", "pairs_per_s")
+    return {name: sum(line[name] for line in tail) / len(tail) for name in names}
+
+
+def last_look(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The last line that has looked at held-out pairs."""
+    looked = (line for line in reversed(lines) if line.get("validation_accuracy") is not None)
+    return next(looked, None)
+
+
+def strength(spec: TrainSpec) -> float:
+    """The beta that the objective uses."""
+    mapo = spec.objective.kind is Objective.mapo
+    return spec.objective.mapo_beta if mapo else spec.beta

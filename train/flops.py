@@ -1,0 +1,59 @@
+"""Floating point operations: what a step needs, and what the device could do.
+
+Counted from shapes, on tensors without data. Model FLOPs utilization (MFU) is what was needed over
+what the device could have done in the same time; recomputed activations do not count as needed.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from train.conditioning import Condition
+
+PASSES = 3
+"""Of the policy: forward, and twice as much backward. The reference has one."""
+
+PEAK = {
+    "H200": 989e12, "H100": 989e12, "H800": 989e12, "B200": 2250e12, "A100": 312e12,
+    "A800": 312e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "A40": 150e12, "A10": 125e12,
+    "RTX A6000": 155e12, "RTX 6000 Ada": 364e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
+}  # fmt: skip
+"""Dense bf16 operations a second by part of the GPU's name, from the makers' data sheets. The SXM
+form where there are several: a PCIe card's MFU comes out too low."""
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """What a GPU could do a second in bf16; None where that is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    known = [part for part in PEAK if part in name]
+    return PEAK[max(known, key=len)] if known else None
+
+
+def forward_flops(unet: Any, latent_shape: tuple[int, int, int], told: Condition) -> int:
+    """Of one forward pass of a diffusers UNet over one picture; `told` is its first row."""
+    with torch.device("meta"):
+        empty: nn.Module = type(unet).from_config(unet.config).eval()
+        noisy, timestep = torch.empty(1, *latent_shape), torch.zeros(1)
+    added = told.added and {name: _shape_of(value) for name, value in told.added.items()}
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        empty(
+            noisy,
+            timestep,
+            encoder_hidden_states=_shape_of(told.states),
+            added_cond_kwargs=added,
+            return_dict=False,
+        )
+    return int(counter.get_total_flops())
+
+
+def pair_flops(forward: int, *, asks_reference: bool) -> int:
+    """Of a training step, a pair: both pictures through policy and reference."""
+    return 2 * (PASSES + asks_reference) * forward
+
+
+def _shape_of(value: torch.Tensor) -> torch.Tensor:
+    return torch.empty(1, *value.shape[1:], device="meta")
