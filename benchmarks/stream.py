@@ -133,6 +133,7 @@ def decided(source: PairSource) -> DecidedPairs:
             "image_1": [f"{name}-b" for name in names],
             "winner": pa.array([0] * len(names), pa.int8()),
             "margin": [1] * len(names),
+            **dict.fromkeys(("width_0", "height_0", "width_1", "height_1"), [PIXELS] * len(names)),
         }
     )
     return DecidedPairs(table, "bench", np.array(group), np.array(row), tuple(groups))
@@ -246,7 +247,10 @@ def going_on(num_pairs: int) -> dict[str, float]:
     """Milliseconds from a position to its first batch, whatever the position."""
     group = np.arange(num_pairs) // 1500
     names = pa.array(np.arange(num_pairs)).cast(pa.string())
-    table = pa.table({"pair_id": names, "prompt": names, "margin": np.ones(num_pairs, np.int64)})
+    ones = np.ones(num_pairs, np.int64)
+    sizes = {f"{length}_{side}": ones for length in ("width", "height") for side in (0, 1)}
+    words = {"pair_id": names, "prompt": names}
+    table = pa.table(words | {"margin": ones, "winner": ones} | sizes)
     shard = PairShard(0, "", "", num_pairs, 0)
     groups = tuple(RowGroup(shard, number, 0) for number in range(int(group[-1]) + 1))
     pairs = DecidedPairs(table, "bench", group, np.arange(num_pairs) % 1500, groups)

@@ -16,7 +16,7 @@ from train.choices import dpo
 from train.conditioning import Condition, encode_distinct, time_ids
 from train.config import ModelSpec, Precision
 from train.noise import DrawRule, draw
-from train.step import Networks, step
+from train.step import Networks, draw_for, step
 from train.stream import PairBatch
 
 CPU = torch.device("cpu")
@@ -191,7 +191,7 @@ def test_each_family_trains_through_the_step(bases: dict[str, Path], name: str):
     policy, reference = backbone.unet(), backbone.unet()
     nets, beta = Networks(backbone, policy, reference), 50.0
     rule = DrawRule(seed=0, num_timesteps=1000, latent_shape=backbone.latent_shape)
-    found = step(pair_batch(), nets, rule, dpo(beta))
+    found = step(draw_for(pair_batch(), rule), nets, dpo(beta))
     assert found.loss.item() == torch.tensor(math.log(2)).item()
     assert bool((found.margin == 0).all())
     found.loss.backward()
@@ -202,7 +202,7 @@ def test_each_family_trains_through_the_step(bases: dict[str, Path], name: str):
         for parameter in policy.parameters():
             assert parameter.grad is not None
             parameter.sub_(parameter.grad, alpha=0.02)
-    assert step(pair_batch(), nets, rule, dpo(beta)).loss < found.loss
+    assert step(draw_for(pair_batch(), rule), nets, dpo(beta)).loss < found.loss
 
 
 @torch.no_grad()
@@ -217,7 +217,7 @@ def test_a_step_of_sdxl_is_the_formula_with_the_pipelines_own_parts(bases: dict[
         parameter.add_(0.02 * torch.randn_like(parameter))
     rule = DrawRule(seed=0, num_timesteps=1000, latent_shape=backbone.latent_shape)
     batch = pair_batch()
-    found = step(batch, Networks(backbone, policy, reference), rule, dpo(5000.0))
+    found = step(draw_for(batch, rule), Networks(backbone, policy, reference), dpo(5000.0))
     pipeline = StableDiffusionXLPipeline.from_pretrained(bases["sdxl"])
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     draws = draw(rule, 0, batch.pair_ids)

@@ -153,6 +153,8 @@ class Case:
                 "pair_id": [str(i) for i in range(count)],
                 "prompt": [""] * count,
                 "margin": [1] * count,
+                "winner": [0] * count,
+                **dict.fromkeys(("width_0", "height_0", "width_1", "height_1"), [512] * count),
             }
         )
         shard = PairShard(0, "", "", count, 0)
