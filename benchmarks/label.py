@@ -67,7 +67,7 @@ def parts(quick: bool, rounds: int) -> dict[str, Callable[[], dict[str, Any]]]:
     from benchmarks.pipeline import on_gpu, sized
 
     big = inputs.TINY if quick else inputs.VIT_B
-    pairs = 10 if quick else 64
+    pairs = 10 if quick else 128
     chosen: dict[str, Callable[[], dict[str, Any]]] = {
         "model_dominates": lambda: sized(big, 14, 8, rounds, 1),
         "decode_dominates": lambda: sized(inputs.TINY, pairs, 8, rounds, 2),

@@ -76,8 +76,10 @@ class Pixels:
         pixels = pixels.to(self.device, non_blocking=True)
         pixels = pixels.permute(0, 3, 1, 2)
         if pixels.dtype == torch.uint8:
-            pixels = pixels.float() / 255
-        return ((pixels - self._mean) / self._std).to(self.dtype)
+            pixels = pixels.float().div_(255).sub_(self._mean)
+        else:
+            pixels = pixels - self._mean
+        return pixels.div_(self._std).to(self.dtype)
 
 
 class HfTower:
