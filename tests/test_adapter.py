@@ -252,9 +252,11 @@ def draws_the_same(folder: Path, base: Path) -> None:
 
 @pytest.mark.ranks
 def test_a_wrong_target_stops_before_training():
-    output = shared_place().fail("lost-target", *LORA, "train.lora.targets=[to_w]")
+    place = shared_place()
+    output = place.fail("lost-target", *LORA, "train.lora.targets=[to_w]")
     assert "train.lora.targets has to_w, but no layer" in output
     assert "Traceback" not in output
+    assert not (place.folder("lost-target") / "config.json").exists()  # put right, it may begin
 
 
 def test_choosing_none_is_the_base(base: Path):

@@ -40,12 +40,12 @@ def attach(unet: nn.Module, spec: LoraSpec, seed: int, *, moving: bool) -> None:
     )
     dtype = next(unet.parameters()).dtype
     for name in (POLICY, REFERENCE) if moving else (POLICY,):
-        with torch.random.fork_rng(), warnings.catch_warnings():
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # drawn on the CPU
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # the other adapter
             torch.manual_seed(seed)
             inject_adapter_in_model(config, unet, adapter_name=name)
-    unet.to(dtype)  # peft keeps adapters in fp32; DeepSpeed has the masters
     for name, parameter in unet.named_parameters():
+        parameter.data = parameter.data.to(dtype)  # peft's are fp32; DeepSpeed has the masters
         parameter.requires_grad_(belongs(name, POLICY))
     choose(layers(unet), POLICY)
     unet.eval()  # new layers are in training mode

@@ -38,8 +38,6 @@ def execute(run: TrainRun) -> None:
     world = start(run.train.device)
     console = Console(quiet=world.rank != 0, highlight=False, soft_wrap=True)
     stream = open_stream(run, world)
-    if world.rank == 0:
-        write_json(run.folder / "config.json", provenance(run, world))
     console.print(
         f"{len(stream.pairs)} decided pairs · {stream.epoch_batches} batches of {run.train.batch} "
         f"an epoch · up to {stream.window_bytes / 2**20:.0f} MiB of pairs in memory a process"
@@ -48,6 +46,8 @@ def execute(run: TrainRun) -> None:
         if line:
             console.print(line)
     trainer = make_trainer(run, world, stream, console)
+    if world.rank == 0:  # not before: a mistyped model must not claim the folder
+        write_json(run.folder / "config.json", provenance(run, world))
     trainer.resume()
     trainer.train()
     export(trainer)
