@@ -34,7 +34,8 @@ pipeline("a prompt").images[0].save("picture.png")
 | trained | {trained} |
 | reference | {reference} |
 | objective, timesteps | {objective}, {timesteps} |
-| beta, lr | {beta:g}, {lr:g} after {warmup} steps of warm-up |
+| beta, lr | {beta:g}, {lr:g} |
+| warm-up | {warmup} steps |
 | resolution | {resolution} pixels |
 | precision, ZeRO stage | {precision}, {zero} |
 | processes, device | {processes}, {device} |
