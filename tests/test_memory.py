@@ -100,6 +100,7 @@ def counted_is_held() -> None:
             for engine in (policy.engine, reference.engine):
                 if stage == 3 and engine is not None:
                     release(engine)  # layers this small stay gathered; real ones do not
+            world.barrier()  # nothing is in flight any more
             now = sum(size for address, size in storages().items() if address not in before)
             held = max(held, now)
         expected = count(Counts(unet=parameters, adapter=adapter if rank else 0), spec, world.size)

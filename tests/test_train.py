@@ -136,6 +136,18 @@ def test_nothing_in_a_micro_batch_waits_for_the_device(tmp_path: Path):
 
 
 @pytest.mark.ranks
+@pytest.mark.parametrize("stage", [2, 3])
+def test_channels_last_changes_no_more_than_rounding(stage: int):
+    """At most: policy and reference are arranged alike, so the margin still starts at 0."""
+    place, name = shared_place(), f"channels-last-{stage}"
+    place.train(name, "train.channels_last=true", f"zero=stage{stage}", "train.checkpoint_every=6")
+    for one, two in zip(place.journal(straight(2, 1)), place.journal(name), strict=True):
+        assert (two["loss"] == LN_2) == (one["step"] in (1, 4))
+        for key in ("loss", "policy_winner_error", "reference_loser_error", "gradient_norm"):
+            assert two[key] == pytest.approx(one[key], rel=2e-3), (one["step"], key)
+
+
+@pytest.mark.ranks
 def test_winner_and_loser_are_mirrored_together(tmp_path: Path):
     run_ranks(tmp_path, 1, rank_programs.mirrored_together, shared_place().root / "base")
 

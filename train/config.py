@@ -265,7 +265,7 @@ class TrainSpec:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a quarter more work."""
     channels_last: bool = False
-    """Keep the UNet's convolutions in channels-last memory; faster on GPUs in bf16."""
+    """Keep the UNet's activations in channels-last memory; meant for GPUs in bf16."""
     compile: bool = False
     """Compile the UNet's transformer blocks (torch.compile): needs a C++ compiler, takes minutes at
     first, and does not go with ZeRO stage 3. See docs/training.md."""

@@ -316,8 +316,7 @@ def arranged(unet: Any, spec: TrainSpec) -> Any:
     """A UNet in the memory and execution that the settings ask for; its numbers stay."""
     if spec.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    if spec.channels_last:
-        unet.to(memory_format=torch.channels_last)
+    if spec.channels_last:  # activations only: DeepSpeed takes no weights in another order
         unet.register_forward_pre_hook(_to_channels_last)  # convolutions keep what they are given
     if spec.compile:
         unet.compile_repeated_blocks()
