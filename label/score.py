@@ -57,10 +57,20 @@ def score_shards(works: Iterable[Work], tools: Tools) -> int:
         ahead(_read(works, tools.pairs), READ_AHEAD) as parts,
     ):
         desk = Desk(tools, background)
-        for part in _timed(parts, tools.clock):
+        timed = _timed(parts, tools.clock)
+        while (part := _next(timed, desk)) is not None:
             desk.take(part)
         desk.finish()
     return desk.num_pairs
+
+
+def _next(parts: "Iterator[Part]", desk: "Desk") -> "Part | None":
+    """The next part; a pair file that cannot be read costs none of the shards before it."""
+    try:
+        return next(parts, None)
+    except ValueError:
+        desk.save()
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +147,14 @@ class Desk:
 
     def finish(self) -> None:
         """Compute and write everything that was taken."""
+        self.save()
+        assert not self._shards
+
+    def save(self) -> None:
+        """Compute what was taken, and write the shards that were taken whole."""
         if self._pass is not None:
             self._pass.flush()
             self._settle()
-        assert not self._shards
 
     def _shard(self, work: Work) -> _Shard:
         """The shard in work, opened where it is new."""

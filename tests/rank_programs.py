@@ -296,7 +296,7 @@ def ruined_gradients(base: Path) -> None:
         spec = spec_of(stage, precision, "frozen", world.size)
         backbone, policy, reference = load(base, spec, world)
         nets = Networks(backbone, policy, reference.denoiser)
-        before = copies(partitions(policy.module))
+        before = copies(partitions(policy.trained))
         found = step(draw_for(pair_batch(), rule_of(backbone)), nets, dpo(spec.beta))
         policy.backward(found.loss * math.inf)
         try:
@@ -305,7 +305,7 @@ def ruined_gradients(base: Path) -> None:
             pass
         else:
             raise AssertionError(f"stage {stage} in {precision} took the step")
-        for name, part in partitions(policy.module).items():
+        for name, part in partitions(policy.trained).items():
             assert torch.equal(part, before[name]), (stage, precision, name)
 
 

@@ -38,7 +38,7 @@ def test_the_benchmark_prints_a_table_and_one_json_object() -> None:
     assert 0 < speed["floor_ratio"] < 1
     assert 0 < speed["floor_ratio_cpu"] < 1
     assert speed["predicted_decode"] == pytest.approx(4 * speed["slots_per_image"])
-    assert set(speed["seconds"]) == {"all", "read", "decode", "embed", "score", "write"}
+    assert set(speed["seconds"]) == {"all", "read", "decode", "embed", "latents", "score", "write"}
     assert sum(speed["seconds"].values()) < 2.02 * speed["seconds"]["all"]
     assert found["embeddings_an_image"]["always"] == 1
     assert all(0 <= share <= 0.2 for share in found["changed_votes"]["fp16"].values())
