@@ -13,8 +13,8 @@ from rich.console import Console
 
 from benchmarks.worlds import WORLDS, training_run, write_world
 from train import engine
+from train.build import make_trainer, open_stream
 from train.config import Precision
-from train.loop import make_trainer, open_stream
 from train.order import Position
 from train.step import drawn_ahead
 

@@ -32,12 +32,13 @@ from torch import Tensor
 from benchmarks.memory import peak_by_stage
 from benchmarks.peer import Example
 from benchmarks.worlds import WORLDS, training_run, write_world
+from data.ahead import ahead
 from train import engine
+from train.build import make_trainer, open_stream
 from train.flops import peak_flops
-from train.loop import READ_AHEAD, Trainer, make_trainer, open_stream
+from train.loop import READ_AHEAD, Trainer
 from train.loss import denoising_errors, dpo_losses
 from train.order import Position
-from train.prefetch import ahead
 from train.step import Question, answer, ask, drawn_ahead
 
 OURS, CACHED, FLOOR, DIFFUSERS = "ours", "ours, latents ready", "floor", "diffusers"

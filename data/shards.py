@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,6 +26,8 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 SETTINGS_KEY = b"balanceddpo.settings"
 ROW_GROUP_ROWS = 65_536
+TOKEN = secrets.token_hex(4)
+"""Ours and our forks'."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 NOT_THIS_SET = (
@@ -99,8 +102,11 @@ def replace_whole(partial: Path, path: Path) -> None:
 
 
 def partial_of(path: Path) -> Path:
-    """Where a file is written before it is renamed to `path`: same folder, hidden, ours alone."""
-    return path.with_name(f".{path.name}.{os.getpid()}")
+    """Where a file is written before it is renamed to `path`: same folder, hidden, ours alone.
+
+    Processes on two machines may well have the same number, so there is a token besides.
+    """
+    return path.with_name(f".{path.name}.{TOKEN}-{os.getpid()}")
 
 
 @contextmanager

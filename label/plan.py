@@ -194,7 +194,7 @@ def remove_partials(folder: Path, since: float) -> None:
     Files younger than `since`, when this run began, may be another rank's at work.
     """
     for path in folder.glob(".*"):
-        if re.fullmatch(r"\..+\.\d+", path.name) and path.stat().st_mtime < since:
+        if re.fullmatch(r"\..+-\d+", path.name) and path.stat().st_mtime < since:
             path.unlink(missing_ok=True)
 
 

@@ -10,10 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from data.ahead import ahead
 from data.latents import KIND as LATENTS
 from data.pairs import PairSource, image_key
 from data.shards import write_table
-from label.ahead import ahead
 from label.claims import Claims
 from label.decode import Decoder
 from label.latents import Encoder, LatentFile

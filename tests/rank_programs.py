@@ -11,6 +11,7 @@ from data.pairs import PairsSpec
 from tests.helpers_train import SIDE, write_base, write_labels
 from train.adapter import attach
 from train.backbone import Backbone, load_backbone
+from train.build import make_trainer, open_stream
 from train.choices import dpo, margin_dpo
 from train.config import (
     LoraSpec,
@@ -27,7 +28,7 @@ from train.config import (
 )
 from train.engine import NonFiniteError, Policy, World, partitions, start
 from train.journal import Tally
-from train.loop import Trainer, make_trainer, open_stream
+from train.loop import Trainer
 from train.loss import dpo_losses
 from train.noise import DrawRule, draw
 from train.order import Position

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from label.ahead import ahead
+from data.ahead import ahead
 from label.decode import Decoder
 from label.metrics import Panel
 from label.metrics.batches import Batch, Queue, Waiting, filled

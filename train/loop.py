@@ -3,34 +3,28 @@
 import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from torch import Tensor
 
-from data.pairs import PairSource, open_pairs
-from train.adapter import attach, counts
-from train.backbone import load_backbone
+from data.ahead import ahead
 from train.checkpoint import State, last_good, load_reference, load_state, save_checkpoint
-from train.choices import Criterion, make_criterion, timestep_rule
-from train.config import Refresh, TrainRun, TrainSpec
+from train.choices import Criterion
+from train.config import TrainRun, TrainSpec
 from train.engine import NonFiniteError, Policy, World
-from train.flops import forward_flops, pair_flops, peak_flops
+from train.flops import peak_flops
 from train.journal import Journal, Stopwatch, Tally
-from train.latents import latents_of
-from train.memory import count
 from train.noise import DrawRule
 from train.order import Position
-from train.prefetch import ahead
 from train.progress import StepProgress
-from train.reference import Reference, make_reference
-from train.samples import Samples, make_samples, save_sheet, texts
-from train.step import Drawn, Networks, absent, drawn_ahead, step
-from train.stream import DecidedPairs, PairStream, StreamPlan, decided_pairs
-from train.validation import NOT_LOOKED, Validation, make_validation, split
+from train.reference import Reference
+from train.samples import Samples, save_sheet
+from train.step import Drawn, Networks, drawn_ahead, step
+from train.stream import PairStream
+from train.validation import NOT_LOOKED, Validation
 
 PairLosses = list[tuple[tuple[str, ...], Tensor]]
 """Pair ids and losses of each micro-batch of a step."""
@@ -45,45 +39,6 @@ READ_AHEAD = 4
 def learning_rate(spec: TrainSpec, done: int) -> float:
     """Of the optimizer step after `done` steps: linear warm-up, then constant."""
     return spec.lr * min(1.0, (done + 1) / spec.warmup) if spec.warmup else spec.lr
-
-
-def open_stream(run: TrainRun, world: World) -> PairStream:
-    """This rank's pairs; every mistake in the data that can be seen early is seen here."""
-    if world.rank == 0:
-        open_pairs(run.pairs)  # may draw the miniature's pairs
-    world.barrier()
-    source = open_pairs(run.pairs)
-    plan = StreamPlan(
-        seed=run.seed,
-        batch=run.train.batch,
-        micro_batch=run.train.micro_batch,
-        window=run.train.window,
-        side=run.model.resolution,
-        rank=world.rank,
-        world=world.size,
-        workers=run.train.workers,
-        memory_mb=run.train.memory_mb,
-    )
-    pairs = split(decided_pairs(run.labels, source), run.train.validation)
-    return stream_of(run, pairs, source, plan)
-
-
-def stream_of(
-    run: TrainRun, pairs: DecidedPairs, source: PairSource, plan: StreamPlan
-) -> PairStream:
-    """Some of the pairs, from the pictures that the run trains on."""
-    latents = None
-    if run.latents:
-        latents = latents_of(run.latents, pairs, mirrored=run.train.flip)
-    return PairStream(pairs, source, plan, latents)
-
-
-def held_out_stream(run: TrainRun, stream: PairStream) -> PairStream | None:
-    """The pairs that are kept for validation, if any; to pick from, whatever their number."""
-    if stream.pairs.held_out is None:
-        return None
-    alone = replace(stream.plan, batch=1, micro_batch=1, rank=0, world=1)
-    return stream_of(run, stream.pairs.held_out, stream.source, alone)
 
 
 @dataclass(slots=True)
@@ -265,63 +220,3 @@ def _looked_up(folder: Path) -> Any:
         return last_good(folder)
     except ValueError as error:
         return error
-
-
-def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Console) -> Trainer:
-    """Load the model and put policy and reference in their places."""
-    spec = run.train
-    with_vae = run.latents is None or spec.samples.every > 0
-    backbone = load_backbone(run.model, spec.precision, world.device, with_vae=with_vae)
-    unet = backbone.unet()
-    num_timesteps = len(backbone.schedule.alphas_cumprod)
-    criterion = make_criterion(spec, stream.pairs, num_timesteps)
-    if spec.lora.rank:
-        moving = spec.reference.refresh is not Refresh.frozen
-        attach(unet, spec.lora, run.seed, moving=moving)
-    memory = replace(count(counts(unet), spec, world.size), others=backbone.frozen_bytes)
-    console.print(f"memory: {memory}")
-    unet = arranged(unet, spec)
-    rule = DrawRule(
-        seed=run.seed,
-        num_timesteps=num_timesteps,
-        latent_shape=backbone.latent_shape,
-        timesteps=timestep_rule(spec.timesteps),
-        flip=spec.flip,
-        caption_dropout=spec.caption_dropout,
-    )
-    held_out = held_out_stream(run, stream)
-    validation = make_validation(spec.validation, held_out, stream.plan, backbone, unet, rule)
-    told = texts(backbone, [""])
-    forward = forward_flops(unet, backbone.latent_shape, told)
-    policy = Policy(unet, spec, world)
-    reference = make_reference(lambda: arranged(backbone.unet(), spec), policy, spec, world)
-    asked = reference.denoiser if criterion.asks_reference else absent
-    return Trainer(
-        run,
-        world,
-        stream,
-        Networks(backbone, policy, asked),
-        policy,
-        reference,
-        rule,
-        criterion,
-        console,
-        validation=validation,
-        samples=make_samples(spec.samples, backbone, stream.pairs, run.seed),
-        pair_flops=pair_flops(forward, asks_reference=criterion.asks_reference),
-    )
-
-
-def arranged(unet: Any, spec: TrainSpec) -> Any:
-    """A UNet in the memory and execution that the settings ask for; its numbers stay."""
-    if spec.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    if spec.channels_last:  # activations only: DeepSpeed takes no weights in another order
-        unet.register_forward_pre_hook(_to_channels_last)  # convolutions keep what they are given
-    if spec.compile:
-        unet.compile_repeated_blocks()
-    return unet
-
-
-def _to_channels_last(unet: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (args[0].contiguous(memory_format=torch.channels_last), *args[1:])

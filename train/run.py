@@ -10,12 +10,13 @@ from rich.console import Console
 from data.shards import code_revision, write_json
 from train.adapter import in_diffusers_format
 from train.boards import check_boards
+from train.build import make_trainer, open_stream
 from train.card import last_look, last_tenth, model_card
 from train.config import LatentUse, Objective, TrainRun
 from train.engine import World, start, stop
 from train.export import export_adapter, export_pipeline, merged_unet, trained_unet
 from train.journal import read_lines
-from train.loop import Trainer, make_trainer, open_stream
+from train.loop import Trainer
 from train.source import advice
 from train.stream import PairStream
 

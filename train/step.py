@@ -13,8 +13,8 @@ from train.conditioning import Condition
 from train.loss import Compared, Errors, denoising_errors, residual_overlap
 from train.noise import DrawRule, Draws, draw
 from train.payload import Pictures
-from train.prefetch import moved, pinned
 from train.stream import PairBatch
+from train.transfer import moved, pinned
 
 
 @dataclass(frozen=True, slots=True)

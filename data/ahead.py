@@ -1,4 +1,4 @@
-"""Reading ahead in a thread."""
+"""Work ahead of its consumer, in a thread."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,8 +16,13 @@ LOOK_S = 0.1
 def ahead(items: Iterable[T], depth: int) -> Iterator[Iterator[T]]:
     """The same items, up to `depth` of them made ready by a thread while others are in use.
 
-    An error of the thread is raised where its item would have come. The thread ends with the block.
+    Reading and decoding release the GIL, so they run beside what the items are for. An error of the
+    thread is raised where its item would have come. The thread ends with the block. With depth 0
+    nothing runs ahead.
     """
+    if depth == 0:
+        yield iter(items)
+        return
     ready: Queue[Any] = Queue(depth)
     stop = Event()
     thread = Thread(target=_fill, args=(items, ready, stop), daemon=True)
