@@ -58,12 +58,6 @@ test: $(READY) ## All tests that need neither GPU nor download
 test-fast: $(READY) ## The quick ones, in one process
 	$(PY) -m pytest -m "not gpu and not weights and not ranks and not slow" $(ARGS)
 
-bench-vote: $(READY) ## Seconds of a new vote over 959 040 pairs
-	$(PY) -m benchmarks.vote $(ARGS)
-
-bench-stream: $(READY) ## How fast stage two reads pictures and latents, beside what is possible
-	$(PY) -m benchmarks.stream $(ARGS)
-
 check: $(READY) ## Lint, format and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -74,6 +68,12 @@ parity: $(READY) ## Published scores against ours, and accuracy on the run's pai
 
 bench-label: $(READY) ## Speed of stage one beside bare forward passes and per-pair scoring
 	OMP_WAIT_POLICY=PASSIVE $(PY) -m benchmarks.label $(ARGS)
+
+bench-vote: $(READY) ## Seconds of a new vote over 959 040 pairs
+	$(PY) -m benchmarks.vote $(ARGS)
+
+bench-stream: $(READY) ## How fast stage two reads pictures and latents, beside what is possible
+	$(PY) -m benchmarks.stream $(ARGS)
 
 bench-train: $(READY) ## Speed and memory of stage two: a table, and one JSON object on the last line
 	$(PY) -m benchmarks.train $(ARGS)
