@@ -17,6 +17,8 @@ from label.prepare import Prepared, View, prepare_many
 
 AHEAD = 8
 """Chunks a worker that may be decoded or waiting: what bounds the memory for pictures."""
+LOOK_S = 5.0
+"""Seconds that an answer is waited for between two looks at the workers."""
 
 
 class Decoder:
@@ -43,12 +45,30 @@ class Decoder:
         """Begin to prepare a chunk; call the answer to wait for it."""
         with _explained():  # a broken pool takes no more work
             future = self._executor.submit(prepare_many, chunk)
-        return lambda: _result(future)
+        return lambda: self._result(future)
+
+    def _result(self, future: Future[list[Prepared]]) -> list[Prepared]:
+        with _explained():
+            while True:
+                try:
+                    return future.result(LOOK_S)
+                except TimeoutError:
+                    _unblock(self._executor)
 
 
-def _result(future: Future[list[Prepared]]) -> list[Prepared]:
-    with _explained():
-        return future.result()
+def _unblock(executor: Executor) -> None:
+    """End a pool that waits for ever for a worker killed in the middle of an answer.
+
+    The pool notices a dead worker, unless that one had begun to send: then it reads on, and the
+    others wait for the dead one's lock. Without writers the reading ends, and the pool says so.
+    """
+    pool: Any = executor
+    workers = list((getattr(pool, "_processes", None) or {}).values())
+    if all(worker.is_alive() for worker in workers):
+        return
+    for worker in workers:
+        worker.kill()
+    pool._result_queue._writer.close()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pickle
 import random
 import shutil
 import signal
+import sys
 import time
 import zlib
 from collections import Counter
@@ -376,3 +377,26 @@ def test_checkpoints_that_cannot_be_used(
     assert "Traceback" not in said
     assert not (place.folder / "scores" / "clip").exists()
     check_repeated(nursery, place, expected)
+
+
+def die_while_answering() -> None:
+    """Take the lock under which workers answer, begin an answer, and be killed."""
+    frame = sys._getframe()
+    while frame.f_code.co_name != "_process_worker":
+        assert frame.f_back is not None
+        frame = frame.f_back
+    queue = frame.f_locals["result_queue"]
+    queue._wlock.acquire()
+    os.write(queue._writer.fileno(), (1000).to_bytes(4, "big") + b"torn")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_the_middle_of_an_answer_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("label.decode.LOOK_S", 0.2)
+    with Decoder(2) as decoder:
+        dying = decoder._executor.submit(die_while_answering)
+        with pytest.raises(ValueError, match="was killed, most likely for want of memory"):
+            decoder._result(dying)
