@@ -53,6 +53,8 @@ class Decoder:
                 try:
                     return future.result(LOOK_S)
                 except TimeoutError:
+                    if future.done():  # the work's own error
+                        raise
                     _unblock(self._executor)
 
 
