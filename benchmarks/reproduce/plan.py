@@ -16,6 +16,10 @@ JUDGE = "judge"
 """The run whose folder holds all pictures and their scores."""
 BASE = "base"
 
+LATENTS = ("latents=model", "label.latents.moments=true", "label.latents.dtype=fp32",
+           "train.latents=always")  # fmt: skip
+"""Every picture goes through the VAE once for all trainings, whose weights stay the same to the bit."""
+
 SECONDS = {"labels": 60.0, "step": 0.6, "picture": 0.065, "judgement": 0.005, "start": 6.0}
 """Of computing on one core of a two-core cloud machine (AMD EPYC); used until a unit of this
 folder has been timed."""
@@ -47,6 +51,7 @@ class Plan:
             "train.checkpoint_every=25",
             "train.log_every=5",
             f"evaluate.prompts.max_prompts={self.prompts}",
+            *LATENTS,
         ]
 
     def units(self) -> Iterator["Unit"]:

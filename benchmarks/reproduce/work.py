@@ -60,7 +60,8 @@ def unit_piece(plan: Plan, unit: Unit) -> Piece:
 def do_unit(plan: Plan, unit: Unit) -> None:
     """What `unit_piece` does, in this process."""
     if unit.arm is not None:
-        share_labels(plan.folder / SHARED / "labels", plan.folder / unit.name / "labels")
+        for part in ("labels", "latents"):
+            share(plan.folder / SHARED / part, plan.folder / unit.name / part)
         train_program.main(plan.train_job(unit))
     contest = contest_of(plan, unit)
     if not is_judged(contest.model_scores(unit.name), contest.model_score_settings(unit.name)):
@@ -71,11 +72,11 @@ def do_unit(plan: Plan, unit: Unit) -> None:
         shutil.rmtree(checkpoint)  # 40 MB each, and the pipeline is there
 
 
-def share_labels(labels: Path, link: Path) -> None:
-    """Give a run the labels of the shared one, by a link that survives moving the whole folder."""
+def share(made: Path, link: Path) -> None:
+    """Give a run what stage one made in the shared run, by a link that survives moving the whole."""
     link.parent.mkdir(parents=True, exist_ok=True)
     if not link.is_symlink():
-        link.symlink_to(Path("..") / labels.relative_to(link.parent.parent))
+        link.symlink_to(Path("..") / made.relative_to(link.parent.parent))
 
 
 def contest_of(plan: Plan, unit: Unit) -> Contest:
