@@ -35,16 +35,10 @@ CLAIMS = "claims"
 """Folder of the claims, beside the sets."""
 POLL_S = 0.5
 
-LAUNCHERS = (
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
-)
-"""What torchrun and DeepSpeed's launcher set, and what srun sets; the first found counts."""
-
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """This process among those of the launcher (torchrun, srun, DeepSpeed's)."""
+    """This process among those of the launcher."""
 
     rank: int = 0
     world: int = 1
@@ -58,13 +52,13 @@ class Rank:
         Raises:
             ValueError: The values contradict each other.
         """
-        names = next((names for names in LAUNCHERS if names[0] in environment), LAUNCHERS[0])
         rank, world, local = (
-            int(environment.get(name, default)) for name, default in zip(names, "010", strict=True)
+            int(environment.get(name, default))
+            for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
         )
         if not 0 <= rank < world:
             raise ValueError(
-                f"{names[0]}={rank} is not below {names[1]}={world}; start with torchrun or srun"
+                f"RANK={rank} is not below WORLD_SIZE={world}; start with torchrun or srun"
             )
         return cls(rank, world, local)
 

@@ -247,7 +247,9 @@ def test_ranks_that_never_come_are_not_waited_for(
 ) -> None:
     status, said = run(RANK="1", WORLD_SIZE="4")
     assert (status, said) == (0, "")
-    status, said = run(SLURM_PROCID="0", SLURM_NTASKS="4")
+    status, said = run(
+        SLURM_PROCID="0", SLURM_STEP_NUM_TASKS="4", SLURM_LOCALID="0", SLURM_STEP_NODELIST="node1"
+    )
     assert status == 0, said
     assert tiny.hashes(tmp_path / "runs" / "tiny") == tiny.hashes(finished[0])
 

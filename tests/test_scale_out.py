@@ -20,7 +20,7 @@ SRUN = """#!/bin/bash
 # srun as it starts two tasks on one machine
 [ "$1" = --kill-on-bad-exit=0 ] && shift
 for task in 0 1; do
-    SLURM_PROCID=$task SLURM_NTASKS=2 SLURM_LOCALID=$task "$@" &
+    SLURM_PROCID=$task SLURM_STEP_NUM_TASKS=2 SLURM_LOCALID=$task SLURM_STEP_NODELIST=node1 "$@" &
 done
 wait -n && wait -n
 """

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,28 @@ from train.source import Need, choose
 
 def main(job: Job) -> None:
     """Train, unless it is done; every check that needs no weights comes first."""
-    run = describe(job)
-    if done(run):
+    try:
+        run = describe(job)
+        is_done = done(run)
+    except ValueError as error:
+        tell_others(error, job.train.silence_s)
+        raise
+    if is_done:
         if os.environ.get("RANK", "0") == "0":
             print(f"training is done: {run.pipeline}")
         return
     from train.run import execute  # torch and the rest take seconds to import
 
     execute(run)
+
+
+def tell_others(error: ValueError, silence_s: float) -> None:
+    """Let the other processes end, too; they may have found nothing wrong, and would wait."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from train.watch import JoinError, join
+
+        with suppress(JoinError):
+            join(silence_s).fail(error)
 
 
 def describe(job: Job) -> TrainRun:

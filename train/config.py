@@ -12,6 +12,10 @@ from data.latents import LatentSet
 from data.pairs import PairsSpec
 
 
+PATIENCE_S = 1800.0
+"""Of `train.patience_s`."""
+
+
 class Precision(Enum):
     """Format of the policy's and the reference's weights and activations."""
 
@@ -283,6 +287,12 @@ class TrainSpec:
     """Optimizer steps between two journal lines."""
     wandb: str | None = None
     """Weights & Biases project that gets the journal, too; null sends nothing anywhere."""
+    silence_s: float = 40.0
+    """Of several processes: all end when one has not been heard for these many seconds. It is heard
+    every second, whatever it computes; a process that was killed is noticed at once."""
+    patience_s: float = PATIENCE_S
+    """Of several processes: seconds that one waits for the others. Must be more than what the first
+    does alone takes: hashing a checkpoint, writing the pipeline."""
     device: str = "auto"
     """auto, cpu or cuda."""
 
@@ -310,6 +320,9 @@ class TrainSpec:
         for name in ("warmup", "weight_decay", "clip_norm", "workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)}; it must not be negative")
+        for name in ("silence_s", "patience_s"):
+            if getattr(self, name) < 3:
+                raise ValueError(f"train.{name}={getattr(self, name)}; it must be at least 3")
         for name in ("beta", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name}={getattr(self, name)}; it must be above 0")
@@ -339,6 +352,7 @@ class TrainSpec:
 WITHOUT_EFFECT = (
     "micro_batch", "gradient_checkpointing", "channels_last", "compile", "workers", "memory_mb",
     "checkpoint_every", "keep", "log_every", "device", "samples", "wandb", "latents",
+    "silence_s", "patience_s",
 )  # fmt: skip
 """Fields of `TrainSpec` that may change between two parts of a run: they decide no weight, or (the
 first four) only how sums are rounded. Which pictures `latents` chose is noted apart."""

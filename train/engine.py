@@ -1,7 +1,7 @@
 """DeepSpeed behind a small door: processes, the sharded policy, the sharded reference.
 
-The only file with deepspeed. It runs alike under `python -m train`, torchrun and srun, on GPUs with
-NCCL and on CPUs with gloo.
+The only file with deepspeed. It runs alike under `python -m train`, torchrun, srun and DeepSpeed's
+launcher, on GPUs with NCCL and on CPUs with gloo.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import socket
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from train.config import Precision, TrainSpec
+from train.config import PATIENCE_S, Precision, TrainSpec
 from train.memory import BUCKET
 
 TAG = "engine"
@@ -65,8 +66,10 @@ class World:
         return values
 
 
-def start(device: str) -> World:
+def start(device: str, patience_s: float = PATIENCE_S) -> World:
     """Join the processes that the launcher started; alone, be a world of one.
+
+    One that waits for the others longer than `patience_s` fails.
 
     Raises:
         ValueError: A GPU is asked for where there is none.
@@ -81,13 +84,19 @@ def start(device: str) -> World:
         os.environ.update(alone | {"MASTER_PORT": str(_free_port())})
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if on_gpu:
+        local %= torch.cuda.device_count()  # a scheduler may show each process its own GPU alone
+        os.environ["LOCAL_RANK"] = str(local)
         torch.cuda.set_device(local)
     else:
         os.environ["DS_ACCELERATOR"] = "cpu"
         if "OMP_NUM_THREADS" not in os.environ:
             here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
-    library().init_distributed(dist_backend="nccl" if on_gpu else "gloo", verbose=False)
+    library().init_distributed(
+        dist_backend="nccl" if on_gpu else "gloo",
+        timeout=timedelta(seconds=patience_s),
+        verbose=False,
+    )
     place = torch.device("cuda", local) if on_gpu else torch.device("cpu")
     return World(dist.get_rank(), dist.get_world_size(), place)
 

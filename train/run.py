@@ -1,13 +1,16 @@
 """A whole run of stage two: from the labels to the finished pipeline."""
 
+import os
 import platform
+import time
 import warnings
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 from rich.console import Console
 
-from data.shards import code_revision, write_json
+from data.shards import code_revision, differences, write_json
 from train.adapter import in_diffusers_format
 from train.boards import check_boards
 from train.build import make_trainer, open_stream
@@ -19,6 +22,7 @@ from train.journal import read_lines
 from train.loop import Trainer
 from train.source import advice
 from train.stream import PairStream
+from train.watch import watched
 
 LN_2 = " (ln 2 = 0.6931 is no change)"
 
@@ -33,10 +37,17 @@ NO_CHANGE = {
 
 
 def execute(run: TrainRun) -> None:
-    """Train from wherever the run stands to the end, and export the result."""
+    """Train from wherever the run stands to the end; whatever ends one process ends all."""
     warnings.filterwarnings("ignore", module=r"(deepspeed|torch|diffusers|transformers)\b.*")
-    check_boards(run)
-    world = start(run.train.device)
+    with watched(run.train.silence_s):
+        check_boards(run)
+        train(run, start(run.train.device, run.train.patience_s))
+        stop()
+
+
+def train(run: TrainRun, world: World) -> None:
+    """Train, and export the result."""
+    check_alike(run, world)
     console = Console(quiet=world.rank != 0, highlight=False, soft_wrap=True)
     stream = open_stream(run, world)
     console.print(
@@ -54,7 +65,35 @@ def execute(run: TrainRun) -> None:
     export(trainer)
     summarise(trainer)
     world.barrier()
-    stop()
+
+
+def check_alike(run: TrainRun, world: World) -> None:
+    """Refuse processes that were started with other settings, or that share no folder.
+
+    Raises:
+        ValueError: Says of which process, and what to change.
+    """
+    if world.size == 1:
+        return
+    first = world.from_first(run.train)
+    if differing := differences(asdict(first), asdict(run.train)):
+        raise ValueError(
+            f"rank 0 was started with other settings than rank {world.rank} "
+            f"({'; '.join(differing)}); give every machine the same command"
+        )
+    seen = run.folder.parent / world.from_first(f".seen-{os.getpid()}-{time.time_ns()}")
+    if world.rank == 0:
+        write_json(seen, {})
+    world.barrier()
+    there = seen.exists()
+    world.barrier()
+    if world.rank == 0:
+        seen.unlink()
+    if not there:
+        raise ValueError(
+            f"{seen.parent.absolute()} on {platform.node()} is another folder than that of rank 0; "
+            "set runs=... to one that all machines share"
+        )
 
 
 def advised(run: TrainRun, stream: PairStream) -> str:
