@@ -11,7 +11,6 @@ from typing import Any
 from data.latents import LatentSet
 from data.pairs import PairsSpec
 
-
 PATIENCE_S = 1800.0
 """Of `train.patience_s`."""
 
@@ -314,15 +313,13 @@ class TrainSpec:
 
     def _check_ranges(self) -> None:
         counts = ("steps", "batch", "micro_batch", "window", "checkpoint_every", "keep")
-        for name in (*counts, "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name}={getattr(self, name)}; it must be at least 1")
+        least = dict.fromkeys((*counts, "log_every"), 1) | {"silence_s": 3, "patience_s": 3}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"train.{name}={getattr(self, name)}; it must be at least {bound}")
         for name in ("warmup", "weight_decay", "clip_norm", "workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)}; it must not be negative")
-        for name in ("silence_s", "patience_s"):
-            if getattr(self, name) < 3:
-                raise ValueError(f"train.{name}={getattr(self, name)}; it must be at least 3")
         for name in ("beta", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name}={getattr(self, name)}; it must be above 0")

@@ -2,9 +2,9 @@
 
 Collectives notice late: with NCCL after ten minutes, with gloo after half an hour where a process
 hangs or its machine is gone. So each process keeps a plain TCP connection to rank 0, on which both
-ends are heard every few seconds, whatever their main threads do. A connection that closes without a
-farewell is a process that was killed; silence is one that hangs; a process that fails says why. Rank
-0 hands on the first of these, and every other process prints it and ends.
+ends are heard every second, whatever their main threads do. A connection that closes without a
+farewell is a process that was killed; silence is one that hangs; a process that fails says why.
+Rank 0 hands on the first of these, and every other process prints it and ends.
 """
 
 import json
@@ -191,9 +191,9 @@ def join(silence_s: float) -> Watch:
     """Find the processes that the launcher started, and begin to watch.
 
     Raises:
-        JoinError: Rank 0 is not there.
+        JoinError: They do not come, or rank 0 cannot be reached.
     """
-    from torch.distributed import rendezvous
+    from torch.distributed.rendezvous import rendezvous
 
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     host, watch = os.environ["MASTER_ADDR"], Watch(rank, size, silence_s)
@@ -205,9 +205,9 @@ def join(silence_s: float) -> Watch:
             watch.connect(host, store.get(KEY).decode())
     except (OSError, RuntimeError) as error:
         raise JoinError(
-            f"{watch.who} did not find rank 0 at MASTER_ADDR={host} "
-            f"MASTER_PORT={os.environ['MASTER_PORT']}: {error}. See what rank 0 says; if it waits, "
-            "the address is wrong or the port closed"
+            f"{watch.who} and the others did not meet at MASTER_ADDR={host} "
+            f"MASTER_PORT={os.environ['MASTER_PORT']} within {JOIN_S:.0f} s ({error}). See what the "
+            "others say; if they wait as well, the address is wrong, or the port closed or in use"
         ) from error
     watch.store = store
     threading.Thread(target=watch.run, name="watch", daemon=True).start()
