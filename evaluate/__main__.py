@@ -17,7 +17,7 @@ from data.tables import Role
 from evaluate.config import EvaluateSpec
 from evaluate.contest import Contest
 from evaluate.judge import Judge, is_judged
-from evaluate.pictures import Model, adapter_at, wait_for
+from evaluate.pictures import Model, adapter_at
 from evaluate.prompts import load_prompts
 from evaluate.terminal import tell
 from evaluate.work import draw, score
@@ -39,8 +39,6 @@ def run(job: Job, rank: int, world: int) -> None:
             draw(contest, console, rank, world)
             if rank:
                 return
-            everything = [picture for own in contest.pictures.values() for picture in own]
-            wait_for(everything, contest.spec.timeout_s)
             score(contest, job.metrics, console)
         if rank == 0:
             summary = report(job, contest)

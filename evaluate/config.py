@@ -93,8 +93,6 @@ class EvaluateSpec:
     """Side-by-side examples in each gallery of the report."""
     folder: str = "evaluate"
     """Folder below the run's; another prompt set or other settings need another one."""
-    timeout_s: float = 1800.0
-    """How long the first process waits for the others without seeing a new picture."""
     fail_when_worse: bool = False
     """End with exit status 3 when a model is shown to be worse by any metric (a gate)."""
     scores_only: bool = False
@@ -107,7 +105,7 @@ class EvaluateSpec:
                 raise ValueError(f"evaluate.{name}={getattr(self, name)}; it must be at least 1")
         if self.guidance < 1:
             raise ValueError(f"evaluate.guidance={self.guidance}; it must be at least 1")
-        for name in ("pictures", "judge_workers", "timeout_s"):
+        for name in ("pictures", "judge_workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"evaluate.{name}={getattr(self, name)}; it must not be negative")
         for what, name in [("folder", self.folder), *(("models", key) for key in self.models)]:

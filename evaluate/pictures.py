@@ -5,7 +5,6 @@ Knows no torch: the question "is everything drawn?" has to be answered in no tim
 
 import hashlib
 import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,42 +116,16 @@ def missing(pictures: Iterable[Picture]) -> list[Picture]:
     return [picture for picture in pictures if not picture.path.exists()]
 
 
-def agree(folder: Path, wanted: Mapping[str, Any], *, first: bool, timeout_s: float) -> None:
+def agree(folder: Path, wanted: Mapping[str, Any]) -> None:
     """Make sure that a folder's pictures are made with these settings, or refuse to add to them.
 
-    The first process writes the settings of a new folder; the others wait for them.
+    Whichever process comes first writes them down.
 
     Raises:
         ShardError: The folder's pictures were made with other settings; names each difference.
-        SamplesError: The first process never came.
     """
-    path, deadline = folder / SETTINGS, time.monotonic() + timeout_s
-    if first and not path.exists():
+    path = folder / SETTINGS
+    if not path.exists():
         shards.write_json(path, wanted)
-    while not path.exists():
-        if time.monotonic() > deadline:
-            raise SamplesError(f"{path} did not appear within {timeout_s:.0f} s; did rank 0 start?")
-        time.sleep(0.2)
     found = json.loads(path.read_text())
     shards.refuse_other_settings(folder, found, json.loads(json.dumps(wanted)))
-
-
-def wait_for(pictures: Sequence[Picture], timeout_s: float, poll_s: float = 0.5) -> None:
-    """Wait until other processes have drawn all pictures.
-
-    Raises:
-        SamplesError: No new picture for `timeout_s` seconds.
-    """
-    left, seen = missing(pictures), time.monotonic()
-    while left:
-        time.sleep(poll_s)
-        now = missing(left)
-        if len(now) < len(left):
-            seen = time.monotonic()
-        elif time.monotonic() - seen > timeout_s:
-            raise SamplesError(
-                f"{len(now)} of {len(pictures)} pictures did not appear within {timeout_s:.0f} s, "
-                f"first {now[0].path}; see what the other processes say, then run the same command "
-                "again"
-            )
-        left = now

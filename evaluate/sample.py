@@ -199,8 +199,8 @@ def draw_missing(
     """
     left = missing(pictures)
     while left:
-        part = left[:batch]
-        pixels = _attempt(draws, part)
+        part = missing(left[:batch])  # another process may have drawn some by now
+        pixels = _attempt(draws, part) if part else np.empty(0)
         if pixels is None:
             if batch == 1:
                 raise SamplesError(

@@ -26,31 +26,44 @@ PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "polars", "
 
 
 def draw(contest: Contest, console: Console, rank: int, world: int) -> None:
-    """Draw this process's part of the pictures that are not there yet."""
+    """Draw this process's part of the pictures that are not there yet.
+
+    The first process ends with what the others have not drawn by then, whether they are slower or
+    dead, so that nothing is missing afterwards.
+    """
     for model in contest.models:
-        agree_on(contest, model, first=rank == 0)
+        agree_on(contest, model)
     own = {name: share(pictures, rank, world) for name, pictures in contest.pictures.items()}
     left = sum(len(missing(pictures)) for pictures in own.values())
     if rank == 0:
         console.print(contest.prompts.counts)
-    if not left:
-        return
     total = sum(map(len, own.values()))
-    with progress(console, shown=rank == 0) as bar:
-        task = bar.add_task("drawing", total=total, completed=total - left)
-        for model in contest.models:
-            if missing(own[model.name]):
-                draw_model(contest, model, own[model.name], lambda n: bar.advance(task, n))
+    if left:
+        with progress(console, shown=rank == 0) as bar:
+            task = bar.add_task("drawing", total=total, completed=total - left)
+            draw_models(contest, own, lambda n: bar.advance(task, n))
+    if rank == 0 and world > 1:
+        # From the far end, where nobody is for the longest time
+        backwards = {name: pictures[::-1] for name, pictures in contest.pictures.items()}
+        draw_models(contest, backwards, _nobody)
 
 
-def agree_on(contest: Contest, model: Model, *, first: bool) -> None:
+def agree_on(contest: Contest, model: Model) -> None:
     """Make sure that a model's folder of pictures is of this comparison."""
-    agree(
-        contest.samples / model.name,
-        contest.sample_settings[model.name],
-        first=first,
-        timeout_s=contest.spec.timeout_s,
-    )
+    agree(contest.samples / model.name, contest.sample_settings[model.name])
+
+
+def _nobody(_: int) -> None:
+    """Nobody counts what is drawn for others."""
+
+
+def draw_models(
+    contest: Contest, pictures: Mapping[str, list[Picture]], drawn: Callable[[int], None]
+) -> None:
+    """Draw what is missing of these pictures, model by model."""
+    for model in contest.models:
+        if missing(pictures[model.name]):
+            draw_model(contest, model, pictures[model.name], drawn)
 
 
 def draw_model(

@@ -1,5 +1,4 @@
 import json
-import threading
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ from data.images import decode, to_pixels
 from data.shards import ShardError
 from evaluate import pictures
 from evaluate.config import PromptsSpec, Scheduler
-from evaluate.pictures import Model, SamplesError, agree, missing, plan, share, wait_for
+from evaluate.pictures import Model, SamplesError, agree, missing, plan, share
 from evaluate.prompts import load_prompts
 from evaluate.sample import Generator, deterministic, device_of, draw_missing, initial_noise
 from label.config import Dtype
@@ -237,33 +236,26 @@ def test_two_ranks_draw_what_one_draws(generator, tmp_path, prompt_set):
         assert np.abs(read(one).astype(int) - read(two)).max() <= 1
 
 
-def test_waiting_ends_with_the_last_picture(tmp_path, prompt_set):
+def test_what_another_process_draws_meanwhile_is_not_drawn_again(tmp_path, prompt_set):
+    """The first process goes through what is left from the far end, the other from the near one."""
     planned = plan(tmp_path, "m", prompt_set, seeds=[0])
-    others = threading.Timer(0.1, draw_missing, (OutOfMemory(9), planned, 2, lambda _: None))
-    others.start()
-    wait_for(planned, timeout_s=30.0, poll_s=0.02)
+    other, counts = iter(planned), []
+
+    def drawn(count):
+        counts.append(count)
+        draw_missing(OutOfMemory(9), [next(other)], 1, lambda _: None)
+
+    draw_missing(OutOfMemory(9), planned[::-1], 2, drawn)
     assert not missing(planned)
-    others.join()
-
-
-def test_waiting_gives_up_and_names_what_is_missing(tmp_path, prompt_set):
-    planned = plan(tmp_path, "m", prompt_set, seeds=[0])
-    draw_missing(OutOfMemory(9), planned[:4], 4, lambda _: None)
-    with pytest.raises(SamplesError, match=r"2 of 6 pictures .*00004-0\.png"):
-        wait_for(planned, timeout_s=0.05, poll_s=0.01)
+    assert sum(counts) == 4
 
 
 def test_pictures_made_with_other_settings_are_refused(tmp_path):
     wanted = {"steps": 15, "prompts": {"sha256": "x"}}
-    agree(tmp_path, wanted, first=True, timeout_s=1.0)
-    agree(tmp_path, wanted, first=False, timeout_s=1.0)
+    agree(tmp_path, wanted)
+    agree(tmp_path, wanted)
     with pytest.raises(ShardError, match="steps: found 15, now 20"):
-        agree(tmp_path, wanted | {"steps": 20}, first=True, timeout_s=1.0)
-
-
-def test_other_ranks_wait_for_the_first_ones_settings(tmp_path):
-    with pytest.raises(SamplesError, match="did rank 0 start"):
-        agree(tmp_path, {}, first=False, timeout_s=0.0)
+        agree(tmp_path, wanted | {"steps": 20})
 
 
 # --- models --------------------------------------------------------------------------------------

@@ -206,8 +206,8 @@ def join(silence_s: float) -> Watch:
     except (OSError, RuntimeError) as error:
         raise JoinError(
             f"{watch.who} and the others did not meet at MASTER_ADDR={host} "
-            f"MASTER_PORT={os.environ['MASTER_PORT']} within {JOIN_S:.0f} s ({error}). See what the "
-            "others say; if they wait as well, the address is wrong, or the port closed or in use"
+            f"MASTER_PORT={os.environ['MASTER_PORT']} within {JOIN_S:.0f} s ({error}). See "
+            "what the others say; if they wait as well, the address is wrong, or the port closed"
         ) from error
     watch.store = store
     threading.Thread(target=watch.run, name="watch", daemon=True).start()

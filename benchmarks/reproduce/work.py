@@ -65,7 +65,7 @@ def do_unit(plan: Plan, unit: Unit) -> None:
         train_program.main(plan.train_job(unit))
     contest = contest_of(plan, unit)
     if not is_judged(contest.model_scores(unit.name), contest.model_score_settings(unit.name)):
-        agree_on(contest, contest.models[0], first=True)
+        agree_on(contest, contest.models[0])
         draw_model(contest, contest.models[0], contest.pictures[unit.name], _nothing)
         score_model(contest, unit.name, load_panel(contest, plan.judge_job.metrics), _nothing)
     for checkpoint in (plan.folder / unit.name / "train").glob("step-*"):
