@@ -94,7 +94,6 @@ def said(stubs: Path) -> str:
         ("c10d", (C10D, C10D)),
         ("slurm", ("bash job.sh",)),
         ("pdsh", (PDSH,)),
-        ("no_ssh", (NO_SSH_0, NO_SSH_1)),
     ],
 )
 def test_every_launcher_trains_the_same_weights(name: str, commands: tuple[str, ...], stubs: Path):
@@ -116,8 +115,8 @@ def ranks_of(agent: subprocess.Popen) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.ranks
-def test_a_machine_that_dies_ends_the_others_and_the_same_commands_go_on(stubs: Path):
-    """Two agents of torchrun, which have nothing in common but the network."""
+def test_a_machine_that_dies_ends_the_others_and_the_run_goes_on(stubs: Path):
+    """Two agents of torchrun, which share nothing but the network; then two of DeepSpeed's."""
     place, name, port = shared_place(), "two-agents", free_port()
     agents = [start(command, name, stubs, port) for command in (STATIC_0, STATIC_1)]
     journal = place.folder(name) / "journal.jsonl"
@@ -132,7 +131,7 @@ def test_a_machine_that_dies_ends_the_others_and_the_same_commands_go_on(stubs: 
     assert "the same command goes on" in said(stubs)
     assert not place.folder(name).joinpath("pipeline").exists()
     port = free_port()
-    again = [start(command, name, stubs, port) for command in (STATIC_0, STATIC_1)]
+    again = [start(command, name, stubs, port) for command in (NO_SSH_0, NO_SSH_1)]
     assert [agent.wait(300) for agent in again] == [0, 0], said(stubs)
     assert "going on after step" in said(stubs)
     assert place.weights(name) == expected()
