@@ -8,8 +8,6 @@ import pytest
 
 from benchmarks.reproduce.__main__ import arguments
 from benchmarks.reproduce.arms import ARMS
-from conf.job import composed
-from evaluate.__main__ import expanded
 from tests.helpers_docs import dry_run
 
 ROOT = Path(__file__).parent.parent
@@ -26,12 +24,6 @@ COMMANDS = [
 
 def test_there_are_commands():
     assert len(COMMANDS) >= 9
-
-
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m evaluate")])
-def test_settings_exist(command):
-    job = composed([expanded(word) for word in shlex.split(command)[3:]])
-    assert job.evaluate.prompts.name
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])

@@ -73,5 +73,3 @@ def test_the_miniature_is_never_drawn_among_ones_own_files(tmp_path: Path):
             ensure_pairs(folder, 8)
         assert [path.name for path in folder.iterdir()] == [name]
         assert (folder / name).read_bytes() == before
-
-
