@@ -1,5 +1,6 @@
 """What a new user may mistype, and what is answered: found, allowed, what to change."""
 
+import math
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pytest
 from conf.job import composed, explain
 from data.miniature.pairs import ensure_pairs
 from tests.helpers_docs import dry_run
+from tests.helpers_ranks import shared_place
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,19 @@ def test_make_answers_what_it_does_not_know(words: list[str], says: list[str]):
 def test_make_takes_every_variable_of_its_help():
     done = dry_run("eval", "EXP=miniature", "RUN=a", "VOTE=human", "GATE=1", "NPROC=1", "ARGS=a=b")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.ranks
+def test_the_default_run_fits_any_machine():
+    """`make eval` starts a process a GPU, and the miniature's micro-batch is its batch."""
+    assert composed([]).train.micro_batch == composed([]).train.batch
+    place = shared_place()
+    said = place.train("gpus", "train.steps=1", "train.micro_batch=8", "train.reference.every=1",
+                       world=2)  # fmt: skip
+    assert "trained 1 steps of 8 pairs" in said
+    assert place.journal("gpus")[0]["loss"] == pytest.approx(math.log(2))
+    refused = place.fail("odd-gpus", "train.batch=9", "train.micro_batch=9", world=2)
+    assert "train.batch=9 is no multiple of train.micro_batch=9 x 2 processes" in refused
 
 
 @pytest.mark.parametrize(
