@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from pydoc import locate
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -123,7 +124,7 @@ def test_settings_in_sentences_compose(page: Path):
 def test_settings_named_in_sentences_exist(page: Path):
     for span in docs.spans(page):
         if SETTING.fullmatch(span) and span.rpartition(".")[2] not in FILE_ENDINGS:
-            assert is_setting(span) or find_spec(span.rpartition(".")[0]), f"{page.name}: `{span}`"
+            assert is_setting(span) or locate(span) is not None, f"{page.name}: `{span}`"
 
 
 def is_setting(name: str) -> bool:

@@ -152,6 +152,17 @@ def test_what_is_not_run_is_on_a_page():
     assert all(any(part in code for _, code in CODE) for part in NOT_RUN)
 
 
+def test_another_run_may_share_the_scores(run: Path):
+    """docs/README.md: links to the folders of another run, and nothing is scored again."""
+    other = run.parent / "other"
+    other.mkdir()
+    (other / "scores").symlink_to("../small/scores")
+    said = run_stage("label", run.parent, "run=other", "vote=human")
+    assert "pairs on cpu" in run_stage("label", run.parent, "run=fresh")
+    assert "pairs on cpu" not in said
+    assert shards.read_manifest(other / "labels" / "human", "labels") is not None
+
+
 def test_the_trained_pipeline_is_a_diffusers_folder(run: Path):
     from diffusers import StableDiffusionPipeline
 
