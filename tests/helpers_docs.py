@@ -13,23 +13,24 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data" / "miniatur
 RECORDS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 """Experiments, whose headers have commands."""
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-PROGRAMS = ("make", "python", "torchrun", "srun")
+PROGRAMS = ("make", "python", "torchrun", "srun", "deepspeed")
 """Programs whose command lines can be checked without running them."""
 UNCHECKED = {
     "apt-get": "installs on the machine",
     "cat": "of an archive that is downloaded",
     "gunzip": "of an archive that is downloaded",
+    "hf": "downloads a model",
     "ln": "test_whole_way shares scores so",
     "mkdir": "the same",
     "pre-commit": "writes into .git",
+    "sbatch": "hands its settings on to the page's script, whose line with srun is checked",
     "tensorboard": "a server of its own",
     ".venv/bin/uv": "downloads a package",
 }
 """Programs on the pages whose command lines nobody checks, and why."""
 OTHERS = (
-    "accelerate", "bash", "cp", "curl", "deepspeed", "docker", "git", "hf", "kill", "mpirun",
-    "mypy", "pip", "pytest", "python3", "rsync", "ruff", "sbatch", "scp", "ssh", "sudo", "tar",
-    "unzip", "uv", "wget",
+    "accelerate", "bash", "cp", "curl", "docker", "git", "kill", "mpirun", "mypy", "pip", "pytest",
+    "python3", "rsync", "ruff", "scp", "ssh", "sudo", "tar", "unzip", "uv", "wget",
 )  # fmt: skip
 """Programs that a page may bring; whoever writes it decides which of the two they are."""
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -116,4 +117,5 @@ def started(command: str) -> list[list[str]]:
         if done.returncode:
             raise ValueError(done.stderr)
         lines = [shlex.split(line) for line in done.stdout.splitlines() if " -m " in line]
-    return [line[line.index("-m") + 1 :] for line in lines if "-m" in line]
+    modules = [(line, flag) for line in lines for flag in ("-m", "--module") if flag in line]
+    return [line[line.index(flag) + 1 :] for line, flag in modules]
