@@ -17,7 +17,17 @@ READY := $(VENV)/.ready
 LAUNCH := $(if $(filter 1,$(NPROC)),$(PY) -m,$(VENV)/bin/torchrun --standalone --nproc-per-node=$(NPROC) -m)
 JOB    := experiment=$(EXP) run=$(RUN) $(if $(VOTE),vote=$(VOTE)) $(ARGS)
 
-.PHONY: help setup labels train eval smoke inspect reproduce miniature test test-fast check parity bench-label bench-vote bench-stream bench-train lock
+TARGETS := help setup labels train eval smoke inspect reproduce miniature test test-fast check parity bench-label bench-vote bench-stream bench-train lock
+.PHONY: $(TARGETS)
+
+# What nothing reads would be left out in silence, and the default run begin instead.
+VARIABLES := EXP RUN VOTE ARGS NPROC GATE VENV PY
+GIVEN     := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+STRANGE   := $(filter-out $(VARIABLES),$(GIVEN))
+$(if $(STRANGE),$(error unknown variable $(STRANGE); allowed: $(VARIABLES); settings go into ARGS, as in ARGS="train.steps=400 reference=frozen"))
+
+.DEFAULT:
+	$(error unknown target $@; allowed: $(TARGETS))
 
 help: ## List the targets and their variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

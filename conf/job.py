@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -39,6 +39,11 @@ from train.config import ModelSpec, TrainSpec
 FOLDER = Path(__file__).parent
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 and the signal's number."""
+SPELLING = (
+    "write name=value, and quote what has spaces, brackets or commas: "
+    "ARGS=\"'panel.voters=[clip, hps]'\" for make, 'panel.voters=[clip, hps]' for python"
+)
+"""Of a setting on the command line."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -127,9 +132,7 @@ def entry(main: Callable[[Job], None]) -> Callable[[], None]:
         try:
             compose(composed.append)()  # nothing is composed for --help and --cfg
             for config in composed:
-                job = OmegaConf.to_object(config)
-                assert isinstance(job, Job)
-                main(job)
+                main(checked(config))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             if os.environ.get("BALANCEDDPO_TRACEBACK"):
                 raise
@@ -154,7 +157,25 @@ def composed(overrides: Sequence[str]) -> Job:
     """The job that a command line with these overrides asks for; for programs and tests."""
     ConfigStore.instance().store(name="job_schema", node=schema())
     with hydra.initialize_config_dir(str(FOLDER), version_base="1.3"):
-        job = OmegaConf.to_object(hydra.compose("job", overrides=list(overrides)))
+        return checked(hydra.compose("job", overrides=list(overrides)))
+
+
+def checked(config: Any) -> Job:
+    """The dataclasses of a composed configuration, each of which checks itself.
+
+    Raises:
+        ValueError: A setting cannot be what it is, or was added with `+` and nothing reads it.
+    """
+    try:
+        job = OmegaConf.to_object(config)
+    except AttributeError as error:  # slots: no dataclass takes what it does not know
+        found = re.search(r"no attribute '(\w+)'", str(error))
+        if not found:
+            raise
+        raise ValueError(
+            f"nothing reads the setting {found[1]!r} that was added with a + in front; without the "
+            "+ the answer has the names that are allowed"
+        ) from error
     assert isinstance(job, Job)
     return job
 
@@ -177,38 +198,33 @@ def explain(error: BaseException) -> str:
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
-    override = re.search(r"override '?([\w.@/]+)", str(error))
-    where = override.group(1) if override else ""
     for cause in causes:
         text = str(cause).strip()
-        if match := re.search(r"Key '([^']+)' (?:is )?not in '?(\w+)'?", text):
-            return _unknown_key(where, *match.groups())
+        if isinstance(cause, OverrideParseException):
+            return f"{cause.override!r} cannot be read ({text.splitlines()[-2]}); {SPELLING}"
+        if isinstance(cause, OmegaConfBaseException) and text.startswith("Key '"):
+            return _unknown_key(cause)
         if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
             group, name = match.groups()
             allowed = sorted(path.stem for path in (FOLDER / group).glob("*.yaml"))
             return unknown(f"{group} {name!r}", name, allowed)
+        if text.startswith("Config group override must be a string"):
+            return f"{text}; conf/<group>/ has the names, as stage3 of zero=stage3"
         if isinstance(cause, OmegaConfBaseException) and not isinstance(error, ValueError):
             return _wrong_value(cause, text)
     return str(error).strip()
 
 
-def _unknown_key(override: str, key: str, owner: str) -> str:
-    """The override as the user typed it, the wrong part of it, and where that part was sought."""
-    before, found, _ = f".{override}.".partition(f".{key}.")
-    prefix = f"{before[1:]}." if found and before else ""
-    owners = {spec.__name__: spec for spec in _specs(Job)}
-    allowed = [prefix + item.name for item in fields(owners[owner])] if owner in owners else []
-    return unknown(f"setting {prefix}{key}", prefix + key, allowed)
+def _unknown_key(error: OmegaConfBaseException) -> str:
+    """The setting's whole name, beside those of its neighbours."""
+    key, parent = str(error.full_key), error.parent_node
+    owner, dot, _ = key.rpartition(".")
+    names = [f"{owner}{dot}{name}" for name in parent or [] if name != "hydra"]
+    more = f"; a new name takes a + in front: +{key}=..." if error.object_type is dict else ""
+    return unknown(f"setting {key}", key, names) + more
 
 
 def _wrong_value(error: OmegaConfBaseException, text: str) -> str:
     """OmegaConf's first line says what was found and what is allowed; we add where."""
     what = text.splitlines()[0]
     return f"{error.full_key}: {what}" if getattr(error, "full_key", "") else what
-
-
-def _specs(spec: Any) -> list[Any]:
-    """A settings dataclass and every settings dataclass below it."""
-    hints = get_type_hints(spec)
-    children = [hints[item.name] for item in fields(spec)]
-    return [spec, *(found for child in children if is_dataclass(child) for found in _specs(child))]

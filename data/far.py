@@ -16,6 +16,7 @@ import fsspec
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs
 
+from data.hub import unreachable
 from data.stores import AWAY, StoreError
 
 WAITS_S = (1.0, 4.0, 16.0)
@@ -207,6 +208,8 @@ def open_far(setting: str, url: str, hint: str) -> FarStore:
             tomorrow.
     """
     _check_url(setting, url)
+    if url.startswith("hf://") and (reason := unreachable()):
+        raise StoreError(f"{setting}={url} cannot be opened: {reason}; {hint}")
     files, folder = _files_of(setting, url)
     store = FarStore(url.partition("?")[0].rstrip("/"), files, folder.rstrip("/"))
     try:

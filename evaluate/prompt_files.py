@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from data.hub import HubError, cached, fetch
 from data.pairs import PairsSpec, open_pairs
 from evaluate.config import PromptsKind, PromptsSpec
 
@@ -213,29 +214,19 @@ def located(spec: PromptsSpec) -> Path:
 
 
 def _fetched(name: str, revision: str) -> Path:
-    from huggingface_hub import snapshot_download  # only where a hub id is used
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     owner, repository, inside = name.split("/", 2)
-    for offline in (True, False):
-        try:
-            folder = snapshot_download(
-                f"{owner}/{repository}",
-                repo_type="dataset",
-                revision=revision,
-                allow_patterns=[inside, f"{inside.rstrip('/')}/*"],
-                local_files_only=offline,
-            )
-        except LocalEntryNotFoundError:
-            continue
-        except OSError as error:
-            raise PromptsError(f"{name}@{revision} cannot be fetched: {error}") from error
-        if (found := Path(folder) / inside).exists():
-            return found
-    raise PromptsError(
-        f"{name}@{revision} is neither in the hub's local cache nor on the hub; check the name, "
-        "the commit and the network, or give a local path"
-    )
+    wanted = [inside, f"{inside.rstrip('/')}/*"]
+    try:
+        for look in (cached, fetch):
+            folder = look(f"{owner}/{repository}", revision, wanted, "dataset")
+            if folder and (folder / inside).exists():
+                return folder / inside
+    except HubError as error:
+        raise PromptsError(
+            f"evaluate.prompts.path={name} is not on this machine and cannot be fetched at commit "
+            f"{revision}: {error}; evaluate.prompts.path=/path/to/it takes a local copy"
+        ) from error
+    raise PromptsError(f"the data set {owner}/{repository}@{revision} has no {inside}")
 
 
 def _read(path: Path) -> str:

@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from data.hub import HubError, cached, fetch
 from label.architectures import BLIP_LARGE, MPS_H, QWEN2_VL_7B
 
 HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -82,31 +83,19 @@ def locate(
 
 def _from_hub(setting: str, value: str, revision: str, wanted: Sequence[Sequence[str]]) -> Path:
     """A repository (or `owner/name/file`) at a commit, from the local cache or the hub."""
-    from huggingface_hub import snapshot_download  # only where a hub id is used
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     owner, name, *file = value.split("/")
     wanted = [["/".join(file)]] if file else wanted
     try:
-        for offline, patterns in product((True, False), wanted):
-            try:
-                folder = Path(
-                    snapshot_download(
-                        f"{owner}/{name}",
-                        revision=revision,
-                        allow_patterns=list(patterns),
-                        local_files_only=offline,
-                    )
-                )
-            except LocalEntryNotFoundError:
-                if not offline:
-                    raise
-                continue
-            found = folder.joinpath(*file)
-            if found.is_file() or (found.is_dir() and any(found.glob(patterns[-1]))):
+        for look, patterns in product((cached, fetch), wanted):
+            folder = look(f"{owner}/{name}", revision, patterns)
+            found = folder and folder.joinpath(*file)
+            if found and (found.is_file() or (found.is_dir() and any(found.glob(patterns[-1])))):
                 return found
-    except OSError as error:
-        raise WeightsError(f"{setting}={value}@{revision} cannot be fetched: {error}") from error
+    except HubError as error:
+        raise WeightsError(
+            f"{setting}={value} is not on this machine and cannot be fetched at commit "
+            f"{revision}: {error}; {setting}=/path/to/it takes a local copy"
+        ) from error
     needed = " or ".join(patterns[-1] for patterns in wanted)
     raise WeightsError(f"{setting}={value}@{revision} has no {needed}")
 

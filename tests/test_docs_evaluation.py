@@ -1,17 +1,14 @@
 """Every command of docs/evaluation.md and docs/reproduction.md is one that the program takes."""
 
-import os
 import re
 import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from benchmarks.reproduce.__main__ import arguments
 from benchmarks.reproduce.arms import ARMS
-from conf.job import composed
-from evaluate.__main__ import expanded
+from tests.helpers_docs import dry_run
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -25,22 +22,8 @@ COMMANDS = [
 ]
 
 
-def dry_run(*words):
-    """What make would do; it must not know of the make that may have started these tests."""
-    inherited = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
-    ours = {name: value for name, value in os.environ.items() if name not in inherited}
-    command = ["make", "-n", "-o", ".venv/.ready", *words]
-    return subprocess.run(command, cwd=ROOT, env=ours, capture_output=True, text=True, check=False)
-
-
 def test_there_are_commands():
     assert len(COMMANDS) >= 9
-
-
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m evaluate")])
-def test_settings_exist(command):
-    job = composed([expanded(word) for word in shlex.split(command)[3:]])
-    assert job.evaluate.prompts.name
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])

@@ -228,13 +228,14 @@ def test_a_hub_data_set_is_read_at_its_commit_from_the_cache_first(tmp_path, mon
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "p.jsonl").write_text('{"prompt": "a cat"}\n')
 
-    def snapshot_download(name, *, repo_type, revision, allow_patterns, local_files_only):
+    def snapshot_download(name, *, repo_type, revision, allow_patterns, local_files_only=False):
         calls.append((name, repo_type, revision, allow_patterns[0], local_files_only))
         if local_files_only:
             raise LocalEntryNotFoundError("not here")
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr("data.hub.unreachable", lambda: "")
     wanted = spec("owner/set/data/p.jsonl", PromptsKind.table, revision=commit)
     assert texts(load_prompts(wanted)) == ["a cat"]
     expected = ("owner/set", "dataset", commit, "data/p.jsonl")

@@ -1,40 +1,14 @@
-"""docs/training.md: its commands compose, its table has the journal's fields, its list is true."""
+"""docs/training.md: its table has the journal's fields, its list is true."""
 
 import re
-import shlex
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 
-from conf.job import Job
 from tests.helpers_ranks import ROOT, shared_place, straight
 from train.config import WITHOUT_EFFECT
 from train.validation import FIELDS
 
 PAGE = (ROOT / "docs" / "training.md").read_text()
-COMMANDS = re.findall(r"^    (make (?:train|smoke)\b[^#\n]*)", PAGE, re.MULTILINE)
-
-
-def overrides(command: str) -> list[str]:
-    """What the Makefile hands on to `python -m train`."""
-    variables = dict(word.split("=", 1) for word in shlex.split(command)[2:])
-    run = [f"run={variables['RUN']}"] if "RUN" in variables else []
-    smoke = ["debug=smoke"] if shlex.split(command)[1] == "smoke" else []
-    return run + smoke + shlex.split(variables.get("ARGS", ""))
-
-
-def test_there_are_commands():
-    assert len(COMMANDS) >= 7
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_composes(command: str):
-    ConfigStore.instance().store(name="job_schema", node=Job)
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        job = OmegaConf.to_object(compose("job", overrides=overrides(command)))
-    assert isinstance(job, Job)
 
 
 def test_what_may_change_between_two_parts_of_a_run():

@@ -1,7 +1,6 @@
 """Every arrow, from image pairs to the report, on the miniature world with its own weights."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import polars as pl
 import pytest
 
 from data import shards, tables
+from tests.helpers_docs import PAGES, blocks
 
 ROOT = Path(__file__).parent.parent
 VOTERS = ["hps", "clip", "pickscore", "aesthetic"]
@@ -112,13 +112,55 @@ def test_a_second_run_finds_all_done(run: Path):
     assert {path: path.stat().st_mtime_ns for path in files} == before
 
 
-def test_the_readme_s_polars_recipe_runs(run: Path, capsys: pytest.CaptureFixture[str]):
-    recipe = re.search(r"```python\n(import polars.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert recipe is not None
-    exec(recipe.group(1).replace("runs/miniature", str(run)), {})
+RUN_ELSEWHERE = {
+    "labels.md": "test_docs_labels",
+    "api.md": "test_docs_api",
+    "metrics.md": "test_own_metric",
+}
+"""Pages whose Python is run by a test of their own."""
+NOT_RUN = {
+    "from_single_file": "asks for a published single file",
+    'from_pretrained("/models/sd15")': "test_adapter loads such a folder onto a small base",
+    "pipeline.fuse_lora": "goes on from the one before",
+    "reshape(4, 64, 64)": "test_latents reads blobs so; the miniature's have another shape",
+}
+"""Parts of code on the pages that is compiled and not run, and why."""
+CODE = [
+    (page, code)
+    for page in PAGES
+    if page.name not in RUN_ELSEWHERE
+    for code in blocks(page, "python")
+]
+
+
+@pytest.mark.parametrize(("page", "code"), CODE, ids=lambda value: getattr(value, "stem", "code"))
+def test_the_pages_python_runs(
+    page: Path, code: str, run: Path, capsys: pytest.CaptureFixture[str]
+):
+    compiled = compile(code.replace("runs/miniature", str(run)), str(page), "exec")
+    if any(part in code for part in NOT_RUN):
+        return
+    exec(compiled, {})
     said = capsys.readouterr().out
-    for word in ("majority", "vote_clip", "unreadable_image", "the prompt is empty"):
-        assert word in said
+    assert said or "print(" not in code
+    if "decided_by" in code:  # the README's look at the labels
+        for word in ("majority", "vote_clip", "unreadable_image", "the prompt is empty"):
+            assert word in said
+
+
+def test_what_is_not_run_is_on_a_page():
+    assert all(any(part in code for _, code in CODE) for part in NOT_RUN)
+
+
+def test_another_run_may_share_the_scores(run: Path):
+    """docs/README.md: links to the folders of another run, and nothing is scored again."""
+    other = run.parent / "other"
+    other.mkdir()
+    (other / "scores").symlink_to("../small/scores")
+    said = run_stage("label", run.parent, "run=other", "vote=human")
+    assert "pairs on cpu" in run_stage("label", run.parent, "run=fresh")
+    assert "pairs on cpu" not in said
+    assert shards.read_manifest(other / "labels" / "human", "labels") is not None
 
 
 def test_the_trained_pipeline_is_a_diffusers_folder(run: Path):

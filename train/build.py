@@ -25,6 +25,14 @@ from train.stream import DecidedPairs, PairStream, StreamPlan, decided_pairs
 from train.validation import make_validation, split
 
 
+def shared_out(run: TrainRun, world: int) -> TrainRun:
+    """The run with no more pairs a forward pass than a process has of a batch."""
+    if run.train.batch % world:
+        return run  # the stream says so
+    micro_batch = min(run.train.micro_batch, run.train.batch // world)
+    return replace(run, train=replace(run.train, micro_batch=micro_batch))
+
+
 def open_stream(run: TrainRun, world: World) -> PairStream:
     """This rank's pairs; every mistake in the data that can be seen early is seen here."""
     if world.rank == 0:

@@ -245,7 +245,8 @@ class TrainSpec:
     batch: int = 2048
     """Pairs an optimizer step, over all processes."""
     micro_batch: int = 8
-    """Pairs a forward pass on one process; batch must be a multiple of micro_batch x processes."""
+    """Pairs a forward pass on one process, fewer where its share of a batch is smaller; batch must
+    be a multiple of micro_batch x processes."""
     beta: float = 5000.0
     """Strength of the pull to the reference in the DPO loss, T folded in (Wallace et al. 2023);
     `mapo` has its own."""

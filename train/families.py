@@ -7,6 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from data.hub import HubError, cached, fetch
 from train.config import ModelSpec
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -173,16 +174,17 @@ def find_model(spec: ModelSpec) -> Path:
 
 
 def _from_hub(spec: ModelSpec) -> Path:
-    from huggingface_hub import snapshot_download  # only where a hub id is used
-
+    """From the hub, which adds what stage one did not need; without it, what is here."""
+    assert spec.revision is not None
     try:
-        return Path(
-            snapshot_download(spec.path, revision=spec.revision, allow_patterns=list(WANTED))
-        )
-    except (OSError, ValueError) as error:
+        return fetch(spec.path, spec.revision, WANTED)
+    except HubError as error:
+        here = cached(spec.path, spec.revision, WANTED)
+        if here is not None and (here / "model_index.json").is_file():
+            return here
         raise ValueError(
-            f"model.path={spec.path}@{spec.revision} cannot be fetched ({error}); "
-            "give a local diffusers folder where this machine has no network"
+            f"model.path={spec.path} is not on this machine and cannot be fetched at commit "
+            f"{spec.revision}: {error}; model.path=/path/to/folder takes a local diffusers folder"
         ) from error
 
 

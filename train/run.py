@@ -13,7 +13,7 @@ from rich.console import Console
 from data.shards import code_revision, differences, write_json
 from train.adapter import in_diffusers_format
 from train.boards import check_boards
-from train.build import make_trainer, open_stream
+from train.build import make_trainer, open_stream, shared_out
 from train.card import last_look, last_tenth, model_card
 from train.config import LatentUse, Objective, TrainRun
 from train.engine import World, start, stop
@@ -49,6 +49,7 @@ def train(run: TrainRun, world: World) -> None:
     """Train, and export the result."""
     check_alike(run, world)
     console = Console(quiet=world.rank != 0, highlight=False, soft_wrap=True)
+    run = shared_out(run, world.size)
     stream = open_stream(run, world)
     console.print(
         f"{len(stream.pairs)} decided pairs · {stream.epoch_batches} batches of {run.train.batch} "

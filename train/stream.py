@@ -183,7 +183,7 @@ class PairStream:
         if plan.batch % (plan.micro_batch * plan.world):
             raise ValueError(
                 f"train.batch={plan.batch} is no multiple of train.micro_batch={plan.micro_batch} "
-                f"x {plan.world} processes; change one of them"
+                f"x {plan.world} processes; change one of them (processes: NPROC=...)"
             )
         if self.window_bytes > plan.memory_mb << 20:
             smaller = "" if self.latents else ", or write latents (docs/latents.md)"

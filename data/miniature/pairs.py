@@ -7,6 +7,7 @@ and the user chooses again. So a picture stands in about 1.8 pairs, as in the re
 import datetime
 import io
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,7 +87,33 @@ def ensure_pairs(folder: Path, num_pairs: int) -> None:
 def _ensure(folder: Path, split: Split, num_pairs: int, seed: int, shards: int) -> None:
     there = list(folder.glob(f"{split}-*-of-{shards:05d}.parquet"))
     if len(there) < shards or sum(map(_num_rows, there)) != num_pairs:
+        refuse_strangers(folder)
         write_pairs(folder, num_pairs, seed, shards, split)
+
+
+def refuse_strangers(folder: Path) -> None:
+    """Never draw among, let alone over, files that are not the miniature's.
+
+    Raises:
+        ValueError: There is one; says how to name the layout of a pair set of one's own.
+    """
+    strangers = [p.name for p in sorted(folder.glob("[!.]*")) if not _is_miniature(p)]
+    if strangers:
+        raise ValueError(
+            f"pairs.root={folder} has {strangers[0]}, which is not of the miniature, and "
+            "pairs=miniature draws its pairs there; for a pair set of your own say its layout "
+            "(pairs=pickapic, parquet, jsonl, ...; docs/pairs.md), for the miniature another folder"
+        )
+
+
+def _is_miniature(path: Path) -> bool:
+    if not re.fullmatch(r"(train|validation)-\d{5}-of-\d{5}\.parquet", path.name):
+        return False
+    file = pq.ParquetFile(path)
+    if "model_0" not in file.schema_arrow.names:
+        return False
+    first = next(file.iter_batches(1, columns=["model_0"]), None)
+    return first is None or str(first["model_0"][0].as_py()).startswith("miniature/")
 
 
 def _num_rows(path: Path) -> int:

@@ -1,0 +1,121 @@
+"""The pages for users, taken apart: code blocks, code in sentences, commands, links."""
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data" / "miniature" / "README.md",
+         *sorted((ROOT / "docs").glob("*.md"))]  # fmt: skip
+"""Every page; one that is added to docs/ is among them."""
+RECORDS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
+"""Experiments, whose headers have commands."""
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+PROGRAMS = ("make", "python", "torchrun", "srun", "deepspeed")
+"""Programs whose command lines can be checked without running them."""
+UNCHECKED = {
+    "apt-get": "installs on the machine",
+    "cat": "of an archive that is downloaded",
+    "gunzip": "of an archive that is downloaded",
+    "hf": "downloads a model",
+    "ln": "test_whole_way shares scores so",
+    "mkdir": "the same",
+    "pre-commit": "writes into .git",
+    "sbatch": "hands its settings on to the page's script, whose line with srun is checked",
+    "tensorboard": "a server of its own",
+    ".venv/bin/uv": "downloads a package",
+}
+"""Programs on the pages whose command lines nobody checks, and why."""
+OTHERS = (
+    "accelerate", "bash", "cp", "curl", "docker", "git", "kill", "mpirun", "mypy", "pip", "pytest",
+    "python3", "rsync", "ruff", "scp", "ssh", "sudo", "tar", "unzip", "uv", "wget",
+)  # fmt: skip
+"""Programs that a page may bring; whoever writes it decides which of the two they are."""
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+INDENTED = re.compile(r"(?:(?<=\n\n)|\A)((?:    .*\n|\n(?=    ))+)")
+SPAN = re.compile(r"(?<!`)`([^`\n]+(?:\n[^`\n]+)?)`(?!`)")
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """Fenced blocks of these languages."""
+    return [body for language, body in FENCED.findall(page.read_text()) if language in languages]
+
+
+def spans(page: Path) -> list[str]:
+    """Code in sentences and tables, each in one line."""
+    text = INDENTED.sub("\n", FENCED.sub("", page.read_text()))
+    return [" ".join(span.split()).replace("<40 digits>", COMMIT) for span in SPAN.findall(text)]
+
+
+def shell_lines(page: Path) -> list[str]:
+    """Lines of a page that a shell would run; continued ones are joined."""
+    indented = INDENTED.findall(FENCED.sub("", page.read_text()))
+    text = "\n".join([*blocks(page, "sh", "bash", ""), *indented]).replace("\\\n", " ")
+    lines = [line.strip() for line in text.splitlines()] + spans(page)
+    return [line for line in lines if line and not line.startswith("#") and _is_command(line)]
+
+
+def program_of(line: str) -> str:
+    """The first word of a command, after its variables."""
+    return re.sub(r"^(?:[A-Z_]+=\S+ )*", "", line).partition(" ")[0]
+
+
+def _is_command(line: str) -> bool:
+    program = program_of(line)
+    if program == line:  # a word
+        return False
+    return program in (*PROGRAMS, *UNCHECKED, *OTHERS)
+
+
+def commands(page: Path) -> list[str]:
+    """The command lines of a page, with something for what they leave open (`...`)."""
+    if page.suffix == ".yaml":
+        header = re.sub(r"\n# +", " ", page.read_text())
+        found = re.findall(r"make [a-z]+(?: [A-Z]+=(?:\"[^\"]*\"|\w+))+", header)
+    else:
+        found = shell_lines(page)
+    found = [re.sub(r"\s*\bEXP=\.\.\.", "", line) for line in found]
+    found = [re.sub(r"(?<=[\" ])\.\.\.(?=\")", "pairs.root=/x", line) for line in found]
+    return list(dict.fromkeys(found))
+
+
+def links(page: Path) -> list[str]:
+    """Where a page points to in this repository: `path` or `path#heading`."""
+    found = re.findall(r"\]\(([^)\s]+)\)", FENCED.sub("", page.read_text()))
+    return [link for link in found if not re.match(r"\w+:", link)]
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", FENCED.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def dry_run(*words: str) -> subprocess.CompletedProcess[str]:
+    """What make would do; it must not know of the make that may have started these tests."""
+    inherited = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
+    ours = {name: value for name, value in os.environ.items() if name not in inherited}
+    command = ["make", "--no-print-directory", "-n", "-o", ".venv/.ready", *words]
+    return subprocess.run(command, cwd=ROOT, env=ours, capture_output=True, text=True, check=False)
+
+
+def started(command: str) -> list[list[str]]:
+    """What a command line starts of ours: module and arguments, as the module gets them.
+
+    Raises:
+        ValueError: make does not know the target or a variable.
+    """
+    command = re.sub(r"\$\{\w+:-(.*?)\}", r"\1", command).replace('"$@"', "")
+    words = shlex.split(command, comments=True)
+    given = [word for word in words if re.match(r"[A-Z]+=", word)]
+    if "make" not in words:
+        lines = [words]
+    else:
+        done = dry_run(*[word for word in words if word != "make" and word not in given], *given)
+        if done.returncode:
+            raise ValueError(done.stderr)
+        lines = [shlex.split(line) for line in done.stdout.splitlines() if " -m " in line]
+    modules = [(line, flag) for line in lines for flag in ("-m", "--module") if flag in line]
+    return [line[line.index(flag) + 1 :] for line, flag in modules]
