@@ -263,7 +263,7 @@ def test_a_run_of_sdxl_ends_in_its_pipeline(tmp_path: Path, bases: dict[str, Pat
     place, name = shared_place(), f"sdxl-{tuning}"
     output = place.train(
         name, f"model.path={bases['sdxl']}", f"tuning={tuning}", "train.precision=bf16",
-        "train.gradient_checkpointing=true", "train.caption_dropout=0.3", "train.flip=true",
+        "train.gradient_checkpointing=full", "train.caption_dropout=0.3", "train.flip=true",
         "train.steps=3", "train.reference.every=2",
     )  # fmt: skip
     assert "GiB a process without activations, counted (policy" in output
