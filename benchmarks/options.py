@@ -1,6 +1,6 @@
 """What each setting of stage two brings: `make bench-train ARGS=--options`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +30,13 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
 """Each alone, against a run with none of them in fp32; latents are ready for all."""
 
 
+def with_words(words: Sequence[str]) -> tuple[str, ...]:
+    """The options that have one of the words in their names; all where no word is given."""
+    return tuple(o for o in OPTIONS if not words or any(word in o for word in words))
+
+
 def effects(
-    name: str, root: Path, here: engine.World, *, batch: int, blocks: int
+    name: str, root: Path, here: engine.World, some: Sequence[str], *, batch: int, blocks: int
 ) -> dict[str, dict[str, float]]:
     """Setting -> its speed over that without, and what a step takes of a GPU's memory (GiB)."""
     world, found = WORLDS[name], {}
@@ -45,8 +50,8 @@ def effects(
         return make_trainer(run, here, open_stream(run, here), Console(quiet=True))
 
     plain = trainer_with()
-    for option, changes in OPTIONS.items():
-        changed = trainer_with(**changes)
+    for option in some:
+        changed = trainer_with(**OPTIONS[option])
         with ExitStack() as stack:
             contenders = {}
             for who, trainer in (("plain", plain), ("changed", changed)):

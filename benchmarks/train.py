@@ -223,7 +223,11 @@ def arguments() -> argparse.Namespace:
     add("--out", type=Path, help="file for the JSON object")
     add("--blocks", type=int, help="instead of each plan's own number")
     add("--worlds", nargs="+", help="some of the models only")
-    add("--options", action="store_true", help="what each setting brings to the first model, too")
+    add(
+        "--options",
+        nargs="*",
+        help="what settings bring to the first model; those with these words",
+    )
     add("--stages", default="0,1,2,3", help="whose memory; empty for none")
     return parser.parse_args()
 
@@ -240,9 +244,10 @@ def main() -> None:
         memory = peak_by_stage(first.world, root, stages)
         here = engine.start("auto")
         results = {plan.world: measure(plan, root, here) for plan in plans}
-        if asked.options:
+        if asked.options is not None:
+            some = options.with_words(asked.options)
             effects = options.effects(
-                first.world, root, here, batch=first.batch, blocks=first.blocks
+                first.world, root, here, some, batch=first.batch, blocks=first.blocks
             )
         engine.stop()
     show(results, memory)
