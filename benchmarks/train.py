@@ -4,8 +4,8 @@ Everything is measured in turns, block by block, and medians are compared, so th
 busy meanwhile slows all alike.
 
 - `ours` is `Trainer.optimizer_step` on label shards and pair files, with the thread that reads
-  ahead: all that training does between two checkpoints. With `latents ready` the VAE answers from
-  memory, as when stage one has cached them; pictures are still decoded.
+  ahead: all that training does between two checkpoints. With `latents ready` it reads the latents
+  that stage one wrote, else it decodes the pictures and encodes them.
 - `floor` cannot be avoided: policy forward and backward, reference forward and the fused AdamW
   step, in the same library on tensors that are ready, without DeepSpeed.
 - `diffusers` is the step of its Diffusion-DPO example, see `peer.py`.
@@ -16,9 +16,8 @@ import json
 import platform
 import statistics
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,21 +26,24 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
+from benchmarks import options
 from benchmarks.memory import peak_by_stage
 from benchmarks.peer import Example
-from benchmarks.worlds import WORLDS, training_run, write_world
+from benchmarks.race import race, ratio
+from benchmarks.worlds import WORLDS, training_run, write_latents, write_world
 from data.ahead import ahead
 from train import engine
-from train.build import make_trainer, open_stream
+from train.build import make_trainer, open_stream, stream_of
+from train.config import Recompute
 from train.flops import peak_flops
 from train.loop import READ_AHEAD, Trainer
 from train.loss import denoising_errors, dpo_losses
 from train.order import Position
-from train.step import Question, answer, ask, drawn_ahead
+from train.step import Drawn, Question, answer, ask, drawn_ahead
+from train.stream import PairStream
 
-OURS, CACHED, FLOOR, DIFFUSERS = "ours", "ours, latents ready", "floor", "diffusers"
+CONTENDERS = OURS, CACHED, FLOOR, DIFFUSERS = "ours", "ours, latents ready", "floor", "diffusers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,50 +57,28 @@ class Plan:
     """Optimizer steps of a block."""
     blocks: int
     pairs: int = 64
+    alone: bool = False
+    """Nothing is compared: the others do not fit beside ours."""
+    spec: tuple[tuple[str, Any], ...] = ()
+    """Further settings of the training."""
 
 
 ON_CPU = (
-    Plan(world="reduced", batch=2, steps=2, blocks=5, pairs=16),
+    Plan(world="reduced", batch=8, steps=1, blocks=7, pairs=32),
     Plan(world="miniature", batch=32, steps=2, blocks=7),
 )
-ON_GPU = (Plan(world="sd15", batch=8, steps=10, blocks=5, pairs=256),)
-QUICK = (Plan(world="quick", batch=4, steps=1, blocks=1, pairs=8),)
+ON_GPU = (
+    Plan(world="sd15", batch=8, steps=10, blocks=5, pairs=256),
+    Plan(world="sdxl", batch=4, steps=6, blocks=3, alone=True,
+         spec=(("gradient_checkpointing", Recompute.full),)),
+)  # fmt: skip
+QUICK = (
+    Plan(world="quick", batch=4, steps=1, blocks=1, pairs=8),
+    Plan(world="quick_xl", batch=4, steps=1, blocks=1, pairs=8, alone=True),
+)
 
 
 # --- contenders ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """Of a posterior; what `Backbone` reads of diffusers' distribution."""
-
-    mean: Tensor
-    std: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """What a VAE's `encode` gives."""
-
-    latent_dist: Moments
-
-
-class RememberingVae:
-    """A VAE that encodes each picture once; pictures are told apart by their sums."""
-
-    def __init__(self, vae: Any) -> None:
-        self.vae, self.config, self.dtype = vae, vae.config, vae.dtype
-        self.known: dict[float, tuple[Tensor, Tensor]] = {}
-
-    def encode(self, signed: Tensor) -> Encoded:
-        """The posterior of each picture."""
-        keys = signed.double().sum((1, 2, 3)).tolist()
-        for key, picture in zip(keys, signed, strict=True):
-            if key not in self.known:
-                found = self.vae.encode(picture[None]).latent_dist
-                self.known[key] = found.mean, found.std
-        mean, std = zip(*(self.known[key] for key in keys), strict=True)
-        return Encoded(Moments(torch.cat(mean), torch.cat(std)))
 
 
 def floor_step(trainer: Trainer, questions: list[Question], beta: float) -> Callable[[], None]:
@@ -123,12 +103,10 @@ def floor_step(trainer: Trainer, questions: list[Question], beta: float) -> Call
     return run
 
 
-def ours(trainer: Trainer, ready: Any, vae: Any) -> Callable[[], None]:
+def ours(trainer: Trainer, ready: Iterator[Drawn]) -> Callable[[], None]:
     """A whole step of the trainer."""
-    nets = replace(trainer.nets, backbone=replace(trainer.nets.backbone, vae=vae))
 
     def run() -> None:
-        trainer.nets = nets
         trainer.optimizer_step(ready)
 
     return run
@@ -137,64 +115,53 @@ def ours(trainer: Trainer, ready: Any, vae: Any) -> Callable[[], None]:
 # --- measuring -----------------------------------------------------------------------------------
 
 
-def race(contenders: dict[str, Callable[[], Any]], plan: Plan) -> dict[str, list[float]]:
-    """Pairs a second of each contender, block by block; the blocks take turns."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
-    for block in range(plan.blocks + 1):
-        for name, run in contenders.items():
-            warm_up = -(-plan.pairs // plan.batch) if name == CACHED and block == 0 else 0
-            for _ in range(warm_up):
-                run()
-            time.sleep(0.5)  # the reading thread fills its queue and rests
-            began = time.perf_counter()
-            for _ in range(plan.steps):
-                run()
-            if block:  # the first one warms up
-                found[name].append(plan.steps * plan.batch / (time.perf_counter() - began))
-    return found
-
-
 def measure(plan: Plan, root: Path, here: engine.World) -> dict[str, Any]:
     """All contenders on one model."""
     world = WORLDS[plan.world]
     base, pairs = write_world(world, root, plan.pairs)
-    run = training_run(world, root, batch=plan.batch, micro_batch=plan.batch, stage=2)
+    run = training_run(
+        world, root, batch=plan.batch, micro_batch=plan.batch, stage=2, **dict(plan.spec)
+    )
     trainer = make_trainer(run, here, open_stream(run, here), Console(quiet=True))
-    backbone = trainer.nets.backbone
+    latents = replace(run, latents=write_latents(world, root))
+    cached = stream_of(latents, trainer.stream.pairs, trainer.stream.source, trainer.stream.plan)
     with ExitStack() as stack:
-        batches = drawn_ahead(trainer.stream.batches(Position()), trainer.rule, here.device)
-        ready = stack.enter_context(ahead(batches, READ_AHEAD))
-        questions = [ask(next(ready).on(here.device), backbone) for _ in range(4)]
-        example = Example(
-            base, pairs / "train-0.parquet", world.resolution, plan.batch, here.device
-        )
-        found = race(
-            {
-                OURS: ours(trainer, ready, backbone.vae),
-                FLOOR: floor_step(trainer, questions, run.train.beta),
-                CACHED: ours(trainer, ready, RememberingVae(backbone.vae)),
-                DIFFUSERS: example.step,
-            },
-            plan,
-        )
+
+        def read(stream: PairStream) -> Iterator[Drawn]:
+            batches = drawn_ahead(stream.batches(Position()), trainer.rule, here.device)
+            return stack.enter_context(ahead(batches, READ_AHEAD))
+
+        ready = read(trainer.stream)
+        contenders: dict[str, Callable[[], Any]] = {
+            OURS: ours(trainer, ready),
+            CACHED: ours(trainer, read(cached)),
+        }
+        if not plan.alone:
+            backbone = trainer.nets.backbone
+            questions = [ask(next(ready).on(here.device), backbone) for _ in range(4)]
+            contenders[FLOOR] = floor_step(trainer, questions, run.train.beta)
+            file = pairs / "train-0.parquet"
+            example = Example(base, file, world.resolution, plan.batch, here.device)
+            contenders[DIFFUSERS] = example.step
+        found = race(contenders, blocks=plan.blocks, steps=plan.steps, pairs=plan.batch)
     return figures(found, trainer, plan)
 
 
 def figures(found: dict[str, list[float]], trainer: Trainer, plan: Plan) -> dict[str, Any]:
     """Medians, and medians of the blocks' ratios; goals are 0.95 for the floor and 1.3 (CPU)."""
 
-    def ratio(one: str, two: str) -> float:
-        return statistics.median(a / b for a, b in zip(found[one], found[two], strict=True))
+    def over(one: str, two: str) -> float | None:
+        return ratio(found[one], found[two]) if two in found else None
 
     speed = statistics.median(found[CACHED])
     peak = peak_flops(trainer.world.device)
     return {
         "plan": asdict(plan),
         "pairs_per_s": {name: statistics.median(values) for name, values in found.items()},
-        "floor_ratio": ratio(CACHED, FLOOR),
-        "floor_ratio_from_pictures": ratio(OURS, FLOOR),
-        "diffusers_ratio": ratio(CACHED, DIFFUSERS),
-        "diffusers_ratio_from_pictures": ratio(OURS, DIFFUSERS),
+        "floor_ratio": over(CACHED, FLOOR),
+        "floor_ratio_from_pictures": over(OURS, FLOOR),
+        "diffusers_ratio": over(CACHED, DIFFUSERS),
+        "diffusers_ratio_from_pictures": over(OURS, DIFFUSERS),
         "gflop_a_pair": trainer.pair_flops / 1e9,
         "gflops": trainer.pair_flops * speed / 1e9,
         "mfu": trainer.pair_flops * speed / peak if peak else None,
@@ -209,11 +176,11 @@ def figures(found: dict[str, list[float]], trainer: Trainer, plan: Plan) -> dict
 def show(results: dict[str, dict[str, Any]], memory: dict[str, dict[str, float]]) -> None:
     """The tables."""
     console = Console(width=120)
-    table = Table("model", *(OURS, CACHED, FLOOR, DIFFUSERS), "of floor", "times diffusers")
+    table = Table("model", *CONTENDERS, "of floor", "times diffusers")
     for name, found in results.items():
-        speeds = [f"{found['pairs_per_s'][who]:.2f}" for who in (OURS, CACHED, FLOOR, DIFFUSERS)]
+        speeds = [_digits(found["pairs_per_s"].get(who)) for who in CONTENDERS]
         ratios = (
-            f"{found[key]:.2f} ({found[key + '_from_pictures']:.2f})"
+            f"{_digits(found[key])} ({_digits(found[key + '_from_pictures'])})"
             for key in ("floor_ratio", "diffusers_ratio")
         )
         table.add_row(name, *speeds, *ratios)
@@ -222,6 +189,10 @@ def show(results: dict[str, dict[str, Any]], memory: dict[str, dict[str, float]]
     for stage, found in memory.items():
         peaks.add_row(stage, f"{found['peak_mib']:.0f}", f"{found['own_mib']:.0f}")
     console.print(peaks, "two ranks, bf16, one pair each")
+
+
+def _digits(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def machine() -> dict[str, Any]:
@@ -244,29 +215,49 @@ def chosen(asked: argparse.Namespace) -> list[Plan]:
     return [replace(plan, blocks=asked.blocks or plan.blocks) for plan in some]
 
 
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--quick", action="store_true", help="tiny models, to see that it runs")
+    add("--out", type=Path, help="file for the JSON object")
+    add("--blocks", type=int, help="instead of each plan's own number")
+    add("--worlds", nargs="+", help="some of the models only")
+    add(
+        "--options",
+        nargs="*",
+        help="what settings bring to the first model; those with these words",
+    )
+    add("--stages", default="0,1,2,3", help="whose memory; empty for none")
+    return parser.parse_args()
+
+
 def main() -> None:
     """Measure, tell, and leave the figures on the last line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it runs")
-    parser.add_argument("--out", type=Path, help="file for the JSON object")
-    parser.add_argument("--blocks", type=int, help="instead of each plan's own number")
-    parser.add_argument("--worlds", nargs="+", help="some of the models only")
-    parser.add_argument("--stages", default="0,1,2,3", help="whose memory; empty for none")
-    asked = parser.parse_args()
+    asked = arguments()
     warnings.filterwarnings("ignore")
     stages = [int(stage) for stage in asked.stages.split(",") if stage]
+    plans, effects = chosen(asked), dict[str, Any]()
+    first = plans[0]
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
         root = Path(folder)
-        plans = chosen(asked)
-        memory = peak_by_stage(plans[0].world, root, stages)
+        memory = peak_by_stage(first.world, root, stages)
         here = engine.start("auto")
         results = {plan.world: measure(plan, root, here) for plan in plans}
+        if asked.options is not None:
+            some = options.with_words(asked.options)
+            effects = options.effects(
+                first.world, root, here, some, batch=first.batch, blocks=first.blocks
+            )
         engine.stop()
     show(results, memory)
-    first = results[plans[0].world]
-    keys = ("floor_ratio", "diffusers_ratio")
-    told = {"pairs_per_s": first["pairs_per_s"][CACHED]} | {key: first[key] for key in keys}
-    told |= {"peak_memory_by_stage": memory, "worlds": results, "machine": machine()}
+    if effects:
+        options.show(effects)
+    found = results[first.world]
+    told = {"pairs_per_s": found["pairs_per_s"][CACHED]}
+    told |= {key: found[key] for key in ("floor_ratio", "diffusers_ratio")}
+    told |= {"peak_memory_by_stage": memory, "worlds": results, "options": effects}
+    told |= {"machine": machine()}
     if asked.out:
         asked.out.write_text(json.dumps(told, indent=1) + "\n")
     print(json.dumps(told))

@@ -7,96 +7,59 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from benchmarks.shapes import MINIATURE, SHAPES, write_model
 from data import tables
-from data.images import encode_jpeg
+from data.images import decode, encode_jpeg, fit_square
+from data.latents import KIND, GroupWriter, LatentFormat, LatentSet, find_vae, latent_shape
 from data.pairs import PairsSpec, image_key, open_pairs, pair_key
-from data.shards import FileEntry, Manifest, describe, part_name, write_manifest, write_table
+from data.shards import (
+    FileEntry,
+    Manifest,
+    describe,
+    part_name,
+    read_table,
+    write_manifest,
+    write_table,
+)
+from label.latents import Encoder
 from train.config import ModelSpec, Precision, TrainRun, TrainSpec, ZeroSpec
 
-MINIATURE = Path("data/miniature/weights/base")
 WORDS = ("red", "green", "blue", "grey", "small", "large", "square", "circle")
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """A model and the size of its pictures; with `folder` it is there already."""
+    """A model and the size of its pictures."""
 
     name: str
+    """Of its shape; `miniature` is there already."""
     resolution: int
     picture: int
     """Side of the encoded pictures in pixels."""
-    folder: Path | None = None
-    widths: tuple[int, ...] = ()
-    """Channels of the UNet's levels; the innermost has no attention, as in SD1.x."""
-    vae: tuple[int, ...] = ()
-    """Channels of the VAE's levels; three halvings."""
-    text: int = 0
-    """Width of the text states."""
-    text_layers: int = 2
-    head: int = 8
 
 
 WORLDS = {
-    "miniature": World(name="miniature", resolution=64, picture=64, folder=MINIATURE),
-    "reduced": World(
-        name="reduced", resolution=256, picture=384,
-        widths=(64, 128, 256, 256), vae=(24, 48, 96, 96), text=256, text_layers=4,
-    ),
-    "quick": World(
-        name="quick", resolution=64, picture=80,
-        widths=(32, 64), vae=(8, 8, 8, 8), text=32,
-    ),
-    "sd15": World(
-        name="sd15", resolution=512, picture=768,
-        widths=(320, 640, 1280, 1280), vae=(128, 256, 512, 512), text=768, text_layers=12,
-    ),
-}  # fmt: skip
-"""`reduced` has the shape of SD1.x at a fifth of its width, 32 x 32 latents; `sd15` is SD1.5's."""
+    world.name: world
+    for world in (
+        World(name="miniature", resolution=64, picture=64),
+        World(name="reduced", resolution=256, picture=384),
+        World(name="quick", resolution=64, picture=80),
+        World(name="quick_xl", resolution=64, picture=80),
+        World(name="sd15", resolution=512, picture=768),
+        World(name="sdxl", resolution=1024, picture=1024),
+    )
+}
 
 
 def model_folder(world: World, root: Path) -> Path:
     """The world's diffusers folder, written with random weights when it is not there."""
-    if world.folder is not None:
-        return world.folder
+    if world.name not in SHAPES:
+        return MINIATURE
     folder = root / world.name / "base"
     if not folder.exists():
-        _write_model(world, folder)
+        write_model(SHAPES[world.name], folder)
     return folder
-
-
-def _write_model(world: World, folder: Path) -> None:
-    torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(MINIATURE, subfolder="tokenizer", model_max_length=77)
-    down = ["CrossAttnDownBlock2D"] * (len(world.widths) - 1) + ["DownBlock2D"]
-    up = ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (len(world.widths) - 1)
-    unet = UNet2DConditionModel(
-        sample_size=world.resolution // 8, block_out_channels=world.widths, layers_per_block=2,
-        down_block_types=tuple(down), up_block_types=tuple(up), cross_attention_dim=world.text,
-        attention_head_dim=world.head,
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=world.vae, down_block_types=("DownEncoderBlock2D",) * len(world.vae),
-        up_block_types=("UpDecoderBlock2D",) * len(world.vae), layers_per_block=2,
-        latent_channels=4, norm_num_groups=min(32, world.vae[0]), sample_size=world.resolution,
-    )  # fmt: skip
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=world.text, intermediate_size=4 * world.text,
-        num_hidden_layers=world.text_layers, num_attention_heads=world.text // 16,
-        max_position_embeddings=77, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    scheduler = DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1,
-        clip_sample=False, set_alpha_to_one=False,
-    )  # fmt: skip
-    parts: dict[str, Any] = {
-        "vae": vae, "text_encoder": CLIPTextModel(text), "tokenizer": tokenizer, "unet": unet,
-        "scheduler": scheduler, "safety_checker": None, "feature_extractor": None,
-    }  # fmt: skip
-    StableDiffusionPipeline(**parts, requires_safety_checker=False).save_pretrained(folder)
 
 
 def write_world(world: World, root: Path, pairs: int) -> tuple[Path, Path]:
@@ -107,6 +70,32 @@ def write_world(world: World, root: Path, pairs: int) -> tuple[Path, Path]:
     return model_folder(world, root), at / "pairs"
 
 
+def write_latents(world: World, root: Path) -> LatentSet:
+    """The pairs' latents as stage one writes them by default: means in fp16."""
+    model, vae = model_folder(world, root), find_vae(model_folder(world, root))
+    form = LatentFormat(
+        vae=vae.sha256, size=world.resolution, shape=latent_shape(vae, world.resolution),
+        dtype="fp16", moments=False, flip=False, compute="fp32",
+    )  # fmt: skip
+    folder = root / world.name / "latents"
+    encoder = Encoder(model, form, torch.device("cuda" if torch.cuda.is_available() else "cpu"), 8)
+    source, files = open_pairs(PairsSpec(root=str(root / world.name / "pairs"))), list[FileEntry]()
+    labels = read_table(root / world.name / "labels" / part_name(0), ["pair_id"])["pair_id"]
+    for shard in source.shards:
+        rows = pa.concat_tables(source.read(shard)).to_pylist()
+        columns: dict[str, Any] = {"pair_id": labels, "status": ["ok"] * len(rows)}
+        for side in (0, 1):
+            pictures = [fit_square(decode(row[f"image_{side}"]), world.resolution) for row in rows]
+            found = [encoder([picture])[0].cpu().numpy().tobytes() for picture in pictures]
+            columns[f"latent_{side}"] = found
+        path = folder / part_name(shard.index)
+        writer = GroupWriter(path, form.schema, form.settings)
+        writer.write(pa.table(columns, schema=form.schema))
+        writer.close()
+        files.append(describe(path))
+    return LatentSet(folder, Manifest(kind=KIND, settings=form.settings, files=files), form)
+
+
 def training_run(
     world: World,
     root: Path,
@@ -115,12 +104,17 @@ def training_run(
     micro_batch: int,
     stage: int,
     precision: Precision | None = None,
+    **settings: Any,
 ) -> TrainRun:
-    """A run on a world that was written; bf16 on a GPU and fp32 elsewhere, unless told."""
+    """A run on a world that was written; bf16 on a GPU and fp32 elsewhere, unless told.
+
+    `settings` are more of `TrainSpec`.
+    """
     usual = Precision.bf16 if torch.cuda.is_available() else Precision.fp32
     spec = TrainSpec(
         batch=batch, micro_batch=micro_batch, precision=precision or usual,
-        zero=ZeroSpec(stage=stage), channels_last=torch.cuda.is_available(),
+        zero=ZeroSpec(stage=stage),
+        **{"channels_last": torch.cuda.is_available()} | settings,
     )  # fmt: skip
     at = root / world.name
     return TrainRun(

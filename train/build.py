@@ -18,6 +18,7 @@ from train.latents import latents_of
 from train.loop import Trainer
 from train.memory import count
 from train.noise import DrawRule
+from train.recompute import recompute
 from train.reference import make_reference
 from train.samples import make_samples, texts
 from train.step import Networks, absent
@@ -119,8 +120,7 @@ def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Conso
 
 def arranged(unet: Any, spec: TrainSpec) -> Any:
     """A UNet in the memory and execution that the settings ask for; its numbers stay."""
-    if spec.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+    recompute(unet, spec.gradient_checkpointing)
     if spec.channels_last:  # activations only: DeepSpeed takes no weights in another order
         unet.register_forward_pre_hook(_to_channels_last)  # convolutions keep what they are given
     if spec.compile:

@@ -22,6 +22,17 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class Recompute(Enum):
+    """What gradient checkpointing computes again in the backward pass."""
+
+    none = "none"
+    """Nothing: every activation is remembered."""
+    selective = "selective"
+    """Norms, activation functions and sums; products, convolutions and attention are remembered."""
+    full = "full"
+    """Whole blocks: least memory, a quarter more work."""
+
+
 @dataclass(kw_only=True, slots=True)
 class ModelSpec:
     """The model to align: any diffusers folder of the SD1.x, SD2.x and SDXL families."""
@@ -266,8 +277,8 @@ class TrainSpec:
     """Whether to read the pictures' latents that stage one wrote (label.latents)."""
     precision: Precision = Precision.bf16
     """Format of weights and activations; errors and losses are fp32 whatever this is."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a quarter more work."""
+    gradient_checkpointing: Recompute = Recompute.none
+    """What the backward pass computes again, to save memory; it changes no number."""
     channels_last: bool = False
     """Keep the UNet's activations in channels-last memory; meant for GPUs in bf16."""
     compile: bool = False
