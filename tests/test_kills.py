@@ -47,7 +47,7 @@ def kill_at(moment: str, folder: Path, ranks: Ranks, chance: random.Random) -> N
 
 
 def killed(place: Place, name: str, moments: Sequence[str], *more: str, world: int) -> str:
-    """A run that is killed at each of these moments, and ends well at last; what it then printed."""
+    """A run killed at each of these moments, which ends well at last; what it then printed."""
     chance = random.Random(name)
     for moment in moments:
         kill_at(moment, place.folder(name), place.start(name, *more, world=world), chance)

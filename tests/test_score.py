@@ -313,7 +313,7 @@ def test_a_changed_score_shard_is_noticed_and_never_declared_right(
                for side in (1, 0))]  # fmt: skip
     pq.write_table(pa.table(swapped, schema=table.schema), path)
     assert plan(sets, Rank()) == []  # it looks finished
-    with pytest.raises(ShardError, match=r"part-00001.parquet has other bytes .* was changed after"):
+    with pytest.raises(ShardError, match=r"part-00001.parquet has other bytes .* changed after"):
         sets.declare_complete({}, since=time.time() + 1)
     assert manifest.read_bytes() == declared
     path.unlink()  # as the message says
