@@ -73,7 +73,7 @@ def do_unit(plan: Plan, unit: Unit) -> None:
 
 
 def share(made: Path, link: Path) -> None:
-    """Give a run what stage one made in the shared run, by a link that survives moving the whole."""
+    """Give a run what stage one made in the shared run, by a link that lasts when all is moved."""
     link.parent.mkdir(parents=True, exist_ok=True)
     if not link.is_symlink():
         link.symlink_to(Path("..") / made.relative_to(link.parent.parent))
