@@ -18,7 +18,7 @@ BASE = "base"
 
 LATENTS = ("latents=model", "label.latents.moments=true", "label.latents.dtype=fp32",
            "train.latents=always")  # fmt: skip
-"""Every picture goes through the VAE once for all trainings; the weights stay the same to the bit."""
+"""Every picture goes through the VAE once for all trainings, to the same weights to the bit."""
 
 SECONDS = {"labels": 60.0, "step": 0.6, "picture": 0.065, "judgement": 0.005, "start": 6.0}
 """Of computing on one core of a two-core cloud machine (AMD EPYC); used until a unit of this
