@@ -14,7 +14,8 @@ from data import tables
 from data.images import encode_jpeg
 from data.pairs import PairsSpec, image_key, open_pairs, pair_key
 from data.shards import FileEntry, Manifest, describe, part_name, write_manifest, write_table
-from train.config import ModelSpec, Precision, TrainRun, TrainSpec, ZeroSpec
+from train.config import ModelSpec, Precision, TrainSpec, ZeroSpec
+from train.identity import TrainRun
 
 MINIATURE = Path("data/miniature/weights/base")
 WORDS = ("red", "green", "blue", "grey", "small", "large", "square", "circle")

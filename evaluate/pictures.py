@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data import shards
+from data.settings import refuse_other_settings
 from evaluate.prompt_files import COMMIT, Prompt
 from evaluate.prompts import PromptSet
 
@@ -134,7 +135,7 @@ def agree(folder: Path, wanted: Mapping[str, Any], *, first: bool, timeout_s: fl
             raise SamplesError(f"{path} did not appear within {timeout_s:.0f} s; did rank 0 start?")
         time.sleep(0.2)
     found = json.loads(path.read_text())
-    shards.refuse_other_settings(folder, found, json.loads(json.dumps(wanted)))
+    refuse_other_settings(folder, found, json.loads(json.dumps(wanted)))
 
 
 def wait_for(pictures: Sequence[Picture], timeout_s: float, poll_s: float = 0.5) -> None:

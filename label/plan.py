@@ -17,6 +17,7 @@ from typing import Any
 from data.latents import KIND as LATENTS
 from data.latents import LatentFormat
 from data.pairs import PairShard
+from data.settings import refuse_other_settings
 from data.shards import (
     MANIFEST,
     FileEntry,
@@ -26,7 +27,6 @@ from data.shards import (
     part_name,
     read_manifest,
     read_settings,
-    refuse_other_settings,
     write_manifest,
 )
 from label.claims import Claims

@@ -21,12 +21,12 @@ from train.config import (
     ReferenceSpec,
     Refresh,
     TimestepKind,
-    TrainRun,
     TrainSpec,
     ValidationSpec,
     ZeroSpec,
 )
 from train.engine import NonFiniteError, Policy, World, partitions, start
+from train.identity import TrainRun
 from train.journal import Tally
 from train.loop import Trainer
 from train.loss import dpo_losses
