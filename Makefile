@@ -50,8 +50,8 @@ train: labels ## The labels if they are missing, then Diffusion-DPO on them
 eval: train ## Labels and training if they are missing, then win rates and a report; GATE=1 fails when worse
 	$(LAUNCH) evaluate $(JOB) $(if $(filter-out 0,$(GATE)),evaluate.fail_when_worse=true)
 
-smoke: ## Two steps of everything into runs/smoke, to see that it runs
-	$(MAKE) eval RUN=smoke ARGS="debug=smoke $(ARGS)"
+smoke: ## Two steps of everything into runs/smoke (or RUN), to see that it runs
+	$(MAKE) eval RUN=$(if $(filter file,$(origin RUN)),smoke,$(RUN)) ARGS="debug=smoke $(ARGS)"
 
 inspect: labels ## Statistics of the labels in the terminal, and a page with pictures
 	$(PY) -m label $(JOB) label.inspect=true

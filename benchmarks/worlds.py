@@ -23,7 +23,8 @@ from data.shards import (
     write_table,
 )
 from label.latents import Encoder
-from train.config import ModelSpec, Precision, TrainRun, TrainSpec, ZeroSpec
+from train.config import ModelSpec, Precision, TrainSpec, ZeroSpec
+from train.identity import TrainRun
 
 WORDS = ("red", "green", "blue", "grey", "small", "large", "square", "circle")
 

@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.settings import Settings
 from data.shards import (
     SETTINGS_KEY,
     Manifest,
-    Settings,
     ShardError,
     partial_of,
     read_manifest,

@@ -34,9 +34,6 @@ NOT_THIS_SET = (
     "{path} is not a {kind} set: {problem}. Delete the folder, or choose another run folder."
 )
 
-Settings = Mapping[str, Any]
-"""JSON values that decide what is in a set; two sets with equal settings hold equal rows."""
-
 
 class ShardError(ValueError):
     """A file is missing, damaged, or was made with other settings; the message says what to do."""
@@ -147,7 +144,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_table(
     path: Path,
     table: pa.Table,
-    settings: Settings | None = None,
+    settings: Mapping[str, Any] | None = None,
     *,
     blobs: Sequence[str] = (),
     row_group_rows: int = ROW_GROUP_ROWS,
@@ -277,42 +274,6 @@ def sha256_of_folder(folder: Path) -> str:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(folder)}\0{sha256_of(path)}\n".encode())
     return digest.hexdigest()
-
-
-# --- settings ------------------------------------------------------------------------------------
-
-
-def differences(found: Settings, wanted: Settings) -> list[str]:
-    """Every leaf in which two settings differ, as `path: found X, now Y`."""
-    old, new = dict(_leaves(found)), dict(_leaves(wanted))
-    return [
-        f"{key}: found {old.get(key, 'nothing')}, now {new.get(key, 'nothing')}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-
-
-def refuse_other_settings(path: Path, found: Settings, wanted: Settings) -> None:
-    """Refuse to mix rows made with different settings.
-
-    Raises:
-        ShardError: Names each difference.
-    """
-    if differing := differences(found, wanted):
-        raise ShardError(
-            f"{path} was made with other settings ({'; '.join(differing)}); "
-            "set them back, choose another run folder (RUN=...), or delete this one"
-        )
-
-
-def _leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        return [
-            leaf
-            for key, child in value.items()
-            for leaf in _leaves(child, f"{path}.{key}" if path else str(key))
-        ]
-    return [(path, value)]
 
 
 @cache

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from conf.job import Job, entry, settings, unknown
 from data import shards
+from data.settings import differences
 from data.tables import Role
 from evaluate.config import EvaluateSpec
 from evaluate.contest import Contest
@@ -165,7 +166,7 @@ def finished(contest: Contest) -> dict[str, Any] | None:
     if not path.exists() or not (contest.folder / "report.html").exists():
         return None
     summary: dict[str, Any] = json.loads(path.read_text())
-    same = not shards.differences(summary["settings"], contest.rate_settings)
+    same = not differences(summary["settings"], contest.rate_settings)
     return summary if same and is_judged(contest.scores, contest.score_settings) else None
 
 

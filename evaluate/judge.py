@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from data import shards, tables
+from data.settings import differences
 from data.tables import Role
 from evaluate.pictures import Picture
 
@@ -48,7 +49,7 @@ class Scorers(Protocol):
 
 def is_judged(path: Path, wanted: Mapping[str, Any]) -> bool:
     """Whether the scores at `path` are complete and made with these settings."""
-    return path.exists() and not shards.differences(shards.read_settings(path), wanted)
+    return path.exists() and not differences(shards.read_settings(path), wanted)
 
 
 def judge(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data import shards
+from data.settings import refuse_other_settings
 from evaluate.prompt_files import COMMIT, Prompt
 from evaluate.prompts import PromptSet
 
@@ -128,4 +129,4 @@ def agree(folder: Path, wanted: Mapping[str, Any]) -> None:
     if not path.exists():
         shards.write_json(path, wanted)
     found = json.loads(path.read_text())
-    shards.refuse_other_settings(folder, found, json.loads(json.dumps(wanted)))
+    refuse_other_settings(folder, found, json.loads(json.dumps(wanted)))

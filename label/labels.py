@@ -12,12 +12,12 @@ import polars as pl
 import pyarrow as pa
 
 from data.pairs import PairShard
+from data.settings import differences
 from data.shards import (
     FileEntry,
     Manifest,
     ShardError,
     describe,
-    differences,
     part_name,
     read_manifest,
     read_settings,

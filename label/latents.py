@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from data.latents import GROUP_ROWS, GroupWriter, LatentFormat
-from data.shards import Settings
+from data.settings import Settings
 from data.tables import Status
 from label.config import Dtype
 from label.metrics.batches import Batch

@@ -188,8 +188,12 @@ COALITIONS = {
 
 
 def reasons(labelled: pl.DataFrame, most: int) -> pl.DataFrame:
-    """The commonest reasons why rows have no label, and how many rows have each."""
-    bad = labelled.filter(~OK).group_by("status", "reason").agg(pairs=pl.len().cast(pl.Int64))
+    """The commonest kinds of reason why rows have no label, and how many rows have each.
+
+    Reasons that differ in numbers alone are of one kind: `image N: ... (N bytes not processed)`.
+    """
+    kind = pl.col("reason").str.replace_all(r"\d+", "N")
+    bad = labelled.filter(~OK).group_by("status", kind).agg(pairs=pl.len().cast(pl.Int64))
     return bad.sort("pairs", "status", "reason", descending=[True, False, False]).head(most)
 
 

@@ -17,14 +17,16 @@ from typing import Any
 from data.latents import KIND as LATENTS
 from data.latents import LatentFormat
 from data.pairs import PairShard
+from data.settings import refuse_other_settings
 from data.shards import (
+    MANIFEST,
+    FileEntry,
     Manifest,
     ShardError,
     describe,
     part_name,
     read_manifest,
     read_settings,
-    refuse_other_settings,
     write_manifest,
 )
 from label.claims import Claims
@@ -157,7 +159,8 @@ class ScoreSets:
         `since` is when this run began, in seconds since the epoch.
 
         Raises:
-            ShardError: A file, perhaps another rank's, is torn or was made with other settings.
+            ShardError: A file, perhaps another rank's, is torn, was made with other settings, or
+                was changed after it was declared complete.
         """
         for shard in self.shards:
             assert not self.missing(shard)
@@ -169,8 +172,10 @@ class ScoreSets:
             files = [describe(self.path(name, shard)) for shard in self.shards]
             _check_rows(folder, [file.rows for file in files], self.shards)
             found = read_manifest(folder, name)
-            if found is not None and found.files == files:
-                continue
+            if found is not None:
+                _refuse_changed(folder, found.files, files, since)
+                if found.files == files:
+                    continue
             manifest = Manifest(
                 kind=name,
                 settings=self.own_settings(name),
@@ -198,6 +203,25 @@ def _check_rows(folder: Path, rows: list[int], shards: tuple[PairShard, ...]) ->
             raise ShardError(
                 f"{folder / part_name(shard.index)} has {found} rows, {shard.name} has "
                 f"{shard.rows}; delete it and run the same command again"
+            )
+
+
+def _refuse_changed(
+    folder: Path, known: list[FileEntry], files: list[FileEntry], since: float
+) -> None:
+    """A file that the manifest knows and that no process wrote since must be the same to the byte.
+
+    A lost file may be made again, with rounding that differs from machine to machine.
+    """
+    before = {file.name: file for file in known}
+    for file in files:
+        path = folder / file.name
+        if before.get(file.name, file) != file and path.stat().st_mtime < since:
+            raise ShardError(
+                f"{path} has other bytes than {MANIFEST} says (sha256 "
+                f"{before[file.name].sha256[:12]}..., found {file.sha256[:12]}...): it was changed "
+                "after it was finished. Delete it and run the same command again to make it anew; "
+                f"or, to keep it as it is, delete {MANIFEST} beside it"
             )
 
 

@@ -88,7 +88,7 @@ def print_study(console: Console, labelled: pl.DataFrame, found: Study) -> None:
     console.print(outcome_line(labelled), highlight=False, soft_wrap=True)
     console.print(agreement_table(found.names, found.shares))
     tables = {
-        "Why rows could not be scored": found.reasons,
+        "Why rows could not be scored; N stands for any number": found.reasons,
         "Each metric": found.metrics,
         "Pairs of metrics": found.pairwise,
         "Who votes with whom": found.coalitions,

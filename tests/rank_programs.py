@@ -21,12 +21,12 @@ from train.config import (
     ReferenceSpec,
     Refresh,
     TimestepKind,
-    TrainRun,
     TrainSpec,
     ValidationSpec,
     ZeroSpec,
 )
 from train.engine import NonFiniteError, Policy, World, partitions, start
+from train.identity import TrainRun
 from train.journal import Tally
 from train.loop import Trainer
 from train.loss import dpo_losses
@@ -112,13 +112,34 @@ def assert_rounded_masters(policy: Policy, part: torch.Tensor, name: str) -> Non
     """A snapshot is the optimizer's fp32 master weight, rounded to the reference's format."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_local_fp32_param
 
-    if policy.engine.zero_optimization_stage() == 0:
-        return  # the policy's weights are the masters
+    if policy.engine.zero_optimization_stage() == 0:  # and fp32: its weights are the masters
+        return
     one = safe_get_local_fp32_param if policy.sharded else safe_get_full_fp32_param
     master = one(policy.trained[name])
     assert master.dtype is torch.float32
     rounded = master.flatten().to(part.dtype)
     assert torch.equal(part[: len(rounded)], rounded), name
+
+
+def weights_are_masters(base: Path) -> None:
+    """Stage 0 in bf16: a step too small for bf16 moves the exported weights, not the model's."""
+    world = start("cpu")
+    spec = spec_of(0, "bf16", "frozen", world.size)
+    spec.weight_decay = 0.0
+    backbone, policy, reference = load(base, spec, world)
+    nets = Networks(backbone, policy, reference.denoiser)
+    before, model = policy.weights(), copies(partitions(policy.trained))
+    policy.backward(step(draw_for(pair_batch(), rule_of(backbone)), nets, dpo(spec.beta)).loss)
+    policy.update(1e-5)
+    after, ones = (
+        policy.weights(),
+        [name for name, part in model.items() if bool((part == 1).all())],
+    )
+    assert ones  # where the next number in bf16 is 4e-3 away
+    for name in ones:
+        assert torch.equal(partitions(policy.trained)[name], model[name]), name
+        assert after[name].dtype is torch.float32
+        assert 5e-6 < (after[name] - before[name]).abs().max().item() < 2e-5, name
 
 
 def small_moves(base: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 from data.pairs import PairsSpec
 from tests.helpers_ranks import shared_place
 from train import boards
-from train.config import ModelSpec, TrainRun, TrainSpec
+from train.config import ModelSpec, TrainSpec
+from train.identity import TrainRun
 
 
 class StubRun:

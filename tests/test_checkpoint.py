@@ -1,17 +1,14 @@
 """Interrupted anywhere and repeated, a run ends with the same bits; damage is named, never used."""
 
-import contextlib
 import json
 import pickle
-import random
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.helpers_ranks import Place, Ranks, shared_place, straight
+from tests.helpers_ranks import Place, shared_place, straight
 
 pytestmark = pytest.mark.ranks
 
@@ -34,12 +31,6 @@ def copy_run(place: Place, name: str, to: str, *without: str) -> Path:
     for part in ("pipeline", *without):
         shutil.rmtree(target / "train" / part)
     return target / "train"
-
-
-def until(ranks: Ranks, seen: Path) -> None:
-    """Wait until a path is there, or the run has ended."""
-    while not seen.exists() and any(process.is_alive() for process in ranks.processes):
-        time.sleep(0.002)
 
 
 @pytest.mark.parametrize(("stage", "world"), [(0, 1), (1, 2), (2, 1), (2, 2), (3, 2)])
@@ -77,74 +68,6 @@ def test_a_bf16_average_goes_on_with_the_same_bits(more: tuple[str, ...]):
     same_journals(place, name, "again-ema")
     shares = load_file(place.folder(name) / "step-0000006" / "reference-00000-of-00001.safetensors")
     assert {str(share.dtype) for share in shares.values()} == {"torch.float32"}
-
-
-@pytest.mark.parametrize(("stage", "world"), [(2, 1), (2, 2)])
-def test_sigkill_while_a_checkpoint_is_written(stage: int, world: int):
-    place, name = shared_place(), f"torn-{stage}-{world}"
-    ranks = place.start(name, f"zero=stage{stage}", world=world)
-    partial = place.folder(name) / ".step-0000004.partial"
-    until(ranks, partial)
-    ranks.kill()
-    assert partial.exists() or (place.folder(name) / "step-0000004").exists()
-    assert not (place.folder(name) / "pipeline").exists()
-    output = place.train(name, f"zero=stage{stage}", world=world)
-    assert "going on after step" in output
-    assert place.weights(name) == place.weights(straight(stage, world))
-    same_journals(place, name, straight(stage, world))
-    assert not list(place.folder(name).glob(".*partial"))
-
-
-MOMENTS = {(1, "fp32"): 3, (1, "bf16"): 3, (2, "fp32"): 4, (2, "bf16"): 3, (3, "fp32"): 4,
-           (3, "bf16"): 3}  # fmt: skip
-"""How often each kind of run is killed: twenty times in all."""
-
-
-def num_lines(journal: Path) -> int:
-    return journal.read_bytes().count(b"\n") if journal.exists() else 0
-
-
-def kill_at(place: Place, name: str, ranks: Ranks, chance: random.Random) -> None:
-    """Kill at a moment that follows the run's progress: a checkpoint under way, or a step done.
-
-    The clock alone would, on a slow machine, only ever kill processes that are starting.
-    """
-    folder, began = place.folder(name), time.time()
-    journal = folder / "journal.jsonl"
-    done = num_lines(journal)
-
-    def reached() -> bool:
-        if not in_checkpoint:
-            return num_lines(journal) > done
-        with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
-            return any(path.stat().st_mtime >= began for path in folder.glob(".step-*.partial"))
-        return False
-
-    in_checkpoint = chance.random() < 0.5
-    while not reached() and any(process.is_alive() for process in ranks.processes):
-        time.sleep(0.001)
-    time.sleep(chance.uniform(0, 0.03))
-    ranks.kill()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("stage", "precision"), MOMENTS)
-def test_sigkill_at_twenty_moments(stage: int, precision: str):
-    """Two ranks, killed again and again, end with the weights and the journal of a straight run."""
-    more = (f"train.precision={precision}", f"zero=stage{stage}", "train.checkpoint_every=1")
-    place, name = shared_place(), f"killed-{stage}-{precision}"
-    expected = straight(stage, 2, *([more[0]] if precision == "bf16" else []))
-    chance = random.Random(f"{stage}/{precision}")
-    for _ in range(MOMENTS[stage, precision]):
-        kill_at(place, name, place.start(name, *more, world=2), chance)
-    place.train(name, *more, world=2)
-    assert place.weights(name) == place.weights(expected)
-    same_journals(place, name, expected)
-    assert not list(place.folder(name).glob(".*partial"))
-
-
-def test_twenty_moments_are_twenty():
-    assert sum(MOMENTS.values()) == 20
 
 
 def flip(path: Path) -> None:

@@ -53,6 +53,7 @@ def test_it_is_said_once_also_over_a_restart():
     assert [index for index, text in enumerate(words) if text] == [ENOUGH - 1]
     assert "winners 5.0% and losers 10.0% worse" in words[ENOUGH - 1]
     assert "objective=sdpo" in words[ENOUGH - 1]
+    assert "train.samples.every" in words[ENOUGH - 1]  # errors alone do not tell of pictures
 
     again = Drift()
     again.go_on(journal[:30])

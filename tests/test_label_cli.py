@@ -338,4 +338,8 @@ def test_flipped_bit_in_a_score_is_found(run: Run, copy: Path) -> None:
     path.write_bytes(bytes(content))
     status, said = run()
     assert status == 2
+    assert "clip/part-00000.parquet has other bytes than manifest.json says" in said
+    (path.parent / "manifest.json").unlink()  # where nothing is known of it, the page's checksum is
+    status, said = run()
+    assert status == 2
     assert "clip/part-00000.parquet cannot be read" in said

@@ -1,14 +1,14 @@
 """`make miniature` from nothing, a thousand times shorter: every stage runs and fits the next."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from data.miniature import build, train_base
+from data.miniature import build, train_base, train_scorers, training
 
 pytestmark = [
     pytest.mark.slow,
@@ -18,28 +18,64 @@ pytestmark = [
 
 
 def shortened(stage: build.Stage) -> build.Stage:
-    plan = replace(stage.recipe.plan, steps=2, batch=8)
-    return replace(stage, recipe=replace(stage.recipe, plan=plan, examples=32))
+    plan, *later = (
+        replace(plan, steps=2, batch=8) for plan in (stage.recipe.plan, *stage.recipe.later)
+    )
+    recipe = replace(stage.recipe, plan=plan, later=tuple(later), examples=32)
+    return replace(stage, recipe=recipe)
 
 
 @pytest.fixture(scope="module")
-def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trainings() -> list[training.Plan]:
+    """The plan of every training of the rebuild, in order."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def rebuilt(tmp_path_factory: pytest.TempPathFactory, trainings: list[training.Plan]) -> Path:
     folder = tmp_path_factory.mktemp("weights")
+
+    def noted(name: str, models, loss_of, num_examples: int, plan: training.Plan, averages=()):
+        trainings.append(plan)
+        return training.fit(name, models, loss_of, num_examples, plan, averages)
+
     with pytest.MonkeyPatch.context() as patch:
         short = {name: shortened(stage) for name, stage in build.STAGES.items()}
         patch.setattr(build, "STAGES", short)
-        for name in ("REFINEMENT", "FINISH"):
-            plan = replace(getattr(train_base, name), steps=2, batch=8)
-            patch.setattr(train_base, name, plan)
+        for module in (train_base, train_scorers):
+            patch.setattr(module, "fit", noted)
         build.build(list(short), folder, force=False)
     return folder
 
 
 def test_every_stage_leaves_its_file_and_its_recipe(rebuilt: Path):
-    recipe = json.loads((rebuilt / build.RECIPE).read_text())
-    assert recipe.keys() == build.STAGES.keys()
-    for stage in build.STAGES.values():
-        assert (rebuilt / stage.done).is_file()
+    for name, recipe in recorded(rebuilt).items():
+        assert (rebuilt / build.STAGES[name].done).is_file()
+        assert recipe == as_json(shortened(build.STAGES[name]).recipe)
+
+
+def test_the_embedded_weights_were_made_by_the_recipe_of_the_code():
+    found = recorded(build.WEIGHTS)
+    assert found == {name: as_json(stage.recipe) for name, stage in build.STAGES.items()}
+
+
+def test_a_recipe_names_every_training(rebuilt: Path, trainings: list[training.Plan]):
+    """What was run is what is recorded: as many rounds, by these plans, in this order."""
+    plans = [
+        plan for recipe in recorded(rebuilt).values() for plan in (recipe["plan"], *recipe["later"])
+    ]
+    assert plans == [as_json(plan) for plan in trainings]
+
+
+def recorded(folder: Path) -> dict[str, dict]:
+    """The recipes beside weights, without their seconds."""
+    found = json.loads((folder / build.RECIPE).read_text())
+    assert all(recipe.pop("seconds") >= 0 for recipe in found.values())
+    return found
+
+
+def as_json(value: build.Recipe | training.Plan) -> dict:
+    return json.loads(json.dumps(asdict(value)))
 
 
 def test_a_rebuild_has_the_embedded_weights_names_and_shapes(rebuilt: Path):

@@ -142,15 +142,24 @@ def test_tall_and_wide() -> None:
     assert shapes == {"wide": 1, "tall": 1, "square": 1}
 
 
-def test_reasons_are_counted() -> None:
-    frame = scored(votes(*[(1, 1)] * 4), metrics=("a", "b")).with_columns(
-        status=pl.Series(["ok", "unreadable_image", "unreadable_image", "empty_prompt"]),
-        reason=pl.Series(["", "image 0: torn", "image 0: torn", "the prompt is empty"]),
-    )
-    found = outcome.reasons(label_pairs(frame, Ballot(VoteSpec(), ("a", "b"))), 5)
-    assert found.rows() == [
-        ("unreadable_image", "image 0: torn", 2), ("empty_prompt", "the prompt is empty", 1)
+def test_reasons_are_counted_by_kind() -> None:
+    torn = "image {}: OSError: image file is truncated ({} bytes not processed)"
+    given = [
+        ("ok", ""), ("unreadable_image", torn.format(0, 12)), ("too_large", "image 0: 9000x9000"),
+        ("unreadable_image", torn.format(1, 7)), ("unreadable_image", torn.format(0, 12)),
+        ("empty_prompt", "the prompt is empty"),
     ]  # fmt: skip
+    frame = scored(votes(*[(1, 1)] * len(given)), metrics=("a", "b")).with_columns(
+        status=pl.Series([status for status, _ in given]),
+        reason=pl.Series([reason for _, reason in given]),
+    )
+    labelled = label_pairs(frame, Ballot(VoteSpec(), ("a", "b")))
+    assert outcome.reasons(labelled, 2).rows() == [
+        ("unreadable_image", torn.format("N", "N"), 3),
+        ("empty_prompt", "the prompt is empty", 1),
+    ]
+    assert outcome.reasons(labelled, 9).rows()[2:] == [("too_large", "image N: NxN", 1)]
+    assert labelled["reason"].to_list() == [reason for _, reason in given]  # in full
 
 
 def test_study_counts_every_pair_everywhere() -> None:

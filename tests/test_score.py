@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -296,6 +297,34 @@ def test_torn_score_shard_is_named_with_what_to_do(
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ShardError, match=r"part-00002.*delete it and run the same command again"):
         plan(sets, Rank())
+
+
+def test_a_changed_score_shard_is_noticed_and_never_declared_right(
+    pairs: PairSource, panel: Panel, sets_of: Callable[..., ScoreSets], tmp_path: Path
+) -> None:
+    """A valid file with the right footer, in which somebody has swapped the two images' scores."""
+    sets = sets_of(tmp_path, "clip")
+    score_all(pairs, panel, sets)
+    sets.declare_complete({}, since=time.time())
+    path, manifest = sets.path("clip", pairs.shards[1]), tmp_path / "clip" / "manifest.json"
+    sound, declared = path.read_bytes(), manifest.read_bytes()
+    table = pq.read_table(path)
+    swapped = [table["pair_id"], *(table[f"{kind}_{side}"] for kind in ("score", "status")
+               for side in (1, 0))]  # fmt: skip
+    pq.write_table(pa.table(swapped, schema=table.schema), path)
+    assert plan(sets, Rank()) == []  # it looks finished
+    with pytest.raises(ShardError, match=r"part-00001.parquet has other bytes .* changed after"):
+        sets.declare_complete({}, since=time.time() + 1)
+    assert manifest.read_bytes() == declared
+    path.unlink()  # as the message says
+    since = time.time()
+    score_all(pairs, panel, sets)
+    assert path.read_bytes() == sound
+    pq.write_table(pq.read_table(path), path, compression="none")  # as if rounded otherwise
+    sets.declare_complete({}, since=since)
+    found = read_manifest(tmp_path / "clip", "clip")
+    assert found is not None
+    verify(tmp_path / "clip", found)
 
 
 def test_a_set_cannot_be_called_like_the_facts(scored: ScoreSets) -> None:

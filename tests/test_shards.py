@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data import shards
+from data.settings import differences, refuse_other_settings
 from data.shards import Manifest, ShardError
 
 SETTINGS = {"metric": {"kind": "clip", "dtype": "fp32"}, "source": "a.parquet"}
@@ -145,13 +146,13 @@ def test_another_kind_or_version_is_refused(tmp_path: Path, table: pa.Table):
 
 def test_other_settings_are_refused_with_the_difference(tmp_path: Path):
     wanted = {"metric": {"kind": "clip", "dtype": "bf16"}, "source": "a.parquet", "seed": 1}
-    assert shards.differences(SETTINGS, wanted) == [
+    assert differences(SETTINGS, wanted) == [
         "metric.dtype: found fp32, now bf16",
         "seed: found nothing, now 1",
     ]
-    shards.refuse_other_settings(tmp_path, SETTINGS, dict(SETTINGS))
+    refuse_other_settings(tmp_path, SETTINGS, dict(SETTINGS))
     with pytest.raises(ShardError, match="found fp32, now bf16"):
-        shards.refuse_other_settings(tmp_path, SETTINGS, wanted)
+        refuse_other_settings(tmp_path, SETTINGS, wanted)
 
 
 def test_a_folder_has_one_hash_over_names_and_bytes(tmp_path: Path):

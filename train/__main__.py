@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from conf.job import Job, entry, settings
-from data.shards import ShardError, read_manifest, refuse_other_settings
-from train.config import WITHOUT_EFFECT, TrainRun, fingerprint
+from data.settings import refuse_other_settings
+from data.shards import ShardError, read_manifest
+from train.config import WITHOUT_EFFECT
 from train.families import find_model
+from train.identity import TrainRun, fingerprint
 from train.source import Need, choose
 
 

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from train.config import TrainRun
+from train.identity import TrainRun
 
 
 @runtime_checkable

@@ -11,9 +11,10 @@ from data.pairs import PairSource, open_pairs
 from train.adapter import attach, counts
 from train.backbone import load_backbone
 from train.choices import make_criterion, timestep_rule
-from train.config import Refresh, TrainRun, TrainSpec
+from train.config import Refresh, TrainSpec
 from train.engine import Policy, World
 from train.flops import forward_flops, pair_flops
+from train.identity import TrainRun
 from train.latents import latents_of
 from train.loop import Trainer
 from train.memory import count

@@ -1,15 +1,8 @@
 """Settings of stage two."""
 
-import hashlib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
-from typing import Any
-
-from data.latents import LatentSet
-from data.pairs import PairsSpec
 
 PATIENCE_S = 1800.0
 """Of `train.patience_s`."""
@@ -365,50 +358,3 @@ WITHOUT_EFFECT = (
 )  # fmt: skip
 """Fields of `TrainSpec` that may change between two parts of a run: they decide no weight, or (the
 first four) only how sums are rounded. Which pictures `latents` chose is noted apart."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainRun:
-    """One run of stage two: what is trained on what, and where it goes."""
-
-    folder: Path
-    """`runs/<run>/train`."""
-    labels: Path
-    """The label set."""
-    pairs: PairsSpec
-    model: ModelSpec
-    train: TrainSpec
-    seed: int
-    latents: LatentSet | None = None
-    """Stage one's, in the pictures' place; None reads the pair files."""
-    pictures: str = ""
-    """Where the pictures come from, in words."""
-    settings: Mapping[str, Any]
-    """Everything that decides the weights, as JSON values; a folder belongs to one of these."""
-
-    @property
-    def pipeline(self) -> Path:
-        """The result."""
-        return self.folder / "pipeline"
-
-    @property
-    def adapter(self) -> Path:
-        """Of LoRA: the result without the base, in diffusers' format."""
-        return self.folder / "lora"
-
-
-def fingerprint(model: ModelSpec) -> str:
-    """Names a model, cheaply at any size: a hub id by its commit, a folder by its files.
-
-    Of each file count the name, the size and the first MiB.
-    """
-    folder = Path(model.path).expanduser()
-    if not folder.exists() and model.revision:
-        return f"{model.path}@{model.revision}"
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            head = file.read(1 << 20)
-        name = path.relative_to(folder).as_posix()
-        digest.update(f"{name}\0{path.stat().st_size}\0".encode() + head)
-    return digest.hexdigest()

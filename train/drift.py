@@ -21,9 +21,9 @@ SIDES = ("winner", "loser")
 
 WARNING = (
     "both errors rise: over the last {lines} journal lines the policy denoises winners "
-    "{winner:.1%} and losers {loser:.1%} worse than the reference, so the margin grows at the cost "
-    "of the pictures. What helps: fewer steps, a lower train.lr, or objective=sdpo, which protects "
-    "winners"
+    "{winner:.1%} and losers {loser:.1%} worse than the reference, which loss and margin do not "
+    "show. Look at pictures (train.samples.every) or win rates; where they get worse, take fewer "
+    "steps, a lower train.lr, or objective=sdpo, which protects winners"
 )
 
 

@@ -234,8 +234,30 @@ class Policy:
             shutil.rmtree(scratch)
 
     def weights(self) -> dict[str, Tensor]:
-        """The trained weights on the CPU of rank 0, gathered one by one; empty elsewhere."""
-        return full_weights(self.trained)
+        """The trained weights in fp32 on the CPU of rank 0, gathered one by one; empty elsewhere.
+
+        They are the optimizer's: in bf16 the model computes with them rounded.
+        """
+        here, found = self._masters_here(), {}
+        gathered = library().utils.safe_get_full_fp32_param
+        for name, parameter in self.trained.items():
+            master = here[name] if here else gathered(parameter)  # which all ranks must do
+            if dist.get_rank() == 0:
+                found[name] = master.detach().to("cpu", torch.float32, copy=True)
+        return found
+
+    def _masters_here(self) -> dict[str, Tensor]:
+        """Under stage 0 every rank holds all that the optimizer updates; under others, none."""
+        if self.engine.zero_optimization_stage() > 0:
+            return {}
+        if self.unguarded:
+            return dict(self.trained)
+        rounded, masters = (
+            [parameter for group in groups for parameter in group]
+            for groups in (self.engine.optimizer.fp16_groups, self.engine.optimizer.fp32_groups)
+        )
+        names = {parameter: name for name, parameter in self.trained.items()}
+        return {names[one]: master for one, master in zip(rounded, masters, strict=True)}
 
 
 def _spread(shards: Path, target: Path) -> None:
@@ -317,19 +339,3 @@ def sizes(parameters: Mapping[str, nn.Parameter]) -> dict[str, int]:
         name: int(getattr(parameter, "ds_numel", parameter.numel()))
         for name, parameter in parameters.items()
     }
-
-
-def full_weights(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Parameters on the CPU of rank 0, gathered one at a time; empty on other ranks."""
-    first, found = dist.get_rank() == 0, {}
-    zero = library().zero
-    for name, parameter in parameters.items():
-        gathered = (
-            zero.GatheredParameters([parameter])
-            if hasattr(parameter, "ds_tensor")
-            else contextlib.nullcontext()
-        )
-        with gathered:
-            if first:
-                found[name] = parameter.detach().to("cpu", copy=True)
-    return found

@@ -54,10 +54,14 @@ def export_adapter(
 
 
 def trained_unet(base: Path, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
-    """The base's UNet with these weights, which are all it has, in their format."""
-    unet = UNet2DConditionModel.from_config(
-        UNet2DConditionModel.load_config(base, subfolder="unet")
-    )
+    """The base's UNet with these weights, which are all it has, in their format.
+
+    No weights are made besides: for SDXL's UNet in fp32 they would be another 10 GB of memory.
+    """
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(
+            UNet2DConditionModel.load_config(base, subfolder="unet")
+        )
     unet.load_state_dict(dict(weights), assign=True)
     return unet
 

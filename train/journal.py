@@ -20,9 +20,9 @@ from torch import Tensor
 
 from data.shards import write_bytes
 from train.boards import Board, open_boards
-from train.config import TrainRun
 from train.drift import Drift
 from train.engine import World
+from train.identity import TrainRun
 from train.step import Outcome
 
 BUCKETS = 5

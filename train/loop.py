@@ -13,9 +13,10 @@ from torch import Tensor
 from data.ahead import ahead
 from train.checkpoint import State, last_good, load_reference, load_state, save_checkpoint
 from train.choices import Criterion
-from train.config import TrainRun, TrainSpec
+from train.config import TrainSpec
 from train.engine import NonFiniteError, Policy, World
 from train.flops import peak_flops
+from train.identity import TrainRun
 from train.journal import Journal, Stopwatch, Tally
 from train.noise import DrawRule
 from train.order import Position

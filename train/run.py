@@ -15,9 +15,10 @@ from train.adapter import in_diffusers_format
 from train.boards import check_boards
 from train.build import make_trainer, open_stream, shared_out
 from train.card import last_look, last_tenth, model_card
-from train.config import LatentUse, Objective, TrainRun
+from train.config import LatentUse, Objective
 from train.engine import World, start, stop
 from train.export import export_adapter, export_pipeline, merged_unet, trained_unet
+from train.identity import TrainRun
 from train.journal import read_lines
 from train.loop import Trainer
 from train.source import advice

@@ -45,11 +45,15 @@ class Recipe:
     examples: int
     """Pictures (or pairs of pictures) rendered for training."""
     plan: Plan
+    later: tuple[Plan, ...] = ()
+    """Of the autoencoder: its second and third round."""
 
 
 def make_vae(folder: Path, recipe: Recipe) -> None:
     """base/vae: the autoencoder, rounded to fp16 before anything is trained on its latents."""
-    vae = train_base.train_vae(recipe.plan, recipe.examples, recipe.seed)
+    shapes, edges = recipe.later
+    rounds = recipe.plan, shapes, edges
+    vae = train_base.train_vae(rounds, recipe.examples, recipe.seed)
     vae.half().save_pretrained(folder / "base" / "vae")
 
 
@@ -128,7 +132,8 @@ def _make_open_clip(target: Path, recipe: Recipe, taste: Taste, config: dict[str
 
 STAGES = {
     "vae": Stage("base/vae/diffusion_pytorch_model.safetensors", make_vae,
-                 Recipe(11, 12_000, Plan(2400, 16, 2e-3, bf16=True))),
+                 Recipe(11, 12_000, Plan(2400, 16, 2e-3, bf16=True),
+                        (Plan(2400, 8, 1e-3, bf16=True), Plan(2400, 8, 1.5e-3, bf16=True)))),
     "unet": Stage("base/model_index.json", make_unet, Recipe(12, 14_000, Plan(2400, 32, 1.5e-3))),
     "clip": Stage("clip/model.safetensors", make_clip,
                   Recipe(21, 20_000, Plan(500, 128, 2e-3, weight_decay=0.05))),

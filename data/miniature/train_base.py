@@ -15,10 +15,6 @@ WIDTH = 64
 """Width of the text states, which the UNet attends to."""
 CAPTION_DROPOUT = 0.1
 """Share of captions replaced by the empty one, as classifier-free guidance needs."""
-REFINEMENT = Plan(2400, 8, 1e-3, bf16=True)
-"""The autoencoder's second round, which is about shapes; the first one settles backgrounds."""
-FINISH = Plan(2400, 8, 1.5e-3, bf16=True)
-"""The last round, of the decoder alone: the latents stay as they are."""
 EMA = 0.996
 """Decay per step of the averaged weights."""
 
@@ -36,15 +32,19 @@ def new_vae() -> AutoencoderKL:
     )
 
 
-def train_vae(plan: Plan, num_pictures: int, seed: int) -> AutoencoderKL:
-    """Train the autoencoder on pictures of every look: backgrounds, then shapes, then edges."""
+def train_vae(rounds: tuple[Plan, Plan, Plan], num_pictures: int, seed: int) -> AutoencoderKL:
+    """Train the autoencoder on pictures of every look: backgrounds, then shapes, then edges.
+
+    The third round is of the decoder alone: the latents stay as they are.
+    """
+    backgrounds, shapes, edges = rounds
     torch.manual_seed(seed)
     vae = new_vae()
-    fit_vae(vae, plan, num_pictures, seed, shape_counts=False)
-    fit_vae(vae, REFINEMENT, num_pictures, seed + 1, shape_counts=True)
+    fit_vae(vae, backgrounds, num_pictures, seed, shape_counts=False)
+    fit_vae(vae, shapes, num_pictures, seed + 1, shape_counts=True)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
-    fit_vae(vae, FINISH, num_pictures, seed + 2, shape_counts=True)
+    fit_vae(vae, edges, num_pictures, seed + 2, shape_counts=True)
     return vae
 
 

@@ -1,0 +1,43 @@
+"""Settings that decide what is in a set: how two differ, and the refusal to mix."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data.shards import ShardError
+
+Settings = Mapping[str, Any]
+"""JSON values that decide what is in a set; two sets with equal settings hold equal rows."""
+
+
+def differences(found: Settings, wanted: Settings) -> list[str]:
+    """Every leaf in which two settings differ, as `path: found X, now Y`."""
+    old, new = dict(_leaves(found)), dict(_leaves(wanted))
+    return [
+        f"{key}: found {old.get(key, 'nothing')}, now {new.get(key, 'nothing')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+
+
+def refuse_other_settings(path: Path, found: Settings, wanted: Settings) -> None:
+    """Refuse to mix rows made with different settings.
+
+    Raises:
+        ShardError: Names each difference.
+    """
+    if differing := differences(found, wanted):
+        raise ShardError(
+            f"{path} was made with other settings ({'; '.join(differing)}); "
+            "set them back, choose another run folder (RUN=...), or delete this one"
+        )
+
+
+def _leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        return [
+            leaf
+            for key, child in value.items()
+            for leaf in _leaves(child, f"{path}.{key}" if path else str(key))
+        ]
+    return [(path, value)]

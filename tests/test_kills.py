@@ -1,0 +1,161 @@
+"""SIGKILL at any moment, and the same command again: the bits of a run that nobody disturbed."""
+
+import contextlib
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.helpers_ranks import Place, Ranks, shared_place, straight
+from tests.test_checkpoint import same_journals
+from tests.test_train_latents import write_latents
+from train.export import ADAPTER
+
+pytestmark = pytest.mark.ranks
+
+STEP, CHECKPOINT, EXPORT = "a step done", "a checkpoint under way", "an export under way"
+"""What a killer waits for. The clock alone would, on a slow machine, only ever kill processes that
+are starting."""
+
+
+def num_lines(journal: Path) -> int:
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+def kill_at(moment: str, folder: Path, ranks: Ranks, chance: random.Random) -> None:
+    """Kill all ranks of the run in `folder` at a moment that follows its progress."""
+    began, journal = time.time(), folder / "journal.jsonl"
+    done = num_lines(journal)
+    pattern = ".step-*.partial" if moment == CHECKPOINT else ".pipeline.partial"
+
+    def reached() -> bool:
+        if moment == STEP:
+            return num_lines(journal) > done
+        with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+            return any(path.stat().st_mtime >= began for path in folder.glob(pattern))
+        return False
+
+    while not reached() and any(process.is_alive() for process in ranks.processes):
+        time.sleep(0.001)
+    time.sleep(0 if moment == EXPORT else chance.uniform(0, 0.03))
+    ranks.kill()
+
+
+def killed(place: Place, name: str, moments: Sequence[str], *more: str, world: int) -> str:
+    """A run killed at each of these moments, which ends well at last; what it then printed."""
+    chance = random.Random(name)
+    for moment in moments:
+        kill_at(moment, place.folder(name), place.start(name, *more, world=world), chance)
+        assert not (place.folder(name) / "pipeline").exists(), f"{moment} came too late"
+    return place.train(name, *more, world=world)
+
+
+def same_bits(place: Place, name: str, expected: str) -> None:
+    """The same result, journal, and last checkpoint with its optimizer's state and reference."""
+    assert place.weights(name) == place.weights(expected)
+    same_journals(place, name, expected)
+    one, two = (place.folder(run) / "step-0000006" for run in (name, expected))
+    files = [{p.relative_to(run): p for p in run.rglob("*") if p.is_file()} for run in (one, two)]
+    assert files[0].keys() == files[1].keys()
+    for path in files[0]:
+        if path.suffix in (".pt", ".safetensors"):
+            same(*(read(where[path]) for where in files), str(path))
+    assert not list(place.folder(name).glob(".*partial"))
+
+
+def read(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, weights_only=False)  # ours, and of this very test
+
+
+def same(one: object, two: object, where: str) -> None:
+    """Tensors and numbers, at any depth; what else a checkpoint says is no part of the state."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), where
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one:
+            same(one[key], two[key], f"{where}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), where
+        for index, values in enumerate(zip(one, two, strict=True)):
+            same(*values, f"{where}/{index}")
+    elif isinstance(one, int | float):
+        assert one == two, where
+
+
+@pytest.mark.parametrize(("stage", "world"), [(2, 1), (2, 2)])
+def test_sigkill_while_a_checkpoint_is_written(stage: int, world: int):
+    place, name = shared_place(), f"torn-{stage}-{world}"
+    ranks = place.start(name, f"zero=stage{stage}", world=world)
+    partial = place.folder(name) / ".step-0000004.partial"
+    while not partial.exists() and any(process.is_alive() for process in ranks.processes):
+        time.sleep(0.002)
+    ranks.kill()
+    assert partial.exists() or (place.folder(name) / "step-0000004").exists()
+    assert not (place.folder(name) / "pipeline").exists()
+    output = place.train(name, f"zero=stage{stage}", world=world)
+    assert "going on after step" in output
+    same_bits(place, name, straight(stage, world))
+
+
+MOMENTS = {(1, "fp32"): 3, (1, "bf16"): 3, (2, "fp32"): 4, (2, "bf16"): 3, (3, "fp32"): 4,
+           (3, "bf16"): 3}  # fmt: skip
+"""How often each kind of run is killed: twenty times in all."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "precision"), MOMENTS)
+def test_sigkill_at_twenty_moments(stage: int, precision: str):
+    """Two ranks, killed again and again, end with the weights and the journal of a straight run."""
+    more = (f"train.precision={precision}", f"zero=stage{stage}", "train.checkpoint_every=1")
+    place, name = shared_place(), f"killed-{stage}-{precision}"
+    expected = straight(stage, 2, *([more[0]] if precision == "bf16" else []))
+    chance = random.Random(f"{stage}/{precision}")
+    moments = chance.choices((STEP, CHECKPOINT), k=MOMENTS[stage, precision])
+    killed(place, name, moments, *more, world=2)
+    same_bits(place, name, expected)
+
+
+def test_twenty_moments_are_twenty():
+    assert sum(MOMENTS.values()) == 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("refresh", "precision", "world"), [("snapshot", "bf16", 2), ("ema", "bf16", 1)]
+)
+def test_adapter_optimizer_and_reference_survive(refresh: str, precision: str, world: int):
+    """LoRA, whose reference is a second adapter: killed in a step, a checkpoint and the export."""
+    more = ("tuning=lora", "train.lora.rank=4", f"reference={refresh}", "train.reference.every=2")
+    more += (f"train.precision={precision}",)
+    place, name = shared_place(), f"killed-lora-{refresh}"
+    expected = straight(2, world, *more)
+    often = (*more, "train.checkpoint_every=1")
+    output = killed(place, name, (STEP, CHECKPOINT, EXPORT), *often, world=world)
+    assert "going on after step 6" in output  # of which only the export was missing
+    same_bits(place, name, expected)
+    adapters = [load_file(place.folder(run) / "lora" / ADAPTER) for run in (name, expected)]
+    same(*adapters, "lora")
+    shares = load_file(next((place.folder(name) / "step-0000006").glob("reference-*")))
+    assert shares, "the reference is not in the checkpoint"
+    assert any(share.any() for name, share in shares.items() if "lora_B" in name)  # it has moved
+
+
+@pytest.mark.slow
+def test_a_run_on_latents_survives():
+    """Latents of stage one in the pictures' place, a part of them mirrored."""
+    place, more = shared_place(), ("train.flip=true", "train.latents=always")
+    write_latents(place.root, dtype="fp16")
+    for name in ("straight-latents", "killed-latents"):
+        shutil.copytree(place.root / "latents", place.root / "runs" / name / "latents")
+    place.train("straight-latents", *more)
+    often = (*more, "train.checkpoint_every=1")
+    killed(place, "killed-latents", (STEP, CHECKPOINT), *often, world=1)
+    same_bits(place, "killed-latents", "straight-latents")

@@ -1,0 +1,58 @@
+"""What a run of stage two is: what is trained on what, and what decides its weights."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.latents import LatentSet
+from data.pairs import PairsSpec
+from train.config import ModelSpec, TrainSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRun:
+    """One run of stage two: what is trained on what, and where it goes."""
+
+    folder: Path
+    """`runs/<run>/train`."""
+    labels: Path
+    """The label set."""
+    pairs: PairsSpec
+    model: ModelSpec
+    train: TrainSpec
+    seed: int
+    latents: LatentSet | None = None
+    """Stage one's, in the pictures' place; None reads the pair files."""
+    pictures: str = ""
+    """Where the pictures come from, in words."""
+    settings: Mapping[str, Any]
+    """Everything that decides the weights, as JSON values; a folder belongs to one of these."""
+
+    @property
+    def pipeline(self) -> Path:
+        """The result."""
+        return self.folder / "pipeline"
+
+    @property
+    def adapter(self) -> Path:
+        """Of LoRA: the result without the base, in diffusers' format."""
+        return self.folder / "lora"
+
+
+def fingerprint(model: ModelSpec) -> str:
+    """Names a model, cheaply at any size: a hub id by its commit, a folder by its files.
+
+    Of each file count the name, the size and the first MiB.
+    """
+    folder = Path(model.path).expanduser()
+    if not folder.exists() and model.revision:
+        return f"{model.path}@{model.revision}"
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            head = file.read(1 << 20)
+        name = path.relative_to(folder).as_posix()
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode() + head)
+    return digest.hexdigest()
