@@ -16,6 +16,7 @@ import pytest
 from data.shards import write_table
 from tests.helpers_ranks import Place, Ranks, shared_place, start_ranks, straight, train_main
 from train import watch
+from train.engine import start
 from train.watch import Watch
 
 SILENCE_S = 6.0
@@ -157,6 +158,22 @@ def test_a_process_that_never_comes_is_not_waited_for_without_end(tmp_path: Path
     ranks = start_ranks(tmp_path, 2, waits_for_rank_1)
     said = ended(ranks, 0, within_s=20)[0]
     assert re.search(r"JoinError: rank 0 \(.*\) and the others did not meet at MASTER_A", said)
+
+
+def waits_for_a_busy_one() -> None:
+    world = start("cpu", patience_s=3.0)
+    if world.rank == 1:
+        time.sleep(60)
+    with pytest.raises(RuntimeError, match=r"(?i)timed? ?out"):
+        world.barrier()
+
+
+@pytest.mark.ranks
+def test_a_process_that_is_there_but_does_not_come_is_waited_for_with_patience(tmp_path: Path):
+    ranks = start_ranks(tmp_path, 2, waits_for_a_busy_one)
+    ranks.processes[0].join(40)
+    assert ranks.processes[0].exitcode == 0, ranks.output
+    ranks.kill()
 
 
 class Calm(Watch):
