@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from data.shards import code_revision, differences, write_json
+from data.settings import differences
+from data.shards import code_revision, write_json
 from train.adapter import in_diffusers_format
 from train.boards import check_boards
 from train.build import make_trainer, open_stream, shared_out
