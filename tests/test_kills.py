@@ -22,31 +22,33 @@ STEP, CHECKPOINT, EXPORT = "a step done", "a checkpoint under way", "an export u
 """What a killer waits for. The clock alone would, on a slow machine, only ever kill processes that
 are starting."""
 
+Moment = tuple[str, int]
+"""One of these, and of which step."""
+
 
 def num_lines(journal: Path) -> int:
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
-def kill_at(moment: str, folder: Path, ranks: Ranks, chance: random.Random) -> None:
+def kill_at(moment: Moment, folder: Path, ranks: Ranks, chance: random.Random) -> None:
     """Kill all ranks of the run in `folder` at a moment that follows its progress."""
-    began, journal = time.time(), folder / "journal.jsonl"
-    done = num_lines(journal)
-    pattern = ".step-*.partial" if moment == CHECKPOINT else ".pipeline.partial"
+    began, (kind, step) = time.time(), moment
+    name = f".step-{step:07d}.partial" if kind == CHECKPOINT else ".pipeline.partial"
 
     def reached() -> bool:
-        if moment == STEP:
-            return num_lines(journal) > done
-        with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
-            return any(path.stat().st_mtime >= began for path in folder.glob(pattern))
+        if kind == STEP:
+            return num_lines(folder / "journal.jsonl") >= step
+        with contextlib.suppress(FileNotFoundError):  # not yet, or renamed meanwhile
+            return (folder / name).stat().st_mtime >= began
         return False
 
     while not reached() and any(process.is_alive() for process in ranks.processes):
         time.sleep(0.001)
-    time.sleep(0 if moment == EXPORT else chance.uniform(0, 0.03))
+    time.sleep(0 if kind == EXPORT else chance.uniform(0, 0.03))
     ranks.kill()
 
 
-def killed(place: Place, name: str, moments: Sequence[str], *more: str, world: int) -> str:
+def killed(place: Place, name: str, moments: Sequence[Moment], *more: str, world: int) -> str:
     """A run killed at each of these moments, which ends well at last; what it then printed."""
     chance = random.Random(name)
     for moment in moments:
@@ -118,7 +120,8 @@ def test_sigkill_at_twenty_moments(stage: int, precision: str):
     place, name = shared_place(), f"killed-{stage}-{precision}"
     expected = straight(stage, 2, *([more[0]] if precision == "bf16" else []))
     chance = random.Random(f"{stage}/{precision}")
-    moments = chance.choices((STEP, CHECKPOINT), k=MOMENTS[stage, precision])
+    steps = sorted(chance.sample(range(1, 6), MOMENTS[stage, precision]))
+    moments = [(chance.choice((STEP, CHECKPOINT)), step) for step in steps]
     killed(place, name, moments, *more, world=2)
     same_bits(place, name, expected)
 
@@ -138,7 +141,8 @@ def test_adapter_optimizer_and_reference_survive(refresh: str, precision: str, w
     place, name = shared_place(), f"killed-lora-{refresh}"
     expected = straight(2, world, *more)
     often = (*more, "train.checkpoint_every=1")
-    output = killed(place, name, (STEP, CHECKPOINT, EXPORT), *often, world=world)
+    moments = ((CHECKPOINT, 3), (STEP, 5), (EXPORT, 6))  # the reference has moved after step 2
+    output = killed(place, name, moments, *often, world=world)
     assert "going on after step 6" in output  # of which only the export was missing
     same_bits(place, name, expected)
     adapters = [load_file(place.folder(run) / "lora" / ADAPTER) for run in (name, expected)]
@@ -157,5 +161,5 @@ def test_a_run_on_latents_survives():
         shutil.copytree(place.root / "latents", place.root / "runs" / name / "latents")
     place.train("straight-latents", *more)
     often = (*more, "train.checkpoint_every=1")
-    killed(place, "killed-latents", (STEP, CHECKPOINT), *often, world=1)
+    killed(place, "killed-latents", ((STEP, 2), (CHECKPOINT, 4)), *often, world=1)
     same_bits(place, "killed-latents", "straight-latents")
