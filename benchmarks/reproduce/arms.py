@@ -14,6 +14,9 @@ K = 50
 """Optimizer steps between two snapshots, as `experiment=miniature` has it."""
 OTHER_K = (10, 100)
 TIE_METRIC = "pickscore"
+LOOSE_BETA = 1250.0
+"""A quarter of `experiment=miniature`'s: the control of the moving reference, which also lets the
+policy go further from the base. Added after the first full run."""
 
 
 class Group(StrEnum):
@@ -73,6 +76,8 @@ ARMS = (
         for k in OTHER_K
     ],
     _majority("ema", "majority, EMA reference", "reference=ema"),
+    _majority("majority_loose", "majority, frozen, beta / 4", "reference=frozen",
+              f"train.beta={LOOSE_BETA}"),
     Arm("ties_human", "BalancedDPO, ties by human", Group.TIES,
         ("vote=majority_human", *_snapshots(K))),
     Arm("ties_metric", f"BalancedDPO, ties by {TIE_METRIC}", Group.TIES,

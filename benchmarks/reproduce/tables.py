@@ -25,6 +25,7 @@ CLAIMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "BalancedDPO is better than mixing scores": (OURS, ("sum", "zscore_sum")),
     "BalancedDPO is better than Diffusion-DPO on human labels": (OURS, ("human",)),
     "A moving reference is better than a frozen one": (OURS, ("majority",)),
+    "A moving reference is better than a frozen one that holds less": (OURS, ("majority_loose",)),
     "Snapshots are better than an average": (OURS, ("ema",)),
     "Dropping ties is better than deciding them": (OURS, ("ties_human", "ties_metric")),
 }  # fmt: skip
