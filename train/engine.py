@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from data.heap import keep_freed_memory
 from train.config import PATIENCE_S, Precision, TrainSpec
 from train.memory import BUCKET
 
@@ -89,6 +90,7 @@ def start(device: str, patience_s: float = PATIENCE_S) -> World:
         torch.cuda.set_device(local)
     else:
         os.environ["DS_ACCELERATOR"] = "cpu"
+        keep_freed_memory()
         if "OMP_NUM_THREADS" not in os.environ:
             here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
