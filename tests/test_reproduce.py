@@ -57,6 +57,7 @@ def test_training_seeds_are_pooled_and_shown_apart():
     low, high, deviation = found.spread()
     assert (low, high) == (0.375, 0.875)
     assert deviation == pytest.approx(np.std([0.375, 0.875], ddof=1))
+    assert found.gain == pytest.approx((2 * 0.625 - 1) / 1.0)  # scores of 1 and -1 against zeros
     assert found.comparison.rates[0].prompts == PROMPTS
     assert found.comparison.rates[0].seeds == 2
     assert found.held == "is not shown"  # the second seed says the opposite

@@ -50,6 +50,15 @@ class Contrast:
         """Mean of the voters' win rates."""
         return self.comparison.average
 
+    @property
+    def gain(self) -> float:
+        """Mean change of the voters' scores, each in standard deviations of the other's scores.
+
+        How much is won, where a win rate says how often.
+        """
+        voters = [rate for rate in self.comparison.rates if rate.role is Role.VOTER]
+        return float(np.mean([rate.change.value / (rate.std_base or 1.0) for rate in voters]))
+
     def spread(self, what: str = "average") -> tuple[float, float, float]:
         """Lowest, highest and standard deviation (n - 1) over training seeds; NaN for one seed."""
         rates = np.array([seed[what] for seed in self.by_seed])

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.reproduce.arms import OURS, VOTERS, Arm
+from benchmarks.reproduce.arms import OTHER_K, OURS, VOTERS, Arm
 from benchmarks.reproduce.results import Contrast
 from evaluate.judge import Judge
 from evaluate.uncertainty import Estimate
@@ -18,6 +18,7 @@ CLAIMS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "The consensus is better than mixing scores": ("majority", ("sum", "zscore_sum")),
     "The consensus is better than human labels": ("majority", ("human",)),
+    "The majority is better than unanimity": ("majority", ("unanimous",)),
     "The consensus is better than random labels": ("majority", ("random",)),
     "BalancedDPO is better than each single metric": (
         OURS, tuple(f"single_{metric}" for metric in VOTERS),
@@ -26,6 +27,7 @@ CLAIMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "BalancedDPO is better than Diffusion-DPO on human labels": (OURS, ("human",)),
     "A moving reference is better than a frozen one": (OURS, ("majority",)),
     "A moving reference is better than a frozen one that holds less": (OURS, ("majority_loose",)),
+    "K = 50 is better than another K": (OURS, tuple(f"{OURS}_k{k}" for k in OTHER_K)),
     "Snapshots are better than an average": (OURS, ("ema",)),
     "Dropping ties is better than deciding them": (OURS, ("ties_human", "ties_metric")),
 }  # fmt: skip
@@ -46,6 +48,7 @@ def against_base(
         "pairs",
         "voters' average",
         "over seeds",
+        "gain",
         *names,
         "weakest voter",
         "all voters better",
@@ -63,7 +66,8 @@ def against_base(
         dominance = percent(one.comparison.joint_dominance.value)
         over = f"{percent(low)} to {percent(high)}"
         known = str(pairs.get(arm.name, "–"))
-        rows.append([arm.title, known, span(one.average), over, *rates, weakest, dominance])
+        gain = f"{one.gain:+.2f}"
+        rows.append([arm.title, known, span(one.average), over, gain, *rates, weakest, dominance])
     return markdown(head, rows)
 
 
