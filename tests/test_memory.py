@@ -207,7 +207,7 @@ def test_experiments_say_what_is_counted():
 
     for name, model in (("sd15", "SD1.5"), ("sd21", "SD2.1"), ("sdxl", "SDXL")):
         text = (ROOT / f"conf/experiment/{name}_pickapic.yaml").read_text()
-        said = re.search(r"(\d+\.\d) GiB a GPU \(counted\)[^.]*?(\d+) GPUs", text)
+        said = re.search(r"(\d+\.\d) GiB a GPU on (\d+) GPUs with ZeRO-2", text)
         assert said, name
         train = job(f"experiment={name}_pickapic", "pairs.root=/x").train
         found = count(PUBLISHED[model], train, int(said.group(2)), vae_in_fp32=name == "sdxl")
