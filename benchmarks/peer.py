@@ -7,8 +7,12 @@ The example trains an adapter and switches it off for the reference; here, so th
 work, all weights are trained and the reference is a second UNet.
 """
 
+import argparse
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +122,60 @@ class Example:
         errors = functional.mse_loss(predicted, noise.float(), reduction="none").mean((1, 2, 3))
         winner, loser = errors.chunk(2)
         return winner - loser
+
+
+# --- in a process of its own, as its users run it -------------------------------------------------
+
+
+@contextmanager
+def example(
+    base: Path, pairs: Path, resolution: int, batch: int, device: torch.device
+) -> Iterator["Remote"]:
+    """The example in another process, which rests between its turns."""
+    command = [sys.executable, "-m", "benchmarks.peer", base, pairs, resolution, batch, device]
+    process = subprocess.Popen(
+        list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        remote = Remote(process)
+        remote.hear()
+        yield remote
+    finally:
+        process.kill()
+        process.wait()
+
+
+class Remote:
+    """The example's steps, done elsewhere."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+
+    def step(self) -> float:
+        """One optimizer step; its loss."""
+        assert self.process.stdin is not None
+        print("step", file=self.process.stdin, flush=True)
+        return float(self.hear())
+
+    def hear(self) -> str:
+        """Its next line."""
+        assert self.process.stdout is not None
+        if not (line := self.process.stdout.readline()):
+            raise RuntimeError("the example's process ended")
+        return line
+
+
+def main() -> None:
+    """Take a step for each line that comes in, and answer with its loss."""
+    parser = argparse.ArgumentParser()
+    for name, kind in (("base", Path), ("pairs", Path), ("resolution", int), ("batch", int),
+                       ("device", torch.device)):  # fmt: skip
+        parser.add_argument(name, type=kind)
+    example = Example(**vars(parser.parse_args()))
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        print(example.step(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

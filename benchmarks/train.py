@@ -8,7 +8,7 @@ busy meanwhile slows all alike.
   that stage one wrote, else it decodes the pictures and encodes them.
 - `floor` cannot be avoided: policy forward and backward, reference forward and the fused AdamW
   step, in the same library on tensors that are ready, without DeepSpeed.
-- `diffusers` is the step of its Diffusion-DPO example, see `peer.py`.
+- `diffusers` is the step of its Diffusion-DPO example, see `peer.py`, in a process of its own.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from rich.table import Table
 
 from benchmarks import options
 from benchmarks.memory import peak_by_stage
-from benchmarks.peer import Example
+from benchmarks.peer import example
 from benchmarks.race import race, ratio
 from benchmarks.worlds import WORLDS, training_run, write_latents, write_world
 from data.ahead import ahead
@@ -141,8 +141,8 @@ def measure(plan: Plan, root: Path, here: engine.World) -> dict[str, Any]:
             questions = [ask(next(ready).on(here.device), backbone) for _ in range(4)]
             contenders[FLOOR] = floor_step(trainer, questions, run.train.beta)
             file = pairs / "train-0.parquet"
-            example = Example(base, file, world.resolution, plan.batch, here.device)
-            contenders[DIFFUSERS] = example.step
+            theirs = example(base, file, world.resolution, plan.batch, here.device)
+            contenders[DIFFUSERS] = stack.enter_context(theirs).step
         found = race(contenders, blocks=plan.blocks, steps=plan.steps, pairs=plan.batch)
     return figures(found, trainer, plan)
 

@@ -77,8 +77,8 @@ def results(plan: Plan, found: Found, models: int) -> str:
             f"{len(list(plan.units()))} models judged; code {shards.code_revision()}.",
             "### Against the base",
             "Win rates in %, ties half; in brackets the 95 % interval over prompts; ▼ shown to be "
-            "worse than the base, · no difference shown. The gain is the mean change of the voters' "
-            "scores, in standard deviations of the base's: how much is won, not how often.",
+            "worse than the base, · no difference shown. The gain is the mean change of the voters'"
+            " scores, in standard deviations of the base's: how much is won, not how often.",
             tables.against_base(alone, plan.arms, judges, work.decided(plan)),
             "### Arm against arm",
             tables.claims(found, plan.arms),
