@@ -9,13 +9,14 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-import torch
 
 from conf.job import entry
 from data import tables
 from data.shards import sha256_of
 from evaluate import __main__ as program
 from tests.helpers_evaluate import SIDE, FakePanel, write_tiny_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parent.parent
 TINY = [
@@ -46,14 +47,6 @@ class Panel(FakePanel):
             name: pl.Series([row[i % 4] for row in rows]).to_numpy()
             for i, name in enumerate(JUDGES)
         }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

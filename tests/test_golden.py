@@ -1,7 +1,6 @@
 """Every published scorer against numbers of its official code; see golden/README.md."""
 
 import json
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,8 @@ from tests.helpers_golden import (
     shapes_of,
     weights,
 )
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 FOUND = json.loads((GOLDEN / "scores.json").read_text())
 TOLERANCE = {
@@ -90,15 +91,6 @@ def head_shapes(dim: int) -> Shapes:
     for number, before, after in sizes:
         found |= {f"layers.{number}.weight": (after, before), f"layers.{number}.bias": (after,)}
     return found
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads of small tensors wait for each other more than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """HPSv3 beyond its official numbers (test_golden.py): the checkpoint, preparation, refusals."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +31,10 @@ from tests.helpers_golden import (
     weights,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 PROMPTS = ["a red fox", "a very long " + "long " * 60 + "prompt", "two dogs & a cat"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,11 @@ from label.weights import WeightsError
 from tests import helpers_label as tiny
 from tests.helpers_golden import cross_shapes, shapes_of, weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 PROMPTS = world.prompts("train")[:6]
 CROSS = {"num_layers": 2, "num_heads": 2, "head_dim": 8, "widening": 4}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def official(config: dict[str, Any], prefix: str = "") -> dict[str, tuple[int, ...]]:

@@ -1,6 +1,5 @@
 """Gradient checkpointing: fewer activations, the same gradients, and what is run again."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,9 @@ from benchmarks.shapes import MINIATURE, SHAPES
 from train.config import Recompute, TrainSpec
 from train.recompute import recompute
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GUIDE = Path(__file__).parent.parent / "docs" / "models.md"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def unet_of(what: Recompute, shape: str | None = None) -> Any:

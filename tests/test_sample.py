@@ -14,16 +14,9 @@ from evaluate.sample import Generator, deterministic, device_of, draw_missing, i
 from label.config import Dtype
 from tests.helpers_evaluate import SIDE, tiny_pipeline, write_tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPTS = ("red cat", "a dog", "big tree", "moon", "hat on cat", "sun")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Models this small gain nothing from a second thread, and lose much where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -20,15 +20,9 @@ from train.adapter import attach, in_diffusers_format
 from train.config import LoraSpec
 from train.export import export_adapter, export_pipeline, merged_unet
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPTS = ("a red cat", "a dog", "moon")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

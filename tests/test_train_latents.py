@@ -1,7 +1,6 @@
 """Training from latents is training from the pictures: same pairs, same draws, same weights."""
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -33,15 +32,9 @@ from train.source import Need, advice, choose, fitting
 from train.step import encode
 from train.stream import PairStream, StreamPlan, decided_pairs
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
