@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
     glibc gives large blocks back to the system when they are freed, and the system clears each page
     that is asked for again. Training frees and asks for all activations and gradients in each step:
     with two cores that is an eighth of its time. No number changes; what a process held at its peak
-    grew by 1 to 13 % where it was measured. PyTorch's allocator for GPUs keeps its memory as well.
+    grew by up to 13 % where it was measured. PyTorch's allocator for GPUs keeps its memory as well.
     """
     if sys.platform != "linux":
         return False

@@ -23,8 +23,8 @@ COSTLY = [
     aten._scaled_dot_product_cudnn_attention.default,
 ]  # fmt: skip
 """Nearly all arithmetic of a UNet: `selective` remembers what they gave, and computes again only
-norms, activations and sums, which are cheap and half of what is remembered (Korthikanti et al. 2022
-do so for language models)."""
+norms, activations and sums, which are cheap and a third of what is remembered (Korthikanti et al.
+2022 do so for language models)."""
 
 
 def recompute(unet: Any, what: Recompute) -> None:
