@@ -88,3 +88,15 @@ def test_the_miniature_is_never_drawn_among_ones_own_files(tmp_path: Path):
             ensure_pairs(folder, 8)
         assert [path.name for path in folder.iterdir()] == [name]
         assert (folder / name).read_bytes() == before
+
+
+def test_a_folder_that_is_not_there_gets_the_miniature_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """A mistyped pairs.root without pairs= must not look like one's own pairs."""
+    for _ in range(2):
+        ensure_pairs(tmp_path / "typo", 20)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2  # once for each split, and not again
+    assert f"drawing 20 train pairs into {tmp_path / 'typo'}" in said[0]
+    assert "pairs=pickapic" in said[0]

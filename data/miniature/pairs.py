@@ -8,6 +8,7 @@ import datetime
 import io
 import os
 import re
+import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -88,6 +89,11 @@ def _ensure(folder: Path, split: Split, num_pairs: int, seed: int, shards: int) 
     there = list(folder.glob(f"{split}-*-of-{shards:05d}.parquet"))
     if len(there) < shards or sum(map(_num_rows, there)) != num_pairs:
         refuse_strangers(folder)
+        print(
+            f"pairs=miniature: drawing {num_pairs} {split} pairs into {folder} "
+            "(pairs of your own need their layout: pairs=pickapic, parquet, jsonl, ...)",
+            file=sys.stderr,
+        )
         write_pairs(folder, num_pairs, seed, shards, split)
 
 
