@@ -10,7 +10,8 @@ import torch
 
 from benchmarks import inputs
 from benchmarks.pipeline import Bench
-from data.pairs import PairsSpec, open_pairs
+from data.pairs import open_pairs
+from data.pairs.config import PairsSpec
 from label.config import Dtype, MetricKind, MetricSpec
 from label.decode import Decoder
 from label.metrics import Panel

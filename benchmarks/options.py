@@ -12,7 +12,7 @@ from rich.table import Table
 
 from benchmarks.race import race, ratio
 from benchmarks.worlds import WORLDS, training_run, write_latents, write_world
-from data.ahead import ahead
+from data.prefetch import ahead
 from train import engine
 from train.build import make_trainer, open_stream
 from train.config import Precision, Recompute

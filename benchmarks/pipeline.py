@@ -17,7 +17,9 @@ import torch
 
 from benchmarks import inputs
 from data.images import decode
-from data.pairs import PairSource, PairsSpec, open_pairs
+from data.pairs import open_pairs
+from data.pairs.config import PairsSpec
+from data.pairs.schema import PairSource
 from label.claims import Claims
 from label.config import Dtype, MetricSpec
 from label.decode import Decoder

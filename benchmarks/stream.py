@@ -27,10 +27,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from data.artifacts.latents import KIND, GroupWriter, LatentFormat, LatentSet
+from data.artifacts.manifest import Manifest, describe, part_name
+from data.artifacts.parquet_io import write_table
 from data.images import decode, encode_jpeg, fit_square
-from data.latents import KIND, GroupWriter, LatentFormat, LatentSet
-from data.pairs import PairShard, PairSource, PairsSpec, open_pairs
-from data.shards import Manifest, describe, part_name, write_table
+from data.pairs import open_pairs
+from data.pairs.config import PairsSpec
+from data.pairs.schema import PairShard, PairSource
 from train.latents import latents_of
 from train.order import Position, deal, epoch_order
 from train.payload import Pictures, RowGroup

@@ -32,7 +32,7 @@ from benchmarks.memory import peak_by_stage
 from benchmarks.peer import example
 from benchmarks.race import race, ratio
 from benchmarks.worlds import WORLDS, training_run, write_latents, write_world
-from data.ahead import ahead
+from data.prefetch import ahead
 from train import engine
 from train.build import make_trainer, open_stream, stream_of
 from train.config import Recompute

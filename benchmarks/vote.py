@@ -29,9 +29,10 @@ from rich.console import Console
 from rich.table import Table
 
 from conf.job import Job, composed, settings
-from data.pairs import PairShard, PairSource, open_pairs
-from data.shards import write_table
-from data.tables import PAIR_FACTS, SCORES
+from data.artifacts.parquet_io import write_table
+from data.artifacts.schemas import PAIR_FACTS, SCORES
+from data.pairs import open_pairs
+from data.pairs.schema import PairShard, PairSource
 from label.__main__ import ballot_of, provenance, score_sets
 from label.labels import LabelSet, label_settings, make_labels, read_scored
 from label.plan import FACTS, ScoreSets

@@ -9,19 +9,21 @@ import pyarrow as pa
 import torch
 
 from benchmarks.shapes import MINIATURE, SHAPES, write_model
-from data import tables
-from data.images import decode, encode_jpeg, fit_square
-from data.latents import KIND, GroupWriter, LatentFormat, LatentSet, find_vae, latent_shape
-from data.pairs import PairsSpec, image_key, open_pairs, pair_key
-from data.shards import (
-    FileEntry,
-    Manifest,
-    describe,
-    part_name,
-    read_table,
-    write_manifest,
-    write_table,
+from data.artifacts import schemas
+from data.artifacts.latents import (
+    KIND,
+    GroupWriter,
+    LatentFormat,
+    LatentSet,
+    find_vae,
+    latent_shape,
 )
+from data.artifacts.manifest import FileEntry, Manifest, describe, part_name, write_manifest
+from data.artifacts.parquet_io import read_table, write_table
+from data.images import decode, encode_jpeg, fit_square
+from data.pairs import open_pairs
+from data.pairs.config import PairsSpec
+from data.pairs.schema import image_key, pair_key
 from label.latents import Encoder
 from train.config import ModelSpec, Precision, TrainSpec, ZeroSpec
 from train.identity import TrainRun
@@ -160,7 +162,7 @@ def write_labels(folder: Path, pairs: Path, side: int) -> Path:
     if folder.exists():
         return folder
     source = open_pairs(PairsSpec(root=str(pairs)))
-    schema, files = tables.labels(("clip",)), list[FileEntry]()
+    schema, files = schemas.labels(("clip",)), list[FileEntry]()
     for shard in source.shards:
         found = pa.concat_tables(source.read(shard)).to_pylist()
         path = folder / part_name(shard.index)

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from conf.launch import adopt_srun, without_local_rank
-from data.pairs import PairsSpec
+from data.pairs.config import PairsSpec
 from evaluate.config import EvaluateSpec
 from label.config import (
     HUMAN,

@@ -12,9 +12,11 @@ from typing import Any
 from rich.console import Console
 
 from conf.job import Job, entry, settings, unknown
-from data import shards
-from data.settings import differences
-from data.tables import Role
+from data.artifacts.atomic import write_json
+from data.artifacts.config_diff import differences
+from data.artifacts.manifest import code_revision
+from data.artifacts.parquet_io import read_settings, read_table, write_table
+from data.artifacts.schemas import Role
 from evaluate.config import EvaluateSpec
 from evaluate.contest import Contest
 from evaluate.judge import Judge, is_judged
@@ -87,13 +89,13 @@ def recorded(job: Job) -> Contest:
     path = folder / "scores.parquet"
     if not path.exists():
         raise ValueError(f"{path} is not there; run without evaluate.scores_only to make it")
-    made, judges = shards.read_settings(path), judges_of(job)
+    made, judges = read_settings(path), judges_of(job)
     if absent := [judge.metric for judge in judges if judge.metric not in made["metrics"]]:
         raise ValueError(
             f"{path} has no scores of {', '.join(absent)}; it has {', '.join(made['metrics'])}: "
             "choose among them with panel.voters, panel.held_out and panel.oracle"
         )
-    names = shards.read_table(path, ["model"])["model"].unique().to_pylist()
+    names = read_table(path, ["model"])["model"].unique().to_pylist()
     check_models(spec, names)
     return Contest(
         folder=folder,
@@ -191,7 +193,7 @@ def report(job: Job, contest: Contest) -> dict[str, Any]:
     summary = summarise(contest, comparisons, scores, provenance(job, contest), labels)
     (folder / "winrates.json").unlink(missing_ok=True)  # its presence says "complete"
     rates = winrate.table(comparisons, contest.prompts.name)
-    shards.write_table(folder / "winrates.parquet", rates, contest.rate_settings)
+    write_table(folder / "winrates.parquet", rates, contest.rate_settings)
     write_report(
         folder,
         summary,
@@ -200,14 +202,14 @@ def report(job: Job, contest: Contest) -> dict[str, Any]:
         pictures=spec.pictures,
         seed=contest.seed,
     )
-    shards.write_json(folder / "winrates.json", summary)
+    write_json(folder / "winrates.json", summary)
     return summary
 
 
 def provenance(job: Job, contest: Contest) -> dict[str, Any]:
     """What the result was made with."""
     return {
-        "code_revision": shards.code_revision(),
+        "code_revision": code_revision(),
         "models": {
             model.name: {"path": model.path, "revision": model.revision}
             | ({"adapter": model.adapter} if model.adapter else {})

@@ -8,9 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import pyarrow as pa
 
-from data import shards, tables
-from data.settings import differences
-from data.tables import Role
+from data.artifacts import schemas
+from data.artifacts.config_diff import differences
+from data.artifacts.parquet_io import read_settings, write_table
+from data.artifacts.schemas import Role
 from evaluate.pictures import Picture
 
 CHUNK = 2048
@@ -49,7 +50,7 @@ class Scorers(Protocol):
 
 def is_judged(path: Path, wanted: Mapping[str, Any]) -> bool:
     """Whether the scores at `path` are complete and made with these settings."""
-    return path.exists() and not differences(shards.read_settings(path), wanted)
+    return path.exists() and not differences(read_settings(path), wanted)
 
 
 def judge(
@@ -99,5 +100,5 @@ def write_scores(
             for values in scores.values()
         ],
     ]
-    table = pa.Table.from_arrays(columns, schema=tables.sample_scores(list(scores)))
-    shards.write_table(path, table, settings)
+    table = pa.Table.from_arrays(columns, schema=schemas.sample_scores(list(scores)))
+    write_table(path, table, settings)

@@ -6,12 +6,12 @@ from typing import Any
 
 import polars as pl
 
-from data import shards
+from data.artifacts.manifest import read_manifest
 
 
 def label_facts(folder: Path) -> dict[str, Any] | None:
     """Counts and agreement of a complete label set; None where there is none."""
-    manifest = shards.read_manifest(folder, "labels")
+    manifest = read_manifest(folder, "labels")
     if manifest is None:
         return None
     files = [folder / file.name for file in manifest.files]

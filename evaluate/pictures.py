@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data import shards
-from data.settings import refuse_other_settings
+from data.artifacts.atomic import sha256_of, write_json
+from data.artifacts.config_diff import refuse_other_settings
 from evaluate.prompt_files import COMMIT, Prompt
 from evaluate.prompts import PromptSet
 
@@ -64,7 +64,7 @@ class Model:
         The model card is left out, because people edit it and no picture changes.
         """
         if self.adapter:
-            return f"{self._base()}+{shards.sha256_of(Path(self.adapter))}"
+            return f"{self._base()}+{sha256_of(Path(self.adapter))}"
         return self._base()
 
     def _base(self) -> str:
@@ -74,7 +74,7 @@ class Model:
         for path in sorted(path for path in root.rglob("*") if path.is_file()):
             inside = path.relative_to(root)
             if path.suffix != ".md" and not any(part.startswith(".") for part in inside.parts):
-                digest.update(f"{inside}\0{shards.sha256_of(path)}\n".encode())
+                digest.update(f"{inside}\0{sha256_of(path)}\n".encode())
         return digest.hexdigest()
 
 
@@ -127,6 +127,6 @@ def agree(folder: Path, wanted: Mapping[str, Any]) -> None:
     """
     path = folder / SETTINGS
     if not path.exists():
-        shards.write_json(path, wanted)
+        write_json(path, wanted)
     found = json.loads(path.read_text())
     refuse_other_settings(folder, found, json.loads(json.dumps(wanted)))

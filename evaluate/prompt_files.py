@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data.hub import HubError, cached, fetch
-from data.pairs import PairsSpec, open_pairs
+from data.pairs import open_pairs
+from data.pairs.config import PairsSpec
+from data.storage.hub import HubError, cached, fetch
 from evaluate.config import PromptsKind, PromptsSpec
 
 COLUMNS = ("prompt", "caption")

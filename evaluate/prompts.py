@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from hashlib import sha256
 
-from data.pairs import PairsSpec
+from data.pairs.config import PairsSpec
 from evaluate.config import PromptsSpec
 from evaluate.prompt_files import (
     Prompt,

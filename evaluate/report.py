@@ -9,7 +9,7 @@ import jinja2
 import polars as pl
 from markupsafe import Markup
 
-from data.shards import write_bytes
+from data.artifacts.atomic import write_bytes
 from evaluate import gallery, plots
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"

@@ -18,8 +18,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from data.artifacts.atomic import write_bytes
 from data.images import encode_png
-from data.shards import write_bytes
 from evaluate.config import Scheduler
 from evaluate.pictures import Model, Picture, SamplesError, missing
 from label.config import Dtype

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from data.tables import Role
+from data.artifacts.schemas import Role
 from evaluate.contest import Contest
 from evaluate.power import detectable
 from evaluate.winrate import Balance, Comparison, Verdict, WinRate, compare

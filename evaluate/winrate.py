@@ -15,8 +15,8 @@ import polars as pl
 import pyarrow as pa
 from jaxtyping import Float, Int
 
-from data import tables
-from data.tables import Role
+from data.artifacts import schemas
+from data.artifacts.schemas import Role
 from evaluate.judge import Judge
 from evaluate.power import needed_prompts
 from evaluate.uncertainty import (
@@ -212,7 +212,9 @@ def table(comparisons: Sequence[Comparison], prompts_name: str) -> pa.Table:
     """Win rates as `winrates.parquet` holds them (`tables.WIN_RATES`)."""
     rows = [
         {
-            **{name: getattr(rate, name) for name in tables.WIN_RATES.names if hasattr(rate, name)},
+            **{
+                name: getattr(rate, name) for name in schemas.WIN_RATES.names if hasattr(rate, name)
+            },
             "prompts_name": prompts_name,
             "base": comparison.base,
             "model": comparison.model,
@@ -223,7 +225,7 @@ def table(comparisons: Sequence[Comparison], prompts_name: str) -> pa.Table:
         for comparison in comparisons
         for rate in comparison.rates
     ]
-    return pa.Table.from_pylist(rows, schema=tables.WIN_RATES)
+    return pa.Table.from_pylist(rows, schema=schemas.WIN_RATES)
 
 
 def _rate(

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from rich.console import Console
 
-from data import shards
+from data.artifacts.atomic import write_json
+from data.artifacts.parquet_io import read_table, write_table
 from evaluate.contest import Contest
 from evaluate.judge import Scorers, is_judged, judge, write_scores
 from evaluate.pictures import Model, Picture, agree, missing, share
@@ -103,8 +104,8 @@ def score(contest: Contest, specs: Mapping[str, MetricSpec], console: Console) -
             task = bar.add_task("scoring", total=total, completed=done)
             for name in todo:
                 score_model(contest, name, panel, lambda n: bar.advance(task, n))
-    parts = [shards.read_table(contest.model_scores(name)) for name in names]
-    shards.write_table(contest.scores, pa.concat_tables(parts), contest.score_settings)
+    parts = [read_table(contest.model_scores(name)) for name in names]
+    write_table(contest.scores, pa.concat_tables(parts), contest.score_settings)
 
 
 def load_panel(contest: Contest, specs: Mapping[str, MetricSpec]) -> "Panel":
@@ -115,7 +116,7 @@ def load_panel(contest: Contest, specs: Mapping[str, MetricSpec]) -> "Panel":
     device = device_of(contest.spec.device, _local_rank())
     panel = Panel.load({judge.metric: specs[judge.metric] for judge in contest.judges}, device)
     made = {"judges": panel.provenance(), "device": str(device), "packages": versions()}
-    shards.write_json(contest.judges_json, made)
+    write_json(contest.judges_json, made)
     return panel
 
 

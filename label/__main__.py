@@ -10,9 +10,10 @@ from typing import Any
 from rich.console import Console
 
 from conf.job import Job, entry, settings
-from data.latents import KIND as LATENTS
-from data.latents import VAE_WEIGHTS, LatentFormat, find_vae, latent_shape
-from data.pairs import PairSource, open_pairs
+from data.artifacts.latents import KIND as LATENTS
+from data.artifacts.latents import VAE_WEIGHTS, LatentFormat, find_vae, latent_shape
+from data.pairs import open_pairs
+from data.pairs.schema import PairSource
 from label.claims import Claims
 from label.config import Dtype
 from label.fingerprints import Fingerprints

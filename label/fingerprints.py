@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.shards import sha256_of, write_json
+from data.artifacts.atomic import sha256_of, write_json
 
 
 @dataclass(slots=True)

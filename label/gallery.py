@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from data.images import UnreadableImageError, decode, encode_jpeg, to_pixels
-from data.pairs import PairShard, PairSource
+from data.pairs.schema import PairShard, PairSource
 from label.agreement import metrics_of
 from label.vote import Ballot
 

@@ -3,7 +3,7 @@
 import polars as pl
 import pyarrow as pa
 
-from data.pairs import PairSource
+from data.pairs.schema import PairSource
 
 COLUMNS = ["generator_0", "generator_1"]
 READ_ROWS = 65_536

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.shards import sha256_of
+from data.artifacts.atomic import sha256_of
 from label.config import MetricKind, MetricSpec
 from label.fingerprints import Fingerprints
 from label.prepare import Fit, View

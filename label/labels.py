@@ -11,22 +11,20 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from data.pairs import PairShard
-from data.settings import differences
-from data.shards import (
+from data.artifacts.atomic import ShardError
+from data.artifacts.config_diff import differences
+from data.artifacts.manifest import (
     FileEntry,
     Manifest,
-    ShardError,
     describe,
     part_name,
     read_manifest,
-    read_settings,
-    read_table,
     verify,
     write_manifest,
-    write_table,
 )
-from data.tables import Status, labels
+from data.artifacts.parquet_io import read_settings, read_table, write_table
+from data.artifacts.schemas import Status, labels
+from data.pairs.schema import PairShard
 from label.plan import FACTS, ScoreSets, remove_partials
 from label.vote import Ballot, label_pairs
 

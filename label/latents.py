@@ -1,4 +1,4 @@
-"""Pictures of the scoring pass -> VAE latents beside the scores (`data/latents.py` says how).
+"""Pictures of the scoring pass -> VAE latents beside the scores (see `data/artifacts/latents.py`).
 
 To the pass the VAE is one more network that embeds pictures: each distinct one is encoded once, in
 batches of one shape. A shard's file grows by row groups as its pairs are computed.
@@ -14,9 +14,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from data.latents import GROUP_ROWS, GroupWriter, LatentFormat
-from data.settings import Settings
-from data.tables import Status
+from data.artifacts.config_diff import Settings
+from data.artifacts.latents import GROUP_ROWS, GroupWriter, LatentFormat
+from data.artifacts.schemas import Status
 from label.config import Dtype
 from label.metrics.batches import Batch
 from label.metrics.memory import Picture

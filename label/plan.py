@@ -14,21 +14,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from data.latents import KIND as LATENTS
-from data.latents import LatentFormat
-from data.pairs import PairShard
-from data.settings import refuse_other_settings
-from data.shards import (
+from data.artifacts.atomic import ShardError
+from data.artifacts.config_diff import refuse_other_settings
+from data.artifacts.latents import KIND as LATENTS
+from data.artifacts.latents import LatentFormat
+from data.artifacts.manifest import (
     MANIFEST,
     FileEntry,
     Manifest,
-    ShardError,
     describe,
     part_name,
     read_manifest,
-    read_settings,
     write_manifest,
 )
+from data.artifacts.parquet_io import read_settings
+from data.pairs.schema import PairShard
 from label.claims import Claims
 
 FACTS = "pairs"

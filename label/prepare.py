@@ -15,8 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from data.artifacts.schemas import Status
 from data.images import TooLargeImageError, UnreadableImageError, decode, fit_square, to_pixels
-from data.tables import Status
 
 BICUBIC = 3
 """PIL.Image.Resampling.BICUBIC; PIL itself is imported by data/images.py alone."""

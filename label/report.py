@@ -10,7 +10,7 @@ import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from data.shards import write_bytes
+from data.artifacts.atomic import write_bytes
 from label.config import HUMAN
 from label.gallery import Gallery
 from label.study import Gaps, Study

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data.pairs import PairShard, pair_key
-from data.tables import PAIR_FACTS, SCORES, Status
+from data.artifacts.schemas import PAIR_FACTS, SCORES, Status
+from data.pairs.schema import PairShard, pair_key
 from label.prepare import Prepared
 
 

@@ -10,10 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.ahead import ahead
-from data.latents import KIND as LATENTS
-from data.pairs import PairSource, image_key
-from data.shards import write_table
+from data.artifacts.latents import KIND as LATENTS
+from data.artifacts.parquet_io import write_table
+from data.pairs.schema import PairSource, image_key
+from data.prefetch import ahead
 from label.claims import Claims
 from label.decode import Decoder
 from label.latents import Encoder, LatentFile

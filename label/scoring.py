@@ -10,8 +10,8 @@ from itertools import chain
 import torch
 from rich.console import Console
 
-from data.latents import KIND as LATENTS
-from data.pairs import PairSource
+from data.artifacts.latents import KIND as LATENTS
+from data.pairs.schema import PairSource
 from label.claims import Claims
 from label.config import LabelSpec, MetricSpec
 from label.decode import Decoder

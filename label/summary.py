@@ -7,7 +7,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from data.tables import Status
+from data.artifacts.schemas import Status
 from label import agreement
 from label.config import HUMAN, Rule, TieRule
 from label.crowd import Comparison

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from data.tables import Status, labels
+from data.artifacts.schemas import Status, labels
 from label.config import HUMAN, Rule, TieRule, VoteSpec
 
 KEY_DIGITS = 32

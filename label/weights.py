@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from data.hub import HubError, cached, fetch
+from data.storage.hub import HubError, cached, fetch
 from label.architectures import BLIP_LARGE, MPS_H, QWEN2_VL_7B
 
 HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")

@@ -25,8 +25,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
+from data.artifacts.atomic import sha256_of
 from data.miniature import tokenizer, world
-from data.shards import sha256_of
 from label.config import MetricKind, MetricSpec
 
 SIDE = 32

@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.pairs import PAIR, Images, PairsKind, PairSource, PairsSpec
+from data.pairs.config import Images, PairsKind, PairsSpec
+from data.pairs.schema import PAIR, PairSource
 from tests.helpers_train import picture
 
 COLUMNS = {"prompt": "text", "image_0": "left", "image_1": "right", "human": "chose"}

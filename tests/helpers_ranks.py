@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from data.shards import sha256_of
+from data.artifacts.atomic import sha256_of
 from tests.helpers_train import SIDE, write_base, write_labels, write_pairs
 
 ROOT = Path(__file__).parent.parent

@@ -4,9 +4,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from data import shards, tables
+from data.artifacts import schemas
+from data.artifacts.atomic import write_bytes
+from data.artifacts.parquet_io import write_table
+from data.artifacts.schemas import Role
 from data.images import encode_png
-from data.tables import Role
 from evaluate import winrate
 from evaluate.config import EvaluateSpec
 from evaluate.contest import Contest
@@ -32,14 +34,14 @@ def finished_comparison(folder):
             path = f"samples/{name}/{index:05d}-0.png"
             side = 600 if index == 0 else 8  # one too large to be shown as it is
             colour = np.array([index, 10, 200 if name == "new" else 0], np.uint8)
-            shards.write_bytes(folder / path, encode_png(np.tile(colour, (side, side, 1))))
+            write_bytes(folder / path, encode_png(np.tile(colour, (side, side, 1))))
             values = level + change
             rows.append(
                 {"prompts_name": "set", "prompt_id": index, "prompt": f"{NASTY} {index}", "seed": 0,
                  "model": name, "path": path}
                 | {f"score_{j.metric}": v for j, v in zip(JUDGES, values, strict=True)}
             )  # fmt: skip
-    schema = tables.sample_scores([judge.metric for judge in JUDGES])
+    schema = schemas.sample_scores([judge.metric for judge in JUDGES])
     scores = pl.from_arrow(pa.Table.from_pylist(rows, schema=schema))
     prompts = tuple(
         Prompt(i, f"{NASTY} {i}", "even" if i % 2 == 0 else "odd", ("few", "some", "many")[i // 10])
@@ -57,7 +59,7 @@ def finished_comparison(folder):
     )  # fmt: skip
     found = winrate.compare(scores, JUDGES, "base", "new", resamples=200, seed=0)
     summary = summarise(contest, [found], scores, {"packages": {"torch": "2"}, "note": NASTY})
-    shards.write_table(folder / "winrates.parquet", winrate.table([found], "set"))
+    write_table(folder / "winrates.parquet", winrate.table([found], "set"))
     return folder, summary, scores
 
 

@@ -6,17 +6,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data import tables
+from data.artifacts import schemas
+from data.artifacts.manifest import FileEntry, Manifest, describe, part_name, write_manifest
+from data.artifacts.parquet_io import write_table
 from data.images import encode_png
-from data.pairs import PairsSpec, image_key, open_pairs, pair_key
-from data.shards import (
-    FileEntry,
-    Manifest,
-    describe,
-    part_name,
-    write_manifest,
-    write_table,
-)
+from data.pairs import open_pairs
+from data.pairs.config import PairsSpec
+from data.pairs.schema import image_key, pair_key
 
 SIDE = 16
 METRICS = ("clip", "hps")
@@ -141,7 +137,7 @@ def write_pairs(root: Path, sizes: tuple[int, ...] = (20, 16), group: int = 6) -
 
 def write_labels(folder: Path, root: Path, undecided: int = 7) -> Path:
     """A label set over the pairs: every `undecided`-th has no winner, odd pairs' winner is 1."""
-    schema = tables.labels(METRICS)
+    schema = schemas.labels(METRICS)
     files: list[FileEntry] = []
     number = 0
     source = open_pairs(PairsSpec(root=str(root)))

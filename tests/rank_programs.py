@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from data.pairs import PairsSpec
+from data.pairs.config import PairsSpec
 from tests.helpers_train import SIDE, write_base, write_labels
 from train.adapter import attach
 from train.backbone import Backbone, load_backbone

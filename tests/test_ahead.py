@@ -5,8 +5,8 @@ from itertools import islice
 
 import pytest
 
-from data.ahead import ahead
-from data.shards import ShardError
+from data.artifacts.atomic import ShardError
+from data.prefetch import ahead
 
 
 @pytest.mark.parametrize("depth", [0, 1, 4])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.pairs import PairsSpec
+from data.pairs.config import PairsSpec
 from tests.helpers_ranks import shared_place
 from train import boards
 from train.config import ModelSpec, TrainSpec

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data.pairs import PairShard
+from data.pairs.schema import PairShard
 from label import claims as module
 from label.claims import Claims, machine
 from label.plan import FACTS, Rank, ScoreSets, claim_work, plan, wait_for_change

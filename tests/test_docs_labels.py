@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from data.tables import labels
+from data.artifacts.schemas import labels
 from label.config import Rule, TieRule
 from tests.test_conf import job
 

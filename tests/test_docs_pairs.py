@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data.far import HUB_PATH
+from data.artifacts.schemas import Status
 from data.images import FORMATS, MAX_ASPECT, MAX_PIXELS
-from data.pairs import PairsKind, open_pairs
-from data.pictures import LARGEST_BYTES
-from data.tables import Status
+from data.pairs import open_pairs
+from data.pairs.config import PairsKind
+from data.pairs.image_store import LARGEST_BYTES
+from data.storage.remote import HUB_PATH
 from tests.helpers_pairs import pickapic, rows_of
 from tests.helpers_train import picture
 from tests.test_conf import job

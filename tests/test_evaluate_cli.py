@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from conf.job import entry
-from data import tables
-from data.shards import sha256_of
+from data.artifacts import schemas
+from data.artifacts.atomic import sha256_of
 from evaluate import __main__ as program
 from tests.helpers_evaluate import SIDE, FakePanel, write_tiny_model
 
@@ -96,7 +96,7 @@ def test_from_nothing_to_the_report_and_again(world, monkeypatch, capsys):
     assert len(list((folder / "samples").rglob("*.png"))) == 10
 
     rates = pl.read_parquet(folder / "winrates.parquet")
-    assert rates.columns == tables.WIN_RATES.names
+    assert rates.columns == schemas.WIN_RATES.names
     assert rates["metric"].to_list() == list(JUDGES)
     assert rates["role"].to_list() == ["voter"] * 4 + ["held_out", "oracle"]
     summary = json.loads((folder / "winrates.json").read_text())

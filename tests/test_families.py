@@ -115,7 +115,7 @@ def test_a_hub_id_is_fetched_at_its_commit(tmp_path: Path, monkeypatch: pytest.M
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    monkeypatch.setattr("data.hub.unreachable", lambda: "")
+    monkeypatch.setattr("data.storage.hub.unreachable", lambda: "")
     spec = ModelSpec(path="owner/name", revision=COMMIT)
     assert find_model(spec) == tmp_path
     assert asked == [("owner/name", {"repo_type": "model", "revision": COMMIT}, WANTED)]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data.hub import HubError, cached, fetch, unreachable
-from data.stores import open_store
+from data.storage import open_store
+from data.storage.hub import HubError, cached, fetch, unreachable
 from evaluate.config import PromptsKind, PromptsSpec
 from evaluate.prompt_files import located
 from label.config import MetricKind, MetricSpec
@@ -83,6 +83,6 @@ def test_a_hub_that_says_no_is_quoted_in_one_line(monkeypatch: pytest.MonkeyPatc
         raise OSError("404\n\n  no such repository")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    monkeypatch.setattr("data.hub.unreachable", lambda: "")
+    monkeypatch.setattr("data.storage.hub.unreachable", lambda: "")
     with pytest.raises(HubError, match="^404 no such repository$"):
         fetch("owner/name", COMMIT, ["*"])

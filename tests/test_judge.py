@@ -2,9 +2,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data import tables
+from data.artifacts import schemas
+from data.artifacts.atomic import write_bytes
 from data.images import encode_png
-from data.shards import write_bytes
 from evaluate import judge as judging
 from evaluate.config import PromptsSpec
 from evaluate.judge import Scorers, is_judged, judge, write_scores
@@ -71,7 +71,7 @@ def test_scores_file(drawn, tmp_path):
     assert not is_judged(path, settings)
     write_scores(path, drawn, run(drawn), folder=tmp_path, prompts_name="set", settings=settings)
     frame = pl.read_parquet(path)
-    assert frame.columns == tables.sample_scores(FakePanel.names).names
+    assert frame.columns == schemas.sample_scores(FakePanel.names).names
     assert frame["score_red"].null_count() == 1  # null, not NaN: unreadable
     assert frame["score_red"].is_nan().sum() == 0
     assert frame.row(3, named=True)["score_red"] is None

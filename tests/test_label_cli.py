@@ -14,8 +14,8 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from data.shards import read_manifest, verify
-from data.tables import labels
+from data.artifacts.manifest import read_manifest, verify
+from data.artifacts.schemas import labels
 from label.agreement import metrics_of
 from tests import helpers_label as tiny
 

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from data.pairs import Images, PairsKind, PairsSpec, open_pairs
+from data.pairs import open_pairs
+from data.pairs.config import Images, PairsKind, PairsSpec
 from label.config import Rule, TieRule, VoteSpec
 from label.gallery import LARGEST_SIDE, galleries, read_pictures
 from label.generators import generators

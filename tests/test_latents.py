@@ -16,12 +16,16 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from conf.job import settings
+from data.artifacts.atomic import ShardError
+from data.artifacts.latents import KIND as LATENTS
+from data.artifacts.latents import LatentFormat, find_vae, latent_shape, read_set
+from data.artifacts.manifest import read_manifest, verify
+from data.artifacts.parquet_io import read_table
+from data.artifacts.schemas import latents as schema_of
 from data.images import UnreadableImageError, decode, fit_square
-from data.latents import KIND as LATENTS
-from data.latents import LatentFormat, find_vae, latent_shape, read_set
-from data.pairs import PairSource, PairsSpec, open_pairs
-from data.shards import ShardError, read_manifest, read_table, verify
-from data.tables import latents as schema_of
+from data.pairs import open_pairs
+from data.pairs.config import PairsSpec
+from data.pairs.schema import PairSource
 from label.__main__ import latent_format
 from label.claims import Claims
 from label.decode import Decoder

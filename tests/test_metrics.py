@@ -15,10 +15,10 @@ from torch.nn import functional
 from torchvision import transforms
 from transformers import CLIPImageProcessorPil, CLIPModel
 
+from data.artifacts.schemas import Status
 from data.images import decode
 from data.miniature import tokenizer, world
 from data.miniature.oracle import oracle
-from data.tables import Status
 from label.config import Dtype, MetricKind, MetricSpec
 from label.decode import Decoder
 from label.fingerprints import Fingerprints
@@ -551,7 +551,7 @@ def test_only_the_weights_in_use_are_fetched(
         return str(tmp_path / "cache")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    monkeypatch.setattr("data.hub.unreachable", lambda: "")
+    monkeypatch.setattr("data.storage.hub.unreachable", lambda: "")
     (tmp_path / "cache").mkdir()
     shutil.copytree(root / "clip", tmp_path / "hub")
     state = load_file(tmp_path / "hub" / "model.safetensors")

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.pairs import PairShard, PairSource
+from data.pairs.schema import PairShard, PairSource
 from train.order import Position, deal, epoch_order, reading, windows_of
 from train.payload import Pictures, RowGroup
 from train.stream import DecidedPairs, PairStream, StreamPlan

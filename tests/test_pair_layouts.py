@@ -16,17 +16,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import listed, pictures
-from data.pairs import (
-    Images,
-    PairsError,
-    PairsKind,
-    PairsSpec,
-    image_key,
-    open_pairs,
-)
-from data.rankings import ranking_rows
-from data.stores import LocalStore, StoreError
+from data.pairs import image_list, image_store, open_pairs
+from data.pairs.config import Images, PairsKind, PairsSpec
+from data.pairs.rankings import ranking_rows
+from data.pairs.schema import PairsError, image_key
+from data.storage.base import StoreError
+from data.storage.local import LocalStore
 from tests.helpers_pairs import (
     hpdv2_train,
     rows_of,
@@ -259,9 +254,9 @@ def test_any_list_gives_a_row_for_each_entry(
 
 
 def test_long_lists_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(listed, "GROUP_ROWS", 3)
-    monkeypatch.setattr(listed, "SHARD_ROWS", 6)
-    monkeypatch.setattr("data.lines.GROUP_ROWS", 3)
+    monkeypatch.setattr(image_list, "GROUP_ROWS", 3)
+    monkeypatch.setattr(image_list, "SHARD_ROWS", 6)
+    monkeypatch.setattr("data.pairs.jsonl.GROUP_ROWS", 3)
     write_pictures(tmp_path, ["0.png"])
     lines = [
         json.dumps({"text": f"cat {i}", "left": "0.png", "right": "0.png", "chose": 1})
@@ -287,7 +282,7 @@ def test_hostile_tar_members_are_refused(tmp_path: Path):
     spec = hpdv2_train(tmp_path)
     for name in ("../../outside.jpg", "/etc/passwd", "train/../../x.jpg"):
         write_tar(tmp_path / "train.tar", {"train/a.jpg": picture(0), name: b"evil"})
-        with pytest.raises(PairsError, match=r"train\.tar has a member that no picture set needs"):
+        with pytest.raises(StoreError, match=r"train\.tar has a member that no picture set needs"):
             open_pairs(spec)
         assert not (tmp_path / "train.tar.index").exists()
     write_tar(tmp_path / "train.tar", {"train/a.jpg": b""}, type=tarfile.FIFOTYPE)
@@ -325,7 +320,7 @@ def test_hostile_zip_members_are_refused(
         content = bytearray((tmp_path / "x.zip").read_bytes())
         content[content.index(b"PK\1\2") + 8] |= 1
         (tmp_path / "x.zip").write_bytes(content)
-    with pytest.raises(PairsError, match=rf"x\.zip has a member that no picture.*{message}"):
+    with pytest.raises(StoreError, match=rf"x\.zip has a member that no picture.*{message}"):
         open_pairs(spec)
 
 
@@ -340,7 +335,7 @@ def test_links_in_a_zip_are_no_pictures(tmp_path: Path):
 def test_a_bomb_in_a_zip_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Neither one that says how large it is, nor one that lies."""
     spec = hpdv2_train(tmp_path)
-    monkeypatch.setattr(pictures, "LARGEST_BYTES", 1 << 20)
+    monkeypatch.setattr(image_store, "LARGEST_BYTES", 1 << 20)
     write_zip(tmp_path / "train.zip", {"a.jpg": bytes(8 << 20), "b.jpg": picture(1)})
     first = rows_of(open_pairs(spec))[0]
     assert (first["image_0"], first["image_1"]) == (None, picture(1))
@@ -348,7 +343,7 @@ def test_a_bomb_in_a_zip_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.Mon
     size = content.index(b"PK\1\2") + 24
     content[size : size + 4] = (1000).to_bytes(4, "little")
     (tmp_path / "train.zip").write_bytes(content)
-    with pytest.raises(PairsError, match=r"train\.zip: the member at byte 0 is damaged"):
+    with pytest.raises(StoreError, match=r"train\.zip: the member at byte 0 is damaged"):
         rows_of(open_pairs(spec))
 
 
@@ -360,10 +355,10 @@ def test_a_damaged_zip_is_named(tmp_path: Path, at: str):
     content = bytearray((tmp_path / "train.zip").read_bytes())
     content[0 if at == "header" else 120] ^= 1
     (tmp_path / "train.zip").write_bytes(content)
-    with pytest.raises(PairsError, match=r"train\.zip: the member at byte 0 is damaged .* again"):
+    with pytest.raises(StoreError, match=r"train\.zip: the member at byte 0 is damaged .* again"):
         rows_of(open_pairs(spec))
     (tmp_path / "train.zip").write_bytes(content[:-30])
-    with pytest.raises(PairsError, match=r"train\.zip is not a readable zip file"):
+    with pytest.raises(StoreError, match=r"train\.zip is not a readable zip file"):
         open_pairs(spec)
 
 
@@ -395,7 +390,7 @@ def test_the_index_of_a_tar_is_used_until_the_tar_changes(tmp_path: Path):
     write_tar(tar, {"train/a.jpg": picture(5), "train/b.jpg": picture(6)})
     assert rows_of(open_pairs(spec))[0]["image_1"] == picture(6)
     tar.write_bytes(b"no tar")
-    with pytest.raises(PairsError, match="not a readable tar file"):
+    with pytest.raises(StoreError, match="not a readable tar file"):
         open_pairs(spec)
 
 
@@ -430,7 +425,7 @@ def test_pictures_elsewhere_are_named(tmp_path: Path):
 def test_paths_stay_below_the_root(tmp_path: Path):
     write_pictures(tmp_path / "root", ["in.png"])
     write_pictures(tmp_path, ["out.png"])
-    found = pictures.open_pictures(LocalStore(tmp_path / "root"), ("",), ["in.png"])
+    found = image_store.open_pictures(LocalStore(tmp_path / "root"), ("",), ["in.png"])
     inside = str(tmp_path / "root" / "in.png")
     assert found.read(inside) == found.read("./in.png") == picture(0)
     for path in ("../out.png", str(tmp_path / "out.png"), "a/../../out.png", "", ".", "\0"):
@@ -439,8 +434,8 @@ def test_paths_stay_below_the_root(tmp_path: Path):
 
 def test_too_large_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_pictures(tmp_path, ["in.png"])
-    monkeypatch.setattr(pictures, "LARGEST_BYTES", 10)
-    assert pictures.open_pictures(LocalStore(tmp_path), ("",), ["in.png"]).read("in.png") is None
+    monkeypatch.setattr(image_store, "LARGEST_BYTES", 10)
+    assert image_store.open_pictures(LocalStore(tmp_path), ("",), ["in.png"]).read("in.png") is None
 
 
 JSON_LINE = json.dumps({"txt": "a", "left": "0.png", "right": "0.png", "chose": 1})

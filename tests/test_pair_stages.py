@@ -13,10 +13,14 @@ import pytest
 import torch
 
 from conf.job import settings
+from data.artifacts.atomic import ShardError
+from data.artifacts.manifest import read_manifest
+from data.artifacts.parquet_io import read_settings, read_table
+from data.artifacts.schemas import Status
 from data.images import UnreadableImageError, decode, fit_square
-from data.pairs import BLOBS, PairsKind, PairSource, PairsSpec, open_pairs
-from data.shards import ShardError, read_manifest, read_settings, read_table
-from data.tables import Status
+from data.pairs import open_pairs
+from data.pairs.config import PairsKind, PairsSpec
+from data.pairs.schema import BLOBS, PairSource
 from label.claims import Claims
 from label.config import Rule, VoteSpec
 from label.decode import Decoder

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.pairs import PAIR, PairsError, PairsSpec, image_key, open_pairs, pair_key
-from data.parquet import valid_text
-from data.stores import StoreError
+from data.pairs import open_pairs
+from data.pairs.config import PairsSpec
+from data.pairs.parquet_file import valid_text
+from data.pairs.schema import PAIR, PairsError, image_key, pair_key
+from data.storage.base import StoreError
 from tests.helpers_pairs import pickapic
 from tests.test_conf import job
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from conf.job import Job
-from data.shards import sha256_of
+from data.artifacts.atomic import sha256_of
 from label.__main__ import main as label
 from label.config import MetricKind, MetricSpec, ParitySpec
 from label.parity.__main__ import main, measured

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.ahead import ahead
+from data.prefetch import ahead
 from label.decode import Decoder
 from label.metrics import Panel
 from label.metrics.batches import Batch, Queue, Waiting, filled

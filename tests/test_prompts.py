@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from data.miniature.pairs import write_pairs
-from data.pairs import PairsSpec
+from data.pairs.config import PairsSpec
 from evaluate.config import PromptsKind, PromptsSpec
 from evaluate.prompt_files import PromptsError
 from evaluate.prompts import load_prompts
@@ -235,7 +235,7 @@ def test_a_hub_data_set_is_read_at_its_commit_from_the_cache_first(tmp_path, mon
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    monkeypatch.setattr("data.hub.unreachable", lambda: "")
+    monkeypatch.setattr("data.storage.hub.unreachable", lambda: "")
     wanted = spec("owner/set/data/p.jsonl", PromptsKind.table, revision=commit)
     assert texts(load_prompts(wanted)) == ["a cat"]
     expected = ("owner/set", "dataset", commit, "data/p.jsonl")

@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from data import shards
+from data.artifacts.manifest import Manifest, describe, write_manifest
+from data.artifacts.parquet_io import write_table
 from evaluate import gallery, plots
 from evaluate.labels import label_facts
 from evaluate.report import flat, latex, markdown
@@ -89,12 +90,10 @@ def test_labels_of_the_run_stand_in_the_page(made, tmp_path):
         schema_overrides=dict.fromkeys(votes, pl.Int8),
     ).to_arrow()
     assert label_facts(folder) is None
-    shards.write_table(folder / "part-00000.parquet", table)
+    write_table(folder / "part-00000.parquet", table)
     counts = {"majority": 4, "tie": 1}
-    files = [shards.describe(folder / "part-00000.parquet")]
-    shards.write_manifest(
-        folder, shards.Manifest(kind="labels", settings={}, files=files, counts=counts)
-    )
+    files = [describe(folder / "part-00000.parquet")]
+    write_manifest(folder, Manifest(kind="labels", settings={}, files=files, counts=counts))
     facts = label_facts(folder)
     assert (facts["pairs"], facts["decided"], facts["voters"]) == (5, 4, ["a", "b", "human"])
     assert facts["agreement"] == [[1, 2 / 3, 2 / 3], [2 / 3, 1, 1], [2 / 3, 1, 1]]

@@ -15,7 +15,7 @@ from benchmarks.reproduce import children, page, report, tables
 from benchmarks.reproduce.arms import ARMS, LOOSE_BETA, OURS, Group, named
 from benchmarks.reproduce.plan import Plan, estimate, note_seconds
 from benchmarks.reproduce.results import contrast
-from data.tables import Role, sample_scores
+from data.artifacts.schemas import Role, sample_scores
 from evaluate.judge import Judge
 
 ROOT = Path(__file__).parent.parent

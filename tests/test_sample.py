@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from data.artifacts.atomic import ShardError
 from data.images import decode, to_pixels
-from data.shards import ShardError
 from evaluate import pictures
 from evaluate.config import PromptsSpec, Scheduler
 from evaluate.pictures import Model, SamplesError, agree, missing, plan, share

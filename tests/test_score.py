@@ -12,9 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data.pairs import PairSource, PairsSpec, open_pairs
-from data.shards import ShardError, read_manifest, sha256_of, verify
-from data.tables import PAIR_FACTS, SCORES, Status
+from data.artifacts.atomic import ShardError, sha256_of
+from data.artifacts.manifest import read_manifest, verify
+from data.artifacts.schemas import PAIR_FACTS, SCORES, Status
+from data.pairs import open_pairs
+from data.pairs.config import PairsSpec
+from data.pairs.schema import PairSource
 from label import score as module
 from label.claims import Claims
 from label.config import MetricSpec

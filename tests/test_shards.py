@@ -8,9 +8,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import shards
-from data.settings import differences, refuse_other_settings
-from data.shards import Manifest, ShardError
+from data.artifacts import atomic
+from data.artifacts.atomic import ShardError, sha256_of, sha256_of_folder, write_bytes, write_json
+from data.artifacts.config_diff import differences, refuse_other_settings
+from data.artifacts.manifest import (
+    MANIFEST,
+    Manifest,
+    describe,
+    part_name,
+    read_manifest,
+    verify,
+    write_manifest,
+)
+from data.artifacts.parquet_io import read_settings, read_table, write_table
 
 SETTINGS = {"metric": {"kind": "clip", "dtype": "fp32"}, "source": "a.parquet"}
 
@@ -21,10 +31,10 @@ def table() -> pa.Table:
 
 
 def make_set(folder: Path, table: pa.Table) -> Manifest:
-    path = folder / shards.part_name(0)
-    shards.write_table(path, table, SETTINGS, row_group_rows=300)
-    manifest = Manifest(kind="test", settings=SETTINGS, files=[shards.describe(path)])
-    shards.write_manifest(folder, manifest)
+    path = folder / part_name(0)
+    write_table(path, table, SETTINGS, row_group_rows=300)
+    manifest = Manifest(kind="test", settings=SETTINGS, files=[describe(path)])
+    write_manifest(folder, manifest)
     return manifest
 
 
@@ -32,13 +42,13 @@ def test_a_set_comes_back_as_it_was_written(tmp_path: Path, table: pa.Table):
     made = make_set(tmp_path, table)
     assert made.rows == 1000
     assert made.files[0].row_groups == [300, 300, 300, 100]
-    found = shards.read_manifest(tmp_path, "test")
+    found = read_manifest(tmp_path, "test")
     assert found is not None
     assert found.files == made.files
     assert found.settings == SETTINGS
-    shards.verify(tmp_path, found)
-    assert shards.read_table(tmp_path / "part-00000.parquet").equals(table)
-    assert shards.read_settings(tmp_path / "part-00000.parquet") == SETTINGS
+    verify(tmp_path, found)
+    assert read_table(tmp_path / "part-00000.parquet").equals(table)
+    assert read_settings(tmp_path / "part-00000.parquet") == SETTINGS
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
@@ -52,34 +62,34 @@ def test_identity_is_that_of_the_rows_alone(tmp_path: Path, table: pa.Table):
 
 def test_blobs_are_stored_as_they_are(tmp_path: Path, table: pa.Table):
     path = tmp_path / "part.parquet"
-    shards.write_table(path, table, blobs=["blob"])
+    write_table(path, table, blobs=["blob"])
     group = pq.read_metadata(path).row_group(0)
     ids, blobs = group.column(0), group.column(1)
     assert (ids.compression, blobs.compression) == ("ZSTD", "UNCOMPRESSED")
     assert ids.statistics is not None
     assert blobs.statistics is None
     assert "RLE_DICTIONARY" not in blobs.encodings
-    assert shards.read_table(path).equals(table)
+    assert read_table(path).equals(table)
 
 
 def test_the_same_table_gives_the_same_bytes(tmp_path: Path, table: pa.Table):
     for name in ("a", "b"):
-        shards.write_table(tmp_path / name, table, SETTINGS)
-    assert shards.sha256_of(tmp_path / "a") == shards.sha256_of(tmp_path / "b")
+        write_table(tmp_path / name, table, SETTINGS)
+    assert sha256_of(tmp_path / "a") == sha256_of(tmp_path / "b")
 
 
 def test_an_unfinished_set_has_no_manifest(tmp_path: Path, table: pa.Table):
-    shards.write_table(tmp_path / "part-00000.parquet", table)
-    assert shards.read_manifest(tmp_path, "test") is None
+    write_table(tmp_path / "part-00000.parquet", table)
+    assert read_manifest(tmp_path, "test") is None
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shards.os, "fsync", full)
+    monkeypatch.setattr(atomic.os, "fsync", full)
     table = pa.table({"x": [1]})
-    for write, content in ((shards.write_bytes, b"content"), (shards.write_table, table)):
+    for write, content in ((write_bytes, b"content"), (write_table, table)):
         with pytest.raises(ShardError, match=r"file cannot be written .*No space left.*free some"):
             write(tmp_path / "file", content)
         assert list(tmp_path.iterdir()) == []
@@ -88,14 +98,14 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "runs").write_text("a file where a folder should be")
     with pytest.raises(ShardError, match=r"runs/x/file cannot be written .*make its folder writ"):
-        shards.write_json(tmp_path / "runs" / "x" / "file", {})
+        write_json(tmp_path / "runs" / "x" / "file", {})
 
 
 def test_a_failed_write_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    shards.write_bytes(tmp_path / "file", b"old")
-    monkeypatch.setattr(shards.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("full")))
+    write_bytes(tmp_path / "file", b"old")
+    monkeypatch.setattr(atomic.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(ShardError, match="full"):
-        shards.write_bytes(tmp_path / "file", b"new")
+        write_bytes(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"old"
 
 
@@ -106,16 +116,16 @@ def test_a_flipped_bit_is_named(tmp_path: Path, table: pa.Table):
     content[200] ^= 1
     path.write_bytes(content)
     with pytest.raises(ShardError, match=r"part-00000\.parquet has other bytes"):
-        shards.verify(tmp_path, manifest)
+        verify(tmp_path, manifest)
     with pytest.raises(ShardError, match=r"part-00000\.parquet cannot be read"):
-        shards.read_table(path)
+        read_table(path)
 
 
 def test_a_torn_file_is_named(tmp_path: Path, table: pa.Table):
     make_set(tmp_path, table)
     path = tmp_path / "part-00000.parquet"
     path.write_bytes(path.read_bytes()[:-100])
-    for read in (shards.read_table, shards.read_settings):
+    for read in (read_table, read_settings):
         with pytest.raises(ShardError, match="delete it and run the same command again"):
             read(path)
 
@@ -124,24 +134,24 @@ def test_a_missing_file_is_named(tmp_path: Path, table: pa.Table):
     manifest = make_set(tmp_path, table)
     (tmp_path / "part-00000.parquet").unlink()
     with pytest.raises(ShardError, match=r"part-00000\.parquet is missing"):
-        shards.verify(tmp_path, manifest)
+        verify(tmp_path, manifest)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"kind": "test"}'])
 def test_a_damaged_manifest_is_named(tmp_path: Path, content: str):
-    (tmp_path / shards.MANIFEST).write_text(content)
+    (tmp_path / MANIFEST).write_text(content)
     with pytest.raises(ShardError, match=r"manifest\.json is not a test set"):
-        shards.read_manifest(tmp_path, "test")
+        read_manifest(tmp_path, "test")
 
 
 def test_another_kind_or_version_is_refused(tmp_path: Path, table: pa.Table):
     make_set(tmp_path, table)
     with pytest.raises(ShardError, match="it is a test set of version 1"):
-        shards.read_manifest(tmp_path, "labels")
-    path = tmp_path / shards.MANIFEST
+        read_manifest(tmp_path, "labels")
+    path = tmp_path / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
     with pytest.raises(ShardError, match="version 99"):
-        shards.read_manifest(tmp_path, "test")
+        read_manifest(tmp_path, "test")
 
 
 def test_other_settings_are_refused_with_the_difference(tmp_path: Path):
@@ -157,6 +167,6 @@ def test_other_settings_are_refused_with_the_difference(tmp_path: Path):
 
 def test_a_folder_has_one_hash_over_names_and_bytes(tmp_path: Path):
     (tmp_path / "a").write_bytes(b"1")
-    before = shards.sha256_of_folder(tmp_path)
+    before = sha256_of_folder(tmp_path)
     (tmp_path / "a").rename(tmp_path / "b")
-    assert shards.sha256_of_folder(tmp_path) != before
+    assert sha256_of_folder(tmp_path) != before

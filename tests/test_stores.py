@@ -10,10 +10,13 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 
-from data import far
-from data.far import FarStore
-from data.pairs import Images, PairsError, PairsKind, PairsSpec, open_pairs
-from data.stores import LocalStore, StoreError, ahead, open_store
+from data.pairs import open_pairs
+from data.pairs.config import Images, PairsKind, PairsSpec
+from data.pairs.schema import PairsError
+from data.storage import open_store, remote
+from data.storage.base import StoreError, ahead
+from data.storage.local import LocalStore
+from data.storage.remote import FarStore
 from tests.helpers_pairs import (
     hpdv2_train,
     make_set,
@@ -33,7 +36,7 @@ served = pytest.fixture(served_folder)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that were made, which take no time."""
     found: list[float] = []
-    monkeypatch.setattr(far.time, "sleep", found.append)
+    monkeypatch.setattr(remote.time, "sleep", found.append)
     return found
 
 
@@ -117,7 +120,7 @@ def test_a_tar_in_a_store_is_searched_once(served: Shop, tmp_path: Path):
 
 def test_row_groups_are_asked_for_by_need(served: Shop, monkeypatch: pytest.MonkeyPatch):
     """Reading one row group of many fetches little of the file."""
-    monkeypatch.setattr(far, "BUFFER_BYTES", 1 << 16)
+    monkeypatch.setattr(remote, "BUFFER_BYTES", 1 << 16)
     table = pickapic(rows=8, jpg_0=[bytes([i]) * (1 << 20) for i in range(8)])
     path = served.folder / "set" / "train.parquet"
     pq.write_table(table, path, row_group_size=1, compression="none", use_dictionary=False)
@@ -196,7 +199,7 @@ def test_what_does_not_pass_ends_with_what_to_do(served: Shop, pauses: list[floa
         StoreError, match=r"x://set/a.png cannot be found, 4 times in a row .*reset.*same command"
     ):
         store.size("a.png")
-    assert pauses == list(far.WAITS_S)
+    assert pauses == list(remote.WAITS_S)
     pauses.clear()
     for error in (PermissionError("denied"), OSError("AWS Error ACCESS_DENIED during HeadObject")):
         store.files.error = error

@@ -12,9 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from data.artifacts.atomic import ShardError
+from data.artifacts.manifest import describe
+from data.artifacts.parquet_io import read_table, write_table
 from data.images import decode, encode_png, fit_square
-from data.pairs import PairsSpec, open_pairs
-from data.shards import ShardError, describe, read_table, write_table
+from data.pairs import open_pairs
+from data.pairs.config import PairsSpec
 from tests.helpers_train import SIDE, picture, write_labels, write_pairs
 from train.order import Position
 from train.stream import PairBatch, PairStream, StreamPlan, decided_pairs

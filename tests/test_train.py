@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data.shards import read_manifest
+from data.artifacts.manifest import read_manifest
 from tests import rank_programs
 from tests.helpers_ranks import ROOT, environment, run_ranks, shared_place, straight
 from train.config import ReferenceSpec, Refresh, TrainSpec, ZeroSpec

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from data.latents import KIND as LATENTS
-from data.latents import LatentFormat, LatentSet, find_vae, latent_shape, read_set
-from data.pairs import PairSource, PairsSpec, open_pairs
-from data.shards import ShardError, read_table, write_table
+from data.artifacts.atomic import ShardError
+from data.artifacts.latents import KIND as LATENTS
+from data.artifacts.latents import LatentFormat, LatentSet, find_vae, latent_shape, read_set
+from data.artifacts.parquet_io import read_table, write_table
+from data.pairs import open_pairs
+from data.pairs.config import PairsSpec
+from data.pairs.schema import PairSource
 from label.claims import Claims
 from label.decode import Decoder
 from label.latents import Encoder

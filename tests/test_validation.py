@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.shards import ShardError
+from data.artifacts.atomic import ShardError
 from tests import rank_programs
 from tests.helpers_ranks import Place, run_ranks, shared_place, straight
 from train.config import ValidationSpec

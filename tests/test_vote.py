@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.tables import Status, labels
+from data.artifacts.schemas import Status, labels
 from label.config import Rule, TieRule, VoteSpec
 from label.labels import check_decided, outcomes
 from label.vote import Ballot, coins, label_pairs

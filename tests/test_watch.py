@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from data.shards import write_table
+from data.artifacts.parquet_io import write_table
 from tests.helpers_ranks import Place, Ranks, shared_place, start_ranks, straight, train_main
 from train import watch
 from train.engine import start

@@ -8,7 +8,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from data import shards, tables
+from data.artifacts import schemas
+from data.artifacts.manifest import read_manifest, verify
 from tests.helpers_docs import PAGES, blocks
 
 ROOT = Path(__file__).parent.parent
@@ -45,12 +46,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_labels_are_complete_and_add_up(run: Path):
     labels = pl.read_parquet(run / "labels" / "majority" / "part-*.parquet")
     assert labels.height == 160
-    assert labels.columns == tables.labels(VOTERS).names
+    assert labels.columns == schemas.labels(VOTERS).names
     assert labels["pair_id"].n_unique() == 160
-    manifest = shards.read_manifest(run / "labels" / "majority", "labels")
+    manifest = read_manifest(run / "labels" / "majority", "labels")
     assert manifest is not None
     assert manifest.rows == 160
-    shards.verify(run / "labels" / "majority", manifest)
+    verify(run / "labels" / "majority", manifest)
     assert set(labels["status"]) >= {"ok", "unreadable_image", "empty_prompt"}
     bad = labels.filter(pl.col("status") != "ok")
     assert bad["winner"].is_null().all()
@@ -86,7 +87,7 @@ def test_the_journal_begins_at_ln_2_and_is_there_again_after_a_snapshot(run: Pat
 
 def test_win_rates_cover_voters_and_oracle(run: Path):
     rates = pl.read_parquet(run / "evaluate" / "winrates.parquet")
-    assert rates.columns == tables.WIN_RATES.names
+    assert rates.columns == schemas.WIN_RATES.names
     roles = dict(rates.select("metric", "role").iter_rows())
     assert roles == dict.fromkeys(VOTERS, "voter") | {
         "held_out": "held_out",
@@ -160,7 +161,7 @@ def test_another_run_may_share_the_scores(run: Path):
     said = run_stage("label", run.parent, "run=other", "vote=human")
     assert "pairs on cpu" in run_stage("label", run.parent, "run=fresh")
     assert "pairs on cpu" not in said
-    assert shards.read_manifest(other / "labels" / "human", "labels") is not None
+    assert read_manifest(other / "labels" / "human", "labels") is not None
 
 
 def test_the_trained_pipeline_is_a_diffusers_folder(run: Path):

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 from scipy.stats import binom, bootstrap, norm
 
-from data import tables
-from data.tables import Role
+from data.artifacts import schemas
+from data.artifacts.schemas import Role
 from evaluate.judge import Judge
 from evaluate.power import detectable, needed_prompts
 from evaluate.summary import sentence
@@ -29,7 +29,7 @@ def scores_of(base, model, *, metrics=("m",), seeds=1):
             }
             facts = {"prompts_name": "p", "prompt_id": 3 * prompt, "prompt": f"{prompt}"}
             rows.append(facts | {"seed": seed, "model": name, "path": ""} | found)
-    return pl.from_arrow(pa.Table.from_pylist(rows, schema=tables.sample_scores(metrics)))
+    return pl.from_arrow(pa.Table.from_pylist(rows, schema=schemas.sample_scores(metrics)))
 
 
 def run(base, model, judges=(VOTER,), *, resamples=2000, seed=0, **more):
@@ -297,7 +297,7 @@ def test_holm_by_hand():
 def test_the_table_has_the_declared_schema():
     found = run([1, 1, 1, 1], [2, 3, 1, 0])
     written = table([found], "set")
-    assert written.schema.equals(tables.WIN_RATES)
+    assert written.schema.equals(schemas.WIN_RATES)
     row = written.to_pylist()[0]
     assert row["wins"] + row["ties"] + row["losses"] == row["prompts"] * row["seeds"] == 4
     assert row["win_rate"] == 0.625

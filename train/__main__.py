@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from conf.job import Job, entry, settings
-from data.settings import refuse_other_settings
-from data.shards import ShardError, read_manifest
+from data.artifacts.atomic import ShardError
+from data.artifacts.config_diff import refuse_other_settings
+from data.artifacts.manifest import read_manifest
 from train.config import WITHOUT_EFFECT
 from train.families import find_model
 from train.identity import TrainRun, fingerprint

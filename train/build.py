@@ -7,7 +7,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from data.pairs import PairSource, open_pairs
+from data.pairs import open_pairs
+from data.pairs.schema import PairSource
 from train.adapter import attach, counts
 from train.backbone import load_backbone
 from train.choices import make_criterion, timestep_rule

@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data.shards import MANIFEST, ShardError, sha256_of, write_json
+from data.artifacts.atomic import ShardError, sha256_of, write_json
+from data.artifacts.manifest import MANIFEST
 from train.engine import Policy, World, sizes
 from train.order import Position
 from train.reference import Reference

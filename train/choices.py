@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from data.shards import ShardError
+from data.artifacts.atomic import ShardError
 from train.config import Objective, TimestepKind, TimestepSpec, TrainSpec
 from train.loss import (
     Compared,

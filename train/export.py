@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.shards import write_bytes, write_json
+from data.artifacts.atomic import write_bytes, write_json
 from train.adapter import merge
 from train.families import OTHER_PARTS, PARTS, Family
 

@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from data.hub import HubError, cached, fetch
+from data.storage.hub import HubError, cached, fetch
 from train.config import ModelSpec
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

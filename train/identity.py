@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.latents import LatentSet
-from data.pairs import PairsSpec
+from data.artifacts.latents import LatentSet
+from data.pairs.config import PairsSpec
 from train.config import ModelSpec, TrainSpec
 
 

@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from rich.console import Console
 from torch import Tensor
 
-from data.shards import write_bytes
+from data.artifacts.atomic import write_bytes
 from train.boards import Board, open_boards
 from train.drift import Drift
 from train.engine import World

@@ -12,9 +12,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from data.latents import LatentSet
-from data.shards import FileEntry, ShardError, part_name, read_table
-from data.tables import Status
+from data.artifacts.atomic import ShardError
+from data.artifacts.latents import LatentSet
+from data.artifacts.manifest import FileEntry, part_name
+from data.artifacts.parquet_io import read_table
+from data.artifacts.schemas import Status
 from train.payload import Pictures
 from train.stream import DecidedPairs
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
-from data.ahead import ahead
+from data.prefetch import ahead
 from train.checkpoint import State, last_good, load_reference, load_state, save_checkpoint
 from train.choices import Criterion
 from train.config import TrainSpec

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from data.artifacts.atomic import ShardError
 from data.images import UnreadableImageError, decode, fit_square
-from data.pairs import PairShard, PairSource
-from data.shards import ShardError
+from data.pairs.schema import PairShard, PairSource
 
 Pixels = UInt8[Tensor, "pair height width 3"]
 Latents = Float[Tensor, "pair facing moment channel height_8 width_8"]

@@ -10,8 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
-from data.settings import differences
-from data.shards import code_revision, write_json
+from data.artifacts.atomic import write_json
+from data.artifacts.config_diff import differences
+from data.artifacts.manifest import code_revision
 from train.adapter import in_diffusers_format
 from train.boards import check_boards
 from train.build import make_trainer, open_stream, shared_out

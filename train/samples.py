@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from data.artifacts.atomic import write_bytes
 from data.images import encode_png
-from data.shards import write_bytes
 from train.backbone import Backbone, Denoiser, predict
 from train.conditioning import Condition
 from train.config import SampleSpec

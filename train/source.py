@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.latents import LatentSet, find_vae, read_set, set_name
-from data.shards import ShardError
+from data.artifacts.atomic import ShardError
+from data.artifacts.latents import LatentSet, find_vae, read_set, set_name
 from train.config import LatentUse
 
 FROM_FILES = "pictures: from the pair files, encoded by the VAE in every step"

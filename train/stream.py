@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from data.pairs import PairSource
-from data.shards import ShardError, read_manifest, read_table, verify
+from data.artifacts.atomic import ShardError
+from data.artifacts.manifest import read_manifest, verify
+from data.artifacts.parquet_io import read_table
+from data.pairs.schema import PairSource
 from train.order import Position, Reading, deal, epoch_order, reading, windows_of
 from train.payload import PairFiles, Payload, Pictures, RowGroup, winner_first
 

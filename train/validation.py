@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data.shards import ShardError
+from data.artifacts.atomic import ShardError
 from train.backbone import Backbone, Denoiser
 from train.config import ValidationSpec
 from train.engine import World

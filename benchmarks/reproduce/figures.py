@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.reproduce.arms import OTHER_K, OURS, Arm, Group, K
 from benchmarks.reproduce.results import Contrast
-from data import shards
-from data.tables import Role
+from data.artifacts.atomic import write_bytes
+from data.artifacts.schemas import Role
 
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -115,4 +115,4 @@ def save(figure: Figure, path: Path) -> None:
         metadata = {"Date": None} if suffix == ".svg" else None
         with mpl.rc_context(STYLE):
             figure.savefig(buffer, format=suffix[1:], dpi=150, metadata=metadata)
-        shards.write_bytes(path.with_suffix(suffix), buffer.getvalue())
+        write_bytes(path.with_suffix(suffix), buffer.getvalue())

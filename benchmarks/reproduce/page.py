@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from data.shards import write_bytes
+from data.artifacts.atomic import write_bytes
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.reproduce.arms import Arm
 from conf.job import Job, composed
-from data import shards
+from data.artifacts.atomic import write_json
 
 SHARED = "shared"
 """The run that scores the pairs once and votes in every way."""
@@ -112,7 +112,7 @@ def note_seconds(plan: Plan, name: str, seconds: float) -> None:
     """Remember how long a unit took; a repetition that finds it done changes nothing."""
     known = measured(plan)
     if name not in known:
-        shards.write_json(seconds_file(plan), known | {name: round(seconds, 1)})
+        write_json(seconds_file(plan), known | {name: round(seconds, 1)})
 
 
 def expected(plan: Plan, unit: Unit, known: Mapping[str, float]) -> float:

@@ -13,7 +13,9 @@ from benchmarks.reproduce import figures, tables, work
 from benchmarks.reproduce.page import publish
 from benchmarks.reproduce.plan import BASE, Plan, Unit, measured
 from benchmarks.reproduce.results import Contrast, contrast
-from data import shards
+from data.artifacts.atomic import write_bytes, write_json
+from data.artifacts.manifest import code_revision
+from data.artifacts.parquet_io import write_table
 
 Found = dict[tuple[str, str], Contrast]
 
@@ -33,12 +35,10 @@ def write(console: Console, plan: Plan, docs: Path | None) -> None:
     found = contrasts(plan, scores)
     text = results(plan, found, len(paths))
     folder = plan.folder / "results"
-    shards.write_table(
-        folder / "results.parquet", pa.Table.from_pylist(tables.rows(found.values()))
-    )
-    shards.write_json(folder / "results.json", as_json(plan, found))
+    write_table(folder / "results.parquet", pa.Table.from_pylist(tables.rows(found.values())))
+    write_json(folder / "results.json", as_json(plan, found))
     draw(plan, found, folder)
-    shards.write_bytes(folder / "results.md", (text + "\n").encode())
+    write_bytes(folder / "results.md", (text + "\n").encode())
     console.print(tables.short(with_base(found), plan.arms))
     console.print(f"results: {folder}", soft_wrap=True)
     if docs is not None and len(paths) == len(list(plan.units())):
@@ -74,7 +74,7 @@ def results(plan: Plan, found: Found, models: int) -> str:
         [
             f"{len(alone)} arms, {plan.seeds} training seeds, {plan.steps} steps of "
             f"{job.train.batch} pairs, {plan.prompts} prompts; {models} of "
-            f"{len(list(plan.units()))} models judged; code {shards.code_revision()}.",
+            f"{len(list(plan.units()))} models judged; code {code_revision()}.",
             "### Against the base",
             "Win rates in %, ties half; in brackets the 95 % interval over prompts; ▼ shown to be "
             "worse than the base, · no difference shown. The gain is the mean change of the voters'"

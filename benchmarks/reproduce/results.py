@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from data.tables import Role
+from data.artifacts.schemas import Role
 from evaluate.judge import Judge
 from evaluate.uncertainty import Estimate
 from evaluate.winrate import Comparison, Verdict, WinRate, compare, outcome, paired

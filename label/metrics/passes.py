@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.pairs import image_key
-from data.tables import Status
+from data.artifacts.schemas import Status
+from data.pairs.schema import image_key
 from label.decode import Decoder
 from label.metrics.batches import Batch, Queue, Waiting
 from label.metrics.memory import OVERHEAD, Memory, Picture, Prompt

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from conf.job import Job, entry
-from data.pairs import PairsKind
-from data.shards import Manifest, read_manifest, read_table, verify
+from data.artifacts.manifest import Manifest, read_manifest, verify
+from data.artifacts.parquet_io import read_table
+from data.pairs.config import PairsKind
 from label.config import MetricKind
 from label.identity import identify
 from label.parity.accuracy import Accuracy, measure

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.shards import sha256_of
+from data.artifacts.atomic import sha256_of
 from label.config import MetricKind, MetricSpec
 
 

@@ -9,22 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data.listed import LISTED, InMemory, listed_pairs
-from data.pairs import (
-    BLOBS,
-    PAIR,
-    Images,
-    PairsError,
-    PairShard,
-    PairSource,
-    PairsSpec,
-    check_names,
-    find_files,
-    image_key,
-    size_of,
-)
-from data.parquet import open_file, read_columns, read_footers, reading, valid_text
-from data.stores import Store, ahead
+from data.pairs.config import Images, PairsSpec
+from data.pairs.files import check_names, find_files, size_of
+from data.pairs.image_list import LISTED, InMemory, listed_pairs
+from data.pairs.parquet_file import open_file, read_columns, read_footers, reading, valid_text
+from data.pairs.schema import BLOBS, PAIR, PairsError, PairShard, PairSource, image_key
+from data.storage.base import Store, ahead
 
 NEEDED = ("prompt", "image_0", "image_1")
 OPTIONAL = ("uid_0", "uid_1", "human", "known", "generator_0", "generator_1")

@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from data.archives import LARGEST_BYTES, Place, members, unzip
-from data.pairs import PairsError
-from data.stores import AWAY, THREADS, LocalStore, Store, StoreError
+from data.pairs.schema import PairsError
+from data.storage.archives import LARGEST_BYTES, Place, members, unzip
+from data.storage.base import AWAY, THREADS, Store, StoreError
+from data.storage.local import LocalStore
 
 NUM_TRIED = 16
 """Pictures looked for before a run, so that a wrong folder is noticed at once."""

@@ -14,17 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.settings import Settings
-from data.shards import (
-    SETTINGS_KEY,
-    Manifest,
-    ShardError,
-    partial_of,
-    read_manifest,
-    replace_whole,
-    sha256_of,
-)
-from data.tables import latents as schema_of
+from data.artifacts.atomic import ShardError, partial_of, replace_whole, sha256_of
+from data.artifacts.config_diff import Settings
+from data.artifacts.manifest import Manifest, read_manifest
+from data.artifacts.parquet_io import SETTINGS_KEY
+from data.artifacts.schemas import latents as schema_of
 
 KIND = "latents"
 GROUP_ROWS = 64

@@ -10,11 +10,13 @@ from itertools import combinations
 from pathlib import PurePosixPath
 from typing import Any, TypeAlias
 
-from data.listed import ListedPairs, as_listed, listed_pairs
-from data.pairs import PairsError, PairsSpec, check_names, find_files, text_of
-from data.parquet import open_file, read_columns
-from data.pictures import ARCHIVES
-from data.stores import Store
+from data.pairs.config import PairsSpec
+from data.pairs.files import check_names, find_files, text_of
+from data.pairs.image_list import ListedPairs, as_listed, listed_pairs
+from data.pairs.image_store import ARCHIVES
+from data.pairs.parquet_file import open_file, read_columns
+from data.pairs.schema import PairsError
+from data.storage.base import Store
 
 Row: TypeAlias = tuple[str | None, str | None, str | None, float | None]
 """Prompt, path of image 0, path of image 1, human choice."""

@@ -10,9 +10,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 
-from data.pairs import BLOBS, PAIR, Images, PairShard, PairsKind, PairsSpec, image_key, size_of
-from data.pictures import ARCHIVES, NUM_TRIED, Pictures, open_pictures
-from data.stores import Store, ahead, open_store
+from data.pairs.config import Images, PairsKind, PairsSpec
+from data.pairs.files import size_of
+from data.pairs.image_store import ARCHIVES, NUM_TRIED, Pictures, open_pictures
+from data.pairs.schema import BLOBS, PAIR, PairShard, image_key
+from data.storage import open_store
+from data.storage.base import Store, ahead
 
 GROUP_ROWS = 256
 """What is read on its own in stage two; with 170 kB a picture, 87 MB."""

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
-from data.pairs import PairsError
-from data.shards import ShardError, write_json
-from data.stores import LocalStore, Store
+from data.artifacts.atomic import ShardError, write_json
+from data.storage.base import Store, StoreError
+from data.storage.local import LocalStore
 
 LARGEST_BYTES = 256 << 20
 """Larger members are not read at all: no encoded picture is that large, and bombs are."""
@@ -87,7 +87,7 @@ def _scan_zip(store: Store, archive: str) -> Iterator[tuple[str, Place]]:
                     place = Place(archive, member.header_offset, size, packed, member.CRC)
                     yield PurePosixPath(member.filename).as_posix(), place
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, struct.error) as error:
-        raise PairsError(f"{where} is not a readable zip file: {error}") from error
+        raise StoreError(f"{where} is not a readable zip file: {error}") from error
 
 
 def _check_zip_member(where: str, member: zipfile.ZipInfo) -> None:
@@ -100,14 +100,14 @@ def _check_zip_member(where: str, member: zipfile.ZipInfo) -> None:
     elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         problem = f"{member.filename!r} is packed by method {member.compress_type}"
     if problem:
-        raise PairsError(_refusal(where, problem))
+        raise StoreError(_refusal(where, problem))
 
 
 def unzip(store: Store, place: Place) -> bytes:
     """A member of a zip.
 
     Raises:
-        PairsError: It is damaged.
+        StoreError: It is damaged.
     """
     assert place.zipped is not None
     header, slack = ZIP_HEADER.size, SLACK_BYTES
@@ -126,7 +126,7 @@ def unzip(store: Store, place: Place) -> bytes:
         if len(whole) != place.bytes or zlib.crc32(whole) != place.crc:
             raise zlib.error("its bytes are not those that were packed")  # noqa: TRY301
     except (zlib.error, struct.error) as error:
-        raise PairsError(
+        raise StoreError(
             f"{store.url}/{place.file}: the member at byte {place.offset} is damaged ({error}); "
             "fetch the file again"
         ) from error
@@ -180,7 +180,7 @@ def _scan_tar(store: Store, tar: str) -> Iterator[tuple[str, list[int]]]:
                     yield name, [member.offset_data, member.size]
                 archive.members = []  # type: ignore[attr-defined]  # else all headers stay in memory
     except (tarfile.ReadError, OSError, EOFError) as error:
-        raise PairsError(f"{where} is not a readable tar file: {error}") from error
+        raise StoreError(f"{where} is not a readable tar file: {error}") from error
 
 
 def _check_tar_member(where: str, member: tarfile.TarInfo) -> None:
@@ -189,7 +189,7 @@ def _check_tar_member(where: str, member: tarfile.TarInfo) -> None:
             raise tarfile.AbsolutePathError(member)
         tarfile.data_filter(member, "/nowhere")
     except tarfile.FilterError as error:
-        raise PairsError(_refusal(where, str(error))) from error
+        raise StoreError(_refusal(where, str(error))) from error
 
 
 def _refusal(where: str, problem: str) -> str:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from data.columns import check_human, column_map, in_unit
-from data.listed import GROUP_ROWS, LISTED, ListedPairs, listed_pairs
-from data.pairs import BLOBS, Images, PairsError, PairsSpec, check_names, find_files, text_of
-from data.stores import Store
+from data.pairs.config import Images, PairsSpec
+from data.pairs.files import check_names, find_files, text_of
+from data.pairs.image_list import GROUP_ROWS, LISTED, ListedPairs, listed_pairs
+from data.pairs.parquet import check_human, column_map, in_unit
+from data.pairs.schema import BLOBS, PairsError
+from data.storage.base import Store
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ import fsspec
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs
 
-from data.hub import unreachable
-from data.stores import AWAY, StoreError
+from data.storage.base import AWAY, StoreError
+from data.storage.hub import unreachable
 
 WAITS_S = (1.0, 4.0, 16.0)
 """Pauses before a request is repeated; after the last one the run ends. Clients repeat on their own

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.pairs import PairsError
-from data.stores import THREADS, Store
+from data.pairs.schema import PairsError
+from data.storage.base import THREADS, Store
 
 
 @contextmanager

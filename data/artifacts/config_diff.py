@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data.shards import ShardError
+from data.artifacts.atomic import ShardError
 
 Settings = Mapping[str, Any]
 """JSON values that decide what is in a set; two sets with equal settings hold equal rows."""

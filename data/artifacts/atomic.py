@@ -1,0 +1,92 @@
+"""Files written whole or not at all, and the hashes that name their bytes."""
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+TOKEN = secrets.token_hex(4)
+"""Ours and our forks'."""
+
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class ShardError(ValueError):
+    """A file is missing, damaged, or was made with other settings; the message says what to do."""
+
+
+def replace_whole(partial: Path, path: Path) -> None:
+    """Make a finished partial file the file at `path`, on disk before it is seen."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself must outlive a power cut
+    finally:
+        os.close(folder)
+
+
+def partial_of(path: Path) -> Path:
+    """Where a file is written before it is renamed to `path`: same folder, hidden, ours alone.
+
+    Processes on two machines may well have the same number, so there is a token besides.
+    """
+    return path.with_name(f".{path.name}.{TOKEN}-{os.getpid()}")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to fill beside `path`, which takes its place at the end of the block, or nothing does.
+
+    Raises:
+        ShardError: The disk is full or cannot be written; says what to do.
+    """
+    partial = partial_of(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        replace_whole(partial, path)
+    except OSError as error:
+        cure = "free some space" if error.errno in NO_SPACE else "make its folder writable"
+        raise ShardError(
+            f"{path} cannot be written ({error}); {cure} or choose another place (runs=...), then "
+            "run the same command again: what is finished is kept"
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a small file whole or not at all."""
+    with whole(path) as partial:
+        partial.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that people read, whole or not at all."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_folder(folder: Path) -> str:
+    """One SHA-256 over the names and bytes of all files below a folder (or of a single file)."""
+    if folder.is_file():
+        return sha256_of(folder)
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(folder)}\0{sha256_of(path)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,76 @@
+"""Parquet files with page checksums and, in their footers, the settings that made them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.artifacts.atomic import ShardError, whole
+
+SETTINGS_KEY = b"balanceddpo.settings"
+
+
+ROW_GROUP_ROWS = 65_536
+
+
+def write_table(
+    path: Path,
+    table: pa.Table,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    blobs: Sequence[str] = (),
+    row_group_rows: int = ROW_GROUP_ROWS,
+) -> None:
+    """Write a Parquet file whole or not at all, with page checksums and its settings in the footer.
+
+    `blobs` names columns of encoded bytes: they are stored as they are, without dictionary,
+    statistics or compression, which is 5 to 10 times faster to stream.
+    """
+    plain = [name for name in table.column_names if name not in blobs]
+    if settings is not None:
+        footer = {SETTINGS_KEY: json.dumps(settings, sort_keys=True).encode()}
+        table = table.replace_schema_metadata(footer)
+    with whole(path) as partial:
+        pq.write_table(
+            table,
+            partial,
+            row_group_size=row_group_rows,
+            compression={name: "none" if name in blobs else "zstd" for name in table.column_names},
+            use_dictionary=plain if blobs else True,
+            write_statistics=plain if blobs else True,
+            write_page_checksum=True,
+        )
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a shard; a damaged page is an error, not data.
+
+    Raises:
+        ShardError: The file is missing, torn or damaged.
+    """
+    try:  # not pq.read_table: its planning takes twice the time of reading 1 500 rows
+        file = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
+        return file.read(columns=columns, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise ShardError(
+            f"{path} cannot be read ({error}); delete it and run the same command again"
+        ) from error
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a shard's footer; empty when it has none.
+
+    Raises:
+        ShardError: The file is torn or is no Parquet file.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowException) as error:
+        raise ShardError(
+            f"{path} cannot be read ({error}); delete it and run the same command again"
+        ) from error
+    settings: dict[str, Any] = json.loads(metadata.get(SETTINGS_KEY, b"{}"))
+    return settings

@@ -1,0 +1,47 @@
+"""Settings of a pair set."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class PairsKind(Enum):
+    """Layouts of pair sets that can be read."""
+
+    pickapic = "pickapic"
+    hpdv2 = "hpdv2"
+    hpdv3 = "hpdv3"
+    imagereward = "imagereward"
+    parquet = "parquet"
+    jsonl = "jsonl"
+
+
+class Images(Enum):
+    """What the image columns of a column map hold."""
+
+    inline = "inline"
+    paths = "paths"
+
+
+@dataclass(kw_only=True, slots=True)
+class PairsSpec:
+    """Which pairs to label and to train on."""
+
+    kind: PairsKind = PairsKind.pickapic
+    """The files' layout."""
+    root: str = "???"
+    """Folder of the pair files, or its URL: hf://datasets/owner/name@commit/folder, s3://..."""
+    split: str = "train"
+    """Files are taken whose name begins with this; empty takes all."""
+    miniature_pairs: int = 0
+    """Above 0: pairs of the embedded miniature world, drawn into `root` when it is not there."""
+    max_pairs: int = 0
+    """Take whole shards until at least this many pairs; 0 takes all."""
+    image_root: str = ""
+    """Folder or URL that image paths are relative to, or that has them in .tar or .zip files; empty
+    means root."""
+    side_seed: int = 0
+    """HPDv3 lists the winner first; this decides which of the two becomes image 0."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our word -> their column, for parquet and jsonl; an empty name means that there is none."""
+    images: Images = Images.inline
+    """For parquet and jsonl: encoded bytes (base64 in JSON), or paths below `image_root`."""
