@@ -10,14 +10,15 @@ import torch
 
 from benchmarks import inputs
 from benchmarks.pipeline import Bench
+from data.dtypes import Dtype
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
-from label.config import Dtype, MetricKind, MetricSpec
-from label.decode import Decoder
+from label.config import MetricKind, MetricSpec
 from label.metrics import Panel
-from label.metrics.batches import Batch
-from label.metrics.memory import Memory
-from label.scoring import device_of
+from label.scoring.batching import Batch
+from label.scoring.decode_pool import Decoder
+from label.scoring.embedding_cache import Memory
+from label.scoring.runner import device_of
 
 PICTURE_BYTES = 12_700
 """A picture in memory with the paper's four metrics at their real sizes."""

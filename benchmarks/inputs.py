@@ -17,8 +17,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
+from data.dtypes import Dtype
 from data.miniature import tokenizer, world
-from label.config import Dtype, MetricKind, MetricSpec
+from label.config import MetricKind, MetricSpec
 
 SLOTS = 1.87
 """Slots an image in Pick-a-Pic v1: 2 x 615 259 pairs over 656 480 images."""

@@ -16,22 +16,24 @@ import numpy as np
 import torch
 
 from benchmarks import inputs
+from data.distributed import Rank
+from data.dtypes import Dtype
 from data.images import decode
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import PairSource
-from label.claims import Claims
-from label.config import Dtype, MetricSpec
-from label.decode import Decoder
-from label.identity import identify
+from label.config import MetricSpec
 from label.metrics import Panel
-from label.metrics.batches import Batch
-from label.metrics.metric import EmbeddingMetric
-from label.metrics.passes import Clock
-from label.metrics.tower import HfTower, Tower
-from label.plan import Rank, ScoreSets, plan
-from label.score import Tools, score_shards
-from label.scoring import PARTS, device_of
+from label.metrics.backbones import HfTower, Tower
+from label.metrics.base import EmbeddingMetric
+from label.metrics.registry import identify
+from label.scoring.batching import Batch
+from label.scoring.claims import Claims
+from label.scoring.decode_pool import Decoder
+from label.scoring.runner import PARTS, device_of
+from label.scoring.score_sets import ScoreSets, plan
+from label.scoring.scoring_pass import Clock
+from label.scoring.shard_scorer import Tools, score_shards
 
 SIDE = 768
 WORKERS = 2

@@ -33,10 +33,10 @@ from data.artifacts.parquet_io import write_table
 from data.artifacts.schemas import PAIR_FACTS, SCORES
 from data.pairs import open_pairs
 from data.pairs.schema import PairShard, PairSource
-from label.__main__ import ballot_of, provenance, score_sets
-from label.labels import LabelSet, label_settings, make_labels, read_scored
-from label.plan import FACTS, ScoreSets
-from label.vote import Ballot, label_pairs
+from label.run import ballot_of, provenance, score_sets
+from label.scoring.score_sets import FACTS, ScoreSets
+from label.voting.label_set import LabelSet, label_settings, make_labels, read_scored
+from label.voting.rules import Ballot, label_pairs
 
 PAIRS, FILES, PROMPTS = 959_040, 645, 58_960
 BAD = 0.012

@@ -24,7 +24,7 @@ from data.images import decode, encode_jpeg, fit_square
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import image_key, pair_key
-from label.latents import Encoder
+from label.scoring.vae_encoder import Encoder
 from train.config import ModelSpec, Precision, TrainSpec, ZeroSpec
 from train.identity import TrainRun
 

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from enum import Enum
 
-from label.config import Dtype
+from data.dtypes import Dtype
 
 
 class PromptsKind(Enum):

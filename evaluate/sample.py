@@ -19,10 +19,10 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from data.artifacts.atomic import write_bytes
+from data.dtypes import Dtype
 from data.images import encode_png
 from evaluate.config import Scheduler
 from evaluate.pictures import Model, Picture, SamplesError, missing
-from label.config import Dtype
 
 DTYPES = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16}
 SLICED_ABOVE = 512

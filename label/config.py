@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass, field
 from enum import Enum
 
+from data.dtypes import Dtype
+
 
 class MetricKind(Enum):
     """The families of scorers; each has a file in `label/metrics/`."""
@@ -26,14 +28,6 @@ class MetricKind(Enum):
     """HPSv3: Qwen2-VL-7B reads the picture and an instruction with the prompt in it."""
     oracle = "oracle"
     """The miniature world's programmatic judge; never a voter."""
-
-
-class Dtype(Enum):
-    """Number formats of weights and activations."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -118,8 +112,12 @@ class Rule(Enum):
 
 COUNTING = (Rule.majority, Rule.unanimous, Rule.at_least)
 """Rules that count votes, so that the human label can be one more."""
+
+
 WEIGHTED = (Rule.majority, Rule.at_least, Rule.sum, Rule.zscore_sum)
 """Rules that read `vote.weights`."""
+
+
 HUMAN = "human"
 """The human label among the voters."""
 

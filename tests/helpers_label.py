@@ -223,7 +223,8 @@ def overrides(weights: Path, pairs: Path, runs: Path) -> list[str]:
 
 
 PRELOAD = [
-    "conf.job", "label.__main__", "label.score", "label.report", "open_clip.model",
+    "conf.job", "label.run", "label.scoring.shard_scorer", "label.analysis.report",
+    "open_clip.model",
     "open_clip.tokenizer", "transformers.models.clip.modeling_clip",
     "transformers.models.clip.tokenization_clip",
 ]  # fmt: skip
@@ -346,7 +347,7 @@ def serve() -> None:
 def program(arguments: list[str], out: str, environment: dict[str, str], largest_file: int) -> int:
     """`python -m label` in this process."""
     from conf.job import entry
-    from label.__main__ import main
+    from label.run import main
 
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)

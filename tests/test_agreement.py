@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from label import agreement, crowd
+from label.analysis import agreement, crowd
 from label.config import VoteSpec
-from label.vote import Ballot, label_pairs
+from label.voting.rules import Ballot, label_pairs
 from tests.test_vote import scored, votes
 
 # a and b always agree, c is their opposite on the first two pairs and abstains on the last

@@ -15,15 +15,16 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BlipTextModel
 
+from data.dtypes import Dtype
 from data.miniature import world
-from label.architectures import BLIP_LARGE
-from label.config import Dtype, MetricKind, MetricSpec
-from label.fingerprints import Fingerprints
-from label.identity import Identity, identify
+from label.config import MetricKind, MetricSpec
 from label.metrics import Panel, PictureMetric
-from label.metrics.blip import RECIPES, Blip, blip_to_hf, empty_network
-from label.prepare import Fit, View
-from label.weights import WeightsError
+from label.metrics.architectures import BLIP_LARGE
+from label.metrics.blip_reward import RECIPES, Blip, blip_to_hf, empty_network
+from label.metrics.fingerprints import Fingerprints
+from label.metrics.preprocessing import Fit, View
+from label.metrics.registry import Identity, identify
+from label.metrics.weights import WeightsError
 from tests import helpers_label as tiny
 from tests.helpers_blip import HEAD_LAYERS, official_shapes
 

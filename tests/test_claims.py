@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from data.distributed import Rank
 from data.pairs.schema import PairShard
-from label import claims as module
-from label.claims import Claims, machine
-from label.plan import FACTS, Rank, ScoreSets, claim_work, plan, wait_for_change
-from label.progress import Look
+from label.scoring import claims as module
+from label.scoring.claims import Claims, machine
+from label.scoring.progress import Look
+from label.scoring.score_sets import FACTS, ScoreSets, claim_work, plan, wait_for_change
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def test_a_shard_that_was_finished_meanwhile_is_not_taken(sets: ScoreSets, claim
 def test_waiting_ends_when_somebody_dies_or_nothing_happens(
     sets: ScoreSets, claims: Claims, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("label.plan.POLL_S", 0.01)
+    monkeypatch.setattr("label.scoring.score_sets.POLL_S", 0.01)
     for index in range(10):
         claim_of(claims.folder, index, "elsewhere", 1, 0)
     assert not wait_for_change(sets, claims, 0.05)  # all alive, none goes on

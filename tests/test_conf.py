@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from conf.job import Job, composed, settings
-from label.identity import identify
-from label.weights import HUB_ID, WeightsError
+from label.metrics.registry import identify
+from label.metrics.weights import HUB_ID, WeightsError
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"

@@ -255,7 +255,8 @@ def test_mistakes_are_told_before_a_model_is_loaded(world, monkeypatch, capsys, 
 def test_weights_are_hashed_once_for_both_stages(world, monkeypatch):
     hashed = []
     monkeypatch.setattr(
-        "label.fingerprints.sha256_of", lambda path: (hashed.append(path), sha256_of(path))[1]
+        "label.metrics.fingerprints.sha256_of",
+        lambda path: (hashed.append(path), sha256_of(path))[1],
     )
     evaluate(monkeypatch, *world)
     memory = folder_of(world).parent / "scores" / "weights.json"

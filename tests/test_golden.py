@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers_keymap import open_clip_to_hf
 from open_clip.model import CLIP
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
 from label.config import MetricKind, MetricSpec
 from label.metrics import Panel
-from label.metrics.keymap import open_clip_to_hf
-from label.prepare import Fit, View
+from label.metrics.preprocessing import Fit, View
 from tests.helpers_blip import official_shapes
 from tests.helpers_golden import (
     BERT_WORDS,

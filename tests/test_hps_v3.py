@@ -11,14 +11,15 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from data.dtypes import Dtype
 from data.images import decode
-from label.architectures import QWEN2_VL_7B
-from label.config import Dtype, MetricKind, MetricSpec
-from label.identity import identify
+from label.config import MetricKind, MetricSpec
 from label.metrics import Panel, PictureMetric
+from label.metrics.architectures import QWEN2_VL_7B
 from label.metrics.hps_v3 import empty_network, hps_v3_to_ours, read_template, to_patches
-from label.prepare import Fit, View, cells
-from label.weights import WeightsError
+from label.metrics.preprocessing import Fit, View, cells
+from label.metrics.registry import identify
+from label.metrics.weights import WeightsError
 from tests import helpers_label as tiny
 from tests.helpers_golden import (
     INSTRUCTION,

@@ -12,7 +12,7 @@ from data.storage.hub import HubError, cached, fetch, unreachable
 from evaluate.config import PromptsKind, PromptsSpec
 from evaluate.prompt_files import located
 from label.config import MetricKind, MetricSpec
-from label.identity import identify
+from label.metrics.registry import identify
 from train.config import ModelSpec
 from train.families import find_model
 

@@ -21,7 +21,7 @@ ONLY_IN = {
         "train/backbone.py",
         "train/export.py",
         "evaluate/sample.py",
-        "label/latents.py",
+        "label/scoring/vae_encoder.py",
         "data/miniature/*",
     },
     "peft": {"train/adapter.py"},

@@ -16,7 +16,7 @@ import pytest
 
 from data.artifacts.manifest import read_manifest, verify
 from data.artifacts.schemas import labels
-from label.agreement import metrics_of
+from label.analysis.agreement import metrics_of
 from tests import helpers_label as tiny
 
 ROOT = Path(__file__).parent.parent

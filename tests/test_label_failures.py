@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from label.decode import Decoder
-from label.prepare import Fit, View
+from label.metrics.preprocessing import Fit, View
+from label.scoring.decode_pool import Decoder
 from tests import helpers_label as tiny
 
 NUM_KILLS = 20
@@ -164,7 +164,7 @@ def test_want_of_memory_in_a_worker_says_what_to_do(monkeypatch: pytest.MonkeyPa
     def hungry(_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("label.decode.prepare_many", hungry)
+    monkeypatch.setattr("label.scoring.decode_pool.prepare_many", hungry)
     with Decoder(0) as decoder, pytest.raises(ValueError, match=r"memory; lower label\.workers"):
         decoder.submit([])()
 
@@ -397,7 +397,7 @@ def die_while_answering() -> None:
 def test_a_worker_killed_in_the_middle_of_an_answer_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("label.decode.LOOK_S", 0.2)
+    monkeypatch.setattr("label.scoring.decode_pool.LOOK_S", 0.2)
     with Decoder(2) as decoder:
         dying = decoder._executor.submit(die_while_answering)
         with pytest.raises(ValueError, match="was killed, most likely for want of memory"):

@@ -16,13 +16,13 @@ from rich.console import Console
 
 from data.pairs import open_pairs
 from data.pairs.config import Images, PairsKind, PairsSpec
+from label.analysis.console import print_study, rule_words
+from label.analysis.gallery import LARGEST_SIDE, galleries, read_pictures
+from label.analysis.generators import generators
+from label.analysis.report import COLUMNS, heat, histogram, write_report
+from label.analysis.statistics import Gaps, Study, study
 from label.config import Rule, TieRule, VoteSpec
-from label.gallery import LARGEST_SIDE, galleries, read_pictures
-from label.generators import generators
-from label.report import COLUMNS, heat, histogram, write_report
-from label.study import Gaps, Study, study
-from label.summary import print_study, rule_words
-from label.vote import Ballot, label_pairs
+from label.voting.rules import Ballot, label_pairs
 from tests import helpers_label as tiny
 from tests.test_vote import METRICS, scored
 

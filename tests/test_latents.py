@@ -22,20 +22,21 @@ from data.artifacts.latents import LatentFormat, find_vae, latent_shape, read_se
 from data.artifacts.manifest import read_manifest, verify
 from data.artifacts.parquet_io import read_table
 from data.artifacts.schemas import latents as schema_of
+from data.distributed import Rank
 from data.images import UnreadableImageError, decode, fit_square
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import PairSource
-from label.__main__ import latent_format
-from label.claims import Claims
-from label.decode import Decoder
-from label.fingerprints import Fingerprints
-from label.latents import Encoder
 from label.metrics import Panel
-from label.metrics.batches import Batch
-from label.metrics.passes import Clock
-from label.plan import FACTS, Rank, ScoreSets, plan
-from label.score import Tools, score_shards
+from label.metrics.fingerprints import Fingerprints
+from label.run import latent_format
+from label.scoring.batching import Batch
+from label.scoring.claims import Claims
+from label.scoring.decode_pool import Decoder
+from label.scoring.score_sets import FACTS, ScoreSets, plan
+from label.scoring.scoring_pass import Clock
+from label.scoring.shard_scorer import Tools, score_shards
+from label.scoring.vae_encoder import Encoder
 from tests import helpers_label as tiny
 from tests.helpers_train import SIDE, write_base
 from tests.test_conf import job
@@ -357,7 +358,10 @@ def test_latents_of_another_format_are_refused(
     [
         (["model.path=/no/model"], "model.path=/no/model: no such folder or file"),
         (["model.resolution=15"], "model.resolution=15 is no multiple of 2, the VAE's factor"),
-        (["label.latents.batch=0"], "label.latents.batch=0; it must be at least 1"),
+        (
+            ["label.latents.batch=0"],
+            "label.latents.batch=0; it must be at least 1",
+        ),
         (["label.latents.dtype=int8"], "label.latents.dtype"),
     ],
 )

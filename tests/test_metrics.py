@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers_keymap import open_clip_to_hf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -16,21 +17,21 @@ from torchvision import transforms
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from data.artifacts.schemas import Status
+from data.dtypes import Dtype
 from data.images import decode
 from data.miniature import tokenizer, world
 from data.miniature.oracle import oracle
-from label.config import Dtype, MetricKind, MetricSpec
-from label.decode import Decoder
-from label.fingerprints import Fingerprints
-from label.identity import identify
+from label.config import MetricKind, MetricSpec
 from label.metrics import EmbeddingMetric, Metric, Panel, PictureMetric
 from label.metrics.aesthetic import load_head
-from label.metrics.batches import Batch, halving
-from label.metrics.checkpoint import read_state
-from label.metrics.keymap import open_clip_to_hf
-from label.prepare import CROPS, Fit, View, pad_to, prepare, shrink
-from label.scoring import check_compiler
-from label.weights import WeightsError
+from label.metrics.fingerprints import Fingerprints
+from label.metrics.preprocessing import CROPS, Fit, View, pad_to, prepare, shrink
+from label.metrics.registry import identify
+from label.metrics.state_dict import read_state
+from label.metrics.weights import WeightsError
+from label.scoring.batching import Batch, halving
+from label.scoring.decode_pool import Decoder
+from label.scoring.runner import check_compiler
 from tests import helpers_label as tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -205,7 +206,9 @@ def test_everything_distinct_is_computed_once(
         "data.miniature.oracle.oracle", lambda pixels, prompt: judged.append(prompt) or 0.5
     )
     decoded = []
-    monkeypatch.setattr("label.prepare.decode", lambda c: (decoded.append(c), decode(c))[1])
+    monkeypatch.setattr(
+        "label.metrics.preprocessing.decode", lambda c: (decoded.append(c), decode(c))[1]
+    )
     again = {"clip2": specs["clip"], **{n: specs[n] for n in ("clip", "hps", "oracle")}}
     panel = Panel.load(again, CPU)
     assert len(towers) == 2  # clip and clip2 share theirs
@@ -316,7 +319,8 @@ def test_even_crop_equals_openais_transform_bit_for_bit(size: tuple[int, int]) -
 def test_both_ways_to_crop_share_the_resizing(monkeypatch: pytest.MonkeyPatch) -> None:
     resized = []
     monkeypatch.setattr(
-        "label.prepare.shrink", lambda image, side: (resized.append(side), shrink(image, side))[1]
+        "label.metrics.preprocessing.shrink",
+        lambda image, side: (resized.append(side), shrink(image, side))[1],
     )
     views = [View(fit, side) for fit in CROPS for side in (8, 16)]
     found = prepare(tiny.picture(1, (40, 27)), views)
@@ -412,8 +416,8 @@ def test_bare_files_load_as_folders_do(root: Path, tmp_path: Path, panel: Panel,
     wrapped = {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in hps.items()}}
     torch.save(wrapped, tmp_path / "HPS_v2.1_compressed.pt")
     config = {"model_cfg": tiny.open_clip_config()}
-    monkeypatch.setattr("label.weights._arch", lambda *_: config)
-    monkeypatch.setattr("label.metrics.tower._open_clip_tokenizer", lambda _: tokenize)
+    monkeypatch.setattr("label.metrics.weights._arch", lambda *_: config)
+    monkeypatch.setattr("label.metrics.backbones._open_clip_tokenizer", lambda _: tokenize)
     torch.save(load_file(root / "aesthetic.safetensors"), tmp_path / "head.pth")
     bare = {
         "pickscore": MetricSpec(

@@ -12,14 +12,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
+from data.dtypes import Dtype
 from data.miniature import tokenizer, world
-from label.architectures import MPS_H
-from label.config import Dtype, MetricKind, MetricSpec
-from label.identity import identify
+from label.config import MetricKind, MetricSpec
 from label.metrics import Panel, PictureMetric
+from label.metrics.architectures import MPS_H
 from label.metrics.mps import Mps, empty_network, mps_to_ours, visible
-from label.prepare import Fit, View
-from label.weights import WeightsError
+from label.metrics.preprocessing import Fit, View
+from label.metrics.registry import identify
+from label.metrics.weights import WeightsError
 from tests import helpers_label as tiny
 from tests.helpers_golden import cross_shapes, shapes_of, weights
 

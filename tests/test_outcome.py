@@ -2,11 +2,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from label import outcome
-from label.agreement import ballots
+from label.analysis import breakdowns
+from label.analysis.agreement import ballots
+from label.analysis.statistics import study
 from label.config import Rule, TieRule, VoteSpec
-from label.study import study
-from label.vote import Ballot, label_pairs
+from label.voting.rules import Ballot, label_pairs
 from tests.test_agreement import HUMAN, VOTES
 from tests.test_vote import scored, votes
 
@@ -23,12 +23,12 @@ def labelled(
 
 def test_margins_and_flips_add_up() -> None:
     counted = ballots(labelled(VOTES, HUMAN)[0])
-    found = outcome.margins(counted)
+    found = breakdowns.margins(counted)
     assert found["margin"].to_list() == [1, 2, 3]
     assert found["pairs"].to_list() == [2, 1, 2]
     assert found["human"].to_list() == [2, 0, 2]  # a human tie is no choice
     assert found["flips"].to_list() == [0.5, None, 0.5]
-    whole = outcome.overall(counted)
+    whole = breakdowns.overall(counted)
     assert whole["flips"] == 2
     assert whole["human_agreement"] == 0.5
     assert whole["human_choices"] == 4
@@ -41,7 +41,7 @@ def test_leaving_one_of_an_even_number_out_decides_ties() -> None:
     rows = [(1, 1, -1, -1), (1, -1, 1, -1), (1, 1, 1, -1), (1, 1, 1, 1)]
     frame, ballot = labelled(votes(*rows), [1.0, 0.0, 1.0, 1.0])
     found = {
-        row["without"]: row for row in outcome.leave_one_out(ballots(frame), ballot).to_dicts()
+        row["without"]: row for row in breakdowns.leave_one_out(ballots(frame), ballot).to_dicts()
     }
     assert list(found) == ["nobody", *NAMES]
     assert found["nobody"]["changed"] == 0
@@ -56,7 +56,7 @@ def test_leaving_one_of_an_even_number_out_decides_ties() -> None:
 
 def test_leaving_one_of_an_odd_number_out_makes_ties() -> None:
     frame, ballot = labelled(votes((1, 1, -1), (1, 1, 1)))
-    found = outcome.leave_one_out(ballots(frame), ballot)
+    found = breakdowns.leave_one_out(ballots(frame), ballot)
     assert found["ties_made"].to_list() == [0, 1, 1, 0]
     assert found["ties_broken"].sum() == found["reversed"].sum() == 0
     assert found["human"].to_list() == [None] * 4
@@ -64,15 +64,15 @@ def test_leaving_one_of_an_odd_number_out_makes_ties() -> None:
 
 def test_leaving_a_heavy_voter_out_reverses() -> None:
     frame, ballot = labelled(votes((1, -1, -1), (1, 1, 1)), weights={"a": 3.0})
-    found = outcome.leave_one_out(ballots(frame), ballot)
+    found = breakdowns.leave_one_out(ballots(frame), ballot)
     assert found["reversed"].to_list() == [0, 1, 0, 0]
     alone, ballot = labelled(votes((1, -1), (1, 1)), rule=Rule.majority, human_votes=False)
-    assert outcome.leave_one_out(ballots(alone), ballot)["ties_broken"].to_list() == [0, 1, 1]
+    assert breakdowns.leave_one_out(ballots(alone), ballot)["ties_broken"].to_list() == [0, 1, 1]
 
 
 def test_human_voter_can_be_left_out_too() -> None:
     frame, ballot = labelled(votes((1, -1), (1, 1)), [0.0, 1.0], human_votes=True)
-    found = outcome.leave_one_out(ballots(frame), ballot)
+    found = breakdowns.leave_one_out(ballots(frame), ballot)
     assert found["without"].to_list() == ["nobody", "a", "b", "human"]
     assert found["ties_made"].to_list() == [0, 0, 1, 1]
 
@@ -81,25 +81,25 @@ def test_ties_say_how_each_was_decided() -> None:
     rows = [(1, 1, -1, -1)] * 3 + [(1, -1, 0, 0)] + [(1, 1, 1, -1)]
     human = [1.0, 0.0, None, 0.5, 1.0]
     frame, ballot = labelled(votes(*rows), human, tie_rule=TieRule.human)
-    found = outcome.ties(ballots(frame), ballot.spec.rule.value)
+    found = breakdowns.ties(ballots(frame), ballot.spec.rule.value)
     assert found.rows() == [
         ("2 : 2", "human", True, 2, None),  # people agree with themselves
         ("2 : 2", "tie", False, 1, None),
         ("1 : 1", "tie", False, 1, None),
     ]
-    assert outcome.overall(ballots(frame))["human_agreement"] == 1.0  # the last pair alone
-    assert outcome.margins(ballots(frame))["human"].to_list() == [0, 1]
+    assert breakdowns.overall(ballots(frame))["human_agreement"] == 1.0  # the last pair alone
+    assert breakdowns.margins(ballots(frame))["human"].to_list() == [0, 1]
     frame, ballot = labelled(votes(*rows), human, tie_rule=TieRule.metric, tie_metric="a")
-    assert outcome.ties(ballots(frame), "majority").row(0) == ("2 : 2", "metric:a", True, 3, 0.5)
+    assert breakdowns.ties(ballots(frame), "majority").row(0) == ("2 : 2", "metric:a", True, 3, 0.5)
     frame, ballot = labelled(votes(*rows), human, rule=Rule.unanimous)
-    words = outcome.ties(ballots(frame), ballot.spec.rule.value)["outcome"].to_list()
+    words = breakdowns.ties(ballots(frame), ballot.spec.rule.value)["outcome"].to_list()
     assert sorted(set(words)) == ["not_unanimous", "tie"]
 
 
 def test_coalitions_know_no_side() -> None:
     rows = [(1, 1, -1, 0), (-1, -1, 1, 0), (1, 1, 1, 1), (-1, 1, 0, 0)]
     frame, ballot = labelled(votes(*rows), [1.0, 1.0, 0.5, 0.0])
-    found = outcome.coalitions(ballots(frame), ballot, 10).rows()
+    found = breakdowns.coalitions(ballots(frame), ballot, 10).rows()
     assert found[0] == ("a, b", "c", "d", 2, 0.5)
     assert set(found[1:]) == {("a, b, c, d", "", "", 1, None), ("a", "b", "c, d", 1, 1.0)}
     assert sum(row[3] for row in found) == 4
@@ -112,20 +112,20 @@ def test_groups_by_size_shape_and_generator() -> None:
         width_0=pl.Series([8, 8, 16, 8], dtype=pl.Int32),
         width_1=pl.Series([8, 8, 8, 8], dtype=pl.Int32),
     )
-    sizes = {row["group"]: row for row in outcome.by_size(frame, 9).to_dicts()}
+    sizes = {row["group"]: row for row in breakdowns.by_size(frame, 9).to_dicts()}
     assert sizes["8 x 8"]["pairs"] == 3
     assert sizes["8 x 8"]["decided"] == pytest.approx(2 / 3)
     assert sizes["8 x 8"]["human"] == 0.5
     assert sizes["8 x 8"]["side_0"] == 1.0
     assert sizes["two sizes"]["human"] == 1.0
-    shapes = dict(outcome.by_shape(frame).select("group", "pairs").iter_rows())
+    shapes = dict(breakdowns.by_shape(frame).select("group", "pairs").iter_rows())
     assert shapes == {"square": 3, "two shapes": 1}
     # the third pair's label, both metrics and people take image 1, the smaller one
-    assert outcome.larger_wins(frame) == {"label": 0.0, "human": 0.0, "a": 0.0, "b": 0.0}
+    assert breakdowns.larger_wins(frame) == {"label": 0.0, "human": 0.0, "a": 0.0, "b": 0.0}
     makers = pl.DataFrame(
         {"generator_0": ["x", "y", "y", None], "generator_1": ["y", "x", "y", "x"]}
     )
-    found = {row["group"]: row for row in outcome.by_generator(frame, makers).to_dicts()}
+    found = {row["group"]: row for row in breakdowns.by_generator(frame, makers).to_dicts()}
     assert found["x / y"]["pairs"] == 2
     assert found["x / y"]["first_wins"] == 0.5  # x as image 0, then y as image 0
     assert found["y / y"]["first_wins"] is None
@@ -138,7 +138,7 @@ def test_tall_and_wide() -> None:
         width_0=pl.Series([9, 4, 8]), width_1=pl.Series([16, 4, 8]),
         height_0=pl.Series([8, 8, 8]), height_1=pl.Series([8, 8, 8]),
     )  # fmt: skip
-    shapes = dict(outcome.by_shape(frame).select("group", "pairs").iter_rows())
+    shapes = dict(breakdowns.by_shape(frame).select("group", "pairs").iter_rows())
     assert shapes == {"wide": 1, "tall": 1, "square": 1}
 
 
@@ -154,11 +154,11 @@ def test_reasons_are_counted_by_kind() -> None:
         reason=pl.Series([reason for _, reason in given]),
     )
     labelled = label_pairs(frame, Ballot(VoteSpec(), ("a", "b")))
-    assert outcome.reasons(labelled, 2).rows() == [
+    assert breakdowns.reasons(labelled, 2).rows() == [
         ("unreadable_image", torn.format("N", "N"), 3),
         ("empty_prompt", "the prompt is empty", 1),
     ]
-    assert outcome.reasons(labelled, 9).rows()[2:] == [("too_large", "image N: NxN", 1)]
+    assert breakdowns.reasons(labelled, 9).rows()[2:] == [("too_large", "image N: NxN", 1)]
     assert labelled["reason"].to_list() == [reason for _, reason in given]  # in full
 
 

@@ -17,22 +17,23 @@ from data.artifacts.atomic import ShardError
 from data.artifacts.manifest import read_manifest
 from data.artifacts.parquet_io import read_settings, read_table
 from data.artifacts.schemas import Status
+from data.distributed import Rank
 from data.images import UnreadableImageError, decode, fit_square
 from data.pairs import open_pairs
 from data.pairs.config import PairsKind, PairsSpec
 from data.pairs.schema import BLOBS, PairSource
-from label.claims import Claims
+from label.analysis.gallery import read_pictures
 from label.config import Rule, VoteSpec
-from label.decode import Decoder
-from label.gallery import read_pictures
-from label.identity import identify
-from label.labels import LabelSet, label_settings, make_labels
 from label.metrics import Panel
-from label.metrics.batches import Batch
-from label.metrics.passes import Clock
-from label.plan import FACTS, Rank, ScoreSets, plan
-from label.score import Tools, score_shards
-from label.vote import Ballot
+from label.metrics.registry import identify
+from label.scoring.batching import Batch
+from label.scoring.claims import Claims
+from label.scoring.decode_pool import Decoder
+from label.scoring.score_sets import FACTS, ScoreSets, plan
+from label.scoring.scoring_pass import Clock
+from label.scoring.shard_scorer import Tools, score_shards
+from label.voting.label_set import LabelSet, label_settings, make_labels
+from label.voting.rules import Ballot
 from tests import helpers_label as tiny
 from tests.helpers_pairs import make_set
 from tests.helpers_stores import Shop, served_folder

@@ -11,11 +11,11 @@ import pytest
 
 from conf.job import Job
 from data.artifacts.atomic import sha256_of
-from label.__main__ import main as label
 from label.config import MetricKind, MetricSpec, ParitySpec
 from label.parity.__main__ import main, measured
 from label.parity.accuracy import cross_fitted, measure, strict, with_ties, without_inversions
 from label.parity.references import REFERENCES, Picture, Reference, check
+from label.run import main as label
 from tests import helpers_label as tiny
 from tests.test_conf import job as composed
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from data.prefetch import ahead
-from label.decode import Decoder
 from label.metrics import Panel
-from label.metrics.batches import Batch, Queue, Waiting, filled
-from label.metrics.memory import Memory
-from label.metrics.metric import EmbeddingMetric
-from label.prepare import prepare_many
+from label.metrics.base import EmbeddingMetric
+from label.metrics.preprocessing import prepare_many
+from label.scoring.batching import Batch, Queue, Waiting, filled
+from label.scoring.decode_pool import Decoder
+from label.scoring.embedding_cache import Memory
 from tests import helpers_label as tiny
 
 CPU = torch.device("cpu")
@@ -117,7 +117,8 @@ def test_what_comes_again_is_computed_once_while_there_is_room(
 ) -> None:
     decoded: list[object] = []
     monkeypatch.setattr(
-        "label.decode.prepare_many", lambda chunk: (decoded.extend(chunk), prepare_many(chunk))[1]
+        "label.scoring.decode_pool.prepare_many",
+        lambda chunk: (decoded.extend(chunk), prepare_many(chunk))[1],
     )
     with Decoder(0) as decoder:
         scoring = panel.start(decoder, Batch(8), cache_bytes=cache_bytes)

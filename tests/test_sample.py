@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from data.artifacts.atomic import ShardError
+from data.dtypes import Dtype
 from data.images import decode, to_pixels
 from evaluate import pictures
 from evaluate.config import PromptsSpec, Scheduler
 from evaluate.pictures import Model, SamplesError, agree, missing, plan, share
 from evaluate.prompts import load_prompts
 from evaluate.sample import Generator, deterministic, device_of, draw_missing, initial_noise
-from label.config import Dtype
 from tests.helpers_evaluate import SIDE, tiny_pipeline, write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

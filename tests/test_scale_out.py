@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from label import claims
 from label.config import LabelSpec
+from label.scoring import claims
 from tests import helpers_label as tiny
 
 ROOT = Path(__file__).parent.parent

@@ -15,23 +15,24 @@ from torch import Tensor
 from data.artifacts.atomic import ShardError, sha256_of
 from data.artifacts.manifest import read_manifest, verify
 from data.artifacts.schemas import PAIR_FACTS, SCORES, Status
+from data.distributed import Rank
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import PairSource
-from label import score as module
-from label.claims import Claims
 from label.config import MetricSpec
-from label.decode import Decoder
-from label.identity import identify
 from label.metrics import Panel
-from label.metrics.batches import Batch, Queue
-from label.metrics.cosine import Cosine
-from label.metrics.passes import Clock
-from label.metrics.tower import HfTower
-from label.plan import FACTS, Rank, ScoreSets, Work, plan
-from label.prepare import prepare
-from label.score import Tools, score_shards
-from label.scoring import device_of
+from label.metrics.backbones import HfTower
+from label.metrics.clip_score import Cosine
+from label.metrics.preprocessing import prepare
+from label.metrics.registry import identify
+from label.scoring import shard_scorer as module
+from label.scoring.batching import Batch, Queue
+from label.scoring.claims import Claims
+from label.scoring.decode_pool import Decoder
+from label.scoring.runner import device_of
+from label.scoring.score_sets import FACTS, ScoreSets, Work, plan
+from label.scoring.scoring_pass import Clock
+from label.scoring.shard_scorer import Tools, score_shards
 from tests import helpers_label as tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -189,7 +190,7 @@ def test_shards_share_batches_and_pictures(
         return queues[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("label.metrics.passes.Queue", counted)
+        patch.setattr("label.scoring.scoring_pass.Queue", counted)
         score_all(pairs, panel.only(["aesthetic"]), sets_of(tmp_path, "aesthetic"))
     distinct = {
         bytes(row[f"image_{side}"] or b"")

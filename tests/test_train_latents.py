@@ -13,17 +13,18 @@ from data.artifacts.atomic import ShardError
 from data.artifacts.latents import KIND as LATENTS
 from data.artifacts.latents import LatentFormat, LatentSet, find_vae, latent_shape, read_set
 from data.artifacts.parquet_io import read_table, write_table
+from data.distributed import Rank
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import PairSource
-from label.claims import Claims
-from label.decode import Decoder
-from label.latents import Encoder
 from label.metrics import Panel
-from label.metrics.batches import Batch
-from label.metrics.passes import Clock
-from label.plan import Rank, ScoreSets, plan
-from label.score import Tools, score_shards
+from label.scoring.batching import Batch
+from label.scoring.claims import Claims
+from label.scoring.decode_pool import Decoder
+from label.scoring.score_sets import ScoreSets, plan
+from label.scoring.scoring_pass import Clock
+from label.scoring.shard_scorer import Tools, score_shards
+from label.scoring.vae_encoder import Encoder
 from tests.helpers_ranks import Place, make_place
 from tests.helpers_train import SIDE, write_base, write_labels, write_pairs
 from train.backbone import Backbone, load_backbone

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from data.artifacts.schemas import Status, labels
 from label.config import Rule, TieRule, VoteSpec
-from label.labels import check_decided, outcomes
-from label.vote import Ballot, coins, label_pairs
+from label.voting.label_set import check_decided, outcomes
+from label.voting.rules import Ballot, coins, label_pairs
 
 METRICS = ("a", "b", "c", "d")
 

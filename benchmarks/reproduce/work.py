@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import evaluate.__main__ as judge_program
-import label.__main__ as label_program
+import label.run as label_program
 import train.__main__ as train_program
 from benchmarks.reproduce.children import Piece
 from benchmarks.reproduce.plan import JUDGE, SHARED, Plan, Unit
@@ -22,7 +22,7 @@ from evaluate.labels import label_facts
 from evaluate.pictures import Model
 from evaluate.work import agree_on, draw_model, load_panel, score_model
 
-LIBRARIES = ("label.score", "label.metrics", "train.run", "evaluate.sample")
+LIBRARIES = ("label.scoring.shard_scorer", "label.metrics", "train.run", "evaluate.sample")
 """Modules that import torch, DeepSpeed, diffusers, transformers and open_clip."""
 
 

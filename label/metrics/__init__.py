@@ -7,10 +7,10 @@ run with nothing left to score answers at once.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from label.identity import score_settings
+from label.metrics.registry import score_settings
 
 if TYPE_CHECKING:
-    from label.metrics.metric import EmbeddingMetric, Metric, PictureMetric
+    from label.metrics.base import EmbeddingMetric, Metric, PictureMetric
     from label.metrics.panel import Panel
 
 __all__ = ["EmbeddingMetric", "Metric", "Panel", "PictureMetric", "score_settings"]

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from label.identity import Identity
-from label.metrics.checkpoint import read_state
-from label.metrics.tower import Tower
-from label.weights import WeightsError
+from label.metrics.backbones import Tower
+from label.metrics.registry import Identity
+from label.metrics.state_dict import read_state
+from label.metrics.weights import WeightsError
 
 LAYERS = (0, 2, 4, 6, 7)
 """Linear layers of the published checkpoint; between them is only dropout, no activation."""

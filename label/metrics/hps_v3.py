@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from label.identity import CLIP_MEAN, CLIP_STD, Identity
-from label.metrics.checkpoint import check_state, read_state
-from label.metrics.tower import DTYPES
-from label.prepare import CELL
-from label.weights import Weights, WeightsError
+from label.metrics.backbones import DTYPES
+from label.metrics.preprocessing import CELL
+from label.metrics.registry import CLIP_MEAN, CLIP_STD, Identity
+from label.metrics.state_dict import check_state, read_state
+from label.metrics.weights import Weights, WeightsError
 
 REWARD, PICTURE, PROMPT = "<|Reward|>", "<|image_pad|>", "{text_prompt}"
 

@@ -17,11 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from label.identity import Identity
-from label.metrics.checkpoint import check_state, read_state
-from label.metrics.cross import CrossModel, official_to_ours
-from label.metrics.tower import Pixels, exp_of, hf_clip, hf_tokenizer
-from label.weights import Weights
+from label.metrics.backbones import Pixels, exp_of, hf_clip, hf_tokenizer
+from label.metrics.mps_layers import CrossModel, official_to_ours
+from label.metrics.registry import Identity
+from label.metrics.state_dict import check_state, read_state
+from label.metrics.weights import Weights
 
 PROMPTS = 8
 """Prompts that are read at a time."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from label.identity import Identity
+from label.metrics.registry import Identity
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,19 +7,19 @@ import numpy as np
 import torch
 
 from label.config import MetricKind, MetricSpec
-from label.decode import Decoder
-from label.fingerprints import Fingerprints
-from label.identity import Identity, identify
 from label.metrics.aesthetic import Aesthetic, check_head, load_head
-from label.metrics.batches import Batch
-from label.metrics.blip import Blip
-from label.metrics.cosine import ON_EMBEDDINGS, Cosine
+from label.metrics.backbones import Tower, load_tower
+from label.metrics.base import Metric, PictureMetric
+from label.metrics.blip_reward import Blip
+from label.metrics.clip_score import ON_EMBEDDINGS, Cosine
+from label.metrics.fingerprints import Fingerprints
 from label.metrics.hps_v3 import HpsV3
-from label.metrics.metric import Metric, PictureMetric
 from label.metrics.mps import Mps
 from label.metrics.oracle import Oracle
-from label.metrics.passes import Clock, Pass, PictureEncoder
-from label.metrics.tower import Tower, load_tower
+from label.metrics.registry import Identity, identify
+from label.scoring.batching import Batch
+from label.scoring.decode_pool import Decoder
+from label.scoring.scoring_pass import Clock, Pass, PictureEncoder
 
 ON_BOTH: dict[MetricKind, type[Blip | Mps | HpsV3]] = {
     MetricKind.image_reward: Blip,

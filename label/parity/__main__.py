@@ -16,12 +16,12 @@ from conf.job import Job, entry
 from data.artifacts.manifest import Manifest, read_manifest, verify
 from data.artifacts.parquet_io import read_table
 from data.pairs.config import PairsKind
+from label.analysis.console import number, share
 from label.config import MetricKind
-from label.identity import identify
+from label.metrics.registry import identify
 from label.parity.accuracy import Accuracy, measure
 from label.parity.references import Finding, check
-from label.plan import FACTS
-from label.summary import number, share
+from label.scoring.score_sets import FACTS
 
 LOGITS = {MetricKind.clip.value: 100.0, MetricKind.hps.value: 100.0}
 """Kinds whose score lacks the factor of CLIP's logits; its trained value is 100."""
@@ -58,7 +58,7 @@ def references(job: Job) -> list[Finding]:
     def score(name: str, images: Sequence[bytes], prompts: Sequence[str]) -> np.ndarray:
         identify(name, job.metrics[name])  # what is missing is said before torch is imported
         from label.metrics import Panel
-        from label.scoring import device_of
+        from label.scoring.runner import device_of
 
         panel = Panel.load({name: job.metrics[name]}, device_of(job.label.device, 0))
         return panel.score(images, prompts, batch=job.label.batch)[name]

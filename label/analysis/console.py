@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from data.artifacts.schemas import Status
-from label import agreement
+from label.analysis import agreement
+from label.analysis.crowd import Comparison
+from label.analysis.statistics import Study
 from label.config import HUMAN, Rule, TieRule
-from label.crowd import Comparison
-from label.labels import outcomes, statuses
-from label.study import Study
-from label.vote import Ballot
+from label.voting.label_set import outcomes, statuses
+from label.voting.rules import Ballot
 
 SPACE = "\u202f"
 """Stands between thousands; narrow, and never at the end of a line."""

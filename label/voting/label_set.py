@@ -25,8 +25,8 @@ from data.artifacts.manifest import (
 from data.artifacts.parquet_io import read_settings, read_table, write_table
 from data.artifacts.schemas import Status, labels
 from data.pairs.schema import PairShard
-from label.plan import FACTS, ScoreSets, remove_partials
-from label.vote import Ballot, label_pairs
+from label.scoring.score_sets import FACTS, ScoreSets, remove_partials
+from label.voting.rules import Ballot, label_pairs
 
 KIND = "labels"
 THREADS = 8

@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from label.config import Dtype
-from label.identity import Identity
-from label.metrics.checkpoint import check_state, load_exactly, read_state
-from label.weights import Weights, WeightsError
+from data.dtypes import Dtype
+from label.metrics.registry import Identity
+from label.metrics.state_dict import check_state, load_exactly, read_state
+from label.metrics.weights import Weights, WeightsError
 
 DTYPES = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16}
 

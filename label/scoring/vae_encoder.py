@@ -17,11 +17,11 @@ from torch import Tensor
 from data.artifacts.config_diff import Settings
 from data.artifacts.latents import GROUP_ROWS, GroupWriter, LatentFormat
 from data.artifacts.schemas import Status
-from label.config import Dtype
-from label.metrics.batches import Batch
-from label.metrics.memory import Picture
-from label.metrics.tower import DTYPES
-from label.prepare import Fit, View
+from data.dtypes import Dtype
+from label.metrics.backbones import DTYPES
+from label.metrics.preprocessing import Fit, View
+from label.scoring.batching import Batch
+from label.scoring.embedding_cache import Picture
 
 
 class Encoder:

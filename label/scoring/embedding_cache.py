@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from label.prepare import Prepared, View
+from label.metrics.preprocessing import Prepared, View
 
 OVERHEAD = 1280
 """Bytes in memory besides the embeddings; measured for a picture with three (a prompt has 930)."""

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from label.identity import Identity
-from label.metrics.tower import Tower
+from label.metrics.backbones import Tower
+from label.metrics.registry import Identity
 
 
 @runtime_checkable

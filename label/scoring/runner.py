@@ -12,15 +12,15 @@ from rich.console import Console
 
 from data.artifacts.latents import KIND as LATENTS
 from data.pairs.schema import PairSource
-from label.claims import Claims
 from label.config import LabelSpec, MetricSpec
-from label.decode import Decoder
-from label.latents import Encoder
 from label.metrics import Panel
-from label.metrics.batches import Batch
-from label.metrics.passes import Clock
-from label.plan import ScoreSets, Work
-from label.score import Tools, score_shards
+from label.scoring.batching import Batch
+from label.scoring.claims import Claims
+from label.scoring.decode_pool import Decoder
+from label.scoring.score_sets import ScoreSets, Work
+from label.scoring.scoring_pass import Clock
+from label.scoring.shard_scorer import Tools, score_shards
+from label.scoring.vae_encoder import Encoder
 
 PARTS = ("load", "read", "decode", "embed", "latents", "score", "write")
 """What the main process spent its time on; `read` and `decode` are waiting for what runs ahead."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from data.artifacts.schemas import PAIR_FACTS, SCORES, Status
 from data.pairs.schema import PairShard, pair_key
-from label.prepare import Prepared
+from label.metrics.preprocessing import Prepared
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from label.agreement import DECIDED, JUDGED, num_pairs, rate, side, voted
+from label.analysis.agreement import DECIDED, JUDGED, num_pairs, rate, side, voted
 from label.config import HUMAN
 
 ITERATIONS = 500

@@ -5,7 +5,6 @@ shards, which have pictures in common, and then takes what others have not begun
 A score file that is there is finished; its footer says with which settings it was made.
 """
 
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -28,41 +27,19 @@ from data.artifacts.manifest import (
     write_manifest,
 )
 from data.artifacts.parquet_io import read_settings
+from data.distributed import Rank
 from data.pairs.schema import PairShard
-from label.claims import Claims
+from label.scoring.claims import Claims
 
 FACTS = "pairs"
 """The set of `tables.PAIR_FACTS`, beside the metrics' sets."""
+
+
 CLAIMS = "claims"
 """Folder of the claims, beside the sets."""
+
+
 POLL_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Rank:
-    """This process among those of the launcher."""
-
-    rank: int = 0
-    world: int = 1
-    local: int = 0
-    """Number of the process on its machine: its GPU."""
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Rank":
-        """Read what the launcher set; nothing means a single process.
-
-        Raises:
-            ValueError: The values contradict each other.
-        """
-        rank, world, local = (
-            int(environment.get(name, default))
-            for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
-        )
-        if not 0 <= rank < world:
-            raise ValueError(
-                f"RANK={rank} is not below WORLD_SIZE={world}; start with torchrun or srun"
-            )
-        return cls(rank, world, local)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from label.config import MetricKind
-from label.identity import Identity
-from label.metrics.tower import Tower
+from label.metrics.backbones import Tower
+from label.metrics.registry import Identity
 
 ON_EMBEDDINGS = (MetricKind.clip, MetricKind.hps, MetricKind.pickscore)
 """The kinds that are scored here."""

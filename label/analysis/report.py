@@ -11,10 +11,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from data.artifacts.atomic import write_bytes
+from label.analysis.console import SPACE, number, rule_words
+from label.analysis.gallery import Gallery
+from label.analysis.statistics import Gaps, Study
 from label.config import HUMAN
-from label.gallery import Gallery
-from label.study import Gaps, Study
-from label.summary import SPACE, number, rule_words
 
 PLOT = (244, 64)
 """Width and height of a histogram, in its own units."""

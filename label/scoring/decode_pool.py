@@ -13,7 +13,7 @@ from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import Any
 
-from label.prepare import Prepared, View, prepare_many
+from label.metrics.preprocessing import Prepared, View, prepare_many
 
 AHEAD = 8
 """Chunks a worker that may be decoded or waiting: what bounds the memory for pictures."""

@@ -27,10 +27,10 @@ from transformers import (
 from transformers.utils import logging
 
 from label.config import MetricKind
-from label.identity import Identity
-from label.metrics.checkpoint import check_state, read_state
-from label.metrics.tower import Pixels
-from label.weights import Weights, WeightsError
+from label.metrics.backbones import Pixels
+from label.metrics.registry import Identity
+from label.metrics.state_dict import check_state, read_state
+from label.metrics.weights import Weights, WeightsError
 
 
 @dataclass(frozen=True, slots=True)

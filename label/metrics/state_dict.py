@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from label.weights import WeightsError
+from label.metrics.weights import WeightsError
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -14,15 +14,15 @@ from data.artifacts.latents import KIND as LATENTS
 from data.artifacts.parquet_io import write_table
 from data.pairs.schema import PairSource, image_key
 from data.prefetch import ahead
-from label.claims import Claims
-from label.decode import Decoder
-from label.latents import Encoder, LatentFile
 from label.metrics import Panel
-from label.metrics.batches import Batch
-from label.metrics.passes import Clock, Pass, Row
-from label.plan import FACTS, ScoreSets, Work
-from label.prepare import Prepared
-from label.rows import Columns
+from label.metrics.preprocessing import Prepared
+from label.scoring.batching import Batch
+from label.scoring.claims import Claims
+from label.scoring.decode_pool import Decoder
+from label.scoring.score_sets import FACTS, ScoreSets, Work
+from label.scoring.scoring_pass import Clock, Pass, Row
+from label.scoring.shard_builder import Columns
+from label.scoring.vae_encoder import Encoder, LatentFile
 
 READ_ROWS = 64
 """Pairs read at a time; with 170 kB a picture, 20 MB."""

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from label import agreement, crowd, outcome
-from label.labels import outcomes, statuses
-from label.vote import Ballot
+from label.analysis import agreement, breakdowns, crowd
+from label.voting.label_set import outcomes, statuses
+from label.voting.rules import Ballot
 
 MOST_GROUPS = 10
 """Groups that are listed of what may have thousands: reasons, sizes, generators, divisions."""
@@ -65,25 +65,25 @@ def study(labelled: pl.DataFrame, ballot: Ballot, generators: pl.DataFrame | Non
     """All statistics; `generators` has `generator_0` and `generator_1`, row for row."""
     counted = agreement.ballots(labelled)
     names, shares, kappas = agreement.matrices(counted)
-    made_by = None if generators is None else outcome.by_generator(labelled, generators)
+    made_by = None if generators is None else breakdowns.by_generator(labelled, generators)
     return Study(
         ballot=ballot,
         statuses=statuses(labelled),
         outcomes=outcomes(labelled),
-        overall=outcome.overall(counted),
+        overall=breakdowns.overall(counted),
         names=names,
         shares=shares,
         kappas=kappas,
         metrics=agreement.per_metric(counted),
         pairwise=agreement.pairwise(counted, agreement.rank_correlations(labelled)),
-        margins=outcome.margins(counted),
-        ties=outcome.ties(counted, ballot.spec.rule.value),
-        coalitions=outcome.coalitions(counted, ballot, MOST_GROUPS),
-        without=outcome.leave_one_out(counted, ballot),
-        reasons=outcome.reasons(labelled, MOST_GROUPS),
-        sizes=outcome.by_size(labelled, MOST_GROUPS),
-        shapes=outcome.by_shape(labelled),
-        larger=outcome.larger_wins(labelled),
+        margins=breakdowns.margins(counted),
+        ties=breakdowns.ties(counted, ballot.spec.rule.value),
+        coalitions=breakdowns.coalitions(counted, ballot, MOST_GROUPS),
+        without=breakdowns.leave_one_out(counted, ballot),
+        reasons=breakdowns.reasons(labelled, MOST_GROUPS),
+        sizes=breakdowns.by_size(labelled, MOST_GROUPS),
+        shapes=breakdowns.by_shape(labelled),
+        larger=breakdowns.larger_wins(labelled),
         generators=None if made_by is None or made_by.is_empty() else made_by.head(MOST_GROUPS),
         gaps=[gaps(labelled, metric, ballot) for metric in agreement.metrics_of(labelled)],
         crowd=crowd.compare(counted, ballot.voters),

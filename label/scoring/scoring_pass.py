@@ -20,12 +20,12 @@ from torch import Tensor
 
 from data.artifacts.schemas import Status
 from data.pairs.schema import image_key
-from label.decode import Decoder
-from label.metrics.batches import Batch, Queue, Waiting
-from label.metrics.memory import OVERHEAD, Memory, Picture, Prompt
-from label.metrics.metric import EmbeddingMetric, Metric, PictureMetric
-from label.metrics.tower import Tower
-from label.prepare import Prepared, View
+from label.metrics.backbones import Tower
+from label.metrics.base import EmbeddingMetric, Metric, PictureMetric
+from label.metrics.preprocessing import Prepared, View
+from label.scoring.batching import Batch, Queue, Waiting
+from label.scoring.decode_pool import Decoder
+from label.scoring.embedding_cache import OVERHEAD, Memory, Picture, Prompt
 
 CHUNK = 8
 """Pictures that a worker process takes at a time."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from label.agreement import (
+from label.analysis.agreement import (
     DECIDED,
     JUDGED,
     effective_voters,
@@ -18,7 +18,7 @@ from label.agreement import (
     voted,
 )
 from label.config import HUMAN
-from label.vote import Ballot
+from label.voting.rules import Ballot
 
 OK = pl.col("status") == "ok"
 SQUARE = 1.05

@@ -11,9 +11,9 @@ from typing import Any
 
 from data.artifacts.atomic import sha256_of
 from label.config import MetricKind, MetricSpec
-from label.fingerprints import Fingerprints
-from label.prepare import Fit, View
-from label.weights import (
+from label.metrics.fingerprints import Fingerprints
+from label.metrics.preprocessing import Fit, View
+from label.metrics.weights import (
     HF_ON_HUB,
     OPEN_CLIP_ON_HUB,
     WORDS_ON_HUB,

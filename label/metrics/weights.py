@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.storage.hub import HubError, cached, fetch
-from label.architectures import BLIP_LARGE, MPS_H, QWEN2_VL_7B
+from label.metrics.architectures import BLIP_LARGE, MPS_H, QWEN2_VL_7B
 
 HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 OPEN_CLIP_WEIGHTS = (

@@ -7,8 +7,8 @@ from threading import Event, Thread
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from label.claims import Claims
-from label.plan import ScoreSets
+from label.scoring.claims import Claims
+from label.scoring.score_sets import ScoreSets
 
 LOOK_S = 1.0
 """Seconds between two looks at what is there."""

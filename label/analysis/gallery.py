@@ -10,8 +10,8 @@ import polars as pl
 
 from data.images import UnreadableImageError, decode, encode_jpeg, to_pixels
 from data.pairs.schema import PairShard, PairSource
-from label.agreement import metrics_of
-from label.vote import Ballot
+from label.analysis.agreement import metrics_of
+from label.voting.rules import Ballot
 
 LARGEST_SIDE = 320
 """Pictures are shown no larger, so that a report stays a few megabytes."""

@@ -1,0 +1,151 @@
+"""Stage one: what is missing is scored, votes are counted, and the result is summarised."""
+
+import time
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from conf.job import Job, settings
+from data.artifacts.latents import KIND as LATENTS
+from data.artifacts.latents import VAE_WEIGHTS, LatentFormat, find_vae, latent_shape
+from data.distributed import Rank
+from data.dtypes import Dtype
+from data.pairs import open_pairs
+from data.pairs.schema import PairSource
+from label.analysis.console import print_study, print_summary
+from label.metrics.fingerprints import Fingerprints
+from label.metrics.registry import score_settings
+from label.metrics.weights import locate
+from label.scoring.claims import Claims
+from label.scoring.score_sets import CLAIMS, ScoreSets, claim_work, plan, wait_for_change
+from label.voting.label_set import LabelSet, label_settings, make_labels
+from label.voting.rules import Ballot
+
+VAE_ON_HUB = (("vae/config.json", VAE_WEIGHTS),)
+"""What is fetched of a model's repository."""
+
+
+def main(job: Job) -> None:
+    """Finish the run's labels; what is there already is not made again."""
+    rank, console, since = Rank.from_environment(), Console(), time.time()
+    pairs = open_pairs(job.pairs)
+    ballot = ballot_of(job)
+    sets = score_sets(job, pairs, ballot)
+    vote = label_settings(ballot, settings(job.vote), sets.metrics, pairs.shards)
+    label_set = LabelSet(job.folder / "labels" / job.vote.name, vote)
+    labelled = label_set.read_if_complete()
+    if job.label.inspect:
+        inspect(job, pairs, label_set, labelled, console)
+        return
+    if labelled is None or not sets.has_latents():
+        sets = sets if labelled is None else replace(sets, metrics={})  # nothing is scored again
+        plan(sets, rank)  # what is wrong with finished files is said before any weight is loaded
+        if sets.unfinished():
+            score(job, pairs, sets, rank, console)
+        if rank.rank == 0:
+            Claims(sets.folder / CLAIMS).clear()
+            sets.declare_complete(provenance(job), since)
+            if labelled is None:
+                labelled = make_labels(label_set, sets, ballot, provenance(job), since)
+    if rank.rank == 0 and labelled is not None:
+        print_summary(console, labelled, str(label_set.folder))
+        if sets.latents:
+            where = f"latents: {sets.folder_of(LATENTS)} ({sets.latents})"
+            console.print(where, highlight=False, soft_wrap=True)
+
+
+def ballot_of(job: Job) -> Ballot:
+    """Who votes in this run."""
+    ties = {name: spec.tie for name, spec in job.metrics.items() if spec.tie}
+    return Ballot(job.vote, tuple(job.panel.voters), ties, job.seed)
+
+
+def score_sets(job: Job, pairs: PairSource, ballot: Ballot) -> ScoreSets:
+    """The score sets that the vote needs; finds weights, loads none."""
+    folder = job.folder / "scores"
+    weights = folder / "weights.json"
+    found = score_settings({name: job.metrics[name] for name in ballot.metrics}, weights)
+    return ScoreSets(folder, pairs.shards, found, latent_format(job, Fingerprints(weights)))
+
+
+def latent_format(job: Job, fingerprints: Fingerprints) -> LatentFormat | None:
+    """What latents are to be written; None where none are.
+
+    Raises:
+        ValueError: The model has no VAE, or its size does not suit it.
+    """
+    spec = job.label.latents
+    if not spec.write:
+        return None
+    vae = find_vae(model_folder(job), fingerprints)
+    return LatentFormat(
+        vae=vae.sha256,
+        size=job.model.resolution,
+        shape=latent_shape(vae, job.model.resolution),
+        dtype=spec.dtype.value,
+        moments=spec.moments,
+        flip=spec.flip,
+        compute=(Dtype.fp32 if vae.force_upcast else spec.compute).value,
+    )
+
+
+def model_folder(job: Job) -> Path:
+    """The model's folder on this disk; of a hub id at a commit, its VAE is fetched."""
+    return locate("model.path", job.model.path, job.model.revision, VAE_ON_HUB)
+
+
+def score(job: Job, pairs: PairSource, sets: ScoreSets, rank: Rank, console: Console) -> None:
+    """Score the shards that this process can get; the first stays until all are scored."""
+    from label.scoring.progress import bar
+    from label.scoring.runner import Scoring, device_of  # torch, which a finished run skips
+
+    claims = Claims(sets.folder / CLAIMS)
+    device = device_of(job.label.device, rank.local)
+    make_encoder = None
+    if sets.latents:
+        from label.scoring.vae_encoder import Encoder
+
+        batch = job.label.latents.batch
+        make_encoder = partial(Encoder, model_folder(job), sets.latents, device, batch)
+    scoring = Scoring(pairs, sets, claims, job.metrics, job.label, device, make_encoder)
+    first = rank.rank == 0
+    with claims.beating(), bar(sets, claims, console if first else None):
+        scoring.run(claim_work(sets, rank, claims))
+        while first and sets.unfinished():
+            done = wait_for_change(sets, claims, job.label.patience_s)
+            scoring.run(claim_work(sets, rank, claims, even_if_alive=not done))
+    if first:
+        scoring.say(console)
+
+
+def inspect(
+    job: Job, pairs: PairSource, label_set: LabelSet, labelled: Any, console: Console
+) -> None:
+    """Print all statistics of a finished label set and write its report."""
+    if labelled is None:
+        raise ValueError(f"{label_set.folder} is not complete; run `make labels` first")
+    from label.analysis.gallery import galleries
+    from label.analysis.generators import generators
+    from label.analysis.report import write_report
+    from label.analysis.statistics import study
+
+    ballot = ballot_of(job)
+    found = study(labelled, ballot, generators(pairs))
+    print_study(console, labelled, found)
+    shown = galleries(labelled, ballot, pairs, job.label.pictures)
+    path = write_report(label_set.folder, found, shown, label_set.facts())
+    console.print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+def provenance(job: Job) -> dict[str, Any]:
+    """What is worth knowing of a run but does not decide its rows."""
+    packages = ("torch", "transformers", "open_clip_torch", "numpy", "pillow", "pyarrow", "polars")
+    return {
+        "versions": {name: version(name) for name in packages},
+        "label": settings(job.label),
+        "metrics": {name: settings(spec) for name, spec in job.metrics.items()},
+    }
