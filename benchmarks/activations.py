@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.shapes import SD15, SD21, SDXL
 from train.config import Recompute
-from train.recompute import recompute
+from train.models.activation_checkpointing import recompute
 
 TOKENS = 77
 MODELS: dict[str, Mapping[str, Any]] = {

@@ -12,11 +12,11 @@ import torch
 from rich.console import Console
 
 from benchmarks.worlds import WORLDS, training_run, write_world
-from train import engine
-from train.build import make_trainer, open_stream
 from train.config import Precision
-from train.order import Position
-from train.step import drawn_ahead
+from train.distributed import deepspeed_engine
+from train.dpo.step import drawn_ahead
+from train.loader.sampler import Position
+from train.trainer.build import make_trainer, open_stream
 
 RANKS = 2
 STEPS = 3
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("stage", type=int)
     asked = parser.parse_args()
     warnings.filterwarnings("ignore")
-    here = engine.start("auto")
+    here = deepspeed_engine.start("auto")
     run = training_run(
         WORLDS[asked.world], asked.root, batch=RANKS, micro_batch=1, stage=asked.stage,
         precision=Precision.bf16,
@@ -82,7 +82,7 @@ def main() -> None:
     if here.rank == 0:
         print(json.dumps({"peak_mib": max(peaks)[0], "own_mib": max(own for _, own in peaks)}))
     here.barrier()
-    engine.stop()
+    deepspeed_engine.stop()
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ from rich.table import Table
 from benchmarks.race import race, ratio
 from benchmarks.worlds import WORLDS, training_run, write_latents, write_world
 from data.prefetch import ahead
-from train import engine
-from train.build import make_trainer, open_stream
 from train.config import Precision, Recompute
-from train.loop import READ_AHEAD, Trainer
-from train.order import Position
-from train.step import drawn_ahead
+from train.distributed import deepspeed_engine
+from train.dpo.step import drawn_ahead
+from train.loader.sampler import Position
+from train.trainer.build import make_trainer, open_stream
+from train.trainer.trainer import READ_AHEAD, Trainer
 
 OPTIONS: Mapping[str, dict[str, Any]] = {
     "train.precision=bf16": {"precision": Precision.bf16},
@@ -36,7 +36,13 @@ def with_words(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def effects(
-    name: str, root: Path, here: engine.World, some: Sequence[str], *, batch: int, blocks: int
+    name: str,
+    root: Path,
+    here: deepspeed_engine.World,
+    some: Sequence[str],
+    *,
+    batch: int,
+    blocks: int,
 ) -> dict[str, dict[str, float]]:
     """Setting -> its speed over that without, and what a step takes of a GPU's memory (GiB)."""
     world, found = WORLDS[name], {}

@@ -34,10 +34,11 @@ from data.images import decode, encode_jpeg, fit_square
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import PairShard, PairSource
-from train.latents import latents_of
-from train.order import Position, deal, epoch_order
-from train.payload import Pictures, RowGroup
-from train.stream import DecidedPairs, PairStream, StreamPlan
+from train.loader.dataset import DecidedPairs
+from train.loader.image_source import Pictures, RowGroup
+from train.loader.latent_source import latents_of
+from train.loader.loader import PairStream, StreamPlan
+from train.loader.sampler import Position, deal, epoch_order
 
 SIDE, PIXELS, GROUP = 512, 768, 64
 FORM = LatentFormat(

@@ -33,15 +33,15 @@ from benchmarks.peer import example
 from benchmarks.race import race, ratio
 from benchmarks.worlds import WORLDS, training_run, write_latents, write_world
 from data.prefetch import ahead
-from train import engine
-from train.build import make_trainer, open_stream, stream_of
 from train.config import Recompute
-from train.flops import peak_flops
-from train.loop import READ_AHEAD, Trainer
-from train.loss import denoising_errors, dpo_losses
-from train.order import Position
-from train.step import Drawn, Question, answer, ask, drawn_ahead
-from train.stream import PairStream
+from train.distributed import deepspeed_engine
+from train.dpo.loss import denoising_errors, dpo_losses
+from train.dpo.step import Drawn, Question, answer, ask, drawn_ahead
+from train.loader.loader import PairStream
+from train.loader.sampler import Position
+from train.models.flops import peak_flops
+from train.trainer.build import make_trainer, open_stream, stream_of
+from train.trainer.trainer import READ_AHEAD, Trainer
 
 CONTENDERS = OURS, CACHED, FLOOR, DIFFUSERS = "ours", "ours, latents ready", "floor", "diffusers"
 
@@ -115,7 +115,7 @@ def ours(trainer: Trainer, ready: Iterator[Drawn]) -> Callable[[], None]:
 # --- measuring -----------------------------------------------------------------------------------
 
 
-def measure(plan: Plan, root: Path, here: engine.World) -> dict[str, Any]:
+def measure(plan: Plan, root: Path, here: deepspeed_engine.World) -> dict[str, Any]:
     """All contenders on one model."""
     world = WORLDS[plan.world]
     base, pairs = write_world(world, root, plan.pairs)
@@ -242,14 +242,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
         root = Path(folder)
         memory = peak_by_stage(first.world, root, stages)
-        here = engine.start("auto")
+        here = deepspeed_engine.start("auto")
         results = {plan.world: measure(plan, root, here) for plan in plans}
         if asked.options is not None:
             some = options.with_words(asked.options)
             effects = options.effects(
                 first.world, root, here, some, batch=first.batch, blocks=first.blocks
             )
-        engine.stop()
+        deepspeed_engine.stop()
     show(results, memory)
     if effects:
         options.show(effects)

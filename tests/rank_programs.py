@@ -9,10 +9,6 @@ from rich.console import Console
 
 from data.pairs.config import PairsSpec
 from tests.helpers_train import SIDE, write_base, write_labels
-from train.adapter import attach
-from train.backbone import Backbone, load_backbone
-from train.build import make_trainer, open_stream
-from train.choices import dpo, margin_dpo
 from train.config import (
     LoraSpec,
     ModelSpec,
@@ -25,16 +21,20 @@ from train.config import (
     ValidationSpec,
     ZeroSpec,
 )
-from train.engine import NonFiniteError, Policy, World, partitions, start
+from train.distributed.deepspeed_engine import NonFiniteError, Policy, World, partitions, start
+from train.dpo.draws import DrawRule, draw
+from train.dpo.loss import dpo_losses
+from train.dpo.objectives import dpo, margin_dpo
+from train.dpo.reference import Reference, make_reference
+from train.dpo.step import Networks, ask, draw_for, drawn_ahead, step
 from train.identity import TrainRun
-from train.journal import Tally
-from train.loop import Trainer
-from train.loss import dpo_losses
-from train.noise import DrawRule, draw
-from train.order import Position
-from train.reference import Reference, make_reference
-from train.step import Networks, ask, draw_for, drawn_ahead, step
-from train.stream import PairBatch
+from train.loader.loader import PairBatch
+from train.loader.sampler import Position
+from train.models.components import Backbone, load_backbone
+from train.models.lora import attach
+from train.trainer.build import make_trainer, open_stream
+from train.trainer.metrics_log import Tally
+from train.trainer.trainer import Trainer
 
 CPU = torch.device("cpu")
 

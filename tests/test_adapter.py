@@ -14,7 +14,9 @@ from tests.helpers_train import write_base, write_sdxl_base
 from tests.test_backbone import PUBLISHED as UNETS
 from tests.test_backbone import published_unet
 from tests.test_checkpoint import copy_run, same_journals
-from train.adapter import (
+from train.config import LoraSpec
+from train.export.pipeline import ADAPTER, export_adapter, merged_unet
+from train.models.lora import (
     POLICY,
     as_reference,
     attach,
@@ -25,9 +27,7 @@ from train.adapter import (
     layers,
     of_reference,
 )
-from train.config import LoraSpec
-from train.export import ADAPTER, export_adapter, merged_unet
-from train.memory import ADAPTERS, Counts
+from train.models.memory import ADAPTERS, Counts
 
 LORA = ("tuning=lora", "train.lora.rank=4")
 

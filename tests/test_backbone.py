@@ -12,13 +12,13 @@ from torch import Tensor
 from benchmarks.shapes import SD15, SD21, SDXL
 from tests.helpers_ranks import run_ranks, shared_place
 from tests.helpers_train import SIDE, write_base, write_sdxl_base
-from train.backbone import Backbone, load_backbone, predict
-from train.choices import dpo
-from train.conditioning import Condition, encode_distinct, time_ids
 from train.config import ModelSpec, Precision
-from train.noise import DrawRule, draw
-from train.step import Networks, draw_for, step
-from train.stream import PairBatch
+from train.dpo.draws import DrawRule, draw
+from train.dpo.objectives import dpo
+from train.dpo.step import Networks, draw_for, step
+from train.loader.loader import PairBatch
+from train.models.components import Backbone, load_backbone, predict
+from train.models.conditioning import Condition, encode_distinct, time_ids
 
 CPU = torch.device("cpu")
 PROMPTS = ("a red cat", "a blue cat", "", "a red cat")

@@ -12,9 +12,9 @@ import pytest
 
 from data.pairs.config import PairsSpec
 from tests.helpers_ranks import shared_place
-from train import boards
 from train.config import ModelSpec, TrainSpec
 from train.identity import TrainRun
+from train.trainer import trackers
 
 
 class StubRun:
@@ -60,8 +60,8 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 def test_the_board_gets_numbers_and_pictures(run: TrainRun, wandb: Any):
-    boards.check_boards(run)
-    board = boards.WeightsAndBiases(run)
+    trackers.check_boards(run)
+    board = trackers.WeightsAndBiases(run)
     board.numbers({"train/loss": 0.5}, 3)
     board.picture("samples", np.zeros((4, 5, 3), np.uint8), 4)
     board.close()
@@ -79,9 +79,9 @@ def test_the_board_gets_numbers_and_pictures(run: TrainRun, wandb: Any):
 
 
 def test_the_same_folder_goes_on_with_the_same_run(run: TrainRun, wandb: Any, tmp_path: Path):
-    boards.WeightsAndBiases(run)
-    boards.WeightsAndBiases(run)
-    boards.WeightsAndBiases(replace(run, folder=tmp_path / "other" / "train"))
+    trackers.WeightsAndBiases(run)
+    trackers.WeightsAndBiases(run)
+    trackers.WeightsAndBiases(replace(run, folder=tmp_path / "other" / "train"))
     ids = [asked["id"] for asked, _ in wandb.begun]
     assert ids[0] == ids[1] != ids[2]
 
@@ -90,22 +90,22 @@ def test_without_the_package_it_says_so_before_a_weight_is_loaded(
     run: TrainRun, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr(boards, "find_spec", lambda name: None)
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="train.wandb=project needs the package wandb"):
-        boards.check_boards(run)
-    boards.check_boards(replace(run, train=TrainSpec()))  # not asked for, not missed
+        trackers.check_boards(run)
+    trackers.check_boards(replace(run, train=TrainSpec()))  # not asked for, not missed
 
 
 def test_nothing_is_sent_unless_asked_for(run: TrainRun, wandb: Any):
-    opened = boards.open_boards(replace(run, train=TrainSpec()), 0)
-    assert [type(board) for board in opened] == [boards.TensorBoard]
+    opened = trackers.open_boards(replace(run, train=TrainSpec()), 0)
+    assert [type(board) for board in opened] == [trackers.TensorBoard]
     for board in opened:
         board.close()
     assert not wandb.begun
 
 
 @pytest.mark.ranks
-@pytest.mark.skipif(boards.find_spec("wandb") is not None, reason="wandb is installed")
+@pytest.mark.skipif(trackers.find_spec("wandb") is not None, reason="wandb is installed")
 def test_a_run_without_the_package_ends_with_one_message():
     output = shared_place().fail("unsent", "train.wandb=project")
     assert "needs the package wandb, which is not installed" in output

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from train.drift import ENOUGH, WINDOW, Drift
+from train.trainer.error_monitor import ENOUGH, WINDOW, Drift
 
 
 def line(step: int, winner: float | None, loser: float | None) -> dict:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tests import rank_programs
 from tests.helpers_ranks import run_ranks, shared_place, straight
 from tests.helpers_train import write_base
-from train.export import ADAPTER, trained_unet
+from train.export.pipeline import ADAPTER, trained_unet
 
 pytestmark = pytest.mark.ranks
 

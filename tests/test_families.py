@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from train.config import LoraSpec, ModelSpec
-from train.families import PARTS, WANTED, Family, find_model, open_model
 from train.identity import fingerprint
+from train.models.families import PARTS, WANTED, Family, find_model, open_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

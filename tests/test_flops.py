@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from train import flops
-from train.backbone import Condition
+from train.models import flops
+from train.models.components import Condition
 
 SD15 = 803_273_441_280
 """Operations of SD1.5's UNet on a 64 x 64 latent with 77 tokens: 401.6 G multiply-adds."""

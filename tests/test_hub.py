@@ -14,7 +14,7 @@ from evaluate.prompt_files import located
 from label.config import MetricKind, MetricSpec
 from label.metrics.registry import identify
 from train.config import ModelSpec
-from train.families import find_model
+from train.models.families import find_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BASE = Path(__file__).parent.parent / "data" / "miniature" / "weights" / "base"

@@ -15,16 +15,16 @@ ALLOWED = {
     "conf": {"data", "conf", "label.config", "train.config", "evaluate.config"},
 }
 ONLY_IN = {
-    "deepspeed": {"train/engine.py"},
+    "deepspeed": {"train/distributed/deepspeed_engine.py"},
     "hydra": {"conf/job.py"},
     "diffusers": {
-        "train/backbone.py",
-        "train/export.py",
+        "train/models/components.py",
+        "train/export/pipeline.py",
         "evaluate/sample.py",
         "label/scoring/vae_encoder.py",
         "data/miniature/*",
     },
-    "peft": {"train/adapter.py"},
+    "peft": {"train/models/lora.py"},
     "PIL": {"data/images.py", "data/miniature/*"},
 }
 FILES = [

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.loss import Errors, denoising_errors, dpo_losses, margin
-from train.noise import NoiseSchedule, Prediction
+from train.dpo.loss import Errors, denoising_errors, dpo_losses, margin
+from train.models.schedule import NoiseSchedule, Prediction
 
 BETA = 5000.0
 

@@ -16,7 +16,7 @@ from conf.launch import adopt_srun, first_machine, without_local_rank
 from tests.helpers_ranks import ROOT, environment, free_port, shared_place
 from tests.test_conf import job
 from train.config import TrainSpec
-from train.watch import JOIN_S
+from train.distributed.watch import JOIN_S
 
 GUIDE = (ROOT / "docs" / "many-machines.md").read_text()
 COMMANDS = [

@@ -10,7 +10,6 @@ import torch
 
 from tests.helpers_ranks import ROOT, run_ranks
 from tests.test_backbone import PUBLISHED as UNETS
-from train.adapter import attach
 from train.config import (
     LoraSpec,
     Objective,
@@ -21,9 +20,10 @@ from train.config import (
     TrainSpec,
     ZeroSpec,
 )
-from train.engine import Policy, release, start
-from train.memory import GIB, PUBLISHED, Counts, count, published_table
-from train.reference import make_reference
+from train.distributed.deepspeed_engine import Policy, release, start
+from train.dpo.reference import make_reference
+from train.models.lora import attach
+from train.models.memory import GIB, PUBLISHED, Counts, count, published_table
 
 CASES = [
     (0, "fp32", 0), (0, "bf16", 0), (1, "fp32", 0), (1, "bf16", 0), (2, "fp32", 0), (2, "bf16", 0),

@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from train.config import TimestepSpec
-from train.noise import (
+from train.dpo.draws import (
     Bucketed,
     DrawRule,
     Draws,

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests import rank_programs
 from tests.helpers_ranks import run_ranks, shared_place
 from train.config import Objective, ObjectiveSpec, ReferenceSpec, Refresh, TrainSpec
-from train.loss import (
+from train.dpo.loss import (
     MAPO_S,
     Errors,
     denoising_errors,

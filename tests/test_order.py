@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.pairs.schema import PairShard, PairSource
-from train.order import Position, deal, epoch_order, reading, windows_of
-from train.payload import Pictures, RowGroup
-from train.stream import DecidedPairs, PairStream, StreamPlan
+from train.loader.dataset import DecidedPairs
+from train.loader.image_source import Pictures, RowGroup
+from train.loader.loader import PairStream, StreamPlan
+from train.loader.sampler import Position, deal, epoch_order, reading, windows_of
 
 GROUPS = st.lists(st.integers(0, 9), min_size=1, max_size=200).map(np.array)
 

@@ -37,8 +37,9 @@ from label.voting.rules import Ballot
 from tests import helpers_label as tiny
 from tests.helpers_pairs import make_set
 from tests.helpers_stores import Shop, served_folder
-from train.order import Position
-from train.stream import PairStream, StreamPlan, decided_pairs
+from train.loader.dataset import decided_pairs
+from train.loader.loader import PairStream, StreamPlan
+from train.loader.sampler import Position
 
 served = pytest.fixture(served_folder)
 

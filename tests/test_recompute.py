@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.activations import MODELS, Alive, a_pair, held
 from benchmarks.shapes import MINIATURE, SHAPES
 from train.config import Recompute, TrainSpec
-from train.recompute import recompute
+from train.models.activation_checkpointing import recompute
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

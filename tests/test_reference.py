@@ -7,8 +7,8 @@ import torch
 
 from tests import rank_programs
 from tests.helpers_ranks import run_ranks, shared_place
-from train.checkpoint import share_bounds
-from train.reference import move
+from train.dpo.reference import move
+from train.trainer.checkpoint import share_bounds
 
 
 def test_a_snapshot_is_a_copy_and_an_average_moves_by_alpha():

@@ -16,9 +16,9 @@ from tests.helpers_train import SIDE, write_base, write_sdxl_base
 from tests.test_adapter import load as load_unet
 from tests.test_adapter import train_a_little, trained
 from tests.test_conf import job
-from train.adapter import attach, in_diffusers_format
 from train.config import LoraSpec
-from train.export import export_adapter, export_pipeline, merged_unet
+from train.export.pipeline import export_adapter, export_pipeline, merged_unet
+from train.models.lora import attach, in_diffusers_format
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

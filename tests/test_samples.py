@@ -7,8 +7,8 @@ import torch
 from data.images import decode
 from tests.helpers_ranks import shared_place, straight
 from train.config import SampleSpec
-from train.noise import NoiseSchedule, Prediction
-from train.samples import descent, sheet
+from train.models.schedule import NoiseSchedule, Prediction
+from train.trainer.samples import descent, sheet
 
 
 def test_the_descent_is_even_and_ends_at_0():

@@ -19,8 +19,9 @@ from data.images import decode, encode_png, fit_square
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from tests.helpers_train import SIDE, picture, write_labels, write_pairs
-from train.order import Position
-from train.stream import PairBatch, PairStream, StreamPlan, decided_pairs
+from train.loader.dataset import decided_pairs
+from train.loader.loader import PairBatch, PairStream, StreamPlan
+from train.loader.sampler import Position
 
 # --- the stream ----------------------------------------------------------------------------------
 

@@ -27,14 +27,15 @@ from label.scoring.shard_scorer import Tools, score_shards
 from label.scoring.vae_encoder import Encoder
 from tests.helpers_ranks import Place, make_place
 from tests.helpers_train import SIDE, write_base, write_labels, write_pairs
-from train.backbone import Backbone, load_backbone
 from train.config import LatentUse, ModelSpec, Precision
-from train.latents import latents_of
-from train.noise import DrawRule, draw
-from train.order import Position
-from train.source import Need, advice, choose, fitting
-from train.step import encode
-from train.stream import PairStream, StreamPlan, decided_pairs
+from train.dpo.draws import DrawRule, draw
+from train.dpo.step import encode
+from train.loader.dataset import decided_pairs
+from train.loader.latent_source import latents_of
+from train.loader.loader import PairStream, StreamPlan
+from train.loader.sampler import Position
+from train.loader.source_choice import Need, advice, choose, fitting
+from train.models.components import Backbone, load_backbone
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.helpers_ranks import ROOT, shared_place, straight
 from train.config import WITHOUT_EFFECT
-from train.validation import FIELDS
+from train.trainer.validation import FIELDS
 
 PAGE = (ROOT / "docs" / "training.md").read_text()
 

@@ -12,9 +12,9 @@ from data.artifacts.atomic import ShardError
 from tests import rank_programs
 from tests.helpers_ranks import Place, run_ranks, shared_place, straight
 from train.config import ValidationSpec
-from train.noise import fraction
-from train.stream import DecidedPairs
-from train.validation import FIELDS, dealt, split
+from train.dpo.draws import fraction
+from train.loader.dataset import DecidedPairs
+from train.trainer.validation import FIELDS, dealt, split
 
 SHARE = 0.6
 """Holds out one of the four prompts of the shared place's pairs (by their hashes)."""

@@ -15,9 +15,9 @@ import pytest
 
 from data.artifacts.parquet_io import write_table
 from tests.helpers_ranks import Place, Ranks, shared_place, start_ranks, straight, train_main
-from train import watch
-from train.engine import start
-from train.watch import Watch
+from train.distributed import watch
+from train.distributed.deepspeed_engine import start
+from train.distributed.watch import Watch
 
 SILENCE_S = 6.0
 MORE = ("zero=stage2", "train.checkpoint_every=1", f"train.silence_s={SILENCE_S}")

@@ -95,7 +95,7 @@ class ZeroSpec:
 
 
 class Objective(Enum):
-    """What training minimises; the equations are in `train/loss.py`."""
+    """What training minimises; the equations are in `train/dpo/loss.py`."""
 
     dpo = "dpo"
     """Diffusion-DPO (Wallace et al. 2023)."""

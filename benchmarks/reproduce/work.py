@@ -13,7 +13,7 @@ from typing import Any
 
 import evaluate.__main__ as judge_program
 import label.run as label_program
-import train.__main__ as train_program
+import train.run as train_program
 from benchmarks.reproduce.children import Piece
 from benchmarks.reproduce.plan import JUDGE, SHARED, Plan, Unit
 from evaluate.contest import Contest
@@ -22,13 +22,13 @@ from evaluate.labels import label_facts
 from evaluate.pictures import Model
 from evaluate.work import agree_on, draw_model, load_panel, score_model
 
-LIBRARIES = ("label.scoring.shard_scorer", "label.metrics", "train.run", "evaluate.sample")
+LIBRARIES = ("label.scoring.shard_scorer", "label.metrics", "train.execute", "evaluate.sample")
 """Modules that import torch, DeepSpeed, diffusers, transformers and open_clip."""
 
 
 def import_all() -> None:
     """Import what the pieces need, so that forked processes have it."""
-    from train.engine import library  # DeepSpeed, without what it prints
+    from train.distributed.deepspeed_engine import library  # DeepSpeed, without what it prints
 
     for name in LIBRARIES:
         import_module(name)

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data.artifacts.atomic import write_bytes, write_json
-from train.adapter import merge
-from train.families import OTHER_PARTS, PARTS, Family
+from train.models.families import OTHER_PARTS, PARTS, Family
+from train.models.lora import merge
 
 ABOUT = "balanceddpo.json"
 """Where a result's weights come from. A later run looks for the pipeline's: then all is done."""

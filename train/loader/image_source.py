@@ -1,6 +1,6 @@
 """Where the pictures of pairs come from: row groups of the pair files, decoded and cut square.
 
-Stage one's latents, which may stand in their place, are in `train/latents.py`.
+Stage one's latents, which may stand in their place, are in `train/loader/latent_source.py`.
 """
 
 from collections.abc import Mapping, Sequence

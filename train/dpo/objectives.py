@@ -9,7 +9,8 @@ from torch import Tensor
 
 from data.artifacts.atomic import ShardError
 from train.config import Objective, TimestepKind, TimestepSpec, TrainSpec
-from train.loss import (
+from train.dpo.draws import Bucketed, Importance, TimestepRule, uniform
+from train.dpo.loss import (
     Compared,
     Errors,
     dpo_losses,
@@ -20,8 +21,7 @@ from train.loss import (
     margin_dpo_losses,
     sdpo_losses,
 )
-from train.noise import Bucketed, Importance, TimestepRule, uniform
-from train.stream import DecidedPairs
+from train.loader.dataset import DecidedPairs
 
 
 def _reference_free(policy: Errors, reference: Errors) -> Float[Tensor, " pair"]:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from data.artifacts.atomic import ShardError, sha256_of, write_json
 from data.artifacts.manifest import MANIFEST
-from train.engine import Policy, World, sizes
-from train.order import Position
-from train.reference import Reference
+from train.distributed.deepspeed_engine import Policy, World, sizes
+from train.dpo.reference import Reference
+from train.loader.sampler import Position
 
 STATE = "state.json"
 NAME = re.compile(r"step-(\d{7,})")

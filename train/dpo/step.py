@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from train.backbone import Backbone, Denoiser, predict
-from train.choices import Criterion
-from train.conditioning import Condition
-from train.loss import Compared, Errors, denoising_errors, residual_overlap
-from train.noise import DrawRule, Draws, draw
-from train.payload import Pictures
-from train.stream import PairBatch
-from train.transfer import moved, pinned
+from train.dpo.draws import DrawRule, Draws, draw
+from train.dpo.loss import Compared, Errors, denoising_errors, residual_overlap
+from train.dpo.objectives import Criterion
+from train.loader.image_source import Pictures
+from train.loader.loader import PairBatch
+from train.loader.transfer import moved, pinned
+from train.models.components import Backbone, Denoiser, predict
+from train.models.conditioning import Condition
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from data.artifacts.atomic import write_bytes
 from data.images import encode_png
-from train.backbone import Backbone, Denoiser, predict
-from train.conditioning import Condition
 from train.config import SampleSpec
-from train.noise import fraction, pair_generator
-from train.stream import DecidedPairs
+from train.dpo.draws import fraction, pair_generator
+from train.loader.dataset import DecidedPairs
+from train.models.components import Backbone, Denoiser, predict
+from train.models.conditioning import Condition
 
 GAP = 2
 """Pixels between two pictures of a sheet."""

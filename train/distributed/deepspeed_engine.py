@@ -22,9 +22,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data.heap import keep_freed_memory
 from train.config import PATIENCE_S, Precision, TrainSpec
-from train.memory import BUCKET
+from train.distributed.malloc import keep_freed_memory
+from train.models.memory import BUCKET
 
 TAG = "engine"
 """DeepSpeed's folder inside a checkpoint."""

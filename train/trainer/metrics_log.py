@@ -19,11 +19,11 @@ from rich.console import Console
 from torch import Tensor
 
 from data.artifacts.atomic import write_bytes
-from train.boards import Board, open_boards
-from train.drift import Drift
-from train.engine import World
+from train.distributed.deepspeed_engine import World
+from train.dpo.step import Outcome
 from train.identity import TrainRun
-from train.step import Outcome
+from train.trainer.error_monitor import Drift
+from train.trainer.trackers import Board, open_boards
 
 BUCKETS = 5
 """Parts of the noise schedule for which accuracy is told apart."""

@@ -11,21 +11,21 @@ from rich.console import Console
 from torch import Tensor
 
 from data.prefetch import ahead
-from train.checkpoint import State, last_good, load_reference, load_state, save_checkpoint
-from train.choices import Criterion
 from train.config import TrainSpec
-from train.engine import NonFiniteError, Policy, World
-from train.flops import peak_flops
+from train.distributed.deepspeed_engine import NonFiniteError, Policy, World
+from train.dpo.draws import DrawRule
+from train.dpo.objectives import Criterion
+from train.dpo.reference import Reference
+from train.dpo.step import Drawn, Networks, drawn_ahead, step
 from train.identity import TrainRun
-from train.journal import Journal, Stopwatch, Tally
-from train.noise import DrawRule
-from train.order import Position
-from train.progress import StepProgress
-from train.reference import Reference
-from train.samples import Samples, save_sheet
-from train.step import Drawn, Networks, drawn_ahead, step
-from train.stream import PairStream
-from train.validation import NOT_LOOKED, Validation
+from train.loader.loader import PairStream
+from train.loader.sampler import Position
+from train.models.flops import peak_flops
+from train.trainer.checkpoint import State, last_good, load_reference, load_state, save_checkpoint
+from train.trainer.metrics_log import Journal, Stopwatch, Tally
+from train.trainer.progress import StepProgress
+from train.trainer.samples import Samples, save_sheet
+from train.trainer.validation import NOT_LOOKED, Validation
 
 PairLosses = list[tuple[tuple[str, ...], Tensor]]
 """Pair ids and losses of each micro-batch of a step."""

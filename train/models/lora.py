@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from train.config import LoraSpec
-from train.memory import Counts
+from train.models.memory import Counts
 
 POLICY = "policy"
 REFERENCE = "reference"

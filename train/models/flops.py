@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from train.conditioning import Condition
+from train.models.conditioning import Condition
 
 PASSES = 3
 """Of the policy: forward, and twice as much backward. The reference has one."""

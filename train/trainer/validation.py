@@ -14,13 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data.artifacts.atomic import ShardError
-from train.backbone import Backbone, Denoiser
 from train.config import ValidationSpec
-from train.engine import World
-from train.loss import Errors, denoising_errors, margin
-from train.noise import DrawRule, fraction
-from train.step import Question, answer, ask, draw_for
-from train.stream import DecidedPairs, PairStream, StreamPlan
+from train.distributed.deepspeed_engine import World
+from train.dpo.draws import DrawRule, fraction
+from train.dpo.loss import Errors, denoising_errors, margin
+from train.dpo.step import Question, answer, ask, draw_for
+from train.loader.dataset import DecidedPairs
+from train.loader.loader import PairStream, StreamPlan
+from train.models.components import Backbone, Denoiser
 
 FIELDS = tuple(
     f"validation_{name}"

@@ -9,23 +9,24 @@ from torch import Tensor
 
 from data.pairs import open_pairs
 from data.pairs.schema import PairSource
-from train.adapter import attach, counts
-from train.backbone import load_backbone
-from train.choices import make_criterion, timestep_rule
 from train.config import Refresh, TrainSpec
-from train.engine import Policy, World
-from train.flops import forward_flops, pair_flops
+from train.distributed.deepspeed_engine import Policy, World
+from train.dpo.draws import DrawRule
+from train.dpo.objectives import make_criterion, timestep_rule
+from train.dpo.reference import make_reference
+from train.dpo.step import Networks, absent
 from train.identity import TrainRun
-from train.latents import latents_of
-from train.loop import Trainer
-from train.memory import count
-from train.noise import DrawRule
-from train.recompute import recompute
-from train.reference import make_reference
-from train.samples import make_samples, texts
-from train.step import Networks, absent
-from train.stream import DecidedPairs, PairStream, StreamPlan, decided_pairs
-from train.validation import make_validation, split
+from train.loader.dataset import DecidedPairs, decided_pairs
+from train.loader.latent_source import latents_of
+from train.loader.loader import PairStream, StreamPlan
+from train.models.activation_checkpointing import recompute
+from train.models.components import load_backbone
+from train.models.flops import forward_flops, pair_flops
+from train.models.lora import attach, counts
+from train.models.memory import count
+from train.trainer.samples import make_samples, texts
+from train.trainer.trainer import Trainer
+from train.trainer.validation import make_validation, split
 
 
 def shared_out(run: TrainRun, world: int) -> TrainRun:

@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from train.conditioning import (
+from train.config import ModelSpec, Precision
+from train.models.conditioning import (
     Condition,
     OneTower,
     TextEncoder,
@@ -27,9 +28,8 @@ from train.conditioning import (
     condition,
     encode_distinct,
 )
-from train.config import ModelSpec, Precision
-from train.families import BaseModel, Family, open_model
-from train.noise import NoiseSchedule, Prediction
+from train.models.families import BaseModel, Family, open_model
+from train.models.schedule import NoiseSchedule, Prediction
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 

@@ -7,7 +7,6 @@ timestep and the same noise. All draws are made on the CPU, so another device ch
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from hashlib import blake2b
 from itertools import accumulate
 from math import gcd
@@ -31,9 +30,6 @@ class Draws:
     """Mirror both pictures left to right."""
     drop_caption: Bool[Tensor, " pair"]
     """Train this pair with the empty prompt."""
-
-
-# --- timesteps -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +109,6 @@ def coprime_stride(count: int) -> int:
     )
 
 
-# --- draws ---------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawRule:
     """The distribution of the draws."""
@@ -161,70 +154,3 @@ def draw(rule: DrawRule, epoch: int, pair_ids: Sequence[str]) -> Draws:
         flip=(mirror < 0.5) & rule.flip,
         drop_caption=empty < rule.caption_dropout,
     )
-
-
-# --- the forward process -------------------------------------------------------------------------
-
-
-class Prediction(Enum):
-    """What a denoiser was trained to predict; named as diffusers' schedulers name it."""
-
-    EPSILON = "epsilon"
-    """The noise."""
-    VELOCITY = "v_prediction"
-    """alpha noise - sigma latents (Salimans and Ho 2022)."""
-
-
-@dataclass(frozen=True, slots=True)
-class NoiseSchedule:
-    """The forward process: how much signal is left at each timestep."""
-
-    alphas_cumprod: Float[Tensor, " timestep"]
-    """alpha_bar of Ho et al. 2020, float32, falling from nearly 1 towards 0."""
-    prediction: Prediction
-
-    def noisy(
-        self,
-        latents: Float[Tensor, "image channel height width"],
-        noise: Float[Tensor, "image channel height width"],
-        timestep: Int[Tensor, " image"],
-    ) -> Float[Tensor, "image channel height width"]:
-        """x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise (Ho et al. 2020, Eq. 4)."""
-        signal, spread = self._scales(timestep)
-        return signal * latents + spread * noise
-
-    def target(
-        self,
-        latents: Float[Tensor, "image channel height width"],
-        noise: Float[Tensor, "image channel height width"],
-        timestep: Int[Tensor, " image"],
-    ) -> Float[Tensor, "image channel height width"]:
-        """What the denoiser should say: the noise, or the velocity."""
-        if self.prediction is Prediction.EPSILON:
-            return noise
-        signal, spread = self._scales(timestep)
-        return signal * noise - spread * latents
-
-    def back(
-        self,
-        noisy: Float[Tensor, "image channel height width"],
-        predicted: Float[Tensor, "image channel height width"],
-        timestep: int,
-        before: int,
-    ) -> Float[Tensor, "image channel height width"]:
-        """A DDIM step from one timestep to an earlier one (Song et al. 2021, Eq. 12, sigma 0).
-
-        The earliest, and what lies before it, is `before` = 0.
-        """
-        kept, kept_before = self.alphas_cumprod[timestep], self.alphas_cumprod[before]
-        signal, spread = kept.sqrt(), (1 - kept).sqrt()
-        if self.prediction is Prediction.EPSILON:
-            latents, noise = (noisy - spread * predicted) / signal, predicted
-        else:
-            latents = signal * noisy - spread * predicted
-            noise = signal * predicted + spread * noisy
-        return kept_before.sqrt() * latents + (1 - kept_before).sqrt() * noise
-
-    def _scales(self, timestep: Int[Tensor, " image"]) -> tuple[Tensor, Tensor]:
-        kept = self.alphas_cumprod[timestep].view(-1, 1, 1, 1)
-        return kept.sqrt(), (1 - kept).sqrt()

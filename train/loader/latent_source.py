@@ -17,8 +17,8 @@ from data.artifacts.latents import LatentSet
 from data.artifacts.manifest import FileEntry, part_name
 from data.artifacts.parquet_io import read_table
 from data.artifacts.schemas import Status
-from train.payload import Pictures
-from train.stream import DecidedPairs
+from train.loader.dataset import DecidedPairs
+from train.loader.image_source import Pictures
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from train.config import Objective, TrainSpec
-from train.journal import read_lines
-from train.loop import Trainer
+from train.trainer.metrics_log import read_lines
+from train.trainer.trainer import Trainer
 
 CARD = """---
 library_name: diffusers

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train.adapter import as_reference, of_reference
 from train.config import Objective, Precision, ReferenceSpec, Refresh, TrainSpec
-from train.engine import Policy, World, partitions, release, sharded_reference
+from train.distributed.deepspeed_engine import Policy, World, partitions, release, sharded_reference
+from train.models.lora import as_reference, of_reference
 
 
 @dataclass(slots=True)

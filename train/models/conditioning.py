@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from data.images import central_square
-from train.transfer import onto
+from train.loader.transfer import onto
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,168 @@
+"""A whole run of stage two: from the labels to the finished pipeline."""
+
+import os
+import platform
+import time
+import warnings
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from rich.console import Console
+
+from data.artifacts.atomic import write_json
+from data.artifacts.config_diff import differences
+from data.artifacts.manifest import code_revision
+from train.config import LatentUse, Objective
+from train.distributed.deepspeed_engine import World, start, stop
+from train.distributed.watch import watched
+from train.export.model_card import last_look, last_tenth, model_card
+from train.export.pipeline import export_adapter, export_pipeline, merged_unet, trained_unet
+from train.identity import TrainRun
+from train.loader.loader import PairStream
+from train.loader.source_choice import advice
+from train.models.lora import in_diffusers_format
+from train.trainer.build import make_trainer, open_stream, shared_out
+from train.trainer.metrics_log import read_lines
+from train.trainer.trackers import check_boards
+from train.trainer.trainer import Trainer
+
+LN_2 = " (ln 2 = 0.6931 is no change)"
+
+NO_CHANGE = {
+    Objective.dpo: LN_2,
+    Objective.margin_dpo: LN_2,
+    Objective.sdpo: LN_2,
+    Objective.ipo: " (0.25 is no change)",
+    Objective.mapo: "",
+}
+"""What the loss is where policy and reference agree."""
+
+
+def execute(run: TrainRun) -> None:
+    """Train from wherever the run stands to the end; whatever ends one process ends all."""
+    warnings.filterwarnings("ignore", module=r"(deepspeed|torch|diffusers|transformers)\b.*")
+    with watched(run.train.silence_s):
+        check_boards(run)
+        train(run, start(run.train.device, run.train.patience_s))
+        stop()
+
+
+def train(run: TrainRun, world: World) -> None:
+    """Train, and export the result."""
+    check_alike(run, world)
+    console = Console(quiet=world.rank != 0, highlight=False, soft_wrap=True)
+    run = shared_out(run, world.size)
+    stream = open_stream(run, world)
+    console.print(
+        f"{len(stream.pairs)} decided pairs · {stream.epoch_batches} batches of {run.train.batch} "
+        f"an epoch · up to {stream.window_bytes / 2**20:.0f} MiB of pairs in memory a process"
+    )
+    for line in (run.pictures, advised(run, stream)):
+        if line:
+            console.print(line)
+    trainer = make_trainer(run, world, stream, console)
+    if world.rank == 0:  # not before: a mistyped model must not claim the folder
+        write_json(run.folder / "config.json", provenance(run, world))
+    trainer.resume()
+    trainer.train()
+    export(trainer)
+    summarise(trainer)
+    world.barrier()
+
+
+def check_alike(run: TrainRun, world: World) -> None:
+    """Refuse processes that were started with other settings, or that share no folder.
+
+    Raises:
+        ValueError: Says of which process, and what to change.
+    """
+    if world.size == 1:
+        return
+    first = world.from_first(run.train)
+    if differing := differences(asdict(first), asdict(run.train)):
+        raise ValueError(
+            f"rank 0 was started with other settings than rank {world.rank} "
+            f"({'; '.join(differing)}); give every machine the same command"
+        )
+    seen = run.folder.parent / world.from_first(f".seen-{os.getpid()}-{time.time_ns()}")
+    if world.rank == 0:
+        write_json(seen, {})
+    world.barrier()
+    there = seen.exists()
+    world.barrier()
+    if world.rank == 0:
+        seen.unlink()
+    if not there:
+        raise ValueError(
+            f"{seen.parent.absolute()} on {platform.node()} is another folder than that of rank 0; "
+            "set runs=... to one that all machines share"
+        )
+
+
+def advised(run: TrainRun, stream: PairStream) -> str:
+    """Says when latents would be better."""
+    if run.latents or run.train.latents is LatentUse.never:
+        return ""
+    return advice(run.train.steps, run.train.batch, len(stream.pairs))
+
+
+def export(trainer: Trainer) -> None:
+    """Write the pipeline, and before it the adapter; every rank takes part, rank 0 writes."""
+    run, world = trainer.run, trainer.world
+    weights = trainer.policy.weights()
+    if world.rank != 0:
+        return
+    base, lora = trainer.nets.backbone.base.folder, run.train.lora
+    made, card = provenance(run, world) | {"step": trainer.step}, model_card(trainer)
+    if lora.rank:
+        adapter = in_diffusers_format(weights, lora.scale)
+        export_adapter(adapter, run.adapter, made, card)
+        unet = merged_unet(base, adapter)
+    else:
+        unet = trained_unet(base, weights)
+    export_pipeline(base, unet, run.pipeline, made, card)
+
+
+def provenance(run: TrainRun, world: World) -> dict[str, Any]:
+    """What decides the weights, and what is worth knowing besides."""
+    packages = ("torch", "diffusers", "transformers", "deepspeed")
+    return {
+        "settings": run.settings,
+        "label_set": str(run.labels),
+        "label_set_identity": run.settings["labels"],
+        "base": run.model.path,
+        "base_revision": run.model.revision,
+        "processes": world.size,
+        "device": str(world.device),
+        "code_revision": code_revision(),
+        "versions": {name: version(name) for name in packages}
+        | {"python": platform.python_version()},
+    }
+
+
+def summarise(trainer: Trainer) -> None:
+    """The last words in the terminal."""
+    run, console = trainer.run, trainer.console
+    lines = read_lines(run.folder / "journal.jsonl")
+    numbers, kind = last_tenth(lines), run.train.objective.kind
+    console.print(
+        f"trained {trainer.step} steps of {run.train.batch} pairs · "
+        f"loss {numbers['loss']:.4f}{NO_CHANGE[kind]} · "
+        f"accuracy {numbers['accuracy']:.2f} · reference renewed {trainer.reference.version} times"
+    )
+    seconds = sum(run.train.batch / line["pairs_per_s"] for line in lines) * run.train.log_every
+    waited = sum(line["data_wait_s"] for line in lines) * run.train.log_every
+    console.print(
+        f"about {seconds / 60:.1f} min in steps · {numbers['pairs_per_s']:.1f} pairs/s · "
+        f"{waited / seconds:.1%} of it waiting for data"
+    )
+    if (looked := last_look(lines)) is not None:
+        console.print(
+            f"held-out pairs against the base: accuracy {looked['validation_accuracy']:.2f} "
+            f"(0.5 is chance) · winners' error {looked['validation_winner_rise']:+.1%} · "
+            f"losers' {looked['validation_loser_rise']:+.1%}"
+        )
+    if any(line.get("both_rise") for line in lines):
+        console.print("[yellow]both errors rose[/] at some steps, see both_rise in the journal")
+    console.print(f"pipeline: {run.pipeline}")
