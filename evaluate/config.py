@@ -2,58 +2,9 @@
 
 import re
 from dataclasses import dataclass, field
-from enum import Enum
 
 from data.dtypes import Dtype
-
-
-class PromptsKind(Enum):
-    """Where prompts come from."""
-
-    miniature = "miniature"
-    """Held-out prompts of the embedded world (`split`: test or validation)."""
-    lines = "lines"
-    """A text file, one prompt a line."""
-    parti = "parti"
-    """PartiPrompts.tsv: columns Prompt, Category, Challenge; quotes mean nothing."""
-    hpd = "hpd"
-    """HPDv2's benchmark: a JSON list of prompts, or a folder of such lists, one for each style."""
-    table = "table"
-    """A Parquet, TSV or CSV file, a JSON list or JSON lines, with a column of prompts (and of
-    `category` and `challenge`, where there are such); or a folder of Parquet files (`split`)."""
-    pairs = "pairs"
-    """The prompts of the run's own pair set, from files of another `split` than it trains on."""
-
-
-class Scheduler(Enum):
-    """Which sampler draws the pictures."""
-
-    ddim = "ddim"
-    """Deterministic DDIM (eta 0) on the model's own noise schedule."""
-    own = "own"
-    """The scheduler in the model's folder, as it is configured there."""
-
-
-@dataclass(kw_only=True, slots=True)
-class PromptsSpec:
-    """A set of prompts."""
-
-    name: str = "???"
-    """Its name in tables and reports."""
-    kind: PromptsKind = PromptsKind.lines
-    """Its source."""
-    path: str = ""
-    """The file, where the kind has one; or owner/name/file of a hub data set."""
-    revision: str | None = None
-    """The hub's 40-digit commit; never a branch."""
-    split: str = "test"
-    """The part of it, where the kind has parts: files whose name begins with this."""
-    column: str = ""
-    """The column of a table; empty takes `prompt` or `caption`, whichever there is."""
-    max_prompts: int = 0
-    """Take at most this many, from the first; 0 takes all."""
-    exclude_trained: bool = False
-    """Leave out prompts that stand in a training pair, whatever their capitals and spaces."""
+from generate.config import PromptsSpec, Scheduler
 
 
 @dataclass(kw_only=True, slots=True)

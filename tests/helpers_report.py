@@ -9,15 +9,15 @@ from data.artifacts.atomic import write_bytes
 from data.artifacts.parquet_io import write_table
 from data.artifacts.schemas import Role
 from data.images import encode_png
-from evaluate import winrate
 from evaluate.config import EvaluateSpec
-from evaluate.contest import Contest
-from evaluate.judge import Judge
-from evaluate.pictures import Model
-from evaluate.prompt_files import Prompt
-from evaluate.prompts import PromptSet
-from evaluate.report import write_report
-from evaluate.summary import summarise
+from evaluate.plan import Contest
+from evaluate.reporting.report import write_report
+from evaluate.reporting.summary import summarise
+from evaluate.statistics import winrate
+from evaluate.statistics.winrate import Judge
+from generate.image_files import Model
+from generate.prompts.files import Prompt
+from generate.prompts.prompt_set import PromptSet
 
 NUMBER = 30
 JUDGES = (Judge("clip_1", Role.VOTER), Judge("hps", Role.VOTER), Judge("truth", Role.ORACLE))

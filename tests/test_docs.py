@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from conf.job import Job, composed, explain
-from evaluate.__main__ import expanded
+from evaluate.run import expanded
 from tests import helpers_docs as docs
 from tests.helpers_docs import PAGES, RECORDS, ROOT
 

@@ -13,7 +13,7 @@ import pytest
 from conf.job import entry
 from data.artifacts import schemas
 from data.artifacts.atomic import sha256_of
-from evaluate import __main__ as program
+from evaluate import run as program
 from tests.helpers_evaluate import SIDE, FakePanel, write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -149,7 +149,7 @@ def test_scores_alone_are_enough_for_new_statistics(world, monkeypatch, tmp_path
     gone = ["model.path=gone", "evaluate.scores_only=true", "evaluate.resamples=50",
             "metrics.clip.weights=gone", "metrics.hps.weights=gone"]  # fmt: skip
     before = json.loads((folder_of(world) / "winrates.json").read_text())["comparisons"][0]
-    monkeypatch.setattr("evaluate.sample.Generator.load", None)
+    monkeypatch.setattr("generate.sampler.Generator.load", None)
     capsys.readouterr()
     evaluate(monkeypatch, *world, *gone)
     assert "average" in capsys.readouterr().out
@@ -248,7 +248,7 @@ def test_a_script_can_stop_at_a_loss(world, monkeypatch, found, status):
     ],
 )
 def test_mistakes_are_told_before_a_model_is_loaded(world, monkeypatch, capsys, change, message):
-    monkeypatch.setattr("evaluate.sample.Generator.load", None)
+    monkeypatch.setattr("generate.sampler.Generator.load", None)
     assert re.search(message, refused(monkeypatch, capsys, *world, change))
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_keymap import open_clip_to_hf
 from open_clip.model import CLIP
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
@@ -35,6 +34,7 @@ from tests.helpers_golden import (
     shapes_of,
     weights,
 )
+from tests.helpers_keymap import open_clip_to_hf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,8 +9,8 @@ import pytest
 
 from data.storage import open_store
 from data.storage.hub import HubError, cached, fetch, unreachable
-from evaluate.config import PromptsKind, PromptsSpec
-from evaluate.prompt_files import located
+from generate.config import PromptsKind, PromptsSpec
+from generate.prompts.files import located
 from label.config import MetricKind, MetricSpec
 from label.metrics.registry import identify
 from train.config import ModelSpec

@@ -20,7 +20,7 @@ ONLY_IN = {
     "diffusers": {
         "train/models/components.py",
         "train/export/pipeline.py",
-        "evaluate/sample.py",
+        "generate/sampler.py",
         "label/scoring/vae_encoder.py",
         "data/miniature/*",
     },

@@ -5,11 +5,11 @@ import pytest
 from data.artifacts import schemas
 from data.artifacts.atomic import write_bytes
 from data.images import encode_png
-from evaluate import judge as judging
-from evaluate.config import PromptsSpec
-from evaluate.judge import Scorers, is_judged, judge, write_scores
-from evaluate.pictures import plan
-from evaluate.prompts import load_prompts
+from evaluate import judging as judging
+from evaluate.judging import Scorers, is_judged, judge, write_scores
+from generate.config import PromptsSpec
+from generate.image_files import plan
+from generate.prompts.prompt_set import load_prompts
 from tests.helpers_evaluate import FakePanel
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers_keymap import open_clip_to_hf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -33,6 +32,7 @@ from label.scoring.batching import Batch, halving
 from label.scoring.decode_pool import Decoder
 from label.scoring.runner import check_compiler
 from tests import helpers_label as tiny
+from tests.helpers_keymap import open_clip_to_hf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,9 +8,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from data.miniature.pairs import write_pairs
 from data.pairs.config import PairsSpec
-from evaluate.config import PromptsKind, PromptsSpec
-from evaluate.prompt_files import PromptsError
-from evaluate.prompts import load_prompts
+from generate.config import PromptsKind, PromptsSpec
+from generate.prompts.files import PromptsError
+from generate.prompts.prompt_set import load_prompts
 
 
 def spec(path, kind=PromptsKind.lines, **more):

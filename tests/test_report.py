@@ -10,9 +10,9 @@ import pytest
 
 from data.artifacts.manifest import Manifest, describe, write_manifest
 from data.artifacts.parquet_io import write_table
-from evaluate import gallery, plots
-from evaluate.labels import label_facts
-from evaluate.report import flat, latex, markdown
+from evaluate.reporting import gallery, plots
+from evaluate.reporting.label_facts import label_facts
+from evaluate.reporting.report import flat, latex, markdown
 from tests.helpers_report import NASTY, NUMBER, finished_comparison, write_page
 
 

@@ -16,7 +16,7 @@ from benchmarks.reproduce.arms import ARMS, LOOSE_BETA, OURS, Group, named
 from benchmarks.reproduce.plan import Plan, estimate, note_seconds
 from benchmarks.reproduce.results import contrast
 from data.artifacts.schemas import Role, sample_scores
-from evaluate.judge import Judge
+from evaluate.statistics.winrate import Judge
 
 ROOT = Path(__file__).parent.parent
 JUDGES = (Judge("a", Role.VOTER), Judge("b", Role.VOTER), Judge("truth", Role.ORACLE))

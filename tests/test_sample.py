@@ -7,11 +7,11 @@ import torch
 from data.artifacts.atomic import ShardError
 from data.dtypes import Dtype
 from data.images import decode, to_pixels
-from evaluate import pictures
-from evaluate.config import PromptsSpec, Scheduler
-from evaluate.pictures import Model, SamplesError, agree, missing, plan, share
-from evaluate.prompts import load_prompts
-from evaluate.sample import Generator, deterministic, device_of, draw_missing, initial_noise
+from generate import image_files
+from generate.config import PromptsSpec, Scheduler
+from generate.image_files import Model, SamplesError, agree, missing, plan, share
+from generate.prompts.prompt_set import load_prompts
+from generate.sampler import Generator, deterministic, device_of, draw_missing, initial_noise
 from tests.helpers_evaluate import SIDE, tiny_pipeline, write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -277,4 +277,4 @@ def test_a_model_that_is_not_there_is_refused_early(path, tmp_path):
 
 
 def test_deciding_what_is_missing_needs_no_torch():
-    assert not hasattr(pictures, "torch")
+    assert not hasattr(image_files, "torch")

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from data.dtypes import Dtype
-from evaluate.__main__ import model_at
-from evaluate.config import Scheduler
-from evaluate.pictures import Model, SamplesError, adapter_at
-from evaluate.sample import Generator
+from evaluate.run import model_at
+from generate.config import Scheduler
+from generate.image_files import Model, SamplesError, adapter_at
+from generate.sampler import Generator
 from tests.helpers_train import SIDE, write_base, write_sdxl_base
 from tests.test_adapter import load as load_unet
 from tests.test_adapter import train_a_little, trained

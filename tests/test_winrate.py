@@ -8,11 +8,10 @@ from scipy.stats import binom, bootstrap, norm
 
 from data.artifacts import schemas
 from data.artifacts.schemas import Role
-from evaluate.judge import Judge
-from evaluate.power import detectable, needed_prompts
-from evaluate.summary import sentence
-from evaluate.uncertainty import Bootstrap, holm, per_prompt, resampled, sign_test
-from evaluate.winrate import Balance, Verdict, compare, table
+from evaluate.reporting.summary import sentence
+from evaluate.statistics.bootstrap import Bootstrap, holm, per_prompt, resampled, sign_test
+from evaluate.statistics.power import detectable, needed_prompts
+from evaluate.statistics.winrate import Balance, Judge, Verdict, compare, table
 
 VOTER = Judge("m", Role.VOTER)
 

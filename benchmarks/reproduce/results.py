@@ -12,9 +12,16 @@ import numpy as np
 import polars as pl
 
 from data.artifacts.schemas import Role
-from evaluate.judge import Judge
-from evaluate.uncertainty import Estimate
-from evaluate.winrate import Comparison, Verdict, WinRate, compare, outcome, paired
+from evaluate.statistics.bootstrap import Estimate
+from evaluate.statistics.winrate import (
+    Comparison,
+    Judge,
+    Verdict,
+    WinRate,
+    compare,
+    outcome,
+    paired,
+)
 
 APART = 1_000_000
 """Between the picture seeds of two training seeds, to keep them apart in one column."""

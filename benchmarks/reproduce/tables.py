@@ -7,8 +7,8 @@ from rich.table import Table
 
 from benchmarks.reproduce.arms import OTHER_K, OURS, VOTERS, Arm
 from benchmarks.reproduce.results import Contrast
-from evaluate.judge import Judge
-from evaluate.uncertainty import Estimate
+from evaluate.statistics.bootstrap import Estimate
+from evaluate.statistics.winrate import Judge
 
 MARKS = {"better": "", "worse": " ▼", "not shown": " ·"}
 """Behind a win rate: shown to be worse, or nothing shown."""

@@ -11,18 +11,18 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any
 
-import evaluate.__main__ as judge_program
+import evaluate.run as judge_program
 import label.run as label_program
 import train.run as train_program
 from benchmarks.reproduce.children import Piece
 from benchmarks.reproduce.plan import JUDGE, SHARED, Plan, Unit
-from evaluate.contest import Contest
-from evaluate.judge import is_judged
-from evaluate.labels import label_facts
-from evaluate.pictures import Model
-from evaluate.work import agree_on, draw_model, load_panel, score_model
+from evaluate.judging import is_judged
+from evaluate.plan import Contest
+from evaluate.reporting.label_facts import label_facts
+from evaluate.steps import agree_on, draw_model, load_panel, score_model
+from generate.image_files import Model
 
-LIBRARIES = ("label.scoring.shard_scorer", "label.metrics", "train.execute", "evaluate.sample")
+LIBRARIES = ("label.scoring.shard_scorer", "label.metrics", "train.execute", "generate.sampler")
 """Modules that import torch, DeepSpeed, diffusers, transformers and open_clip."""
 
 

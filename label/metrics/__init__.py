@@ -19,5 +19,5 @@ __all__ = ["EmbeddingMetric", "Metric", "Panel", "PictureMetric", "score_setting
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "panel" if name == "Panel" else "metric"
+    module = "panel" if name == "Panel" else "base"
     return getattr(import_module(f"label.metrics.{module}"), name)

@@ -1,7 +1,7 @@
 """Pictures of the same prompts from the same noise while training: progress that can be seen.
 
 They are drawn by a short DDIM, with the policy as it is sharded: every rank takes part, rank 0
-keeps the pictures. The judge draws its own, see `evaluate/sample.py`.
+keeps the pictures. The judge draws its own, see `generate/sampler.py`.
 """
 
 from collections.abc import Iterator, Sequence

@@ -11,7 +11,7 @@ from typing import Any
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.storage.hub import HubError, cached, fetch
-from evaluate.config import PromptsKind, PromptsSpec
+from generate.config import PromptsKind, PromptsSpec
 
 COLUMNS = ("prompt", "caption")
 """Where a table's prompts are looked for when no column is named; case does not matter."""

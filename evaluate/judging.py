@@ -1,7 +1,6 @@
 """Scores every picture with every judge, once; statistics need no model afterwards."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,21 +10,10 @@ import pyarrow as pa
 from data.artifacts import schemas
 from data.artifacts.config_diff import differences
 from data.artifacts.parquet_io import read_settings, write_table
-from data.artifacts.schemas import Role
-from evaluate.pictures import Picture
+from generate.image_files import Picture
 
 CHUNK = 2048
 """Pictures whose bytes are in memory together."""
-
-
-@dataclass(frozen=True, slots=True)
-class Judge:
-    """A metric and how it judges."""
-
-    metric: str
-    role: Role
-    tie: float = 0.0
-    """Score gaps up to this are ties; in the metric's units."""
 
 
 @runtime_checkable

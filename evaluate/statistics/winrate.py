@@ -17,9 +17,7 @@ from jaxtyping import Float, Int
 
 from data.artifacts import schemas
 from data.artifacts.schemas import Role
-from evaluate.judge import Judge
-from evaluate.power import needed_prompts
-from evaluate.uncertainty import (
+from evaluate.statistics.bootstrap import (
     CONFIDENCE,
     Bootstrap,
     Estimate,
@@ -28,6 +26,17 @@ from evaluate.uncertainty import (
     per_prompt,
     sign_test,
 )
+from evaluate.statistics.power import needed_prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """A metric and how it judges."""
+
+    metric: str
+    role: Role
+    tie: float = 0.0
+    """Score gaps up to this are ties; in the metric's units."""
 
 
 class Verdict(StrEnum):

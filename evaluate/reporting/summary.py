@@ -8,9 +8,9 @@ from typing import Any
 import polars as pl
 
 from data.artifacts.schemas import Role
-from evaluate.contest import Contest
-from evaluate.power import detectable
-from evaluate.winrate import Balance, Comparison, Verdict, WinRate, compare
+from evaluate.plan import Contest
+from evaluate.statistics.power import detectable
+from evaluate.statistics.winrate import Balance, Comparison, Verdict, WinRate, compare
 
 PART_RESAMPLES = 1000
 """Bootstrap resamples of a category: many small intervals that nothing is decided by."""

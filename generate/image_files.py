@@ -12,8 +12,8 @@ from typing import Any
 
 from data.artifacts.atomic import sha256_of, write_json
 from data.artifacts.config_diff import refuse_other_settings
-from evaluate.prompt_files import COMMIT, Prompt
-from evaluate.prompts import PromptSet
+from generate.prompts.files import COMMIT, Prompt
+from generate.prompts.prompt_set import PromptSet
 
 SETTINGS = "settings.json"
 

@@ -10,14 +10,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from data.pairs.config import PairsSpec
-from evaluate.config import PromptsSpec
-from evaluate.prompt_files import (
-    Prompt,
-    PromptsError,
-    read_prompts,
-    trained_prompts,
-    wording,
-)
+from generate.config import PromptsSpec
+from generate.prompts.files import Prompt, PromptsError, read_prompts, trained_prompts, wording
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

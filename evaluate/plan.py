@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.config import EvaluateSpec
-from evaluate.judge import Judge
-from evaluate.pictures import Model, Picture, plan
-from evaluate.prompts import PromptSet
+from evaluate.statistics.winrate import Judge
+from generate.image_files import Model, Picture, plan
+from generate.prompts.prompt_set import PromptSet
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,8 @@ from transformers.utils import logging as transformers_logging
 from data.artifacts.atomic import write_bytes
 from data.dtypes import Dtype
 from data.images import encode_png
-from evaluate.config import Scheduler
-from evaluate.pictures import Model, Picture, SamplesError, missing
+from generate.config import Scheduler
+from generate.image_files import Model, Picture, SamplesError, missing
 
 DTYPES = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16}
 SLICED_ABOVE = 512

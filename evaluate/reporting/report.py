@@ -10,7 +10,7 @@ import polars as pl
 from markupsafe import Markup
 
 from data.artifacts.atomic import write_bytes
-from evaluate import gallery, plots
+from evaluate.reporting import gallery, plots
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 HEADINGS = ("metric", "role", "win rate", "95 % interval", "score change", "wins / ties / losses")

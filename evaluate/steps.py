@@ -14,10 +14,10 @@ from rich.console import Console
 
 from data.artifacts.atomic import write_json
 from data.artifacts.parquet_io import read_table, write_table
-from evaluate.contest import Contest
-from evaluate.judge import Scorers, is_judged, judge, write_scores
-from evaluate.pictures import Model, Picture, agree, missing, share
-from evaluate.terminal import progress
+from evaluate.judging import Scorers, is_judged, judge, write_scores
+from evaluate.plan import Contest
+from evaluate.reporting.console import progress
+from generate.image_files import Model, Picture, agree, missing, share
 from label.config import MetricSpec
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def draw_model(
     contest: Contest, model: Model, pictures: list[Picture], drawn: Callable[[int], None]
 ) -> None:
     """Load one model and draw what is missing of its pictures."""
-    from evaluate.sample import Generator, device_of, draw_missing
+    from generate.sampler import Generator, device_of, draw_missing
 
     spec = contest.spec
     generator = Generator.load(
@@ -110,7 +110,7 @@ def score(contest: Contest, specs: Mapping[str, MetricSpec], console: Console) -
 
 def load_panel(contest: Contest, specs: Mapping[str, MetricSpec]) -> "Panel":
     """Load every judge, and note which weights they are."""
-    from evaluate.sample import device_of
+    from generate.sampler import device_of
     from label.metrics import Panel
 
     device = device_of(contest.spec.device, _local_rank())
