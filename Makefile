@@ -53,7 +53,7 @@ eval: train ## Labels and training if they are missing, then win rates and a rep
 smoke: ## Two steps of everything into runs/smoke (or RUN), to see that it runs
 	$(MAKE) eval RUN=$(if $(filter file,$(origin RUN)),smoke,$(RUN)) ARGS="debug=smoke $(ARGS)"
 
-inspect: labels ## Statistics of the labels in the terminal, and a page with pictures
+inspect: labels ## Statistics of the labels in the terminal, and a page with images
 	$(PY) -m label $(JOB) label.inspect=true
 
 reproduce: $(READY) ## The paper's comparison in miniature, resumable (about an hour); ARGS=--plan says what it does
@@ -82,7 +82,7 @@ bench-label: $(READY) ## Speed of stage one beside bare forward passes and per-p
 bench-vote: $(READY) ## Seconds of a new vote over 959 040 pairs
 	$(PY) -m benchmarks.vote $(ARGS)
 
-bench-stream: $(READY) ## How fast stage two reads pictures and latents, beside what is possible
+bench-stream: $(READY) ## How fast stage two reads images and latents, beside what is possible
 	$(PY) -m benchmarks.stream $(ARGS)
 
 bench-train: $(READY) ## Speed and memory of stage two: a table, and one JSON object on the last line

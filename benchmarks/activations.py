@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.shapes import SD15, SD21, SDXL
 from train.config import Recompute
-from train.models.activation_checkpointing import recompute
+from train.models.activation_checkpointing import checkpoint_activations
 
 TOKENS = 77
 MODELS: dict[str, Mapping[str, Any]] = {
@@ -54,18 +54,18 @@ def id_of(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def held(unet: Any, pictures: int, dtype: torch.dtype) -> int:
-    """Bytes that a UNet's forward pass over so many pictures leaves for its backward pass."""
+def held(unet: Any, images: int, dtype: torch.dtype) -> int:
+    """Bytes that a UNet's forward pass over so many images leaves for its backward pass."""
     config, side = unet.config, unet.config.sample_size
-    noisy = torch.zeros(pictures, config.in_channels, side, side, dtype=dtype)
-    states = torch.zeros(pictures, TOKENS, config.cross_attention_dim, dtype=dtype)
+    noisy = torch.zeros(images, config.in_channels, side, side, dtype=dtype)
+    states = torch.zeros(images, TOKENS, config.cross_attention_dim, dtype=dtype)
     added = None
     if config.addition_embed_type == "text_time":
         ids = 6 * config.addition_time_embed_dim
-        pooled = torch.zeros(pictures, config.projection_class_embeddings_input_dim - ids)
-        added = {"text_embeds": pooled.to(dtype), "time_ids": torch.zeros(pictures, 6)}
+        pooled = torch.zeros(images, config.projection_class_embeddings_input_dim - ids)
+        added = {"text_embeds": pooled.to(dtype), "time_ids": torch.zeros(images, 6)}
     with Alive() as alive:
-        answer = unet(noisy, torch.zeros(pictures), states, added_cond_kwargs=added).sample
+        answer = unet(noisy, torch.zeros(images), states, added_cond_kwargs=added).sample
         count: int = alive.bytes
     del answer
     return count
@@ -77,7 +77,7 @@ def a_pair(config: Mapping[str, Any], what: Recompute) -> int:
     try:
         with FakeTensorMode():
             unet = UNet2DConditionModel(**config).eval()
-            recompute(unet, what)
+            checkpoint_activations(unet, what)
             return held(unet, 4, torch.bfloat16) - held(unet, 2, torch.bfloat16)
     finally:
         torch.set_default_dtype(torch.float32)

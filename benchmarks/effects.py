@@ -16,12 +16,12 @@ from data.pairs.config import PairsSpec
 from label.config import MetricKind, MetricSpec
 from label.metrics import Panel
 from label.scoring.batching import Batch
-from label.scoring.decode_pool import Decoder
-from label.scoring.embedding_cache import Memory
+from label.scoring.decode_pool import DecodePool
+from label.scoring.embedding_cache import EmbeddingCache
 from label.scoring.runner import device_of
 
-PICTURE_BYTES = 12_700
-"""A picture in memory with the paper's four metrics at their real sizes."""
+IMAGE_BYTES = 12_700
+"""An image in memory with the paper's four metrics at their real sizes."""
 WEIGHTS = Path("data/miniature/weights")
 
 
@@ -31,11 +31,11 @@ def reuse(num_pairs: int, per_shard: int = 1500) -> dict[str, float]:
     images = len({image for _, *pair in rows for image in pair})
 
     def made(limit: int, forget: bool = False) -> float:
-        memory, new = Memory(limit, PICTURE_BYTES, PICTURE_BYTES), 0
+        memory, new = EmbeddingCache(limit, IMAGE_BYTES, IMAGE_BYTES), 0
         for number, (_, *pair) in enumerate(rows):
             if forget and number % per_shard == 0:
                 memory.forget()
-            new += sum(memory.picture(image.to_bytes(8, "little"))[1] for image in pair)
+            new += sum(memory.image(image.to_bytes(8, "little"))[1] for image in pair)
         return new / images
 
     return {
@@ -96,7 +96,7 @@ def memory(num_pairs: int) -> float:
 def memory_here(num_pairs: int) -> None:
     """Score so many pairs in files of 64 and print the peak."""
     device = torch.device("cpu")
-    with tempfile.TemporaryDirectory() as name, Decoder(1) as decoder:
+    with tempfile.TemporaryDirectory() as name, DecodePool(1) as decoder:
         folder = Path(name)
         specs = inputs.panel(folder, inputs.TINY, inputs.TINY)
         inputs.write_pairs(folder / "pairs", num_pairs, 64, 384)

@@ -61,8 +61,8 @@ def write_pairs(folder: Path, num_pairs: int, per_file: int, side: int, seed: in
         table = pa.table(
             {
                 "caption": [f"{texts[p % len(texts)]} {p}" for p, _, _ in part],
-                "jpg_0": [picture(left, side) for _, left, _ in part],
-                "jpg_1": [picture(right, side) for _, _, right in part],
+                "jpg_0": [jpeg(left, side) for _, left, _ in part],
+                "jpg_1": [jpeg(right, side) for _, _, right in part],
                 "image_0_uid": [str(left) for _, left, _ in part],
                 "image_1_uid": [str(right) for _, _, right in part],
                 "label_0": [1.0] * len(part),
@@ -74,7 +74,7 @@ def write_pairs(folder: Path, num_pairs: int, per_file: int, side: int, seed: in
     return 2 * num_pairs / len({image for _, *pair in rows for image in pair})
 
 
-def picture(number: int, side: int) -> bytes:
+def jpeg(number: int, side: int) -> bytes:
     """A JPEG with coarse shapes and fine noise: 768 pixels a side make about 160 kB."""
     rng = np.random.default_rng(number)
     coarse = Image.fromarray(rng.integers(0, 256, (side // 32, side // 32, 3), dtype=np.uint8))

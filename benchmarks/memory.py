@@ -14,7 +14,7 @@ from rich.console import Console
 from benchmarks.worlds import WORLDS, training_run, write_world
 from train.config import Precision
 from train.distributed import deepspeed_engine
-from train.dpo.step import drawn_ahead
+from train.dpo.step import prefetch_noise
 from train.loader.sampler import Position
 from train.trainer.build import make_trainer, open_stream
 
@@ -73,12 +73,12 @@ def main() -> None:
     stream = open_stream(run, here)
     before = used_mib(here.device, peak=False)
     trainer = make_trainer(run, here, stream, Console(quiet=True))
-    batches = drawn_ahead(stream.batches(Position()), trainer.rule, here.device)
+    batches = prefetch_noise(stream.batches(Position()), trainer.rule, here.device)
     for _ in range(STEPS):
         trainer.optimizer_step(batches)
     trainer.reference.refresh(trainer.policy)
     peak = used_mib(here.device, peak=True)
-    peaks = here.gather((peak, peak - before))
+    peaks = here.all_gather((peak, peak - before))
     if here.rank == 0:
         print(json.dumps({"peak_mib": max(peaks)[0], "own_mib": max(own for _, own in peaks)}))
     here.barrier()

@@ -12,10 +12,10 @@ from rich.table import Table
 
 from benchmarks.race import race, ratio
 from benchmarks.worlds import WORLDS, training_run, write_latents, write_world
-from data.prefetch import ahead
+from data.prefetch import prefetch
 from train.config import Precision, Recompute
 from train.distributed import deepspeed_engine
-from train.dpo.step import drawn_ahead
+from train.dpo.step import prefetch_noise
 from train.loader.sampler import Position
 from train.trainer.build import make_trainer, open_stream
 from train.trainer.trainer import READ_AHEAD, Trainer
@@ -61,8 +61,10 @@ def effects(
         with ExitStack() as stack:
             contenders = {}
             for who, trainer in (("plain", plain), ("changed", changed)):
-                batches = drawn_ahead(trainer.stream.batches(Position()), trainer.rule, here.device)
-                ready = stack.enter_context(ahead(batches, READ_AHEAD))
+                batches = prefetch_noise(
+                    trainer.stream.batches(Position()), trainer.rule, here.device
+                )
+                ready = stack.enter_context(prefetch(batches, READ_AHEAD))
                 contenders[who] = lambda t=trainer, r=ready: t.optimizer_step(r)
             speeds = race(contenders, blocks=blocks, steps=1, pairs=batch)
             found[option] = {"times_faster": ratio(speeds["changed"], speeds["plain"])}

@@ -1,7 +1,7 @@
 """The step of diffusers' Diffusion-DPO example, re-enacted for comparison.
 
 Written from its description (examples/research_projects/diffusion_dpo, its command without extra
-flags): pictures decoded and transformed in the training process, VAE and text encoder run on every
+flags): images decoded and transformed in the training process, VAE and text encoder run on every
 step and every prompt, frozen reference, torch's plain AdamW, losses fetched to the host each step.
 The example trains an adapter and switches it off for the reference; here, so that both do the same
 work, all weights are trained and the reference is a second UNet.
@@ -27,7 +27,7 @@ from torchvision import transforms
 from transformers import CLIPTextModel, CLIPTokenizer
 
 ENCODED_TOGETHER = 8
-"""Pictures a VAE pass, the example's default."""
+"""Images a VAE pass, the example's default."""
 
 
 class Pairs(Dataset[dict[str, Tensor]]):

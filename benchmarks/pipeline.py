@@ -24,16 +24,16 @@ from data.pairs.config import PairsSpec
 from data.pairs.schema import PairSource
 from label.config import MetricSpec
 from label.metrics import Panel
-from label.metrics.backbones import HfTower, Tower
+from label.metrics.backbones import Backbone, HfClipBackbone
 from label.metrics.base import EmbeddingMetric
-from label.metrics.registry import identify
+from label.metrics.registry import resolve
 from label.scoring.batching import Batch
 from label.scoring.claims import Claims
-from label.scoring.decode_pool import Decoder
+from label.scoring.decode_pool import DecodePool
 from label.scoring.runner import PARTS, device_of
 from label.scoring.score_sets import ScoreSets, plan
 from label.scoring.scoring_pass import Clock
-from label.scoring.shard_scorer import Tools, score_shards
+from label.scoring.shard_scorer import ScoringTools, score_shards
 
 SIDE = 768
 WORKERS = 2
@@ -47,16 +47,16 @@ class Bench:
     specs: dict[str, MetricSpec]
     panel: Panel
     pairs: PairSource
-    decoder: Decoder
+    decoder: DecodePool
     batch: Batch
     device: torch.device
 
     def pipeline(self) -> tuple[float, float, Clock]:
         """Score all pairs into a new folder; seconds, CPU seconds with the workers', and parts."""
-        found = {name: identify(name, spec).settings() for name, spec in self.specs.items()}
+        found = {name: resolve(name, spec).settings() for name, spec in self.specs.items()}
         sets = ScoreSets(Path(mkdtemp(dir=self.folder)), self.pairs.shards, found)
         clock = Clock()
-        tools = Tools(
+        tools = ScoringTools(
             self.pairs, self.panel, sets, Claims(sets.folder / "claims"), self.decoder,
             self.batch, clock, cache_bytes=2**30,
         )  # fmt: skip
@@ -94,7 +94,7 @@ class Bench:
                 metric.score(images, texts)
         return time.perf_counter() - start, time.process_time() - cpu
 
-    def towers(self) -> list[Tower]:
+    def towers(self) -> list[Backbone]:
         """The distinct backbones."""
         metrics = [m for m in self.panel.metrics.values() if isinstance(m, EmbeddingMetric)]
         return list({id(metric.tower): metric.tower for metric in metrics}.values())
@@ -110,7 +110,7 @@ class Bench:
 
 
 def _bare(tower: Any, pixels: torch.Tensor) -> None:
-    if isinstance(tower, HfTower):
+    if isinstance(tower, HfClipBackbone):
         tower._see(pixel_values=pixels)
     else:
         tower._see(pixels)
@@ -166,7 +166,7 @@ def sized(size: dict[str, int], pairs: int, batch: int, rounds: int, one: int) -
     device = device_of("auto", 0)
     while (num_images := distinct(pairs)) % batch:
         pairs += 1
-    with tempfile.TemporaryDirectory() as name, Decoder(WORKERS) as decoder:
+    with tempfile.TemporaryDirectory() as name, DecodePool(WORKERS) as decoder:
         folder = Path(name)
         torch.manual_seed(0)
         specs = inputs.panel(folder, size, size)
@@ -187,7 +187,7 @@ def distinct(num_pairs: int) -> int:
 def on_gpu(num_images: int) -> dict[str, Any]:
     """Images a second with towers of the published sizes: each metric's bare passes, and all."""
     device = device_of("auto", 0)
-    with tempfile.TemporaryDirectory() as name, Decoder(len(os.sched_getaffinity(0))) as decoder:
+    with tempfile.TemporaryDirectory() as name, DecodePool(len(os.sched_getaffinity(0))) as decoder:
         folder = Path(name)
         specs = inputs.panel(folder, inputs.VIT_L, inputs.VIT_H, Dtype.bf16)
         inputs.write_pairs(folder / "pairs", num_images, num_images // 4, SIDE)

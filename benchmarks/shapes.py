@@ -93,7 +93,7 @@ SHAPES = {
     ),
 }  # fmt: skip
 """`reduced` is SD1.5 at a fifth of its width, with fewer heads so that each is about as wide as
-there: UNet and VAE share the work as in SD1.5 (the VAE's two pictures are 28 % of a pair's passes
+there: UNet and VAE share the work as in SD1.5 (the VAE's two images are 28 % of a pair's passes
 through the UNets; there 35 %)."""
 
 

@@ -1,6 +1,6 @@
 """How fast stage two reads: `make bench-stream`. A table, and one JSON object on the last line.
 
-Pictures of 768 pixels against their latents (512 pixels, fp16, mean: 32 KiB a picture), each beside
+Images of 768 pixels against their latents (512 pixels, fp16, mean: 32 KiB an image), each beside
 what cannot be avoided: decoding the same bytes on as many threads, and reading the same files.
 Everything is measured in turns and medians are compared, so that a busy machine slows all alike.
 Then: what is held in memory while the shards grow tenfold, what it costs to go on late in an epoch
@@ -35,7 +35,7 @@ from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import PairShard, PairSource
 from train.loader.dataset import DecidedPairs
-from train.loader.image_source import Pictures, RowGroup
+from train.loader.image_source import Images, RowGroup
 from train.loader.latent_source import latents_of
 from train.loader.loader import PairStream, StreamPlan
 from train.loader.sampler import Position, deal, epoch_order
@@ -56,7 +56,7 @@ class World:
     latents: LatentSet
 
     def stream(self, *, latents: bool, threads: int, window: int, batch: int = 8) -> PairStream:
-        """From the pictures or from their latents."""
+        """From the images or from their latents."""
         payload = latents_of(self.latents, self.pairs, mirrored=False) if latents else None
         plan = StreamPlan(seed=0, batch=batch, micro_batch=8, window=window, side=SIDE,
                           workers=threads)  # fmt: skip
@@ -66,13 +66,13 @@ class World:
 # --- what is streamed ----------------------------------------------------------------------------
 
 
-def make_world(root: Path, num_files: int, rows: int, *, pictures: bool) -> World:
-    """Files of so many pairs; without `pictures` theirs are one pixel, and the latents are real."""
+def make_world(root: Path, num_files: int, rows: int, *, images: bool) -> World:
+    """Files of so many pairs; without `images` theirs are one pixel, and the latents are real."""
     rng = np.random.default_rng(0)
     tiny = encode_jpeg(np.zeros((1, 1, 3), np.uint8))
     for number in range(num_files):
         names = [f"{number}-{row}" for row in range(rows)]
-        sides = [[picture(rng) if pictures else tiny for _ in range(rows)] for _ in range(2)]
+        sides = [[image(rng) if images else tiny for _ in range(rows)] for _ in range(2)]
         table = pa.table(
             {
                 "caption": [f"prompt {name}" for name in names],
@@ -94,8 +94,8 @@ def make_world(root: Path, num_files: int, rows: int, *, pictures: bool) -> Worl
     return World(source, decided(source), found)
 
 
-def picture(rng: np.random.Generator) -> bytes:
-    """Structure at several scales: about the 170 kB of a public set's pictures."""
+def image(rng: np.random.Generator) -> bytes:
+    """Structure at several scales: about the 170 kB of a public set's images."""
     pixels = np.zeros((PIXELS, PIXELS, 3), np.float32)
     for cell, weight in ((96, 1.0), (12, 0.35), (2, 0.16)):
         coarse = rng.random((PIXELS // cell, PIXELS // cell, 3), np.float32)
@@ -148,15 +148,15 @@ def decided(source: PairSource) -> DecidedPairs:
 
 def speeds(root: Path, rows: int, blocks: int, threads: int) -> dict[str, Any]:
     """Pairs a second of both streams and of both floors, measured in turns."""
-    world = make_world(root / "pictures", 2, rows, pictures=True)
-    cached = make_world(root / "latents", 4, 8 * rows, pictures=False)
+    world = make_world(root / "images", 2, rows, images=True)
+    cached = make_world(root / "latents", 4, 8 * rows, images=False)
     tables = [table for shard in world.source.shards for table in world.source.read(shard)]
     contents = [
         c for table in tables for side in (0, 1) for c in table[f"image_{side}"].to_pylist()
     ]
     paths = [cached.latents.folder / file.name for file in cached.latents.manifest.files]
     ways: dict[str, Callable[[], object]] = {
-        "pictures": lambda: drain(world.stream(latents=False, threads=threads, window=2)),
+        "images": lambda: drain(world.stream(latents=False, threads=threads, window=2)),
         "decoding alone": lambda: decode_all(contents, threads),
         "latents": lambda: drain(cached.stream(latents=True, threads=threads, window=2)),
         "reading alone": lambda: [path.read_bytes() for path in paths],
@@ -174,14 +174,14 @@ def speeds(root: Path, rows: int, blocks: int, threads: int) -> dict[str, Any]:
     return {
         "pairs": count,
         "threads": threads,
-        "kb_a_picture": jpeg / 1000,
+        "kb_an_image": jpeg / 1000,
         "kb_a_latent": FORM.bytes / 1000,
         "pairs_per_s": speed,
         "floor_ratio": {
-            "pictures": speed["pictures"] / speed["decoding alone"],
+            "images": speed["images"] / speed["decoding alone"],
             "latents": speed["latents"] / speed["reading alone"],
         },
-        "latents_ratio": speed["latents"] / speed["pictures"],
+        "latents_ratio": speed["latents"] / speed["images"],
     }
 
 
@@ -192,7 +192,7 @@ def drain(stream: PairStream) -> None:
 
 
 def decode_all(contents: Iterable[bytes], threads: int) -> None:
-    """The same pictures, and nothing else."""
+    """The same images, and nothing else."""
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(lambda content: fit_square(decode(content), SIDE), contents):
             pass
@@ -205,7 +205,7 @@ def memory(root: Path, rows: int, counts: Sequence[int]) -> list[dict[str, float
     """What latents take while the files grow: stated, held, and the process's growth."""
     found = []
     for count in counts:
-        world = make_world(root / str(count), count, rows, pictures=False)
+        world = make_world(root / str(count), count, rows, images=False)
         stream = world.stream(latents=True, threads=1, window=2, batch=64)
         before, most, grown = resident(), 0, 0
         for _ in islice(stream.batches(Position()), stream.epoch_batches * 8):
@@ -225,7 +225,7 @@ def resident() -> int:
 
 @dataclass
 class Nothing:
-    """A payload without pictures."""
+    """A payload without images."""
 
     group: np.ndarray
     reads: int = field(default=0)
@@ -241,8 +241,8 @@ class Nothing:
 
     def take(
         self, pairs: np.ndarray, labels: Sequence[Any], groups: Sequence[int], threads: Executor
-    ) -> tuple[Pictures, Pictures]:
-        """No picture."""
+    ) -> tuple[Images, Images]:
+        """No image."""
         side = torch.zeros(len(pairs), 1, 1, 1, 1, 1)
         return side, side
 
@@ -290,15 +290,15 @@ def reading_of_ranks(world: int) -> float:
 def show(speed: dict[str, Any], told: dict[str, Any]) -> None:
     """The tables."""
     console = Console(width=110)
-    table = Table("stream", "kB a picture", "pairs/s", "floor", "pairs/s", "of floor")
+    table = Table("stream", "kB an image", "pairs/s", "floor", "pairs/s", "of floor")
     for name, floor, size in (
-        ("pictures", "decoding alone", speed["kb_a_picture"]),
+        ("images", "decoding alone", speed["kb_an_image"]),
         ("latents", "reading alone", speed["kb_a_latent"]),
     ):
         found = speed["pairs_per_s"]
         row = f"{size:.0f}", f"{found[name]:.0f}", floor, f"{found[floor]:.0f}"
         table.add_row(name, *row, f"{speed['floor_ratio'][name]:.2f}")
-    console.print(table, f"latents: {speed['latents_ratio']:.0f} times the pairs of pictures")
+    console.print(table, f"latents: {speed['latents_ratio']:.0f} times the pairs of images")
     grown = Table("files", "stated MiB", "held MiB", "process grew by MiB")
     for row in told["memory"]:
         grown.add_row(*(f"{value:.0f}" for value in row.values()))

@@ -5,7 +5,7 @@ busy meanwhile slows all alike.
 
 - `ours` is `Trainer.optimizer_step` on label shards and pair files, with the thread that reads
   ahead: all that training does between two checkpoints. With `latents ready` it reads the latents
-  that stage one wrote, else it decodes the pictures and encodes them.
+  that stage one wrote, else it decodes the images and encodes them.
 - `floor` cannot be avoided: policy forward and backward, reference forward and the fused AdamW
   step, in the same library on tensors that are ready, without DeepSpeed.
 - `diffusers` is the step of its Diffusion-DPO example, see `peer.py`, in a process of its own.
@@ -32,11 +32,11 @@ from benchmarks.memory import peak_by_stage
 from benchmarks.peer import example
 from benchmarks.race import race, ratio
 from benchmarks.worlds import WORLDS, training_run, write_latents, write_world
-from data.prefetch import ahead
+from data.prefetch import prefetch
 from train.config import Recompute
 from train.distributed import deepspeed_engine
 from train.dpo.loss import denoising_errors, dpo_losses
-from train.dpo.step import Drawn, Question, answer, ask, drawn_ahead
+from train.dpo.step import BatchWithNoise, NoisedBatch, predict, prefetch_noise, prepare_inputs
 from train.loader.loader import PairStream
 from train.loader.sampler import Position
 from train.models.flops import peak_flops
@@ -81,18 +81,18 @@ QUICK = (
 # --- contenders ----------------------------------------------------------------------------------
 
 
-def floor_step(trainer: Trainer, questions: list[Question], beta: float) -> Callable[[], None]:
+def floor_step(trainer: Trainer, questions: list[NoisedBatch], beta: float) -> Callable[[], None]:
     """The bare step, on questions that are ready."""
-    backbone, device = trainer.nets.backbone, trainer.world.device
-    policy, reference = backbone.unet(), trainer.nets.reference
+    components, device = trainer.models.components, trainer.world.device
+    policy, reference = components.unet(), trainer.models.reference
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-8, weight_decay=0.01, fused=True)
     turn = iter(range(1 << 62))
 
     def run() -> None:
         asked = questions[next(turn) % len(questions)]
-        errors = denoising_errors(answer(policy, asked, backbone.dtype), asked.target)
+        errors = denoising_errors(predict(policy, asked, components.dtype), asked.target)
         with torch.inference_mode():
-            predicted = answer(reference, asked, backbone.dtype)
+            predicted = predict(reference, asked, components.dtype)
         others = denoising_errors(predicted.clone(), asked.target)
         dpo_losses(errors, others, beta).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -103,7 +103,7 @@ def floor_step(trainer: Trainer, questions: list[Question], beta: float) -> Call
     return run
 
 
-def ours(trainer: Trainer, ready: Iterator[Drawn]) -> Callable[[], None]:
+def ours(trainer: Trainer, ready: Iterator[BatchWithNoise]) -> Callable[[], None]:
     """A whole step of the trainer."""
 
     def run() -> None:
@@ -127,9 +127,9 @@ def measure(plan: Plan, root: Path, here: deepspeed_engine.World) -> dict[str, A
     cached = stream_of(latents, trainer.stream.pairs, trainer.stream.source, trainer.stream.plan)
     with ExitStack() as stack:
 
-        def read(stream: PairStream) -> Iterator[Drawn]:
-            batches = drawn_ahead(stream.batches(Position()), trainer.rule, here.device)
-            return stack.enter_context(ahead(batches, READ_AHEAD))
+        def read(stream: PairStream) -> Iterator[BatchWithNoise]:
+            batches = prefetch_noise(stream.batches(Position()), trainer.rule, here.device)
+            return stack.enter_context(prefetch(batches, READ_AHEAD))
 
         ready = read(trainer.stream)
         contenders: dict[str, Callable[[], Any]] = {
@@ -137,8 +137,8 @@ def measure(plan: Plan, root: Path, here: deepspeed_engine.World) -> dict[str, A
             CACHED: ours(trainer, read(cached)),
         }
         if not plan.alone:
-            backbone = trainer.nets.backbone
-            questions = [ask(next(ready).on(here.device), backbone) for _ in range(4)]
+            components = trainer.models.components
+            questions = [prepare_inputs(next(ready).on(here.device), components) for _ in range(4)]
             contenders[FLOOR] = floor_step(trainer, questions, run.train.beta)
             file = pairs / "train-0.parquet"
             theirs = example(base, file, world.resolution, plan.batch, here.device)
@@ -159,9 +159,9 @@ def figures(found: dict[str, list[float]], trainer: Trainer, plan: Plan) -> dict
         "plan": asdict(plan),
         "pairs_per_s": {name: statistics.median(values) for name, values in found.items()},
         "floor_ratio": over(CACHED, FLOOR),
-        "floor_ratio_from_pictures": over(OURS, FLOOR),
+        "floor_ratio_from_images": over(OURS, FLOOR),
         "diffusers_ratio": over(CACHED, DIFFUSERS),
-        "diffusers_ratio_from_pictures": over(OURS, DIFFUSERS),
+        "diffusers_ratio_from_images": over(OURS, DIFFUSERS),
         "gflop_a_pair": trainer.pair_flops / 1e9,
         "gflops": trainer.pair_flops * speed / 1e9,
         "mfu": trainer.pair_flops * speed / peak if peak else None,
@@ -180,11 +180,11 @@ def show(results: dict[str, dict[str, Any]], memory: dict[str, dict[str, float]]
     for name, found in results.items():
         speeds = [_digits(found["pairs_per_s"].get(who)) for who in CONTENDERS]
         ratios = (
-            f"{_digits(found[key])} ({_digits(found[key + '_from_pictures'])})"
+            f"{_digits(found[key])} ({_digits(found[key + '_from_images'])})"
             for key in ("floor_ratio", "diffusers_ratio")
         )
         table.add_row(name, *speeds, *ratios)
-    console.print(table, "pairs/s; ratios with latents ready, in brackets from pictures")
+    console.print(table, "pairs/s; ratios with latents ready, in brackets from images")
     peaks = Table("ZeRO stage", "peak MiB a rank", "of it the model's")
     for stage, found in memory.items():
         peaks.add_row(stage, f"{found['peak_mib']:.0f}", f"{found['own_mib']:.0f}")

@@ -1,7 +1,7 @@
 """How long a new vote over a set of Pick-a-Pic's size takes: `make bench-vote`.
 
 959 040 pairs in 645 files, as in Pick-a-Pic v2, five metrics, 1.2 % of rows bad. Scores are drawn
-at random, pair files have no pictures; everything else is what `make labels VOTE=...` meets: score
+at random, pair files have no images; everything else is what `make labels VOTE=...` meets: score
 shards on disk in, label shards and their manifest out. Seconds on the clock depend on what else the
 machine does; seconds of CPU, over all threads, hardly do. The last line is one JSON object.
 """
@@ -33,10 +33,10 @@ from data.artifacts.parquet_io import write_table
 from data.artifacts.schemas import PAIR_FACTS, SCORES
 from data.pairs import open_pairs
 from data.pairs.schema import PairShard, PairSource
-from label.run import ballot_of, provenance, score_sets
+from label.run import provenance, score_sets, voting_rule_of
 from label.scoring.score_sets import FACTS, ScoreSets
 from label.voting.label_set import LabelSet, label_settings, make_labels, read_scored
-from label.voting.rules import Ballot, label_pairs
+from label.voting.rules import VotingRule, label_pairs
 
 PAIRS, FILES, PROMPTS = 959_040, 645, 58_960
 BAD = 0.012
@@ -78,7 +78,7 @@ def build(folder: Path, num_pairs: int, num_files: int) -> list[str]:
             write_pairs(path, number, count)
     job = composed(arguments)
     pairs = open_pairs(job.pairs)
-    sets = score_sets(job, pairs, ballot_of(job))
+    sets = score_sets(job, pairs, voting_rule_of(job))
     with ThreadPoolExecutor(2) as threads:
         list(threads.map(lambda shard: write_scores(sets, pairs, shard), pairs.shards))
     sets.declare_complete(provenance(job), time.time())
@@ -86,7 +86,7 @@ def build(folder: Path, num_pairs: int, num_files: int) -> list[str]:
 
 
 def write_pairs(path: Path, number: int, count: int) -> None:
-    """A pair file in Pick-a-Pic's schema without its pictures."""
+    """A pair file in Pick-a-Pic's schema without its images."""
     chance = np.random.default_rng(number)
     label = chance.choice([0.0, 0.5, 1.0], count, p=[0.44, 0.12, 0.44])
     nothing = pa.nulls(count, pa.binary())
@@ -171,13 +171,15 @@ def measure(arguments: list[str], repeats: int) -> Seconds:
     """Each part, a whole vote in this process, and the commands."""
     job = composed(arguments)
     pairs = open_pairs(job.pairs)
-    ballot, sets = ballot_of(job), score_sets(job, pairs, ballot_of(job))
+    voting_rule, sets = voting_rule_of(job), score_sets(job, pairs, voting_rule_of(job))
     found: Seconds = {}
     for repeat in range(repeats):
-        parts(job, pairs, ballot, sets, found, repeat)
+        parts(job, pairs, voting_rule, sets, found, repeat)
         name = f"whole_{repeat}"
         with clock(found, "total"):
-            make_labels(label_set(job, ballot, sets, name), sets, ballot, provenance(job), 0.0)
+            make_labels(
+                label_set(job, voting_rule, sets, name), sets, voting_rule, provenance(job), 0.0
+            )
         with clock(found, "command"):
             run_command([*arguments, f"vote.name=command_{repeat}"])
         with clock(found, "inspect"):
@@ -190,18 +192,20 @@ def measure(arguments: list[str], repeats: int) -> Seconds:
 def parts(
     job: Job,
     pairs: PairSource,
-    ballot: Ballot,
+    voting_rule: VotingRule,
     sets: ScoreSets,
     found: Seconds,
     repeat: int,
 ) -> None:
     """The same vote step by step."""
     with clock(found, "read"):
-        scored = read_scored(sets, ballot.metrics)
+        scored = read_scored(sets, voting_rule.metrics)
     with clock(found, "vote"):
-        labelled = label_pairs(scored, ballot)
+        labelled = label_pairs(scored, voting_rule)
     with clock(found, "write"):
-        label_set(job, ballot, sets, f"parts_{repeat}").write(labelled, sets, ballot.metrics)
+        label_set(job, voting_rule, sets, f"parts_{repeat}").write(
+            labelled, sets, voting_rule.metrics
+        )
     with clock(found, "floor"):  # the same bytes without anything of ours
         floor(job.folder / "scores")
     assert labelled.height == sum(shard.rows for shard in pairs.shards)
@@ -213,9 +217,9 @@ def floor(scores: Path) -> None:
         pl.scan_parquet(folder / "part-*.parquet").collect()
 
 
-def label_set(job: Job, ballot: Ballot, sets: ScoreSets, name: str) -> LabelSet:
+def label_set(job: Job, voting_rule: VotingRule, sets: ScoreSets, name: str) -> LabelSet:
     """Where a vote of this name is written."""
-    vote = label_settings(ballot, settings(job.vote), sets.metrics, sets.shards)
+    vote = label_settings(voting_rule, settings(job.vote), sets.metrics, sets.shards)
     return LabelSet(job.folder / "labels" / name, vote)
 
 

@@ -24,7 +24,7 @@ from data.images import decode, encode_jpeg, fit_square
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import image_key, pair_key
-from label.scoring.vae_encoder import Encoder
+from label.scoring.vae_encoder import VaeEncoder
 from train.config import ModelSpec, Precision, TrainSpec, ZeroSpec
 from train.identity import TrainRun
 
@@ -33,24 +33,24 @@ WORDS = ("red", "green", "blue", "grey", "small", "large", "square", "circle")
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """A model and the size of its pictures."""
+    """A model and the size of its images."""
 
     name: str
     """Of its shape; `miniature` is there already."""
     resolution: int
-    picture: int
-    """Side of the encoded pictures in pixels."""
+    image: int
+    """Side of the encoded images in pixels."""
 
 
 WORLDS = {
     world.name: world
     for world in (
-        World(name="miniature", resolution=64, picture=64),
-        World(name="reduced", resolution=256, picture=384),
-        World(name="quick", resolution=64, picture=80),
-        World(name="quick_xl", resolution=64, picture=80),
-        World(name="sd15", resolution=512, picture=768),
-        World(name="sdxl", resolution=1024, picture=1024),
+        World(name="miniature", resolution=64, image=64),
+        World(name="reduced", resolution=256, image=384),
+        World(name="quick", resolution=64, image=80),
+        World(name="quick_xl", resolution=64, image=80),
+        World(name="sd15", resolution=512, image=768),
+        World(name="sdxl", resolution=1024, image=1024),
     )
 }
 
@@ -68,8 +68,8 @@ def model_folder(world: World, root: Path) -> Path:
 def write_world(world: World, root: Path, pairs: int) -> tuple[Path, Path]:
     """The model's folder and that of its pairs, which have labels; what is there stays."""
     at = root / world.name
-    write_pairs(at / "pairs", world.picture, pairs)
-    write_labels(at / "labels", at / "pairs", world.picture)
+    write_pairs(at / "pairs", world.image, pairs)
+    write_labels(at / "labels", at / "pairs", world.image)
     return model_folder(world, root), at / "pairs"
 
 
@@ -81,15 +81,17 @@ def write_latents(world: World, root: Path) -> LatentSet:
         dtype="fp16", moments=False, flip=False, compute="fp32",
     )  # fmt: skip
     folder = root / world.name / "latents"
-    encoder = Encoder(model, form, torch.device("cuda" if torch.cuda.is_available() else "cpu"), 8)
+    encoder = VaeEncoder(
+        model, form, torch.device("cuda" if torch.cuda.is_available() else "cpu"), 8
+    )
     source, files = open_pairs(PairsSpec(root=str(root / world.name / "pairs"))), list[FileEntry]()
     labels = read_table(root / world.name / "labels" / part_name(0), ["pair_id"])["pair_id"]
     for shard in source.shards:
         rows = pa.concat_tables(source.read(shard)).to_pylist()
         columns: dict[str, Any] = {"pair_id": labels, "status": ["ok"] * len(rows)}
         for side in (0, 1):
-            pictures = [fit_square(decode(row[f"image_{side}"]), world.resolution) for row in rows]
-            found = [encoder([picture])[0].cpu().numpy().tobytes() for picture in pictures]
+            images = [fit_square(decode(row[f"image_{side}"]), world.resolution) for row in rows]
+            found = [encoder([image])[0].cpu().numpy().tobytes() for image in images]
             columns[f"latent_{side}"] = found
         path = folder / part_name(shard.index)
         writer = GroupWriter(path, form.schema, form.settings)
@@ -131,7 +133,7 @@ def training_run(
 
 
 def write_pairs(root: Path, side: int, count: int) -> Path:
-    """A pair file in Pick-a-Pic's schema: soft random pictures, a prompt for every two pairs."""
+    """A pair file in Pick-a-Pic's schema: soft random images, a prompt for every two pairs."""
     if root.exists():
         return root
     prompts = [f"a {WORDS[i // 2 % 8]} {WORDS[i // 16 % 8]}" for i in range(count)]
@@ -139,8 +141,8 @@ def write_pairs(root: Path, side: int, count: int) -> Path:
         "caption": prompts,
         "image_0_uid": [f"u{i}" for i in range(count)],
         "image_1_uid": [f"v{i}" for i in range(count)],
-        "jpg_0": [_picture(2 * i, side) for i in range(count)],
-        "jpg_1": [_picture(2 * i + 1, side) for i in range(count)],
+        "jpg_0": [_image(2 * i, side) for i in range(count)],
+        "jpg_1": [_image(2 * i + 1, side) for i in range(count)],
         "label_0": [1.0] * count,
         "label_1": [0.0] * count,
     }
@@ -148,7 +150,7 @@ def write_pairs(root: Path, side: int, count: int) -> Path:
     return root
 
 
-def _picture(seed: int, side: int) -> bytes:
+def _image(seed: int, side: int) -> bytes:
     """Soft blobs with a little noise: about as many bytes as a photograph."""
     random = np.random.default_rng(seed)
     coarse = torch.from_numpy(random.uniform(0, 255, (1, 3, 12, 12)).astype(np.float32))

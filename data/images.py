@@ -11,21 +11,21 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """Formats that are opened at all; PIL registers about seventy, most of them attack surface."""
 
 MAX_PIXELS = 64_000_000
-"""Larger pictures are refused unread: no generator makes them, and bombs do."""
+"""Larger images are refused unread: no generator makes them, and bombs do."""
 
 MAX_ASPECT = 32
-"""The longer side may be so many times the shorter: a 20000x1 picture is small, but 4.5 million
+"""The longer side may be so many times the shorter: a 20000x1 image is small, but 4.5 million
 pixels wide once its short side is 224."""
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 
 
 class UnreadableImageError(ValueError):
-    """These bytes are not a picture we can read; the message says why."""
+    """These bytes are not an image we can read; the message says why."""
 
 
 class TooLargeImageError(UnreadableImageError):
-    """The picture has more than `MAX_PIXELS` pixels, or would have them once resized."""
+    """The image has more than `MAX_PIXELS` pixels, or would have them once resized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ class Size:
 
 
 def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an encoded picture to RGB, whatever its name says; animations give their first frame.
+    """Decode an encoded image to RGB, whatever its name says; animations give their first frame.
 
     Raises:
         TooLargeImageError: More than `max_pixels` pixels, or one side `MAX_ASPECT` times the other.
-        UnreadableImageError: Not a picture, torn, or of a format outside `FORMATS`.
-        MemoryError: This machine has too little for it, which says nothing of the picture.
+        UnreadableImageError: Not an image, torn, or of a format outside `FORMATS`.
+        MemoryError: This machine has too little for it, which says nothing of the image.
     """
     if not content:
         raise UnreadableImageError("no bytes")
@@ -58,7 +58,7 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except (UnreadableImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:  # its own message holds an address in memory
-        raise UnreadableImageError(f"not a picture of {', '.join(FORMATS)}") from error
+        raise UnreadableImageError(f"not an image of {', '.join(FORMATS)}") from error
     except Exception as error:  # PIL's plugins raise nearly anything on damaged bytes
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
 
@@ -84,7 +84,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_pixels(image: Image.Image) -> np.ndarray:
-    """RGB picture as uint8 array (height, width, 3)."""
+    """RGB image as uint8 array (height, width, 3)."""
     return np.asarray(image, dtype=np.uint8)
 
 
@@ -104,27 +104,27 @@ def encode_jpeg(pixels: np.ndarray, quality: int = 90) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Square:
-    """Where a picture's central square lies after its shortest side was resized; all in pixels."""
+    """Where an image's central square lies after its shortest side was resized; all in pixels."""
 
     width: int
-    """Of the resized picture."""
+    """Of the resized image."""
     height: int
     left: int
-    """Cut from the resized picture before the square begins."""
+    """Cut from the resized image before the square begins."""
     top: int
 
 
 def central_square(width: int, height: int, side: int) -> Square:
-    """How a picture of this size becomes a square of `side` pixels."""
+    """How an image of this size becomes a square of `side` pixels."""
     scale = side / min(width, height)
     wide, tall = (max(side, round(length * scale)) for length in (width, height))
     return Square(wide, tall, (wide - side) // 2, (tall - side) // 2)
 
 
 def fit_square(image: Image.Image, side: int) -> np.ndarray:
-    """The picture's central square as uint8 array (side, side, 3): shortest side resized, rest cut.
+    """The image's central square as uint8 array (side, side, 3): shortest side resized, rest cut.
 
-    Nothing is changed where the picture has this size already.
+    Nothing is changed where the image has this size already.
     """
     if image.size != (side, side):
         cut = central_square(*image.size, side)

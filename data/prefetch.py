@@ -13,7 +13,7 @@ LOOK_S = 0.1
 
 
 @contextmanager
-def ahead(items: Iterable[T], depth: int) -> Iterator[Iterator[T]]:
+def prefetch(items: Iterable[T], depth: int) -> Iterator[Iterator[T]]:
     """The same items, up to `depth` of them made ready by a thread while others are in use.
 
     Reading and decoding release the GIL, so they run beside what the items are for. An error of the

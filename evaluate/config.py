@@ -20,7 +20,7 @@ class EvaluateSpec:
     base: str = "base"
     """Name of the model that the others are compared with."""
     seeds: int = 1
-    """Pictures a prompt and model, each with its own initial noise."""
+    """Images a prompt and model, each with its own initial noise."""
     steps: int = 50
     """Denoising steps."""
     scheduler: Scheduler = Scheduler.ddim
@@ -30,17 +30,17 @@ class EvaluateSpec:
     guidance: float = 7.5
     """Classifier-free guidance scale; 1 switches it off."""
     batch: int = 16
-    """Pictures drawn together; halved when the device runs out of memory; results do not depend on
+    """Images drawn together; halved when the device runs out of memory; results do not depend on
     it."""
     judge_batch: int = 64
-    """Pictures scored together."""
+    """Images scored together."""
     judge_workers: int = 0
-    """Processes that decode pictures ahead of the scorers; 0 decodes in this process."""
+    """Processes that decode images ahead of the scorers; 0 decodes in this process."""
     device: str = "auto"
     """auto, cpu or cuda."""
     resamples: int = 10_000
     """Bootstrap resamples behind each interval."""
-    pictures: int = 12
+    gallery_pairs: int = 12
     """Side-by-side examples in each gallery of the report."""
     folder: str = "evaluate"
     """Folder below the run's; another prompt set or other settings need another one."""
@@ -48,7 +48,7 @@ class EvaluateSpec:
     """End with exit status 3 when a model is shown to be worse by any metric (a gate)."""
     scores_only: bool = False
     """Make statistics and report anew from `scores.parquet` as it is; needs no model, no judge's
-    weights and, but for the galleries, no pictures."""
+    weights and, but for the galleries, no images."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "steps", "batch", "judge_batch", "resamples"):
@@ -56,7 +56,7 @@ class EvaluateSpec:
                 raise ValueError(f"evaluate.{name}={getattr(self, name)}; it must be at least 1")
         if self.guidance < 1:
             raise ValueError(f"evaluate.guidance={self.guidance}; it must be at least 1")
-        for name in ("pictures", "judge_workers"):
+        for name in ("gallery_pairs", "judge_workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"evaluate.{name}={getattr(self, name)}; it must not be negative")
         for what, name in [("folder", self.folder), *(("models", key) for key in self.models)]:

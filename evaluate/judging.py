@@ -1,4 +1,4 @@
-"""Scores every picture with every judge, once; statistics need no model afterwards."""
+"""Scores every image with every judge, once; statistics need no model afterwards."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,10 +10,10 @@ import pyarrow as pa
 from data.artifacts import schemas
 from data.artifacts.config_diff import differences
 from data.artifacts.parquet_io import read_settings, write_table
-from generate.image_files import Picture
+from generate.image_files import Sample
 
 CHUNK = 2048
-"""Pictures whose bytes are in memory together."""
+"""Images whose bytes are in memory together."""
 
 
 @runtime_checkable
@@ -28,7 +28,7 @@ class Scorers(Protocol):
     def score(
         self, images: Sequence[bytes], prompts: Sequence[str], *, batch: int = 64, workers: int = 0
     ) -> dict[str, np.ndarray]:
-        """Every metric's float32 score of each (picture, prompt); NaN when unreadable."""
+        """Every metric's float32 score of each (image, prompt); NaN when unreadable."""
         ...
 
     def provenance(self) -> dict[str, Any]:
@@ -42,23 +42,23 @@ def is_judged(path: Path, wanted: Mapping[str, Any]) -> bool:
 
 
 def judge(
-    pictures: Sequence[Picture],
+    samples: Sequence[Sample],
     scorers: Scorers,
     *,
     batch: int,
     workers: int,
     scored: Callable[[int], None],
 ) -> dict[str, np.ndarray]:
-    """Every judge's float32 scores, row for row; `scored` hears how many pictures were added.
+    """Every judge's float32 scores, row for row; `scored` hears how many images were added.
 
-    Pictures of the same prompt are scored together, so that its text is embedded once.
+    Images of the same prompt are scored together, so that its text is embedded once.
     """
-    order = sorted(range(len(pictures)), key=lambda i: (pictures[i].prompt.id, i))
-    columns = {name: np.full(len(pictures), np.nan, np.float32) for name in scorers.names}
+    order = sorted(range(len(samples)), key=lambda i: (samples[i].prompt.id, i))
+    columns = {name: np.full(len(samples), np.nan, np.float32) for name in scorers.names}
     for start in range(0, len(order), CHUNK):
         rows = order[start : start + CHUNK]
-        images = [pictures[row].path.read_bytes() for row in rows]
-        texts = [pictures[row].prompt.text for row in rows]
+        images = [samples[row].path.read_bytes() for row in rows]
+        texts = [samples[row].prompt.text for row in rows]
         scores = scorers.score(images, texts, batch=batch, workers=workers)
         for name in scorers.names:
             columns[name][rows] = scores[name]
@@ -68,7 +68,7 @@ def judge(
 
 def write_scores(
     path: Path,
-    pictures: Sequence[Picture],
+    samples: Sequence[Sample],
     scores: Mapping[str, np.ndarray],
     *,
     folder: Path,
@@ -77,12 +77,12 @@ def write_scores(
 ) -> None:
     """Write scores of samples; one that is not finite is null, paths begin at `folder`."""
     columns = [
-        pa.array([prompts_name] * len(pictures), pa.string()),
-        pa.array([picture.prompt.id for picture in pictures], pa.int32()),
-        pa.array([picture.prompt.text for picture in pictures], pa.string()),
-        pa.array([picture.seed for picture in pictures], pa.int64()),
-        pa.array([picture.model for picture in pictures], pa.string()),
-        pa.array([str(picture.path.relative_to(folder)) for picture in pictures], pa.string()),
+        pa.array([prompts_name] * len(samples), pa.string()),
+        pa.array([image.prompt.id for image in samples], pa.int32()),
+        pa.array([image.prompt.text for image in samples], pa.string()),
+        pa.array([image.seed for image in samples], pa.int64()),
+        pa.array([image.model for image in samples], pa.string()),
+        pa.array([str(image.path.relative_to(folder)) for image in samples], pa.string()),
         *[
             pa.array(values, pa.float32(), mask=~np.isfinite(values), from_pandas=False)
             for values in scores.values()

@@ -11,12 +11,12 @@ from typing import Any
 
 from evaluate.config import EvaluateSpec
 from evaluate.statistics.winrate import Judge
-from generate.image_files import Model, Picture, plan
+from generate.image_files import Model, Sample, plan
 from generate.prompts.prompt_set import PromptSet
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contest:
+class ComparisonPlan:
     """Several models, one of them the base, drawing the same prompts from the same noise."""
 
     folder: Path
@@ -27,19 +27,19 @@ class Contest:
     metrics: Mapping[str, Any]
     """Each judge's settings and the hash of its weights, as JSON values."""
     resolution: int
-    """Side of the pictures in pixels."""
+    """Side of the images in pixels."""
     seed: int
     recorded: Mapping[str, Any] | None = None
     """The settings in `scores.parquet`, where it is taken as it is (`evaluate.scores_only`)."""
 
     @property
     def samples(self) -> Path:
-        """Folder of the pictures, one below it for each model."""
+        """Folder of the images, one below it for each model."""
         return self.folder / "samples"
 
     @property
     def scores(self) -> Path:
-        """Every judge's score of every picture."""
+        """Every judge's score of every image."""
         return self.folder / "scores.parquet"
 
     @property
@@ -48,7 +48,7 @@ class Contest:
         return self.folder / "judges.json"
 
     def model_scores(self, name: str) -> Path:
-        """Every judge's score of one model's pictures; `scores` joins these files."""
+        """Every judge's score of one model's images; `scores` joins these files."""
         return self.folder / "scores" / f"{name}.parquet"
 
     @property
@@ -57,13 +57,13 @@ class Contest:
         return list(range(self.seed, self.seed + self.spec.seeds))
 
     @property
-    def challengers(self) -> list[str]:
+    def candidates(self) -> list[str]:
         """The models that are compared with the base."""
         return [model.name for model in self.models if model.name != self.spec.base]
 
     @cached_property
-    def pictures(self) -> dict[str, list[Picture]]:
-        """Model name -> all pictures it has to draw."""
+    def images(self) -> dict[str, list[Sample]]:
+        """Model name -> all images it has to draw."""
         return {
             model.name: plan(self.samples, model.name, self.prompts, self.seeds)
             for model in self.models
@@ -71,7 +71,7 @@ class Contest:
 
     @cached_property
     def sample_settings(self) -> dict[str, dict[str, Any]]:
-        """Model name -> what decides its pictures, apart from the seed in their names."""
+        """Model name -> what decides its images, apart from the seed in their names."""
         return {
             model.name: {
                 "model": model.fingerprint(),
@@ -111,5 +111,5 @@ class Contest:
             },
             "resamples": self.spec.resamples,
             "seed": self.seed,
-            "pictures": self.spec.pictures,
+            "images": self.spec.gallery_pairs,
         }

@@ -18,10 +18,10 @@ from data.artifacts.parquet_io import read_settings, read_table, write_table
 from data.artifacts.schemas import Role
 from evaluate.config import EvaluateSpec
 from evaluate.judging import is_judged
-from evaluate.plan import Contest
-from evaluate.reporting.console import tell
+from evaluate.plan import ComparisonPlan
+from evaluate.reporting.console import print_summary
 from evaluate.statistics.winrate import Judge
-from evaluate.steps import draw, score
+from evaluate.steps import sample_images, score_images
 from generate.image_files import Model, adapter_at
 from generate.prompts.prompt_set import load_prompts
 from label.metrics import score_settings
@@ -34,25 +34,25 @@ def main(job: Job) -> None:
 
 
 def run(job: Job, rank: int, world: int) -> None:
-    """Draw a part of the pictures; the first process scores and reports. Done is done at once."""
+    """Draw a part of the images; the first process scores and reports. Done is done at once."""
     contest, console = recorded(job) if job.evaluate.scores_only else planned(job), Console()
     summary = finished(contest)
     if summary is None:
         if contest.recorded is None:
-            draw(contest, console, rank, world)
+            sample_images(contest, console, rank, world)
             if rank:
                 return
-            score(contest, job.metrics, console)
+            score_images(contest, job.metrics, console)
         if rank == 0:
             summary = report(job, contest)
     if summary is not None and rank == 0:
-        tell(console, summary, contest.folder / "report.html")
+        print_summary(console, summary, contest.folder / "report.html")
         worse = [c["model"] for c in summary["comparisons"] if c["balance"] == "not balanced"]
         if worse and contest.spec.fail_when_worse:
             raise SystemExit(3)
 
 
-def planned(job: Job) -> Contest:
+def planned(job: Job) -> ComparisonPlan:
     """The comparison that a job asks for, checked before any model is loaded.
 
     Raises:
@@ -60,14 +60,14 @@ def planned(job: Job) -> Contest:
     """
     models = models_of(job)
     check_models(job.evaluate, [model.name for model in models])
-    return contest_of(job, models)
+    return plan_of(job, models)
 
 
-def contest_of(job: Job, models: list[Model]) -> Contest:
+def plan_of(job: Job, models: list[Model]) -> ComparisonPlan:
     """These models on the job's prompts before its judges."""
     judges = judges_of(job)
     specs = {judge.metric: job.metrics[judge.metric] for judge in judges}
-    return Contest(
+    return ComparisonPlan(
         folder=job.folder / job.evaluate.folder,
         spec=job.evaluate,
         models=tuple(models),
@@ -79,7 +79,7 @@ def contest_of(job: Job, models: list[Model]) -> Contest:
     )
 
 
-def recorded(job: Job) -> Contest:
+def recorded(job: Job) -> ComparisonPlan:
     """The comparison whose scores are there already; asks for no model and no judge's weights.
 
     Raises:
@@ -97,7 +97,7 @@ def recorded(job: Job) -> Contest:
         )
     names = read_table(path, ["model"])["model"].unique().to_pylist()
     check_models(spec, names)
-    return Contest(
+    return ComparisonPlan(
         folder=folder,
         spec=spec,
         models=tuple(Model(name=name, path=made["samples"][name]["model"]) for name in names),
@@ -162,7 +162,7 @@ def model_at(job: Job, name: str, value: str) -> Model:
     return Model(name=name, path=base, revision=commit, adapter=str(adapter))
 
 
-def finished(contest: Contest) -> dict[str, Any] | None:
+def finished(contest: ComparisonPlan) -> dict[str, Any] | None:
     """The summary of a comparison that is complete and of these settings, or None."""
     path = contest.folder / "winrates.json"
     if not path.exists() or not (contest.folder / "report.html").exists():
@@ -172,7 +172,7 @@ def finished(contest: Contest) -> dict[str, Any] | None:
     return summary if same and is_judged(contest.scores, contest.score_settings) else None
 
 
-def report(job: Job, contest: Contest) -> dict[str, Any]:
+def report(job: Job, contest: ComparisonPlan) -> dict[str, Any]:
     """Win rates and report from `scores.parquet`; needs no model."""
     import polars as pl
 
@@ -187,7 +187,7 @@ def report(job: Job, contest: Contest) -> dict[str, Any]:
         winrate.compare(
             scores, contest.judges, spec.base, name, resamples=spec.resamples, seed=contest.seed
         )
-        for name in contest.challengers
+        for name in contest.candidates
     ]
     labels = label_facts(job.folder / "labels" / job.vote.name)
     summary = summarise(contest, comparisons, scores, provenance(job, contest), labels)
@@ -199,14 +199,14 @@ def report(job: Job, contest: Contest) -> dict[str, Any]:
         summary,
         scores,
         journal=job.folder / "train" / "journal.jsonl",
-        pictures=spec.pictures,
+        num_pairs=spec.gallery_pairs,
         seed=contest.seed,
     )
     write_json(folder / "winrates.json", summary)
     return summary
 
 
-def provenance(job: Job, contest: Contest) -> dict[str, Any]:
+def provenance(job: Job, contest: ComparisonPlan) -> dict[str, Any]:
     """What the result was made with."""
     return {
         "code_revision": code_revision(),

@@ -1,4 +1,4 @@
-"""The judge's two heavy steps: draw the pictures that are missing, score them all.
+"""The judge's two heavy steps: draw the images that are missing, score them all.
 
 Light at the top: torch is imported only when there is something to do.
 """
@@ -15,9 +15,9 @@ from rich.console import Console
 from data.artifacts.atomic import write_json
 from data.artifacts.parquet_io import read_table, write_table
 from evaluate.judging import Scorers, is_judged, judge, write_scores
-from evaluate.plan import Contest
+from evaluate.plan import ComparisonPlan
 from evaluate.reporting.console import progress
-from generate.image_files import Model, Picture, agree, missing, share
+from generate.image_files import Model, Sample, agree, missing, share
 from label.config import MetricSpec
 
 if TYPE_CHECKING:
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "polars", "scipy")
 
 
-def draw(contest: Contest, console: Console, rank: int, world: int) -> None:
-    """Draw this process's part of the pictures that are not there yet.
+def sample_images(contest: ComparisonPlan, console: Console, rank: int, world: int) -> None:
+    """Draw this process's part of the images that are not there yet.
 
     The first process ends with what the others have not drawn by then, whether they are slower or
     dead, so that nothing is missing afterwards.
     """
     for model in contest.models:
         agree_on(contest, model)
-    own = {name: share(pictures, rank, world) for name, pictures in contest.pictures.items()}
-    left = sum(len(missing(pictures)) for pictures in own.values())
+    own = {name: share(images, rank, world) for name, images in contest.images.items()}
+    left = sum(len(missing(images)) for images in own.values())
     if rank == 0:
         console.print(contest.prompts.counts)
     total = sum(map(len, own.values()))
@@ -45,12 +45,12 @@ def draw(contest: Contest, console: Console, rank: int, world: int) -> None:
             draw_models(contest, own, lambda n: bar.advance(task, n))
     if rank == 0 and world > 1:
         # From the far end, where nobody is for the longest time
-        backwards = {name: pictures[::-1] for name, pictures in contest.pictures.items()}
+        backwards = {name: images[::-1] for name, images in contest.images.items()}
         draw_models(contest, backwards, _nobody)
 
 
-def agree_on(contest: Contest, model: Model) -> None:
-    """Make sure that a model's folder of pictures is of this comparison."""
+def agree_on(contest: ComparisonPlan, model: Model) -> None:
+    """Make sure that a model's folder of images is of this comparison."""
     agree(contest.samples / model.name, contest.sample_settings[model.name])
 
 
@@ -59,22 +59,22 @@ def _nobody(_: int) -> None:
 
 
 def draw_models(
-    contest: Contest, pictures: Mapping[str, list[Picture]], drawn: Callable[[int], None]
+    contest: ComparisonPlan, images: Mapping[str, list[Sample]], drawn: Callable[[int], None]
 ) -> None:
-    """Draw what is missing of these pictures, model by model."""
+    """Draw what is missing of these images, model by model."""
     for model in contest.models:
-        if missing(pictures[model.name]):
-            draw_model(contest, model, pictures[model.name], drawn)
+        if missing(images[model.name]):
+            draw_model(contest, model, images[model.name], drawn)
 
 
 def draw_model(
-    contest: Contest, model: Model, pictures: list[Picture], drawn: Callable[[int], None]
+    contest: ComparisonPlan, model: Model, images: list[Sample], drawn: Callable[[int], None]
 ) -> None:
-    """Load one model and draw what is missing of its pictures."""
-    from generate.sampler import Generator, device_of, draw_missing
+    """Load one model and draw what is missing of its images."""
+    from generate.sampler import ImageGenerator, device_of, draw_missing
 
     spec = contest.spec
-    generator = Generator.load(
+    generator = ImageGenerator.load(
         model,
         device_of(spec.device, _local_rank()),
         scheduler=spec.scheduler,
@@ -83,11 +83,13 @@ def draw_model(
         steps=spec.steps,
         guidance=spec.guidance,
     )
-    draw_missing(generator, pictures, spec.batch, drawn)
+    draw_missing(generator, images, spec.batch, drawn)
 
 
-def score(contest: Contest, specs: Mapping[str, MetricSpec], console: Console) -> None:
-    """Score all pictures with all judges, model by model; what has been scored stays."""
+def score_images(
+    contest: ComparisonPlan, specs: Mapping[str, MetricSpec], console: Console
+) -> None:
+    """Score all images with all judges, model by model; what has been scored stays."""
     if is_judged(contest.scores, contest.score_settings):
         return
     names = [model.name for model in contest.models]
@@ -98,8 +100,8 @@ def score(contest: Contest, specs: Mapping[str, MetricSpec], console: Console) -
     ]
     if todo:
         panel = load_panel(contest, specs)
-        total = sum(len(contest.pictures[name]) for name in names)
-        done = total - sum(len(contest.pictures[name]) for name in todo)
+        total = sum(len(contest.images[name]) for name in names)
+        done = total - sum(len(contest.images[name]) for name in todo)
         with progress(console, shown=True) as bar:
             task = bar.add_task("scoring", total=total, completed=done)
             for name in todo:
@@ -108,7 +110,7 @@ def score(contest: Contest, specs: Mapping[str, MetricSpec], console: Console) -
     write_table(contest.scores, pa.concat_tables(parts), contest.score_settings)
 
 
-def load_panel(contest: Contest, specs: Mapping[str, MetricSpec]) -> "Panel":
+def load_panel(contest: ComparisonPlan, specs: Mapping[str, MetricSpec]) -> "Panel":
     """Load every judge, and note which weights they are."""
     from generate.sampler import device_of
     from label.metrics import Panel
@@ -120,11 +122,13 @@ def load_panel(contest: Contest, specs: Mapping[str, MetricSpec]) -> "Panel":
     return panel
 
 
-def score_model(contest: Contest, name: str, panel: Scorers, scored: Callable[[int], None]) -> None:
-    """Score one model's pictures and keep its scores in a file of its own."""
-    pictures = contest.pictures[name]
+def score_model(
+    contest: ComparisonPlan, name: str, panel: Scorers, scored: Callable[[int], None]
+) -> None:
+    """Score one model's images and keep its scores in a file of its own."""
+    images = contest.images[name]
     scores = judge(
-        pictures,
+        images,
         panel,
         batch=contest.spec.judge_batch,
         workers=contest.spec.judge_workers,
@@ -132,7 +136,7 @@ def score_model(contest: Contest, name: str, panel: Scorers, scored: Callable[[i
     )
     write_scores(
         contest.model_scores(name),
-        pictures,
+        images,
         scores,
         folder=contest.folder,
         prompts_name=contest.prompts.name,

@@ -23,7 +23,7 @@ class PromptsKind(Enum):
 
 
 class Scheduler(Enum):
-    """Which sampler draws the pictures."""
+    """Which sampler draws the images."""
 
     ddim = "ddim"
     """Deterministic DDIM (eta 0) on the model's own noise schedule."""

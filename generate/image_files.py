@@ -1,4 +1,4 @@
-"""Which pictures a comparison needs, where they lie, and what they were made with.
+"""Which images a comparison needs, where they lie, and what they were made with.
 
 Knows no torch: the question "is everything drawn?" has to be answered in no time.
 """
@@ -22,7 +22,7 @@ ADAPTER = "pytorch_lora_weights.safetensors"
 
 
 class SamplesError(ValueError):
-    """A model or its pictures cannot be used; the message says what to do."""
+    """A model or its images cannot be used; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,15 +53,15 @@ class Model:
                 return
             raise SamplesError(
                 f"model {self.name!r}: {self.path} has revision {self.revision!r}; give the "
-                "40-digit commit, because a branch changes under your pictures"
+                "40-digit commit, because a branch changes under your images"
             )
         found = "has no model_index.json" if self.is_local else "is no folder"
         raise SamplesError(f"model {self.name!r}: {self.path} {found}; {advice}")
 
     def fingerprint(self) -> str:
-        """What pictures depend on: a hash over the folder's weights and settings, or the commit.
+        """What images depend on: a hash over the folder's weights and settings, or the commit.
 
-        The model card is left out, because people edit it and no picture changes.
+        The model card is left out, because people edit it and no image changes.
         """
         if self.adapter:
             return f"{self._base()}+{sha256_of(Path(self.adapter))}"
@@ -88,8 +88,8 @@ def adapter_at(path: str) -> Path | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """One picture of one model: drawn when its file is there."""
+class Sample:
+    """One image of one model: drawn when its file is there."""
 
     model: str
     prompt: Prompt
@@ -97,33 +97,33 @@ class Picture:
     path: Path
 
 
-def plan(folder: Path, model: str, prompts: PromptSet, seeds: Sequence[int]) -> list[Picture]:
-    """All pictures that a model has to draw, prompt by prompt."""
+def plan(folder: Path, model: str, prompts: PromptSet, seeds: Sequence[int]) -> list[Sample]:
+    """All images that a model has to draw, prompt by prompt."""
     return [
-        Picture(model, prompt, seed, folder / model / f"{prompt.id:05d}-{seed}.png")
+        Sample(model, prompt, seed, folder / model / f"{prompt.id:05d}-{seed}.png")
         for prompt in prompts.prompts
         for seed in seeds
     ]
 
 
-def share(pictures: Sequence[Picture], rank: int, world: int) -> list[Picture]:
+def share(images: Sequence[Sample], rank: int, world: int) -> list[Sample]:
     """The part of one process; whole prompts, so that all of a prompt's seeds stay together."""
-    order = {key: place for place, key in enumerate(dict.fromkeys(p.prompt.id for p in pictures))}
-    return [picture for picture in pictures if order[picture.prompt.id] % world == rank]
+    order = {key: place for place, key in enumerate(dict.fromkeys(p.prompt.id for p in images))}
+    return [image for image in images if order[image.prompt.id] % world == rank]
 
 
-def missing(pictures: Iterable[Picture]) -> list[Picture]:
-    """The pictures that are still to be drawn; files appear whole or not at all."""
-    return [picture for picture in pictures if not picture.path.exists()]
+def missing(images: Iterable[Sample]) -> list[Sample]:
+    """The images that are still to be drawn; files appear whole or not at all."""
+    return [image for image in images if not image.path.exists()]
 
 
 def agree(folder: Path, wanted: Mapping[str, Any]) -> None:
-    """Make sure that a folder's pictures are made with these settings, or refuse to add to them.
+    """Make sure that a folder's images are made with these settings, or refuse to add to them.
 
     Whichever process comes first writes them down.
 
     Raises:
-        ShardError: The folder's pictures were made with other settings; names each difference.
+        ShardError: The folder's images were made with other settings; names each difference.
     """
     path = folder / SETTINGS
     if not path.exists():

@@ -1,6 +1,6 @@
-"""Draws pictures with any diffusers model, from noise that belongs to (prompt, seed) alone.
+"""Draws images with any diffusers model, from noise that belongs to (prompt, seed) alone.
 
-So every model starts from the same noise, and no picture depends on the batch it was drawn in, on
+So every model starts from the same noise, and no image depends on the batch it was drawn in, on
 the number of processes, or on what was drawn before.
 """
 
@@ -22,21 +22,21 @@ from data.artifacts.atomic import write_bytes
 from data.dtypes import Dtype
 from data.images import encode_png
 from generate.config import Scheduler
-from generate.image_files import Model, Picture, SamplesError, missing
+from generate.image_files import Model, Sample, SamplesError, missing
 
 DTYPES = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16}
 SLICED_ABOVE = 512
-"""Sides in pixels from which the decoder takes one picture at a time, to bound its memory."""
+"""Sides in pixels from which the decoder takes one image at a time, to bound its memory."""
 
 
 @runtime_checkable
 class Draws(Protocol):
-    """Anything that draws one picture for each prompt and seed."""
+    """Anything that draws one image for each prompt and seed."""
 
     def draw(
         self, prompts: Sequence[str], seeds: Sequence[int]
-    ) -> UInt8[np.ndarray, "picture height width 3"]:
-        """The pictures, in order."""
+    ) -> UInt8[np.ndarray, "image height width 3"]:
+        """The images, in order."""
         ...
 
 
@@ -59,14 +59,14 @@ def device_of(name: str, local_rank: int) -> torch.device:
 
 
 def generator(prompt: str, seed: int, use: str) -> torch.Generator:
-    """The random numbers of one picture, for one use; a function of these three alone."""
+    """The random numbers of one image, for one use; a function of these three alone."""
     key = blake2b(f"{use}/{seed}/{prompt}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
 
 
 def initial_noise(
     prompts: Sequence[str], seeds: Sequence[int], shape: tuple[int, int, int]
-) -> Float[Tensor, "picture channel height width"]:
+) -> Float[Tensor, "image channel height width"]:
     """Standard normal latents to start from, drawn in fp32 on the CPU whatever the device is."""
     return torch.stack(
         [
@@ -76,7 +76,7 @@ def initial_noise(
     )
 
 
-class Generator:
+class ImageGenerator:
     """A diffusers pipeline that draws batches from given noise."""
 
     def __init__(
@@ -106,7 +106,7 @@ class Generator:
         resolution: int,
         steps: int,
         guidance: float,
-    ) -> "Generator":
+    ) -> "ImageGenerator":
         """Read a model's folder (safetensors only, no code from it).
 
         Raises:
@@ -139,20 +139,19 @@ class Generator:
     @torch.inference_mode()
     def draw(
         self, prompts: Sequence[str], seeds: Sequence[int]
-    ) -> UInt8[np.ndarray, "picture height width 3"]:
-        """One picture for each prompt and seed."""
+    ) -> UInt8[np.ndarray, "image height width 3"]:
+        """One image for each prompt and seed."""
         noise = initial_noise(prompts, seeds, self.shape)
         steps = [generator(p, s, "steps") for p, s in zip(prompts, seeds, strict=True)]
-        pictures = self.pipeline(
+        output = self.pipeline(
             prompt=list(prompts),
             latents=noise.to(self.pipeline.device, self.pipeline.unet.dtype),
             generator=steps,  # for schedulers that add noise at every step
             output_type="pt",
             **self.settings,
         ).images
-        pixels = (pictures.float() * 255).round().clamp(0, 255).to(torch.uint8)
-        images: np.ndarray = pixels.permute(0, 2, 3, 1).cpu().numpy()
-        return images
+        pixels = (output.float() * 255).round().clamp(0, 255).to(torch.uint8)
+        return np.asarray(pixels.permute(0, 2, 3, 1).cpu())
 
 
 def deterministic(scheduler: Any) -> DDIMScheduler:
@@ -180,7 +179,7 @@ def _load_adapter(pipeline: Any, model: Model) -> None:
 
 
 def _without_safety_checker(model: Model) -> dict[str, Any]:
-    """Stable Diffusion's checker blackens pictures, which no judge can compare."""
+    """Stable Diffusion's checker blackens images, which no judge can compare."""
     index = Path(model.path) / "model_index.json"
     if index.is_file() and "safety_checker" in json.loads(index.read_text()):
         return {"safety_checker": None, "requires_safety_checker": False}
@@ -188,37 +187,37 @@ def _without_safety_checker(model: Model) -> dict[str, Any]:
 
 
 def draw_missing(
-    draws: Draws, pictures: Sequence[Picture], batch: int, drawn: Callable[[int], None]
+    draws: Draws, samples: Sequence[Sample], batch: int, drawn: Callable[[int], None]
 ) -> None:
-    """Draw what is not there yet, and write each picture whole; `drawn` hears how many were added.
+    """Draw what is not there yet, and write each image whole; `drawn` hears how many were added.
 
     A device that runs out of memory gets half the batch, for the rest of the run.
 
     Raises:
-        SamplesError: One picture alone is too much for the device.
+        SamplesError: One image alone is too much for the device.
     """
-    left = missing(pictures)
+    left = missing(samples)
     while left:
         part = missing(left[:batch])  # another process may have drawn some by now
         pixels = _attempt(draws, part) if part else np.empty(0)
         if pixels is None:
             if batch == 1:
                 raise SamplesError(
-                    f"the device has not the memory to draw one picture of {part[0].model!r}; "
+                    f"the device has not the memory to draw one image of {part[0].model!r}; "
                     "lower model.resolution or choose evaluate.dtype=bf16"
                 )
             batch = max(1, min(batch, len(part)) // 2)
             continue
-        for picture, image in zip(part, pixels, strict=True):
-            write_bytes(picture.path, encode_png(image))
+        for sample, image in zip(part, pixels, strict=True):
+            write_bytes(sample.path, encode_png(image))
         left = left[batch:]
         drawn(len(part))
 
 
-def _attempt(draws: Draws, pictures: Sequence[Picture]) -> np.ndarray | None:
-    """The pictures, or None when they need more memory than the device has."""
+def _attempt(draws: Draws, samples: Sequence[Sample]) -> np.ndarray | None:
+    """The images, or None when they need more memory than the device has."""
     try:
-        return draws.draw([p.prompt.text for p in pictures], [p.seed for p in pictures])
+        return draws.draw([s.prompt.text for s in samples], [s.seed for s in samples])
     except torch.OutOfMemoryError:
         pass  # the cache is emptied outside, when the failed batch's tensors are gone
     torch.cuda.empty_cache()

@@ -15,17 +15,17 @@ class MetricKind(Enum):
     pickscore = "pickscore"
     """The same times exp(logit_scale), with PickScore's weights."""
     hps = "hps"
-    """Cosine of an open_clip model's embeddings, picture padded to a square (HPSv2, v2.1)."""
+    """Cosine of an open_clip model's embeddings, image padded to a square (HPSv2, v2.1)."""
     aesthetic = "aesthetic"
     """LAION's linear head on a CLIP image embedding; knows no prompt."""
     image_reward = "image_reward"
-    """ImageReward: BLIP reads the picture and 35 tokens of the prompt together."""
+    """ImageReward: BLIP reads the image and 35 tokens of the prompt together."""
     cycle_reward = "cycle_reward"
     """CycleReward: the same network and 128 tokens, trained on cycle consistency."""
     mps = "mps"
-    """MPS: CLIP ViT-H/14 whose picture looks at what of the prompt has to do with a condition."""
+    """MPS: CLIP ViT-H/14 whose image looks at what of the prompt has to do with a condition."""
     hps_v3 = "hps_v3"
-    """HPSv3: Qwen2-VL-7B reads the picture and an instruction with the prompt in it."""
+    """HPSv3: Qwen2-VL-7B reads the image and an instruction with the prompt in it."""
     oracle = "oracle"
     """The miniature world's programmatic judge; never a voter."""
 
@@ -57,7 +57,7 @@ class MetricSpec:
     dtype: Dtype = Dtype.fp32
     """Format of the towers; scores are fp32 whatever this is."""
     antialias: bool = True
-    """Antialias when a picture is made smaller on float tensors (hps only): published HPSv2 numbers
+    """Antialias when an image is made smaller on float tensors (hps only): published HPSv2 numbers
     differ in this, because torchvision changed its default."""
     condition: str = ""
     """Words that say what is judged (mps only); the published list means overall preference."""
@@ -144,7 +144,7 @@ class VoteSpec:
     tie_rule: TieRule = TieRule.drop
     """What decides when the rule does not; with four voters about a third of pairs are 2:2."""
     tie_metric: str = ""
-    """The deciding metric of `tie_rule: metric`."""
+    """The run_identity metric of `tie_rule: metric`."""
     metric: str = ""
     """The metric of `rule: single`."""
     votes: int = 0
@@ -202,7 +202,7 @@ class VoteSpec:
 
 @dataclass(kw_only=True, slots=True)
 class LatentSpec:
-    """VAE latents of the pictures for stage two, written in the scoring pass (docs/latents.md)."""
+    """VAE latents of the images for stage two, written in the scoring pass (docs/latents.md)."""
 
     write: bool = False
     """Whether to write them, for the VAE of `model.path` at `model.resolution`."""
@@ -210,14 +210,14 @@ class LatentSpec:
     """Format on disk. fp16 rounds by at most 2^-11 of a number, bf16 by 2^-8."""
     moments: bool = False
     """Keep mean and standard deviation, so that the trainer draws from the posterior as it does
-    from pictures, in twice the space; else the mean, which the draws of SD's VAEs hardly leave."""
+    from images, in twice the space; else the mean, which the draws of SD's VAEs hardly leave."""
     flip: bool = False
-    """Keep the mirrored pictures' latents, too, which train.flip needs, in twice the space."""
+    """Keep the mirrored images' latents, too, which train.flip needs, in twice the space."""
     compute: Dtype = Dtype.fp32
     """Format in which the VAE runs; fp32 whatever this is, where the VAE's config says
     `force_upcast` (SDXL's)."""
     batch: int = 8
-    """Pictures a forward pass; halved when the device runs out of memory."""
+    """Images a forward pass; halved when the device runs out of memory."""
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -233,8 +233,8 @@ class LabelSpec:
     workers: int = 2
     """Processes that decode and resize ahead of the device; 0 decodes in this process."""
     cache_mb: int = 1024
-    """Memory of each process for embeddings of pictures and prompts that may come again, in MB:
-    about 13 kB a picture with the paper's four metrics."""
+    """Memory of each process for embeddings of images and prompts that may come again, in MB:
+    about 13 kB an image with the paper's four metrics."""
     compile: bool = False
     """Let torch compile the networks: a minute or more at the start, then often faster on a GPU.
     Scores change by rounding."""
@@ -245,13 +245,13 @@ class LabelSpec:
     others seem to be at, and scores them itself."""
     inspect: bool = False
     """Only read the label set, print its statistics and write `labels/<vote>/report.html`."""
-    pictures: int = 8
+    gallery_pairs: int = 8
     """Pairs in each gallery of the report."""
     latents: LatentSpec = field(default_factory=LatentSpec)
-    """The pictures' latents, beside the scores."""
+    """The images' latents, beside the scores."""
 
     def __post_init__(self) -> None:
-        for name, least in (("batch", 1), ("workers", 0), ("cache_mb", 0), ("pictures", 0)):
+        for name, least in (("batch", 1), ("workers", 0), ("cache_mb", 0), ("gallery_pairs", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"label.{name}={getattr(self, name)}; it must be at least {least}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
@@ -262,8 +262,8 @@ class LabelSpec:
 class ParitySpec:
     """How `make parity` checks the metrics; nothing here changes a score."""
 
-    pictures: str = ""
-    """A folder with pictures of the official repositories, at any depth (ImageReward's
+    images: str = ""
+    """A folder with images of the official repositories, at any depth (ImageReward's
     assets/images, HPSv2's demo_image.jpg, CLIP.png); empty checks no published score."""
     threshold: float | None = None
     """Difference of chances up to which Pick-a-Pic's accuracy calls a pair a tie; null chooses it

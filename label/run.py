@@ -23,7 +23,7 @@ from label.metrics.weights import locate
 from label.scoring.claims import Claims
 from label.scoring.score_sets import CLAIMS, ScoreSets, claim_work, plan, wait_for_change
 from label.voting.label_set import LabelSet, label_settings, make_labels
-from label.voting.rules import Ballot
+from label.voting.rules import VotingRule
 
 VAE_ON_HUB = (("vae/config.json", VAE_WEIGHTS),)
 """What is fetched of a model's repository."""
@@ -33,9 +33,9 @@ def main(job: Job) -> None:
     """Finish the run's labels; what is there already is not made again."""
     rank, console, since = Rank.from_environment(), Console(), time.time()
     pairs = open_pairs(job.pairs)
-    ballot = ballot_of(job)
-    sets = score_sets(job, pairs, ballot)
-    vote = label_settings(ballot, settings(job.vote), sets.metrics, pairs.shards)
+    voting_rule = voting_rule_of(job)
+    sets = score_sets(job, pairs, voting_rule)
+    vote = label_settings(voting_rule, settings(job.vote), sets.metrics, pairs.shards)
     label_set = LabelSet(job.folder / "labels" / job.vote.name, vote)
     labelled = label_set.read_if_complete()
     if job.label.inspect:
@@ -50,7 +50,7 @@ def main(job: Job) -> None:
             Claims(sets.folder / CLAIMS).clear()
             sets.declare_complete(provenance(job), since)
             if labelled is None:
-                labelled = make_labels(label_set, sets, ballot, provenance(job), since)
+                labelled = make_labels(label_set, sets, voting_rule, provenance(job), since)
     if rank.rank == 0 and labelled is not None:
         print_summary(console, labelled, str(label_set.folder))
         if sets.latents:
@@ -58,17 +58,17 @@ def main(job: Job) -> None:
             console.print(where, highlight=False, soft_wrap=True)
 
 
-def ballot_of(job: Job) -> Ballot:
+def voting_rule_of(job: Job) -> VotingRule:
     """Who votes in this run."""
     ties = {name: spec.tie for name, spec in job.metrics.items() if spec.tie}
-    return Ballot(job.vote, tuple(job.panel.voters), ties, job.seed)
+    return VotingRule(job.vote, tuple(job.panel.voters), ties, job.seed)
 
 
-def score_sets(job: Job, pairs: PairSource, ballot: Ballot) -> ScoreSets:
+def score_sets(job: Job, pairs: PairSource, voting_rule: VotingRule) -> ScoreSets:
     """The score sets that the vote needs; finds weights, loads none."""
     folder = job.folder / "scores"
     weights = folder / "weights.json"
-    found = score_settings({name: job.metrics[name] for name in ballot.metrics}, weights)
+    found = score_settings({name: job.metrics[name] for name in voting_rule.metrics}, weights)
     return ScoreSets(folder, pairs.shards, found, latent_format(job, Fingerprints(weights)))
 
 
@@ -101,17 +101,17 @@ def model_folder(job: Job) -> Path:
 def score(job: Job, pairs: PairSource, sets: ScoreSets, rank: Rank, console: Console) -> None:
     """Score the shards that this process can get; the first stays until all are scored."""
     from label.scoring.progress import bar
-    from label.scoring.runner import Scoring, device_of  # torch, which a finished run skips
+    from label.scoring.runner import ScoringRunner, device_of  # torch, which a finished run skips
 
     claims = Claims(sets.folder / CLAIMS)
     device = device_of(job.label.device, rank.local)
     make_encoder = None
     if sets.latents:
-        from label.scoring.vae_encoder import Encoder
+        from label.scoring.vae_encoder import VaeEncoder
 
         batch = job.label.latents.batch
-        make_encoder = partial(Encoder, model_folder(job), sets.latents, device, batch)
-    scoring = Scoring(pairs, sets, claims, job.metrics, job.label, device, make_encoder)
+        make_encoder = partial(VaeEncoder, model_folder(job), sets.latents, device, batch)
+    scoring = ScoringRunner(pairs, sets, claims, job.metrics, job.label, device, make_encoder)
     first = rank.rank == 0
     with claims.beating(), bar(sets, claims, console if first else None):
         scoring.run(claim_work(sets, rank, claims))
@@ -133,10 +133,10 @@ def inspect(
     from label.analysis.report import write_report
     from label.analysis.statistics import study
 
-    ballot = ballot_of(job)
-    found = study(labelled, ballot, generators(pairs))
+    voting_rule = voting_rule_of(job)
+    found = study(labelled, voting_rule, generators(pairs))
     print_study(console, labelled, found)
-    shown = galleries(labelled, ballot, pairs, job.label.pictures)
+    shown = galleries(labelled, voting_rule, pairs, job.label.gallery_pairs)
     path = write_report(label_set.folder, found, shown, label_set.facts())
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
 

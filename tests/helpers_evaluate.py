@@ -14,7 +14,7 @@ from data.images import UnreadableImageError, decode, to_pixels
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SIDE = 16
-"""Pictures of the tiny pipeline; its latents are 4 x 8 x 8."""
+"""Images of the tiny pipeline; its latents are 4 x 8 x 8."""
 
 
 def tiny_tokenizer():
@@ -29,7 +29,7 @@ def tiny_tokenizer():
 
 
 def tiny_pipeline(seed, *, width=16):
-    """Random weights: pictures mean nothing, but depend on noise, prompt and `seed`."""
+    """Random weights: images mean nothing, but depend on noise, prompt and `seed`."""
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer()
     text = CLIPTextConfig(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 GOLDEN = Path(__file__).parent / "golden"
-PICTURES = sorted((GOLDEN / "pictures").iterdir())
+IMAGES = sorted((GOLDEN / "images").iterdir())
 PROMPTS = {
     "short": "a red fox on a snowy hill",
     "cased": "A Cat, two DOGS & 3 birds (4K!); naïve café",

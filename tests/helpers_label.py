@@ -134,10 +134,10 @@ def specs(root: Path) -> dict[str, MetricSpec]:
     }
 
 
-# --- pictures and pairs --------------------------------------------------------------------------
+# --- images and pairs --------------------------------------------------------------------------
 
 
-def picture(seed: int, size: tuple[int, int] = (40, 32), kind: str = "JPEG") -> bytes:
+def image(seed: int, size: tuple[int, int] = (40, 32), kind: str = "JPEG") -> bytes:
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
     buffer = BytesIO()
@@ -174,26 +174,24 @@ def write_pairs(path: Path, rows: list[Row], drop: tuple[str, ...] = ()) -> None
 
 
 def good_rows(count: int, first: int = 0) -> list[Row]:
-    """Distinct pairs; every picture occurs in two of them, as in the real set."""
+    """Distinct pairs; every image occurs in two of them, as in the real set."""
     prompts = world.prompts("train")
     return [
-        Row(
-            prompts[(first + i) // 2], picture(first + i), picture(first + i + 1), float(i % 3 != 0)
-        )
+        Row(prompts[(first + i) // 2], image(first + i), image(first + i + 1), float(i % 3 != 0))
         for i in range(count)
     ]
 
 
 def broken_rows() -> list[Row]:
     """One row for each way in which a pair can be bad."""
-    good, prompt = picture(900), world.prompts("train")[0]
+    good, prompt = image(900), world.prompts("train")[0]
     return [
-        Row(prompt, picture(901)[: len(picture(901)) // 2], good),
+        Row(prompt, image(901)[: len(image(901)) // 2], good),
         Row(prompt, good, b""),
         Row(prompt, b"<html><body>AccessDenied</body></html>", good),
         Row(prompt, None, good),
-        Row("   ", good, picture(902)),
-        Row(None, good, picture(903)),
+        Row("   ", good, image(902)),
+        Row(None, good, image(903)),
     ]
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from data.pairs.config import Images, PairsKind, PairsSpec
 from data.pairs.schema import PAIR, PairSource
-from tests.helpers_train import picture
+from tests.helpers_train import image
 
 COLUMNS = {"prompt": "text", "image_0": "left", "image_1": "right", "human": "chose"}
 
@@ -31,10 +31,10 @@ def pickapic(rows: int = 10, **columns: list[object]) -> pa.Table:
     return pa.table({name: value for name, value in made.items() if value is not None})
 
 
-def write_pictures(folder: Path, names: list[str]) -> None:
+def write_images(folder: Path, names: list[str]) -> None:
     for seed, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(picture(seed))
+        (folder / name).write_bytes(image(seed))
 
 
 def write_tar(path: Path, members: dict[str, bytes], **fields: Any) -> None:
@@ -96,7 +96,7 @@ def spec_of(root: Path, kind: PairsKind, images: Images, **columns: str) -> Pair
 
 
 def imagereward(root: Path) -> PairsSpec:
-    """Four pictures of a prompt in two zips, one packed with its folder, one without."""
+    """Four images of a prompt in two zips, one packed with its folder, one without."""
     names = [f"images/train/train_{1 + i // 2}/{i}.webp" for i in range(4)]
     table = {"image_path": names, "prompt_id": ["p"] * 4, "prompt": ["a"] * 4, "rank": [1, 2, 3, 4]}
     pq.write_table(pa.table(table), root / "metadata-train.parquet")
@@ -105,7 +105,7 @@ def imagereward(root: Path) -> PairsSpec:
         with zipfile.ZipFile(root / f"images/train/train_{number}.zip", "w") as archive:
             for name in members:
                 packing = zipfile.ZIP_DEFLATED if "2" in name else zipfile.ZIP_STORED
-                archive.writestr(name, picture(int(name[-6])), packing)
+                archive.writestr(name, image(int(name[-6])), packing)
     return PairsSpec(kind=PairsKind.imagereward, root=str(root))
 
 
@@ -113,7 +113,7 @@ def make_set(kind: PairsKind, root: Path) -> PairsSpec:
     """A small set of each layout."""
     if kind is PairsKind.pickapic:
         (root / "deep").mkdir()
-        table = pickapic(rows=9, jpg_0=[picture(i) for i in range(9)])
+        table = pickapic(rows=9, jpg_0=[image(i) for i in range(9)])
         pq.write_table(table, root / "deep" / "train-1.parquet", row_group_size=4)
         pq.write_table(table, root / "train-0.parquet", row_group_size=2)
         return PairsSpec(kind=kind, root=str(root))
@@ -121,18 +121,18 @@ def make_set(kind: PairsKind, root: Path) -> PairsSpec:
         return imagereward(root)
     if kind is PairsKind.hpdv2:
         names = ["a.jpg", "b.jpg", "c.jpg"]
-        write_tar(root / "train.tar", {f"train/{n}": picture(i) for i, n in enumerate(names)})
+        write_tar(root / "train.tar", {f"train/{n}": image(i) for i, n in enumerate(names)})
         return hpdv2_train(root)
     if kind is PairsKind.hpdv3:
         entry = {"prompt": "a cat", "path1": "images/0.jpg", "path2": "images/1.jpg"}
         (root / "train.json").write_text(json.dumps([entry] * 5))
-        write_pictures(root, ["images/0.jpg", "images/1.jpg"])
+        write_images(root, ["images/0.jpg", "images/1.jpg"])
         return PairsSpec(kind=kind, root=str(root))
     rows = [
         {"text": f"cat {i}", "left": f"p/{i}.png", "right": "gone\0.png", "chose": 1}
         for i in range(5)
     ]
-    write_pictures(root, [row["left"] for row in rows])
+    write_images(root, [row["left"] for row in rows])
     if kind is PairsKind.parquet:
         pq.write_table(pa.Table.from_pylist(rows), root / "x.parquet")
     else:

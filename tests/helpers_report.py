@@ -10,7 +10,7 @@ from data.artifacts.parquet_io import write_table
 from data.artifacts.schemas import Role
 from data.images import encode_png
 from evaluate.config import EvaluateSpec
-from evaluate.plan import Contest
+from evaluate.plan import ComparisonPlan
 from evaluate.reporting.report import write_report
 from evaluate.reporting.summary import summarise
 from evaluate.statistics import winrate
@@ -47,9 +47,9 @@ def finished_comparison(folder):
         Prompt(i, f"{NASTY} {i}", "even" if i % 2 == 0 else "odd", ("few", "some", "many")[i // 10])
         for i in range(NUMBER)
     )
-    contest = Contest(
+    contest = ComparisonPlan(
         folder=folder,
-        spec=EvaluateSpec(resamples=200, pictures=4),
+        spec=EvaluateSpec(resamples=200, images=4),
         models=tuple(Model(name=name, path=f"a/{name}", revision="1") for name in ("base", "new")),
         prompts=PromptSet(name="set", prompts=prompts, empty=0, repeated=1),
         judges=JUDGES,
@@ -66,6 +66,6 @@ def finished_comparison(folder):
 def write_page(made, journal=None):
     folder, summary, scores = made
     write_report(
-        folder, summary, scores, journal=journal or folder / "none.jsonl", pictures=4, seed=0
+        folder, summary, scores, journal=journal or folder / "none.jsonl", num_pairs=4, seed=0
     )
     return (folder / "report.html").read_text()

@@ -20,7 +20,7 @@ WORDS = ("red", "green", "blue", "grey")
 
 
 def write_base(folder: Path, prediction: str = "epsilon") -> Path:
-    """A StableDiffusionPipeline folder with random weights: 16x16 pictures, 8x8x4 latents."""
+    """A StableDiffusionPipeline folder with random weights: 16x16 images, 8x8x4 latents."""
     import torch
     from diffusers import StableDiffusionPipeline
     from diffusers import UNet2DConditionModel as UNet
@@ -110,7 +110,7 @@ def tiny_scheduler(prediction: str) -> Any:
     )  # fmt: skip
 
 
-def picture(seed: int, side: int = SIDE) -> bytes:
+def image(seed: int, side: int = SIDE) -> bytes:
     return encode_png(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8))
 
 
@@ -124,8 +124,8 @@ def write_pairs(root: Path, sizes: tuple[int, ...] = (20, 16), group: int = 6) -
                 "caption": [f"a {WORDS[i % 4]} cat" for i in ids],
                 "image_0_uid": [f"u{i}" for i in ids],
                 "image_1_uid": [f"v{i}" for i in ids],
-                "jpg_0": [picture(2 * i) for i in ids],
-                "jpg_1": [picture(2 * i + 1) for i in ids],
+                "jpg_0": [image(2 * i) for i in ids],
+                "jpg_1": [image(2 * i + 1) for i in ids],
                 "label_0": [1.0] * rows,
                 "label_1": [0.0] * rows,
             }

@@ -26,11 +26,11 @@ from train.dpo.draws import DrawRule, draw
 from train.dpo.loss import dpo_losses
 from train.dpo.objectives import dpo, margin_dpo
 from train.dpo.reference import Reference, make_reference
-from train.dpo.step import Networks, ask, draw_for, drawn_ahead, step
+from train.dpo.step import Models, draw_noise, prefetch_noise, prepare_inputs, step
 from train.identity import TrainRun
 from train.loader.loader import PairBatch
 from train.loader.sampler import Position
-from train.models.components import Backbone, load_backbone
+from train.models.components import ModelComponents, load_components
 from train.models.lora import attach
 from train.trainer.build import make_trainer, open_stream
 from train.trainer.metrics_log import Tally
@@ -56,19 +56,19 @@ def spec_of(stage: int, precision: str, refresh: str, world: int, rank: int = 0)
     )  # fmt: skip
 
 
-def rule_of(backbone: Backbone) -> DrawRule:
-    return DrawRule(seed=0, num_timesteps=1000, latent_shape=backbone.latent_shape)
+def rule_of(components: ModelComponents) -> DrawRule:
+    return DrawRule(seed=0, num_timesteps=1000, latent_shape=components.latent_shape)
 
 
-def load(base: Path, spec: TrainSpec, world: World) -> tuple[Backbone, Policy, Reference]:
+def load(base: Path, spec: TrainSpec, world: World) -> tuple[ModelComponents, Policy, Reference]:
     model = ModelSpec(path=str(base), resolution=SIDE)
-    backbone = load_backbone(model, spec.precision, world.device)
-    unet = backbone.unet()
+    components = load_components(model, spec.precision, world.device)
+    unet = components.unet()
     if spec.lora.rank:
         unet.enable_gradient_checkpointing()  # the backward pass must find the policy's adapter
         attach(unet, spec.lora, 0, moving=spec.reference.refresh is not Refresh.frozen)
     policy = Policy(unet, spec, world)
-    return backbone, policy, make_reference(backbone.unet, policy, spec, world)
+    return components, policy, make_reference(components.unet, policy, spec, world)
 
 
 def copies(parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -79,16 +79,18 @@ def refreshes(base: Path, stage: int, precision: str, refresh: str, rank: int = 
     """Two steps, a refresh, two more: the reference moves when it should, and only then."""
     world = start("cpu")
     spec = spec_of(stage, precision, refresh, world.size, rank)
-    backbone, policy, reference = load(base, spec, world)
-    nets = Networks(backbone, policy, reference.denoiser)
+    components, policy, reference = load(base, spec, world)
+    models = Models(components, policy, reference.denoiser)
     first = copies(reference.parts())
     for done in range(4):
-        found = step(draw_for(pair_batch(world.rank), rule_of(backbone)), nets, dpo(spec.beta))
+        found = step(
+            draw_noise(pair_batch(world.rank), rule_of(components)), models, dpo(spec.beta)
+        )
         same = done == 0 or (done == 2 and refresh == "snapshot")
         assert bool((found.margin == 0).all()) == same, (done, found.margin)
         assert (found.loss.item() == torch.tensor(math.log(2)).item()) == same
         policy.backward(found.loss)
-        policy.update(1e-3)
+        policy.optimizer_step(1e-3)
         before, trained = copies(reference.parts()), copies(partitions(policy.trained))
         if not reference.due(done + 1):
             continue
@@ -126,13 +128,15 @@ def weights_are_masters(base: Path) -> None:
     world = start("cpu")
     spec = spec_of(0, "bf16", "frozen", world.size)
     spec.weight_decay = 0.0
-    backbone, policy, reference = load(base, spec, world)
-    nets = Networks(backbone, policy, reference.denoiser)
-    before, model = policy.weights(), copies(partitions(policy.trained))
-    policy.backward(step(draw_for(pair_batch(), rule_of(backbone)), nets, dpo(spec.beta)).loss)
-    policy.update(1e-5)
+    components, policy, reference = load(base, spec, world)
+    models = Models(components, policy, reference.denoiser)
+    before, model = policy.gather_fp32_state_dict(), copies(partitions(policy.trained))
+    policy.backward(
+        step(draw_noise(pair_batch(), rule_of(components)), models, dpo(spec.beta)).loss
+    )
+    policy.optimizer_step(1e-5)
     after, ones = (
-        policy.weights(),
+        policy.gather_fp32_state_dict(),
         [name for name, part in model.items() if bool((part == 1).all())],
     )
     assert ones  # where the next number in bf16 is 4e-3 away
@@ -187,7 +191,7 @@ def trains_by_each_objective(root: Path) -> None:
             hook = trainer.reference.denoiser.register_forward_hook
             hook(lambda *_, seen=calls: seen.append(1))
         batches = trainer.stream.batches(Position())
-        batches = drawn_ahead(batches, trainer.rule, world.device)
+        batches = prefetch_noise(batches, trainer.rule, world.device)
         lines = [trainer.optimizer_step(batches) for _ in range(4)]
         assert len(calls) == (0 if kind is Objective.mapo else 4), kind
         for line in lines:
@@ -215,19 +219,19 @@ def step_is_the_formula(base: Path, prediction: str) -> None:
     start("cpu")
     write_base(base, prediction)
     model = ModelSpec(path=str(base), resolution=SIDE)
-    backbone = load_backbone(model, Precision.fp32, torch.device("cpu"))
-    policy, reference = backbone.unet(), backbone.unet()
+    components = load_components(model, Precision.fp32, torch.device("cpu"))
+    policy, reference = components.unet(), components.unet()
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
-    batch, rule = pair_batch(), rule_of(backbone)
-    found = step(draw_for(batch, rule), Networks(backbone, policy, reference), dpo(5000.0))
+    batch, rule = pair_batch(), rule_of(components)
+    found = step(draw_noise(batch, rule), Models(components, policy, reference), dpo(5000.0))
 
     gaps = torch.stack([gaps_by_hand(base, unet, batch) for unet in (policy, reference)])
     inside = -0.5 * 5000.0 * (gaps[0] - gaps[1])
     expected = torch.nn.functional.softplus(-inside)
-    assert (expected - math.log(2)).abs().min() > 1e-3  # the nets differ, or this shows nothing
+    assert (expected - math.log(2)).abs().min() > 1e-3  # the models differ, or this shows nothing
     torch.testing.assert_close(found.losses.double(), expected, rtol=2e-2, atol=1e-4)
     torch.testing.assert_close(found.loss.double(), expected.mean(), rtol=1e-2, atol=1e-4)
     losses = dpo_losses(found.policy, found.reference, 5000.0)
@@ -236,7 +240,7 @@ def step_is_the_formula(base: Path, prediction: str) -> None:
 
 @torch.no_grad()
 def gaps_by_hand(base: Path, unet: torch.nn.Module, batch: PairBatch) -> torch.Tensor:
-    """Winner's minus loser's error of each pair, picture by picture, with diffusers' own parts."""
+    """Winner's minus loser's error of each pair, image by image, with diffusers' own parts."""
     from diffusers import DDPMScheduler, StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(base)
@@ -278,7 +282,7 @@ def looks_at_held_out(root: Path, labels: Path, stage: int, share: float) -> Non
     for name in ("margin", "winner_rise", "loser_rise"):
         assert first[f"validation_{name}"] == 0, name
     assert trainer.validation.look(trainer.policy, world) == first
-    batches = drawn_ahead(trainer.stream.batches(Position()), trainer.rule, world.device)
+    batches = prefetch_noise(trainer.stream.batches(Position()), trainer.rule, world.device)
     trainer.optimizer_step(batches)
     trainer.reference.refresh(trainer.policy)  # a snapshot does not reset the comparison
     then = trainer.validation.look(trainer.policy, world)
@@ -292,13 +296,13 @@ def nothing_waits(base: Path) -> None:
     start("cpu")
     model = ModelSpec(path=str(base), resolution=SIDE)
     meta = torch.device("meta")
-    backbone = load_backbone(model, Precision.fp32, meta)
-    assert backbone.schedule.alphas_cumprod.is_meta
-    nets = Networks(backbone, backbone.unet(), backbone.unet())
-    rule = replace(rule_of(backbone), flip=True, caption_dropout=0.5)
+    components = load_components(model, Precision.fp32, meta)
+    assert components.schedule.alphas_cumprod.is_meta
+    models = Models(components, components.unet(), components.unet())
+    rule = replace(rule_of(components), flip=True, caption_dropout=0.5)
     tally = Tally.empty(meta)
     for criterion in (dpo(5000.0), margin_dpo(5000.0, 1.0)):
-        found = step(draw_for(pair_batch(), rule), nets, criterion)
+        found = step(draw_noise(pair_batch(), rule), models, criterion)
         found.loss.backward()
         tally.add(found, 0.0)
     assert tally.sums.is_meta
@@ -316,13 +320,13 @@ def ruined_gradients(base: Path) -> None:
     for stage, precision in [(0, "fp32"), (0, "bf16"), (1, "fp32"), (1, "bf16"),
                              (2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16")]:  # fmt: skip
         spec = spec_of(stage, precision, "frozen", world.size)
-        backbone, policy, reference = load(base, spec, world)
-        nets = Networks(backbone, policy, reference.denoiser)
+        components, policy, reference = load(base, spec, world)
+        models = Models(components, policy, reference.denoiser)
         before = copies(partitions(policy.trained))
-        found = step(draw_for(pair_batch(), rule_of(backbone)), nets, dpo(spec.beta))
+        found = step(draw_noise(pair_batch(), rule_of(components)), models, dpo(spec.beta))
         policy.backward(found.loss * math.inf)
         try:
-            policy.update(1e-3)
+            policy.optimizer_step(1e-3)
         except NonFiniteError:
             pass
         else:
@@ -343,34 +347,34 @@ def sums_in_float32(base: Path) -> None:
         for later in (0.0, 2.0**-9):
             spec = spec_of(stage, "bf16", "frozen", world.size)
             spec.batch, spec.clip_norm = 17 * spec.micro_batch, 0.0
-            backbone, policy, reference = load(base, spec, world)
-            nets = Networks(backbone, policy, reference.denoiser)
+            components, policy, reference = load(base, spec, world)
+            models = Models(components, policy, reference.denoiser)
             for index in range(17):
-                found = step(draw_for(pair_batch(), rule_of(backbone)), nets, dpo(spec.beta))
+                found = step(draw_noise(pair_batch(), rule_of(components)), models, dpo(spec.beta))
                 policy.backward(found.loss * (later if index else 1.0))
                 if index < 16:
                     policy.next_micro_batch()
-            norms[later] = policy.update(0.0)
+            norms[later] = policy.optimizer_step(0.0)
         ratio = norms[2.0**-9] / norms[0.0]
         assert math.isclose(ratio, 1 + 16 / 2**9, rel_tol=2e-3), (stage, ratio)
 
 
 def mirrored_together(base: Path) -> None:
-    """Both pictures of a pair are mirrored, or neither is."""
-    backbone = load_backbone(ModelSpec(path=str(base), resolution=SIDE), Precision.fp32, CPU)
+    """Both images of a pair are mirrored, or neither is."""
+    components = load_components(ModelSpec(path=str(base), resolution=SIDE), Precision.fp32, CPU)
     seen: list[torch.Tensor] = []
 
-    def look(self: Backbone, pixels: torch.Tensor, posterior: torch.Tensor) -> torch.Tensor:
+    def look(self: ModelComponents, pixels: torch.Tensor, posterior: torch.Tensor) -> torch.Tensor:
         seen.append(pixels)
         return posterior
 
-    Backbone.encode_pictures = look  # type: ignore[method-assign]
+    ModelComponents.encode_images = look  # type: ignore[method-assign]
     batch = pair_batch()
-    drawn = draw_for(batch, replace(rule_of(backbone), flip=True))
+    drawn = draw_noise(batch, replace(rule_of(components), flip=True))
     drawn = replace(
         drawn, draws=replace(drawn.draws, flip=torch.tensor([True, False, True, False]))
     )
-    ask(drawn, backbone)
+    prepare_inputs(drawn, components)
     winners, losers = seen[0].chunk(2)
     for index, flipped in enumerate(drawn.draws.flip.tolist()):
         for shown, given in ((winners, batch.winner), (losers, batch.loser)):

@@ -27,7 +27,7 @@ from train.models.lora import (
     layers,
     of_reference,
 )
-from train.models.memory import ADAPTERS, Counts
+from train.models.memory import ADAPTERS, ParameterCounts
 
 LORA = ("tuning=lora", "train.lora.rank=4")
 
@@ -117,7 +117,7 @@ def test_an_error_in_the_reference_leaves_the_policy_chosen(base: Path):
     unet = load(base)
     attach(unet, LoraSpec(rank=4), seed=7, moving=True)
     with pytest.raises(TypeError):
-        as_reference(unet)("no picture")
+        as_reference(unet)("no image")
     assert {tuple(layer.active_adapters) for layer in layers(unet)} == {(POLICY,)}
 
 
@@ -144,7 +144,7 @@ def test_adapters_of_the_published_unets_have_the_known_size(
     """Rank 4 on the attentions' four layers: for each, rank x (inputs + outputs)."""
     unet = copy.deepcopy(published_unet(name))
     attach(unet, LoraSpec(rank=4), seed=0, moving=True)
-    assert counts(unet) == Counts(unet=UNETS[name][1], adapter=parameters)
+    assert counts(unet) == ParameterCounts(unet=UNETS[name][1], adapter=parameters)
     assert sum(p.numel() for p in unet.parameters() if p.requires_grad) == parameters
     assert sum(p.numel() for p in of_reference(unet).values()) == parameters
     assert ADAPTERS[known] == 16 // 4 * parameters
@@ -172,7 +172,7 @@ def test_merged_weights_compute_what_base_and_adapter_do(base: Path, targets: li
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 @torch.no_grad()
 def test_diffusers_loads_the_adapter_with_its_scale(tmp_path: Path, family: str):
-    """Drawn by `load_lora_weights` and drawn with merged weights: the same picture."""
+    """Drawn by `load_lora_weights` and drawn with merged weights: the same image."""
     from diffusers import DiffusionPipeline
 
     base = write_base(tmp_path / "m") if family == "sd" else write_sdxl_base(tmp_path / "m")
@@ -184,15 +184,15 @@ def test_diffusers_loads_the_adapter_with_its_scale(tmp_path: Path, family: str)
     pipelines = [DiffusionPipeline.from_pretrained(base) for _ in range(3)]
     pipelines[0].load_lora_weights(tmp_path / "lora")
     pipelines[1].unet = merged_unet(base, adapter)
-    pictures = []
+    images = []
     for pipeline in pipelines:
         pipeline.set_progress_bar_config(disable=True)
         noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         made = pipeline("a red cat", num_inference_steps=2, height=16, width=16, latents=noise,
                         output_type="pt")  # fmt: skip
-        pictures.append(made.images)
-    torch.testing.assert_close(pictures[0], pictures[1], rtol=0, atol=1e-4)
-    assert (pictures[0] - pictures[2]).abs().max() > 1e-2
+        images.append(made.images)
+    torch.testing.assert_close(images[0], images[1], rtol=0, atol=1e-4)
+    assert (images[0] - images[2]).abs().max() > 1e-2
     assert sorted(path.name for path in (tmp_path / "lora").iterdir()) == [
         "README.md", "balanceddpo.json", ADAPTER,
     ]  # fmt: skip

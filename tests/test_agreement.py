@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from label.analysis import agreement, crowd
 from label.config import VoteSpec
-from label.voting.rules import Ballot, label_pairs
+from label.voting.rules import VotingRule, label_pairs
 from tests.test_vote import scored, votes
 
 # a and b always agree, c is their opposite on the first two pairs and abstains on the last
@@ -18,7 +18,9 @@ def counted(
     scores: np.ndarray, human: list[float | None] | None = None, names: str = "abc"
 ) -> pl.DataFrame:
     voters = tuple(names[: scores.shape[1]])
-    return agreement.ballots(label_pairs(scored(scores, human, voters), Ballot(VoteSpec(), voters)))
+    return agreement.ballots(
+        label_pairs(scored(scores, human, voters), VotingRule(VoteSpec(), voters))
+    )
 
 
 @pytest.fixture
@@ -115,7 +117,7 @@ def test_rank_correlation_of_gaps_equals_scipy() -> None:
     scores = np.random.default_rng(4).normal(size=(300, 3, 2)).round(1)  # with equal gaps
     scores[:, 1] += 0.8 * scores[:, 0]
     names = ("a", "b", "c")
-    frame = label_pairs(scored(scores, None, names), Ballot(VoteSpec(), names))
+    frame = label_pairs(scored(scores, None, names), VotingRule(VoteSpec(), names))
     ranks = agreement.rank_correlations(frame)
     gaps = (frame["score_a_0"] - frame["score_a_1"], frame["score_b_0"] - frame["score_b_1"])
     assert ranks["a", "b"] == pytest.approx(spearmanr(*gaps).statistic, abs=1e-12)
@@ -164,7 +166,7 @@ def test_dawid_skene_beside_the_labels_by_hand() -> None:
     rows += [(1, -1, 1)] * 2 + [(1, 0, -1)] * 4
     human = [1.0] * 40 + [0.0] * 40 + [1.0] * 2 + [0.0] * 4
     names = ("a", "b", "c")
-    labelled = label_pairs(scored(votes(*rows), human, names), Ballot(VoteSpec(), names))
+    labelled = label_pairs(scored(votes(*rows), human, names), VotingRule(VoteSpec(), names))
     found = crowd.compare(agreement.ballots(labelled), names)
     assert found is not None
     assert found.pairs == 86

@@ -6,12 +6,12 @@ from itertools import islice
 import pytest
 
 from data.artifacts.atomic import ShardError
-from data.prefetch import ahead
+from data.prefetch import prefetch
 
 
 @pytest.mark.parametrize("depth", [0, 1, 4])
 def test_working_ahead_changes_nothing(depth: int):
-    with ahead(iter(range(20)), depth) as items:
+    with prefetch(iter(range(20)), depth) as items:
         assert list(islice(items, 15)) == list(range(15))
 
 
@@ -23,7 +23,7 @@ def test_the_next_items_are_made_before_they_are_asked_for():
             made.append(number)
             yield number
 
-    with ahead(items(), 3) as found:
+    with prefetch(items(), 3) as found:
         for taken in range(5):
             assert next(found) == taken
             deadline = time.monotonic() + 60
@@ -37,7 +37,7 @@ def test_an_error_ahead_comes_in_its_turn():
         yield 1
         raise ShardError("broken")
 
-    with ahead(items(), 4) as found:
+    with prefetch(items(), 4) as found:
         assert next(found) == 1
         with pytest.raises(ShardError, match="broken"):
             next(found)
@@ -51,7 +51,7 @@ def test_leaving_stops_the_thread():
             made.append(1)
             yield 1
 
-    with ahead(items(), 2) as found:
+    with prefetch(items(), 2) as found:
         next(found)
     count = len(made)
     assert count <= 5

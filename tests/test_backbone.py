@@ -15,9 +15,9 @@ from tests.helpers_train import SIDE, write_base, write_sdxl_base
 from train.config import ModelSpec, Precision
 from train.dpo.draws import DrawRule, draw
 from train.dpo.objectives import dpo
-from train.dpo.step import Networks, draw_for, step
+from train.dpo.step import Models, draw_noise, step
 from train.loader.loader import PairBatch
-from train.models.components import Backbone, load_backbone, predict
+from train.models.components import ModelComponents, load_components, run_denoiser
 from train.models.conditioning import Condition, encode_distinct, time_ids
 
 CPU = torch.device("cpu")
@@ -53,8 +53,8 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def load(base: Path, precision: Precision = Precision.fp32) -> Backbone:
-    return load_backbone(ModelSpec(path=str(base), resolution=SIDE), precision, CPU)
+def load(base: Path, precision: Precision = Precision.fp32) -> ModelComponents:
+    return load_components(ModelSpec(path=str(base), resolution=SIDE), precision, CPU)
 
 
 # --- real shapes ---------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def test_the_published_unets_take_what_we_give_them(name: str, latent: int):
             torch.zeros(2, 77, config["cross_attention_dim"]), added if name == "sdxl" else None
         )
         noisy, timestep = torch.zeros(2, 4, latent, latent), torch.zeros(2, dtype=torch.int64)
-        predicted = predict(unet, noisy, timestep, condition, torch.float32)
+        predicted = run_denoiser(unet, noisy, timestep, condition, torch.float32)
     assert predicted.shape == noisy.shape
 
 
@@ -86,8 +86,8 @@ def test_sdxl_prompts_are_encoded_as_the_pipeline_does(bases: dict[str, Path], n
     from diffusers import StableDiffusionXLPipeline
 
     pipeline = StableDiffusionXLPipeline.from_pretrained(bases[name])
-    backbone = load(bases[name])
-    text = encode_distinct(backbone.text, PROMPTS, CPU)
+    components = load(bases[name])
+    text = encode_distinct(components.text, PROMPTS, CPU)
     for row, prompt in enumerate(PROMPTS):
         states, empty, pooled, empty_pooled = pipeline.encode_prompt(
             prompt or "x", device="cpu", do_classifier_free_guidance=True
@@ -102,9 +102,9 @@ def test_sdxl_prompts_are_encoded_as_the_pipeline_does(bases: dict[str, Path], n
 
 
 def test_each_distinct_prompt_is_encoded_once(bases: dict[str, Path]):
-    backbone, seen = load(bases["sd"]), []
+    components, seen = load(bases["sd"]), []
     found = encode_distinct(
-        lambda prompts: seen.append(list(prompts)) or backbone.text(prompts), PROMPTS, CPU
+        lambda prompts: seen.append(list(prompts)) or components.text(prompts), PROMPTS, CPU
     )
     assert seen == [["", "a blue cat", "a red cat"]]
     assert torch.equal(found.states[0], found.states[3])
@@ -114,7 +114,7 @@ def test_each_distinct_prompt_is_encoded_once(bases: dict[str, Path]):
 # --- sizes ---------------------------------------------------------------------------------------
 
 
-def test_time_ids_are_each_pictures_own():
+def test_time_ids_are_each_images_own():
     """Height, width, top, left, target height and width. 20x40 becomes 16x32 and loses 8 columns on
     each side; 48x17 becomes 45x16 and loses 14 rows at the top."""
     ids = time_ids(SIZES[:2].flatten(0, 1), SIDE)
@@ -128,8 +128,8 @@ def test_time_ids_are_each_pictures_own():
 
 
 def test_a_pair_shares_its_text_and_not_its_sizes(bases: dict[str, Path]):
-    backbone = load(bases["sdxl"], Precision.bf16)
-    found = backbone.condition(PROMPTS, SIZES)
+    components = load(bases["sdxl"], Precision.bf16)
+    found = components.condition(PROMPTS, SIZES)
     assert found.added is not None
     for tensor in (found.states, found.added["text_embeds"]):
         assert torch.equal(tensor[:4], tensor[4:])
@@ -149,13 +149,13 @@ def test_a_pair_shares_its_text_and_not_its_sizes(bases: dict[str, Path]):
 def test_a_vae_that_overflows_stays_in_fp32(
     bases: dict[str, Path], name: str, expected: torch.dtype
 ):
-    backbone = load(bases[name], Precision.bf16)
-    assert backbone.vae.dtype is expected
-    assert backbone.unet().dtype is torch.bfloat16
+    components = load(bases[name], Precision.bf16)
+    assert components.vae.dtype is expected
+    assert components.unet().dtype is torch.bfloat16
     pixels = torch.zeros(2, SIDE, SIDE, 3, dtype=torch.uint8)
-    latents = backbone.encode_pictures(pixels, torch.zeros(2, *backbone.latent_shape))
+    latents = components.encode_images(pixels, torch.zeros(2, *components.latent_shape))
     assert latents.dtype is torch.float32
-    assert latents.shape[1:] == backbone.latent_shape
+    assert latents.shape[1:] == components.latent_shape
 
 
 # --- a step --------------------------------------------------------------------------------------
@@ -171,11 +171,11 @@ def pair_batch() -> PairBatch:
 @pytest.mark.parametrize("name", ["sd", "sd_v", "sdxl", "sdxl_empty_text"])
 def test_each_family_trains_through_the_step(bases: dict[str, Path], name: str):
     """ln 2 and margin 0 at first; the gradient reaches every weight and lowers the loss."""
-    backbone = load(bases[name])
-    policy, reference = backbone.unet(), backbone.unet()
-    nets, beta = Networks(backbone, policy, reference), 50.0
-    rule = DrawRule(seed=0, num_timesteps=1000, latent_shape=backbone.latent_shape)
-    found = step(draw_for(pair_batch(), rule), nets, dpo(beta))
+    components = load(bases[name])
+    policy, reference = components.unet(), components.unet()
+    models, beta = Models(components, policy, reference), 50.0
+    rule = DrawRule(seed=0, num_timesteps=1000, latent_shape=components.latent_shape)
+    found = step(draw_noise(pair_batch(), rule), models, dpo(beta))
     assert found.loss.item() == torch.tensor(math.log(2)).item()
     assert bool((found.margin == 0).all())
     found.loss.backward()
@@ -186,22 +186,22 @@ def test_each_family_trains_through_the_step(bases: dict[str, Path], name: str):
         for parameter in policy.parameters():
             assert parameter.grad is not None
             parameter.sub_(parameter.grad, alpha=0.02)
-    assert step(draw_for(pair_batch(), rule), nets, dpo(beta)).loss < found.loss
+    assert step(draw_noise(pair_batch(), rule), models, dpo(beta)).loss < found.loss
 
 
 @torch.no_grad()
 def test_a_step_of_sdxl_is_the_formula_with_the_pipelines_own_parts(bases: dict[str, Path]):
-    """Picture by picture, with diffusers' prompt encoding, time ids and noise schedule."""
+    """Image by image, with diffusers' prompt encoding, time ids and noise schedule."""
     from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 
-    backbone = load(bases["sdxl"])
-    policy, reference = backbone.unet(), backbone.unet()
+    components = load(bases["sdxl"])
+    policy, reference = components.unet(), components.unet()
     torch.manual_seed(5)
     for parameter in policy.parameters():
         parameter.add_(0.02 * torch.randn_like(parameter))
-    rule = DrawRule(seed=0, num_timesteps=1000, latent_shape=backbone.latent_shape)
+    rule = DrawRule(seed=0, num_timesteps=1000, latent_shape=components.latent_shape)
     batch = pair_batch()
-    found = step(draw_for(batch, rule), Networks(backbone, policy, reference), dpo(5000.0))
+    found = step(draw_noise(batch, rule), Models(components, policy, reference), dpo(5000.0))
     pipeline = StableDiffusionXLPipeline.from_pretrained(bases["sdxl"])
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     draws = draw(rule, 0, batch.pair_ids)
@@ -233,7 +233,7 @@ def test_a_step_of_sdxl_is_the_formula_with_the_pipelines_own_parts(bases: dict[
             for unet in (policy, reference)
         ]
         expected = torch.nn.functional.softplus(0.5 * 5000.0 * (gaps[0] - gaps[1]))
-        assert abs(expected.item() - math.log(2)) > 1e-3  # the nets differ, or this shows nothing
+        assert abs(expected.item() - math.log(2)) > 1e-3  # the models differ, or this shows nothing
         assert found.losses[pair].item() == pytest.approx(expected.item(), rel=2e-2, abs=1e-4)
 
 
@@ -252,10 +252,10 @@ def test_a_run_of_sdxl_ends_in_its_pipeline(tmp_path: Path, bases: dict[str, Pat
     )  # fmt: skip
     assert "GiB a process without activations, counted (policy" in output
     assert [line["margin"] == 0 for line in place.journal(name)] == [True, False, True]
-    run_ranks(tmp_path, 1, draws_a_picture, place.folder(name) / "pipeline", bases["sdxl"])
+    run_ranks(tmp_path, 1, draws_an_image, place.folder(name) / "pipeline", bases["sdxl"])
 
 
-def draws_a_picture(folder: Path, base: Path) -> None:
+def draws_an_image(folder: Path, base: Path) -> None:
     from diffusers import DiffusionPipeline
 
     pipeline, before = (DiffusionPipeline.from_pretrained(path) for path in (folder, base))

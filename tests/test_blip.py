@@ -18,12 +18,12 @@ from transformers import BlipTextModel
 from data.dtypes import Dtype
 from data.miniature import world
 from label.config import MetricKind, MetricSpec
-from label.metrics import Panel, PictureMetric
+from label.metrics import CrossMetric, Panel
 from label.metrics.architectures import BLIP_LARGE
 from label.metrics.blip_reward import RECIPES, Blip, blip_to_hf, empty_network
 from label.metrics.fingerprints import Fingerprints
-from label.metrics.preprocessing import Fit, View
-from label.metrics.registry import Identity, identify
+from label.metrics.preprocessing import ImageTransform, ResizeMode
+from label.metrics.registry import ResolvedMetric, resolve
 from label.metrics.weights import WeightsError
 from tests import helpers_label as tiny
 from tests.helpers_blip import HEAD_LAYERS, official_shapes
@@ -71,7 +71,7 @@ class Official:
         self.state, self.reward = state, reward
 
     def score(self, pixels: Tensor, prompt: str) -> float:
-        found = self._text(self._tokens(prompt), self._picture(pixels))[0]
+        found = self._text(self._tokens(prompt), self._image(pixels))[0]
         numbers = HEAD_LAYERS[self.reward]
         for number in numbers:
             found = self._linear(f"mlp.layers.{number}", found)
@@ -87,7 +87,7 @@ class Official:
         words = prompt.split()[: LENGTH[self.reward] - 2]
         return [WORDS.index(word) for word in ("[CLS]", *words, "[SEP]")]
 
-    def _picture(self, pixels: Tensor) -> Tensor:
+    def _image(self, pixels: Tensor) -> Tensor:
         at = "blip.visual_encoder"
         state = {k.removeprefix(f"{at}."): v for k, v in self.state.items()}
         patches = functional.conv2d(
@@ -103,7 +103,7 @@ class Official:
             x = x + self._linear(f"{at}.blocks.{i}.mlp.fc2", inner)
         return self._norm(f"{at}.norm", x, 1e-6)
 
-    def _text(self, tokens: list[int], picture: Tensor) -> Tensor:
+    def _text(self, tokens: list[int], image: Tensor) -> Tensor:
         at = "blip.text_encoder"
         x = self.state[f"{at}.embeddings.word_embeddings.weight"][tokens]
         x = x + self.state[f"{at}.embeddings.position_embeddings.weight"][: len(tokens)]
@@ -111,7 +111,7 @@ class Official:
         for i in range(2):
             layer = f"{at}.encoder.layer.{i}"
             x = self._bert_attention(f"{layer}.attention", x, x)
-            x = self._bert_attention(f"{layer}.crossattention", x, picture)
+            x = self._bert_attention(f"{layer}.crossattention", x, image)
             inner = functional.gelu(self._linear(f"{layer}.intermediate.dense", x))
             x = self._norm(
                 f"{layer}.output.LayerNorm", self._linear(f"{layer}.output.dense", inner) + x
@@ -168,7 +168,7 @@ def spec_of(root: Path, reward: str, weights: Path | None = None, **more: Any) -
 
 
 def native(seed: int) -> tuple[bytes, Tensor]:
-    """A picture that need not be resized, and what the vision tower is fed of it."""
+    """An image that need not be resized, and what the vision tower is fed of it."""
     pixels = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
@@ -178,7 +178,7 @@ def native(seed: int) -> tuple[bytes, Tensor]:
 
 
 def score(panel: Panel, prompts: list[str], **more: Any) -> np.ndarray:
-    """The first metric's scores of the same picture with each prompt."""
+    """The first metric's scores of the same image with each prompt."""
     found = panel.score([native(0)[0]] * len(prompts), prompts, **more)
     return next(iter(found.values()))
 
@@ -219,12 +219,11 @@ def test_renaming_loses_and_merges_nothing() -> None:
 def test_scores_equal_the_official_forward(root: Path, reward: str) -> None:
     panel = Panel.load({reward: spec_of(root, reward)}, CPU)
     official = Official(random_checkpoint(reward), reward)
-    pictures = [native(i) for i in range(3)]
+    images = [native(i) for i in range(3)]
     prompts = [*PROMPTS[:2], " ".join("abcdefghij" * 20)]
-    found = panel.score([content for content, _ in pictures], prompts, batch=2)[reward]
+    found = panel.score([content for content, _ in images], prompts, batch=2)[reward]
     expected = [
-        official.score(pixels, prompt)
-        for (_, pixels), prompt in zip(pictures, prompts, strict=True)
+        official.score(pixels, prompt) for (_, pixels), prompt in zip(images, prompts, strict=True)
     ]
     assert np.ptp(expected) > 0.1
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
@@ -278,8 +277,8 @@ def test_bf16_gives_fp32_scores_near_the_fp32_ones(root: Path) -> None:
 @REWARDS
 def test_bad_rows_are_nan_and_batches_change_nothing(root: Path, reward: str) -> None:
     panel = Panel.load({reward: spec_of(root, reward)}, CPU)
-    assert isinstance(panel.metrics[reward], PictureMetric)
-    images = [native(0)[0], b"<html>", native(1)[0], tiny.picture(3, (50, 40)), native(0)[0]]
+    assert isinstance(panel.metrics[reward], CrossMetric)
+    images = [native(0)[0], b"<html>", native(1)[0], tiny.image(3, (50, 40)), native(0)[0]]
     prompts = [PROMPTS[0], PROMPTS[0], "  ", PROMPTS[1], PROMPTS[1]]
     one = panel.score(images, prompts, batch=1)[reward]
     many = panel.score(images, prompts, batch=8)[reward]
@@ -292,23 +291,25 @@ class Counting:
     """A judge that has no memory for more than two rows."""
 
     def __init__(self) -> None:
-        self.identity = Identity("judge", MetricSpec(kind=MetricKind.oracle), View(Fit.NONE))
+        self.identity = ResolvedMetric(
+            "judge", MetricSpec(kind=MetricKind.oracle), ImageTransform(ResizeMode.NONE)
+        )
         self.sizes: list[int] = []
 
-    def judge(self, pictures: Any, prompts: Any) -> Tensor:
-        self.sizes.append(len(pictures))
-        if len(pictures) > 2:
+    def judge(self, images: Any, prompts: Any) -> Tensor:
+        self.sizes.append(len(images))
+        if len(images) > 2:
             raise torch.OutOfMemoryError
-        rows = zip(pictures, prompts, strict=True)
-        return torch.tensor([float(picture.mean()) + len(prompt) for picture, prompt in rows])
+        rows = zip(images, prompts, strict=True)
+        return torch.tensor([float(image.mean()) + len(prompt) for image, prompt in rows])
 
 
 def test_distinct_rows_are_judged_once_in_batches_that_halve() -> None:
     judge = Counting()
-    images = [tiny.picture(i % 3, kind="PNG") for i in range(30)]
+    images = [tiny.image(i % 3, kind="PNG") for i in range(30)]
     prompts = ["word" * (i % 2) for i in range(30)]
     found = Panel({"judge": judge}).score(images, prompts, batch=4)["judge"]
-    assert judge.sizes == [4, 2, 2, 2]  # six distinct (picture, prompt)
+    assert judge.sizes == [4, 2, 2, 2]  # six distinct (image, prompt)
     expected = [
         np.asarray(Image.open(BytesIO(image))).mean() + len(prompt)
         for image, prompt in zip(images, prompts, strict=True)
@@ -345,14 +346,14 @@ def test_one_reward_is_not_taken_for_the_other(root: Path) -> None:
 
 def test_a_bare_file_is_the_published_size(root: Path) -> None:
     spec = spec_of(root, "image_reward", weights=root / "image_reward" / "pytorch_model.bin")
-    assert identify("reward", spec).view == View(Fit.CROP_EVEN, 224)
+    assert resolve("reward", spec).view == ImageTransform(ResizeMode.CROP_EVEN, 224)
     with pytest.raises(WeightsError, match=r"missing .* and \d+ more"):
         Panel.load({"reward": spec}, CPU)
 
 
 def test_pinned_weights(root: Path) -> None:
     path = root / "image_reward" / "pytorch_model.bin"
-    identify("r", spec_of(root, "image_reward", sha256=Fingerprints()(path))).check_sha256()
+    resolve("r", spec_of(root, "image_reward", sha256=Fingerprints()(path))).check_sha256()
     with pytest.raises(WeightsError, match="pinned is 00"):
         Panel.load({"r": spec_of(root, "image_reward", sha256="0" * 64)}, CPU)
 
@@ -366,7 +367,7 @@ def test_tokenizers_that_do_not_fit(root: Path, tmp_path: Path) -> None:
     ]:
         spec.tokenizer = tokenizer
         with pytest.raises(WeightsError, match=says):
-            identify("r", spec)
+            resolve("r", spec)
     more = [*WORDS, *(f"{word}x" for word in WORDS)]
     (tmp_path / "vocab.txt").write_text("\n".join(more))
     with pytest.raises(WeightsError, match=f"has {len(more)} words, but the weights know"):
@@ -377,7 +378,7 @@ def test_a_folder_without_blips_description_is_refused(root: Path, tmp_path: Pat
     shutil.copytree(root / "image_reward", tmp_path / "other")
     (tmp_path / "other" / "config.json").write_text('{"vision_config": {}}')
     with pytest.raises(WeightsError, match="describes no BLIP; it needs vision_config and text"):
-        identify("r", spec_of(root, "image_reward", weights=tmp_path / "other"))
+        resolve("r", spec_of(root, "image_reward", weights=tmp_path / "other"))
 
 
 def test_tokenizer_is_part_of_the_settings(root: Path, tmp_path: Path) -> None:
@@ -386,7 +387,7 @@ def test_tokenizer_is_part_of_the_settings(root: Path, tmp_path: Path) -> None:
         file.write("\nzebra")
     other = spec_of(root, "image_reward")
     other.tokenizer = str(tmp_path / "bert")
-    found = identify("r", spec_of(root, "image_reward")).settings()
+    found = resolve("r", spec_of(root, "image_reward")).settings()
     assert found["weights"].keys() == {"pytorch_model.bin", "config.json", "vocab.txt"}
-    assert found != identify("r", other).settings()
+    assert found != resolve("r", other).settings()
     assert isinstance(Panel.load({"r": other}, CPU).metrics["r"], Blip)

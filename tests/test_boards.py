@@ -59,12 +59,12 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     return module
 
 
-def test_the_board_gets_numbers_and_pictures(run: TrainRun, wandb: Any):
-    trackers.check_boards(run)
-    board = trackers.WeightsAndBiases(run)
-    board.numbers({"train/loss": 0.5}, 3)
-    board.picture("samples", np.zeros((4, 5, 3), np.uint8), 4)
-    board.close()
+def test_the_board_gets_numbers_and_images(run: TrainRun, wandb: Any):
+    trackers.check_trackers(run)
+    tracker = trackers.WeightsAndBiases(run)
+    tracker.log({"train/loss": 0.5}, 3)
+    tracker.log_images("samples", np.zeros((4, 5, 3), np.uint8), 4)
+    tracker.close()
     (asked, stub), *_ = wandb.begun
     assert asked["project"] == "project"
     assert asked["name"] == "mine"
@@ -92,15 +92,15 @@ def test_without_the_package_it_says_so_before_a_weight_is_loaded(
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="train.wandb=project needs the package wandb"):
-        trackers.check_boards(run)
-    trackers.check_boards(replace(run, train=TrainSpec()))  # not asked for, not missed
+        trackers.check_trackers(run)
+    trackers.check_trackers(replace(run, train=TrainSpec()))  # not asked for, not missed
 
 
 def test_nothing_is_sent_unless_asked_for(run: TrainRun, wandb: Any):
-    opened = trackers.open_boards(replace(run, train=TrainSpec()), 0)
-    assert [type(board) for board in opened] == [trackers.TensorBoard]
-    for board in opened:
-        board.close()
+    opened = trackers.open_trackers(replace(run, train=TrainSpec()), 0)
+    assert [type(tracker) for tracker in opened] == [trackers.TensorBoard]
+    for tracker in opened:
+        tracker.close()
     assert not wandb.begun
 
 

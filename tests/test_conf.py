@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conf.job import Job, composed, settings
-from label.metrics.registry import identify
+from label.metrics.registry import resolve
 from label.metrics.weights import HUB_ID, WeightsError
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +45,7 @@ def test_published_weights_are_asked_for_by_commit(panel: str):
             assert re.fullmatch("[0-9a-f]{40}", spec.revision or "")
         spec.revision = None  # else it would be fetched
         with pytest.raises(WeightsError, match=rf"metrics\.{name}\.weights=.*no such folder"):
-            identify(name, spec)
+            resolve(name, spec)
     assert len({made.metrics[name].weights for name in ("clip", "aesthetic")}) == 1
     assert ("image_reward" in made.panel.held_out) == (panel == "extended")
 

@@ -1,4 +1,4 @@
-"""docs/pairs.md is true: its trees, filled with small pictures, are read by its commands."""
+"""docs/pairs.md is true: its trees, filled with small images, are read by its commands."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from data.pairs.config import PairsKind
 from data.pairs.image_store import LARGEST_BYTES
 from data.storage.remote import HUB_PATH
 from tests.helpers_pairs import pickapic, rows_of
-from tests.helpers_train import picture
+from tests.helpers_train import image
 from tests.test_conf import job
 
 TEXT = (Path(__file__).parent.parent / "docs" / "pairs.md").read_text()
@@ -47,33 +47,33 @@ def tree(text: str) -> tuple[str, dict[str, list[str]]]:
 
 
 def fill(kind: PairsKind, root: Path, files: dict[str, list[str]]) -> None:
-    """Make the files; lists name every picture of the tree."""
-    pictures = []
+    """Make the files; lists name every image of the tree."""
+    images = []
     for name, members in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix in (".png", ".jpg"):
-            path.write_bytes(picture(len(pictures)))
-            pictures.append(name.removeprefix("pictures/"))
+            path.write_bytes(image(len(images)))
+            images.append(name.removeprefix("images/"))
         elif path.suffix == ".tar":
             with tarfile.open(path, "w") as archive:
                 for member in members:
                     info = tarfile.TarInfo(member)
-                    info.size = len(picture(1))
-                    archive.addfile(info, io.BytesIO(picture(1)))
-            pictures += [member.removeprefix("train/") for member in members]
+                    info.size = len(image(1))
+                    archive.addfile(info, io.BytesIO(image(1)))
+            images += [member.removeprefix("train/") for member in members]
         elif path.suffix == ".zip":
             with zipfile.ZipFile(path, "w") as archive:
                 for member in members:
-                    archive.writestr(member, picture(1))
+                    archive.writestr(member, image(1))
             folder = path.with_suffix("").relative_to(root)
-            pictures += [f"{folder}/{Path(member).name}" for member in members]
+            images += [f"{folder}/{Path(member).name}" for member in members]
     for name in files:
-        write_list(kind, root / name, pictures)
+        write_list(kind, root / name, images)
 
 
-def write_list(kind: PairsKind, path: Path, pictures: list[str]) -> None:
-    pairs = list(zip(pictures, pictures[1:], strict=False))
+def write_list(kind: PairsKind, path: Path, images: list[str]) -> None:
+    pairs = list(zip(images, images[1:], strict=False))
     if path.suffix == ".jsonl":
         lines = [json.dumps({"prompt": "a", "image_0": a, "image_1": b}) for a, b in pairs]
         path.write_text("\n".join(lines))
@@ -88,15 +88,15 @@ def write_list(kind: PairsKind, path: Path, pictures: list[str]) -> None:
             entries.append({"prompt": "a"} | made | paths)
         path.write_text(json.dumps(entries))
     elif path.suffix == ".parquet":
-        count = len(pictures)
-        content = [picture(i) for i in range(3)]
+        count = len(images)
+        content = [image(i) for i in range(3)]
         table = {
             PairsKind.pickapic: pickapic(rows=3, jpg_0=content, jpg_1=content),
             PairsKind.parquet: pa.table(
                 {"text": ["a"] * 3, "left": content, "right": content, "choice": [1.0, 0.0, 0.5]}
             ),
             PairsKind.imagereward: pa.table(
-                {"image_path": pictures, "prompt_id": ["p"] * count, "prompt": ["a"] * count,
+                {"image_path": images, "prompt_id": ["p"] * count, "prompt": ["a"] * count,
                  "rank": list(range(count))}
             ),
         }[kind]  # fmt: skip

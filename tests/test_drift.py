@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from train.trainer.error_monitor import ENOUGH, WINDOW, Drift
+from train.trainer.error_monitor import ENOUGH, WINDOW, ErrorMonitor
 
 
 def line(step: int, winner: float | None, loser: float | None) -> dict:
@@ -25,8 +25,8 @@ def line(step: int, winner: float | None, loser: float | None) -> dict:
     [(1.02, 1.03, True), (0.98, 1.03, False), (1.02, 0.98, False), (1.005, 1.5, False)],
 )
 def test_both_must_rise(winner: float, loser: float, both: bool):
-    drift = Drift()
-    found = [drift.add(line(step, winner, loser)) for step in range(WINDOW)]
+    monitor = ErrorMonitor()
+    found = [monitor.add(line(step, winner, loser)) for step in range(WINDOW)]
     assert [f["both_rise"] for f in found] == [False] * (ENOUGH - 1) + [both] * (
         WINDOW - ENOUGH + 1
     )
@@ -35,16 +35,16 @@ def test_both_must_rise(winner: float, loser: float, both: bool):
 
 
 def test_old_lines_leave_the_window():
-    drift = Drift()
+    monitor = ErrorMonitor()
     for step in range(WINDOW):
-        drift.add(line(step, 1.5, 1.5))
-    rises = [drift.add(line(step, 1.0, 1.0))["winner_rise"] for step in range(WINDOW)]
+        monitor.add(line(step, 1.5, 1.5))
+    rises = [monitor.add(line(step, 1.0, 1.0))["winner_rise"] for step in range(WINDOW)]
     assert all(later < earlier for earlier, later in pairwise(rises))
     assert rises[-1] == pytest.approx(0)
 
 
 def test_it_is_said_once_also_over_a_restart():
-    straight, words, journal = Drift(), [], []
+    straight, words, journal = ErrorMonitor(), [], []
     for step in range(2 * WINDOW):
         made = line(step, 1.05, 1.1)
         found = straight.add(made)
@@ -53,9 +53,9 @@ def test_it_is_said_once_also_over_a_restart():
     assert [index for index, text in enumerate(words) if text] == [ENOUGH - 1]
     assert "winners 5.0% and losers 10.0% worse" in words[ENOUGH - 1]
     assert "objective=sdpo" in words[ENOUGH - 1]
-    assert "train.samples.every" in words[ENOUGH - 1]  # errors alone do not tell of pictures
+    assert "train.samples.every" in words[ENOUGH - 1]  # errors alone do not tell of images
 
-    again = Drift()
+    again = ErrorMonitor()
     again.go_on(journal[:30])
     for made in journal[30:]:
         found = again.add({key: made[key] for key in line(0, 1, 1)})
@@ -64,6 +64,6 @@ def test_it_is_said_once_also_over_a_restart():
 
 
 def test_without_a_reference_nothing_is_compared():
-    drift = Drift()
-    found = [drift.add(line(step, None, None)) for step in range(WINDOW)]
+    monitor = ErrorMonitor()
+    found = [monitor.add(line(step, None, None)) for step in range(WINDOW)]
     assert found[-1] == {"winner_rise": None, "loser_rise": None, "both_rise": False}

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parent.parent
 TINY = [
     f"model.resolution={SIDE}", "evaluate.steps=2", "evaluate.batch=4", "evaluate.guidance=1.5",
-    "evaluate.resamples=200", "evaluate.pictures=2", "evaluate.device=cpu", "prompts=lines",
+    "evaluate.resamples=200", "evaluate.gallery_pairs=2", "evaluate.device=cpu", "prompts=lines",
 ]  # fmt: skip
 JUDGES = ("hps", "clip", "pickscore", "aesthetic", "held_out", "oracle")
 
@@ -124,8 +124,8 @@ def test_an_interrupted_run_ends_with_the_same_files(world, monkeypatch, tmp_pat
     whole = {name: (folder / name).read_bytes() for name in names}
     for name in names[:3]:
         (folder / name).unlink()
-    for picture in sorted((folder / "samples").rglob("*.png"))[2:7]:
-        picture.unlink()
+    for image in sorted((folder / "samples").rglob("*.png"))[2:7]:
+        image.unlink()
     evaluate(monkeypatch, *world)
     for name, content in whole.items():
         assert (folder / name).read_bytes() == content, name
@@ -142,14 +142,14 @@ def test_statistics_are_made_again_without_models(world, monkeypatch):
 
 
 def test_scores_alone_are_enough_for_new_statistics(world, monkeypatch, tmp_path, capsys):
-    """As on another machine: no model, no weights, no pictures; only what scoring left."""
+    """As on another machine: no model, no weights, no images; only what scoring left."""
     evaluate(monkeypatch, *world)
     shutil.rmtree(folder_of(world) / "samples")
     (folder_of(world) / "scores" / "base.parquet").unlink()
     gone = ["model.path=gone", "evaluate.scores_only=true", "evaluate.resamples=50",
             "metrics.clip.weights=gone", "metrics.hps.weights=gone"]  # fmt: skip
     before = json.loads((folder_of(world) / "winrates.json").read_text())["comparisons"][0]
-    monkeypatch.setattr("generate.sampler.Generator.load", None)
+    monkeypatch.setattr("generate.sampler.ImageGenerator.load", None)
     capsys.readouterr()
     evaluate(monkeypatch, *world, *gone)
     assert "average" in capsys.readouterr().out
@@ -194,13 +194,13 @@ def test_models_are_named_on_the_command_line(argument, meant):
     assert program.expanded(argument) == meant
 
 
-def test_more_seeds_keep_the_pictures_that_are_there(world, monkeypatch):
+def test_more_seeds_keep_the_images_that_are_there(world, monkeypatch):
     evaluate(monkeypatch, *world)
-    pictures = {p: p.stat().st_mtime_ns for p in folder_of(world).rglob("*.png")}
+    images = {p: p.stat().st_mtime_ns for p in folder_of(world).rglob("*.png")}
     evaluate(monkeypatch, *world, "evaluate.seeds=2")
     now = {p: p.stat().st_mtime_ns for p in folder_of(world).rglob("*.png")}
-    assert len(now) == 2 * len(pictures)
-    assert {path: now[path] for path in pictures} == pictures
+    assert len(now) == 2 * len(images)
+    assert {path: now[path] for path in images} == images
     (row, *_) = pl.read_parquet(folder_of(world) / "winrates.parquet").to_dicts()
     assert (row["prompts"], row["seeds"]) == (5, 2)
     assert row["wins"] + row["ties"] + row["losses"] == 10
@@ -248,7 +248,7 @@ def test_a_script_can_stop_at_a_loss(world, monkeypatch, found, status):
     ],
 )
 def test_mistakes_are_told_before_a_model_is_loaded(world, monkeypatch, capsys, change, message):
-    monkeypatch.setattr("generate.sampler.Generator.load", None)
+    monkeypatch.setattr("generate.sampler.ImageGenerator.load", None)
     assert re.search(message, refused(monkeypatch, capsys, *world, change))
 
 
@@ -283,7 +283,7 @@ def test_several_models_are_each_compared_with_the_base(world, models, monkeypat
     rates = pl.read_parquet(folder_of(world) / "winrates.parquet")
     assert rates["model"].to_list() == ["two"] * 6 + ["same"] * 6
     same = rates.filter(pl.col("model") == "same")
-    assert same["ties"].to_list() == [5] * 6  # equal weights, equal noise: equal pictures
+    assert same["ties"].to_list() == [5] * 6  # equal weights, equal noise: equal images
     assert same["p_value"].to_list() == [1.0] * 6
     page = (folder_of(world) / "report.html").read_text()
     assert page.count("<section>") == 2

@@ -23,7 +23,7 @@ def test_a_forward_pass_of_sd15_has_its_operations():
 
 
 @pytest.mark.parametrize(("asks", "passes"), [(True, 8), (False, 6)])
-def test_a_pair_is_two_pictures_through_policy_and_reference(asks: bool, passes: int):
+def test_a_pair_is_two_images_through_policy_and_reference(asks: bool, passes: int):
     assert flops.pair_flops(10, asks_reference=asks) == 10 * passes
 
 

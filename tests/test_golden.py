@@ -14,14 +14,14 @@ from transformers import CLIPConfig, CLIPModel
 
 from label.config import MetricKind, MetricSpec
 from label.metrics import Panel
-from label.metrics.preprocessing import Fit, View
+from label.metrics.preprocessing import ImageTransform, ResizeMode
 from tests.helpers_blip import official_shapes
 from tests.helpers_golden import (
     BERT_WORDS,
     CONDITION,
     GOLDEN,
+    IMAGES,
     INSTRUCTION,
-    PICTURES,
     PROMPTS,
     QWEN_CONFIG,
     SCORED,
@@ -129,7 +129,7 @@ def spec(root: Path, kind: str, weights: str, words: str = "", **more: Any) -> M
 
 @pytest.fixture(scope="module")
 def scores(root: Path) -> dict[str, np.ndarray]:
-    """Every metric's scores, (picture, prompt)."""
+    """Every metric's scores, (image, prompt)."""
     specs = {
         "clip": spec(root, "clip", "clip", "words"),
         "aesthetic": spec(root, "aesthetic", "clip", "words", head=str(root / "head.pth")),
@@ -143,15 +143,15 @@ def scores(root: Path) -> dict[str, np.ndarray]:
         "hps_v3": spec(root, "hps_v3", "hps_v3", "qwen", template=str(root / "template.txt")),
     }
     panel = Panel.load(specs, torch.device("cpu"))
-    rows = [(path.read_bytes(), text) for path in PICTURES for text in PROMPTS.values()]
+    rows = [(path.read_bytes(), text) for path in IMAGES for text in PROMPTS.values()]
     found = panel.score(*map(list, zip(*rows, strict=True)), batch=8)
-    return {name: own.reshape(len(PICTURES), len(PROMPTS)) for name, own in found.items()}
+    return {name: own.reshape(len(IMAGES), len(PROMPTS)) for name, own in found.items()}
 
 
 @pytest.mark.parametrize("metric", FOUND["scores"])
 def test_scores_equal_the_official_codes(metric: str, scores: dict[str, np.ndarray]) -> None:
     golden = FOUND["scores"][metric]
-    assert [path.name for path in PICTURES] == list(golden)
+    assert [path.name for path in IMAGES] == list(golden)
     for found, expected in zip(scores[metric], golden.values(), strict=True):
         asked = [list(PROMPTS).index(prompt) for prompt in expected]
         np.testing.assert_allclose(
@@ -173,13 +173,13 @@ def test_where_official_codes_convert_late_or_not_at_all(
         if isinstance(expected, str):  # HPSv2's own code fails on four channels
             assert "expected input[1, 4, 224, 224] to have 3 channels" in expected
             continue
-        found = scores[metric][[path.name for path in PICTURES].index(name)]
+        found = scores[metric][[path.name for path in IMAGES].index(name)]
         gap = abs(found[0] - expected["short"])
         assert gap > TOLERANCE.get(metric, 1e-6) * (2 if name == "cmyk.jpg" else 100)
 
 
-def test_pictures_are_what_they_are_called() -> None:
-    modes = {path.name: Image.open(BytesIO(path.read_bytes())) for path in PICTURES}
+def test_images_are_what_they_are_called() -> None:
+    modes = {path.name: Image.open(BytesIO(path.read_bytes())) for path in IMAGES}
     assert {name: image.mode for name, image in modes.items()} == {
         "cmyk.jpg": "CMYK", "greyscale.jpg": "L", "palette.png": "P", "rgba.png": "RGBA",
         "rotated.jpg": "RGB", "sixteen_bit.png": "I;16", "square.jpg": "RGB", "tall.webp": "RGB",
@@ -188,5 +188,11 @@ def test_pictures_are_what_they_are_called() -> None:
     assert modes["rotated.jpg"].getexif()[0x0112] == 6  # "turn it right", which nobody does
     assert modes["square.jpg"].width == modes["square.jpg"].height
     for name in ("wide.jpg", "tall.webp"):  # the middle begins at half a pixel: rounding matters
-        views = [view(modes[name]) for view in (View(Fit.CROP, 224), View(Fit.CROP_EVEN, 224))]
+        views = [
+            view(modes[name])
+            for view in (
+                ImageTransform(ResizeMode.CROP, 224),
+                ImageTransform(ResizeMode.CROP_EVEN, 224),
+            )
+        ]
         assert not np.array_equal(*views)

@@ -9,7 +9,7 @@ from tests.helpers_ranks import ROOT
 
 PROGRAM = """
 import resource, sys
-from data.heap import keep_freed_memory
+from train.distributed.malloc import keep_freed_memory
 assert keep_freed_memory() if sys.argv[1] == "keep" else True
 def fill():
     block = bytearray(64 << 20)

@@ -14,11 +14,11 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from data.dtypes import Dtype
 from data.images import decode
 from label.config import MetricKind, MetricSpec
-from label.metrics import Panel, PictureMetric
+from label.metrics import CrossMetric, Panel
 from label.metrics.architectures import QWEN2_VL_7B
 from label.metrics.hps_v3 import empty_network, hps_v3_to_ours, read_template, to_patches
-from label.metrics.preprocessing import Fit, View, cells
-from label.metrics.registry import identify
+from label.metrics.preprocessing import ImageTransform, ResizeMode, cells
+from label.metrics.registry import resolve
 from label.metrics.weights import WeightsError
 from tests import helpers_label as tiny
 from tests.helpers_golden import (
@@ -53,8 +53,8 @@ def spec(root: Path, **more: Any) -> MetricSpec:
     return MetricSpec(kind=MetricKind.hps_v3, dtype=given.get("dtype", Dtype.fp32), **paths)
 
 
-def pictures(count: int) -> list[bytes]:
-    return [tiny.picture(i, (60 + 20 * i, 100)) for i in range(count)]
+def images(count: int) -> list[bytes]:
+    return [tiny.image(i, (60 + 20 * i, 100)) for i in range(count)]
 
 
 # --- the checkpoint fits -------------------------------------------------------------------------
@@ -96,8 +96,8 @@ def test_sides_are_the_official_ones(size: tuple[int, int], expected: tuple[int,
 
 
 def test_patches_are_qwens() -> None:
-    image = decode(tiny.picture(3, (300, 200)))
-    pixels = View(Fit.AREA, 448)(image)
+    image = decode(tiny.image(3, (300, 200)))
+    pixels = ImageTransform(ResizeMode.AREA, 448)(image)
     assert pixels.shape == (392, 560, 3)
     processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 12845056})
     expected = processor([Image.fromarray(pixels)], return_tensors="pt")
@@ -110,12 +110,12 @@ def test_patches_are_qwens() -> None:
 
 def test_batches_change_nothing_and_bad_rows_are_nan(root: Path) -> None:
     panel = Panel.load({"m": spec(root)}, CPU)
-    assert isinstance(panel.metrics["m"], PictureMetric)
-    strip = tiny.picture(1, (900, 4), "PNG")
-    images = [*pictures(3), b"<html>", strip, tiny.picture(0), tiny.picture(0)]
+    assert isinstance(panel.metrics["m"], CrossMetric)
+    strip = tiny.image(1, (900, 4), "PNG")
+    encoded = [*images(3), b"<html>", strip, tiny.image(0), tiny.image(0)]
     prompts = [*PROMPTS, "a", "a", "  ", "see <|image_pad|>"]
-    one = panel.score(images, prompts, batch=1)["m"]
-    many = panel.score(images, prompts, batch=7)["m"]
+    one = panel.score(encoded, prompts, batch=1)["m"]
+    many = panel.score(encoded, prompts, batch=7)["m"]
     assert np.isnan(one).tolist() == [False] * 3 + [True] * 4
     assert np.ptp(one[:3]) > 0.01
     np.testing.assert_array_equal(one, many)
@@ -124,13 +124,13 @@ def test_batches_change_nothing_and_bad_rows_are_nan(root: Path) -> None:
 def test_every_word_of_a_long_prompt_counts(root: Path) -> None:
     panel = Panel.load({"m": spec(root)}, CPU)
     long = "word " * 300
-    found = panel.score([pictures(1)[0]] * 2, [long + "a", long + "b"])["m"]
+    found = panel.score([images(1)[0]] * 2, [long + "a", long + "b"])["m"]
     assert found[0] != found[1]
 
 
 def test_bf16_gives_fp32_scores_near_the_fp32_ones(root: Path) -> None:
     panel = Panel.load({"fp32": spec(root), "bf16": spec(root, dtype=Dtype.bf16)}, CPU)
-    found = panel.score(pictures(3), PROMPTS)
+    found = panel.score(images(3), PROMPTS)
     assert found["bf16"].dtype == np.float32
     gap = np.abs(found["bf16"] - found["fp32"]).max()
     assert 0 < gap < 0.05
@@ -156,16 +156,16 @@ def test_instructions_without_their_places_are_refused(root: Path, tmp_path: Pat
         ):
             read_template("m", tmp_path / "template.txt")
     with pytest.raises(WeightsError, match=r"metrics\.m\.template=.*/none\.py: no such folder"):
-        identify("m", spec(root, template="none.py"))
+        resolve("m", spec(root, template="none.py"))
 
 
 def test_the_instruction_is_part_of_the_settings(root: Path) -> None:
     (root / "other.txt").write_text("Well? {text_prompt} <|Reward|>")
-    one, other = identify("m", spec(root)), identify("m", spec(root, template="other.txt"))
+    one, other = resolve("m", spec(root)), resolve("m", spec(root, template="other.txt"))
     assert one.settings() != other.settings()
     assert one.preprocessing["side"] == 448
     found = Panel.load({"one": spec(root), "other": spec(root, template="other.txt")}, CPU).score(
-        pictures(1), PROMPTS[:1]
+        images(1), PROMPTS[:1]
     )
     assert found["one"][0] != found["other"][0]
 
@@ -197,13 +197,13 @@ def test_other_checkpoints_are_refused(root: Path, tmp_path: Path, change: Any, 
 
 def test_incomplete_folders_are_named(root: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"metrics\.m\.tokenizer=.*none: no such folder"):
-        identify("m", spec(root, tokenizer="none"))
+        resolve("m", spec(root, tokenizer="none"))
     shutil.copytree(root / "weights", tmp_path / "weights")
     (tmp_path / "weights" / "config.json").write_text("{}")
     given = spec(root)
     given.weights = str(tmp_path / "weights")
     with pytest.raises(WeightsError, match="describes no Qwen2-VL; it needs vision_config and tex"):
-        identify("m", given)
+        resolve("m", given)
     bare = spec(root, weights="weights/pytorch_model.bin")
     with pytest.raises(WeightsError, match=r"missing qwen\.language_model.* and \d+ more"):
         Panel.load({"m": bare}, CPU)

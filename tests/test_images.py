@@ -1,4 +1,4 @@
-"""Hostile pictures are refused with a reason; honest ones decode to the same pixels."""
+"""Hostile images are refused with a reason; honest ones decode to the same pixels."""
 
 import io
 import zlib
@@ -37,15 +37,15 @@ def test_names_are_not_trusted():
     ("content", "reason"),
     [
         (b"", "no bytes"),
-        (b"\0" * 100, "not a picture of JPEG"),
-        (b"<html><body>404 Not Found</body></html>", "not a picture of JPEG"),
+        (b"\0" * 100, "not an image of JPEG"),
+        (b"<html><body>404 Not Found</body></html>", "not an image of JPEG"),
         (encoded(format="JPEG")[:-200], "truncated"),
         (encoded()[:400], "truncated|Truncated"),
-        (encoded(format="TIFF"), "not a picture of JPEG"),
+        (encoded(format="TIFF"), "not an image of JPEG"),
     ],
     ids=["empty", "zeros", "html", "half a jpeg", "half a png", "tiff"],
 )
-def test_what_is_no_picture_has_a_reason(content: bytes, reason: str):
+def test_what_is_no_image_has_a_reason(content: bytes, reason: str):
     """The same reason each time: it stands in files that must not differ from run to run."""
     with pytest.raises(UnreadableImageError, match=reason) as first:
         images.decode(content)
@@ -85,17 +85,17 @@ def test_an_animation_gives_its_first_frame(form: str):
 
 
 @pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000), (33, 1), (3300, 100)])
-def test_a_picture_too_long_to_be_resized_is_refused(size: tuple[int, int]):
+def test_an_image_too_long_to_be_resized_is_refused(size: tuple[int, int]):
     with pytest.raises(TooLargeImageError, match=f"{size[0]}x{size[1]} pixels, one side more than"):
         images.decode(encoded(size=size, compress_level=1))
 
 
-def test_the_smallest_and_the_longest_pictures_are_read():
+def test_the_smallest_and_the_longest_images_are_read():
     for size in ((1, 1), (32, 1), (1, 32)):
         assert images.decode(encoded(size=size)).size == size
 
 
-def test_want_of_memory_is_no_fault_of_the_picture(monkeypatch: pytest.MonkeyPatch):
+def test_want_of_memory_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch):
     def hungry(_: object) -> None:
         raise MemoryError
 
@@ -109,8 +109,8 @@ def test_want_of_memory_is_no_fault_of_the_picture(monkeypatch: pytest.MonkeyPat
 @given(
     st.binary(max_size=300), st.sampled_from(["", "JPEG", "PNG", "WEBP", "GIF", "BMP"]), st.data()
 )
-def test_any_bytes_give_a_picture_or_a_reason(noise: bytes, form: str, data: st.DataObject):
-    """Bytes of no kind, and pictures with a part replaced or cut off."""
+def test_any_bytes_give_an_image_or_a_reason(noise: bytes, form: str, data: st.DataObject):
+    """Bytes of no kind, and images with a part replaced or cut off."""
     content = noise
     if form:
         whole = encoded(format=form, size=(20, 15))

@@ -15,24 +15,24 @@ from tests.helpers_evaluate import FakePanel
 
 @pytest.fixture
 def drawn(tmp_path):
-    """Pictures of two models for five prompts and two seeds, each of one colour."""
+    """Images of two models for five prompts and two seeds, each of one colour."""
     path = tmp_path / "prompts.txt"
     path.write_text("a\nb\nc\nd\ne\n")
     prompts = load_prompts(PromptsSpec(name="set", path=str(path)))
     rng = np.random.default_rng(0)
-    pictures = [
+    images = [
         p for name in ("base", "new") for p in plan(tmp_path / "samples", name, prompts, [0, 1])
     ]
-    for picture in pictures:
+    for image in images:
         colour = rng.integers(0, 256, 3, dtype=np.uint8)
-        write_bytes(picture.path, encode_png(np.tile(colour, (8, 8, 1))))
-    return pictures
+        write_bytes(image.path, encode_png(np.tile(colour, (8, 8, 1))))
+    return images
 
 
-def run(pictures, panel=None):
+def run(images, panel=None):
     counts = []
-    found = judge(pictures, panel or FakePanel(), batch=4, workers=0, scored=counts.append)
-    assert sum(counts) == len(pictures)
+    found = judge(images, panel or FakePanel(), batch=4, workers=0, scored=counts.append)
+    assert sum(counts) == len(images)
     return found
 
 
@@ -43,14 +43,14 @@ def test_the_panel_keeps_the_protocol():
     assert isinstance(Panel({}), Scorers)
 
 
-def test_every_picture_gets_its_own_score(drawn):
+def test_every_image_gets_its_own_score(drawn):
     scores = run(drawn)
-    for row, picture in enumerate(drawn):
-        expected = FakePanel._row(picture.path.read_bytes())
+    for row, image in enumerate(drawn):
+        expected = FakePanel._row(image.path.read_bytes())
         assert [scores[name][row] for name in FakePanel.names] == pytest.approx(expected)
 
 
-def test_pictures_of_a_prompt_are_scored_together_in_bounded_parts(drawn, monkeypatch):
+def test_images_of_a_prompt_are_scored_together_in_bounded_parts(drawn, monkeypatch):
     whole = run(drawn)
     monkeypatch.setattr(judging, "CHUNK", 4)
     panel, seen = FakePanel(), []

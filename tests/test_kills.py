@@ -154,7 +154,7 @@ def test_adapter_optimizer_and_reference_survive(refresh: str, precision: str, w
 
 @pytest.mark.slow
 def test_a_run_on_latents_survives():
-    """Latents of stage one in the pictures' place, a part of them mirrored."""
+    """Latents of stage one in the images' place, a part of them mirrored."""
     place, more = shared_place(), ("train.flip=true", "train.latents=always")
     write_latents(place.root, dtype="fp16")
     for name in ("straight-latents", "killed-latents"):

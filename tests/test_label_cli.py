@@ -122,7 +122,7 @@ def test_a_finished_run_answers_without_touching_a_file(run: Run, copy: Path) ->
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()} == before
 
 
-def test_voting_again_needs_no_picture_and_no_model(run: Run, copy: Path) -> None:
+def test_voting_again_needs_no_image_and_no_model(run: Run, copy: Path) -> None:
     for vote in ("random", "zscore_sum", "majority_human"):
         status, said = run(f"vote={vote}")
         assert status == 0, said
@@ -149,9 +149,7 @@ def test_new_voter_scores_only_itself(run: Run, copy: Path) -> None:
     assert metrics_of(read(copy, "three")) == ["hps", "clip", "pickscore"]
 
 
-def test_inspect_writes_a_report_that_carries_its_pictures(
-    run: Run, copy: Path, world: Path
-) -> None:
+def test_inspect_writes_a_report_that_carries_its_images(run: Run, copy: Path, world: Path) -> None:
     status, said = run("label.inspect=true")
     assert status == 0, said
     assert "fleiss kappa" in said
@@ -286,7 +284,7 @@ def test_pair_file_without_needed_columns(run: Run, tmp_path: Path) -> None:
 
 
 def test_no_decidable_pair(run: Run, tmp_path: Path) -> None:
-    rows = [tiny.Row("a prompt", tiny.picture(1), tiny.picture(1)), *tiny.broken_rows()]
+    rows = [tiny.Row("a prompt", tiny.image(1), tiny.image(1)), *tiny.broken_rows()]
     tiny.write_pairs(tmp_path / "pairs" / "train-00000.parquet", rows)
     status, said = run(f"pairs.root={tmp_path}/pairs")
     assert status == 2

@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from label.metrics.preprocessing import Fit, View
-from label.scoring.decode_pool import Decoder
+from label.metrics.preprocessing import ImageTransform, ResizeMode
+from label.scoring.decode_pool import DecodePool
 from tests import helpers_label as tiny
 
 NUM_KILLS = 20
@@ -144,15 +144,15 @@ def test_interrupted_runs_end_cleanly(
         )  # fmt: skip
     else:
         assert status == 2
-        assert "a process that decodes pictures was killed, most likely for want of memory" in said
+        assert "a process that decodes images was killed, most likely for want of memory" in said
     check_repeated(nursery, place, expected)
 
 
 def test_an_error_in_a_worker_ends_it_and_its_fellows() -> None:
-    with Decoder(2) as decoder:
-        good = decoder.submit([(tiny.picture(1), [View(Fit.CROP, 8)])])
-        bad = decoder.submit([(tiny.picture(1), [View(Fit.CROP, -8)])])
-        assert good()[0].arrays[View(Fit.CROP, 8)].shape == (8, 8, 3)
+    with DecodePool(2) as decoder:
+        good = decoder.submit([(tiny.image(1), [ImageTransform(ResizeMode.CROP, 8)])])
+        bad = decoder.submit([(tiny.image(1), [ImageTransform(ResizeMode.CROP, -8)])])
+        assert good()[0].arrays[ImageTransform(ResizeMode.CROP, 8)].shape == (8, 8, 3)
         with pytest.raises(ValueError, match="height and width must be > 0"):
             bad()
         processes = list(decoder._executor._processes.values())  # type: ignore[attr-defined]
@@ -164,8 +164,8 @@ def test_want_of_memory_in_a_worker_says_what_to_do(monkeypatch: pytest.MonkeyPa
     def hungry(_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("label.scoring.decode_pool.prepare_many", hungry)
-    with Decoder(0) as decoder, pytest.raises(ValueError, match=r"memory; lower label\.workers"):
+    monkeypatch.setattr("label.scoring.decode_pool.process_images", hungry)
+    with DecodePool(0) as decoder, pytest.raises(ValueError, match=r"memory; lower label\.workers"):
         decoder.submit([])()
 
 
@@ -249,13 +249,13 @@ def animation(form: str) -> bytes:
     return buffer.getvalue()
 
 
-def long_picture(width: int, height: int) -> bytes:
-    return tiny.picture(7, (width, height), "PNG")
+def long_image(width: int, height: int) -> bytes:
+    return tiny.image(7, (width, height), "PNG")
 
 
-GOOD = tiny.picture(500)
-PICTURES = {
-    "half a JPEG": (tiny.picture(1)[:300], "unreadable_image"),
+GOOD = tiny.image(500)
+IMAGES = {
+    "half a JPEG": (tiny.image(1)[:300], "unreadable_image"),
     "a bomb": (bomb(), "too_large"),
     "no bytes": (b"", "unreadable_image"),
     "zeros": (b"\0" * 5000, "unreadable_image"),
@@ -263,9 +263,9 @@ PICTURES = {
     "GIF": (animation("GIF"), "ok"),
     "APNG": (animation("PNG"), "ok"),
     "WEBP": (animation("WEBP"), "ok"),
-    "a dot": (long_picture(1, 1), "ok"),
-    "a line": (long_picture(20_000, 1), "too_large"),
-    "a column": (long_picture(1, 20_000), "too_large"),
+    "a dot": (long_image(1, 1), "ok"),
+    "a line": (long_image(20_000, 1), "too_large"),
+    "a column": (long_image(1, 20_000), "too_large"),
 }
 PROMPTS = {
     "empty": (b"", "empty_prompt"),
@@ -283,7 +283,7 @@ PROMPTS = {
 @pytest.mark.slow
 def test_every_hostile_row_gets_a_status(nursery: tiny.Nursery, place: Place) -> None:
     cases = {
-        **{name: (b"a cat", content, status) for name, (content, status) in PICTURES.items()},
+        **{name: (b"a cat", content, status) for name, (content, status) in IMAGES.items()},
         **{name: (prompt, GOOD, status) for name, (prompt, status) in PROMPTS.items()},
         "plain": (b"a cat", GOOD, "ok"),
         "plain again": (b"a cat", GOOD, "ok"),
@@ -294,7 +294,7 @@ def test_every_hostile_row_gets_a_status(nursery: tiny.Nursery, place: Place) ->
             "caption": pa.array(prompts, pa.binary()).view(pa.string()),
             **{f"image_{side}_uid": [f"{name}-{side}" for name in cases] for side in (0, 1)},
             "jpg_0": pa.array(lefts, pa.binary()),
-            "jpg_1": [tiny.picture(i) for i in range(len(cases))],
+            "jpg_1": [tiny.image(i) for i in range(len(cases))],
             "label_0": [1.0] * len(cases),
             "label_1": [0.0] * len(cases),
         }
@@ -398,7 +398,7 @@ def test_a_worker_killed_in_the_middle_of_an_answer_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("label.scoring.decode_pool.LOOK_S", 0.2)
-    with Decoder(2) as decoder:
+    with DecodePool(2) as decoder:
         dying = decoder._executor.submit(die_while_answering)
         with pytest.raises(ValueError, match="was killed, most likely for want of memory"):
             decoder._result(dying)

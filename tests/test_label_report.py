@@ -17,12 +17,12 @@ from rich.console import Console
 from data.pairs import open_pairs
 from data.pairs.config import Images, PairsKind, PairsSpec
 from label.analysis.console import print_study, rule_words
-from label.analysis.gallery import LARGEST_SIDE, galleries, read_pictures
+from label.analysis.gallery import LARGEST_SIDE, galleries, read_images
 from label.analysis.generators import generators
 from label.analysis.report import COLUMNS, heat, histogram, write_report
 from label.analysis.statistics import Gaps, Study, study
 from label.config import Rule, TieRule, VoteSpec
-from label.voting.rules import Ballot, label_pairs
+from label.voting.rules import VotingRule, label_pairs
 from tests import helpers_label as tiny
 from tests.test_vote import METRICS, scored
 
@@ -55,12 +55,12 @@ class Page(HTMLParser):
             self.words.append(data)
 
 
-def set_of(count: int, **spec: object) -> tuple[pl.DataFrame, Ballot]:
+def set_of(count: int, **spec: object) -> tuple[pl.DataFrame, VotingRule]:
     rng = np.random.default_rng(5)
     human = rng.choice([0.0, 0.5, 1.0], count).tolist()
-    ballot = Ballot(VoteSpec(**spec), METRICS, {"a": 0.2})
+    voting_rule = VotingRule(VoteSpec(**spec), METRICS, {"a": 0.2})
     frame = scored(rng.normal(size=(count, 4, 2)), human)
-    return label_pairs(frame, ballot), ballot
+    return label_pairs(frame, voting_rule), voting_rule
 
 
 @pytest.fixture
@@ -89,8 +89,8 @@ def page_of(tmp_path: Path, found: Study, shown: list) -> str:
     ids=str,
 )
 def test_page_is_whole_and_asks_nobody_for_anything(tmp_path: Path, spec: dict) -> None:
-    frame, ballot = set_of(200, **spec)
-    page = Page(page_of(tmp_path, study(frame, ballot), []))
+    frame, voting_rule = set_of(200, **spec)
+    page = Page(page_of(tmp_path, study(frame, voting_rule), []))
     for tag, name, value in page.attributes:
         if name in ("src", "href"):
             assert value.startswith(("data:", "#")), (tag, value)
@@ -99,16 +99,16 @@ def test_page_is_whole_and_asks_nobody_for_anything(tmp_path: Path, spec: dict) 
         page.attributes
     )
     words = " ".join(" ".join(page.words).split())
-    assert rule_words(ballot) in words
+    assert rule_words(voting_rule) in words
     assert "None" not in words
     assert "nan" not in words
-    for count in study(frame, ballot).outcomes.values():
+    for count in study(frame, voting_rule).outcomes.values():
         assert f" {count} " in words
 
 
 def test_every_table_has_its_columns_and_a_name(tmp_path: Path) -> None:
-    frame, ballot = set_of(60)
-    text = page_of(tmp_path, study(frame, ballot), [])
+    frame, voting_rule = set_of(60)
+    text = page_of(tmp_path, study(frame, voting_rule), [])
     headings = re.findall(r"<th scope=\"col\"[^>]*>([^<]*)</th>", text)
     for which in set(COLUMNS) - {"reasons", "generators"}:  # there is neither in this set
         assert {heading for _, heading, _ in COLUMNS[which]} <= set(headings)
@@ -119,22 +119,22 @@ def test_every_table_has_its_columns_and_a_name(tmp_path: Path) -> None:
 
 
 def test_prompts_cannot_write_on_the_page(tmp_path: Path, pair_files: Path) -> None:
-    frame, ballot = set_of(20)
+    frame, voting_rule = set_of(20)
     frame = frame.with_columns(
         prompt=pl.lit("<script>alert(1)</script>"), source=pl.lit("train-0.parquet")
     )
     pairs = open_pairs(PairsSpec(root=str(pair_files)))
-    text = page_of(tmp_path, study(frame, ballot), galleries(frame, ballot, pairs, 2))
+    text = page_of(tmp_path, study(frame, voting_rule), galleries(frame, voting_rule, pairs, 2))
     assert "&lt;script&gt;" in text
     assert "<script" not in text
     Page(text)
 
 
 def test_galleries_show_what_they_say(pair_files: Path) -> None:
-    frame, ballot = set_of(20)
+    frame, voting_rule = set_of(20)
     frame = frame.with_columns(source=pl.lit("train-0.parquet"))
     pairs = open_pairs(PairsSpec(root=str(pair_files)))
-    unanimous, split, flipped = galleries(frame, ballot, pairs, 100)
+    unanimous, split, flipped = galleries(frame, voting_rule, pairs, 100)
     for gallery in (unanimous, split, flipped):
         assert gallery.num_pairs == len(gallery.cards)
     for card in unanimous.cards:
@@ -148,23 +148,23 @@ def test_galleries_show_what_they_say(pair_files: Path) -> None:
         assert not people.counts
         assert people.vote == 2 * card.winner - 1
     assert {card.decided_by for card in unanimous.cards} == {"majority"}
-    few = galleries(frame, ballot, pairs, 1)
+    few = galleries(frame, voting_rule, pairs, 1)
     assert [len(gallery.cards) for gallery in few] == [1, 1, 1]
     assert few[0].cards[0] == unanimous.cards[0]
-    assert [len(gallery.cards) for gallery in galleries(frame, ballot, pairs, 0)] == [0, 0, 0]
+    assert [len(gallery.cards) for gallery in galleries(frame, voting_rule, pairs, 0)] == [0, 0, 0]
     half = frame.with_columns(score_d_1=None, vote_d=pl.lit(None, pl.Int8))
-    assert galleries(half, ballot, pairs, 1)[0].cards[0].lines[3].scores[1] == "–"
+    assert galleries(half, voting_rule, pairs, 1)[0].cards[0].lines[3].scores[1] == "–"
 
 
-def test_pictures_of_pairs_are_theirs(pair_files: Path) -> None:
+def test_images_of_pairs_are_theirs(pair_files: Path) -> None:
     pairs = open_pairs(PairsSpec(root=str(pair_files)))
     wanted = [("train-0.parquet", 3), ("train-1.parquet", 17), ("train-1.parquet", 2)]
-    found = read_pictures(pairs, wanted)
+    found = read_images(pairs, wanted)
     assert set(found) == set(wanted)
     assert found["train-0.parquet", 3][0] == ""  # torn
     assert all(uri.startswith("data:image/jpeg;base64,") for uri in found["train-1.parquet", 17])
-    # pair 2's second picture is pair 3's first (helpers_label.good_rows)
-    again = read_pictures(pairs, [("train-1.parquet", 3)])
+    # pair 2's second image is pair 3's first (helpers_label.good_rows)
+    again = read_images(pairs, [("train-1.parquet", 3)])
     assert again["train-1.parquet", 3][0] == found["train-1.parquet", 2][1]
     assert LARGEST_SIDE == 320
 
@@ -186,9 +186,9 @@ def test_generators_come_from_the_pair_files(pair_files: Path) -> None:
 @pytest.mark.parametrize("images", list(Images))
 @pytest.mark.parametrize("kind", [PairsKind.parquet, PairsKind.jsonl])
 def test_generators_of_mapped_columns(tmp_path: Path, kind: PairsKind, images: Images) -> None:
-    picture = tiny.picture(1)
-    (tmp_path / "a.jpg").write_bytes(picture)
-    inline = base64.b64encode(picture).decode() if kind is PairsKind.jsonl else picture
+    image = tiny.image(1)
+    (tmp_path / "a.jpg").write_bytes(image)
+    inline = base64.b64encode(image).decode() if kind is PairsKind.jsonl else image
     shown = "a.jpg" if images is Images.paths else inline
     rows = [{"text": "x", "l": shown, "r": shown, "by": f"m{i}"} for i in range(5)]
     if kind is PairsKind.jsonl:
@@ -210,16 +210,16 @@ def test_words_for_every_rule() -> None:
         for tie in TieRule:
             more = {"tie_metric": "c"} if tie is TieRule.metric else {}
             spec = VoteSpec(rule=rule, tie_rule=tie, **needed.get(rule, {}), **more)
-            said.add(rule_words(Ballot(spec, METRICS)))
+            said.add(rule_words(VotingRule(spec, METRICS)))
     assert len(said) == len(Rule) * len(TieRule)
-    weighed = rule_words(Ballot(VoteSpec(weights={"b": 3.0}, human_votes=True), METRICS))
+    weighed = rule_words(VotingRule(VoteSpec(weights={"b": 3.0}, human_votes=True), METRICS))
     assert weighed.startswith("The majority of a (1), b (3), c (1), d (1), the human label (1)")
 
 
 def test_terminal_says_all_tables() -> None:
-    frame, ballot = set_of(50)
+    frame, voting_rule = set_of(50)
     written = StringIO()
-    print_study(Console(width=200, file=written), frame, study(frame, ballot))
+    print_study(Console(width=200, file=written), frame, study(frame, voting_rule))
     titles = ["Each metric", "Who votes with whom", "What the rule left open", "By size",
               "The majority without a voter", "Dawid-Skene", "krippendorff alpha"]  # fmt: skip
     assert [title for title in titles if title not in written.getvalue()] == []

@@ -1,4 +1,4 @@
-"""Latents written beside the scores: the right numbers, each picture once, bad rows in place."""
+"""Latents written beside the scores: the right numbers, each image once, bad rows in place."""
 
 import random
 import re
@@ -32,11 +32,11 @@ from label.metrics.fingerprints import Fingerprints
 from label.run import latent_format
 from label.scoring.batching import Batch
 from label.scoring.claims import Claims
-from label.scoring.decode_pool import Decoder
+from label.scoring.decode_pool import DecodePool
 from label.scoring.score_sets import FACTS, ScoreSets, plan
 from label.scoring.scoring_pass import Clock
-from label.scoring.shard_scorer import Tools, score_shards
-from label.scoring.vae_encoder import Encoder
+from label.scoring.shard_scorer import ScoringTools, score_shards
+from label.scoring.vae_encoder import VaeEncoder
 from tests import helpers_label as tiny
 from tests.helpers_train import SIDE, write_base
 from tests.test_conf import job
@@ -64,11 +64,11 @@ def form_of(base: Path, **change: object) -> LatentFormat:
     return LatentFormat(vae=vae.sha256, size=SIDE, shape=latent_shape(vae, SIDE), **given)
 
 
-def write(folder: Path, pairs: PairSource, encoder: Encoder) -> ScoreSets:
+def write(folder: Path, pairs: PairSource, encoder: VaeEncoder) -> ScoreSets:
     """Latents alone, into `folder/latents`."""
     sets = ScoreSets(folder / "scores", pairs.shards, {}, encoder.form)
-    with Decoder(0) as decoder:
-        tools = Tools(
+    with DecodePool(0) as decoder:
+        tools = ScoringTools(
             pairs, Panel({}), sets, Claims(sets.folder / "claims"), decoder, Batch(8), Clock(), 0,
             encoder,
         )  # fmt: skip
@@ -83,7 +83,7 @@ def numbers(blob: bytes, form: LatentFormat) -> Tensor:
 
 
 def encoded_alone(base: Path, content: bytes, *, mirror: bool) -> Tensor:
-    """Mean and deviation by diffusers' own VAE, one picture at a time."""
+    """Mean and deviation by diffusers' own VAE, one image at a time."""
     vae = AutoencoderKL.from_pretrained(base, subfolder="vae").eval()
     pixels = torch.tensor(fit_square(decode(content), SIDE)).permute(2, 0, 1)[None]
     signed = (pixels.flip(3) if mirror else pixels) / 127.5 - 1
@@ -95,10 +95,10 @@ def encoded_alone(base: Path, content: bytes, *, mirror: bool) -> Tensor:
 # --- the numbers ---------------------------------------------------------------------------------
 
 
-def test_rows_hold_what_the_vae_says_of_both_pictures_and_their_mirror_images(
+def test_rows_hold_what_the_vae_says_of_both_images_and_their_mirror_images(
     base: Path, pairs: PairSource, tmp_path: Path
 ) -> None:
-    sets = write(tmp_path, pairs, Encoder(base, form_of(base), CPU, 8))
+    sets = write(tmp_path, pairs, VaeEncoder(base, form_of(base), CPU, 8))
     form, shard = form_of(base), pairs.shards[1]
     source = next(iter(pairs.read(shard, batch_rows=999))).to_pylist()
     table = read_table(sets.path(LATENTS, shard))
@@ -129,7 +129,7 @@ def test_rounding_is_what_the_format_says_and_no_more(
     assert rough.bytes == exact.bytes // 2
     tables = []
     for form in (exact, rough):
-        sets = write(tmp_path / form.dtype, pairs, Encoder(base, form, CPU, 8))
+        sets = write(tmp_path / form.dtype, pairs, VaeEncoder(base, form, CPU, 8))
         tables.append(read_table(sets.path(LATENTS, pairs.shards[0])))
     for one, two in zip(*(table["latent_0"].to_pylist() for table in tables), strict=True):
         right, found = numbers(one, exact), numbers(two, rough).float()
@@ -139,7 +139,7 @@ def test_rounding_is_what_the_format_says_and_no_more(
 def test_files_are_streamable_by_small_row_groups(
     base: Path, pairs: PairSource, tmp_path: Path
 ) -> None:
-    sets = write(tmp_path, pairs, Encoder(base, form_of(base), CPU, 8))
+    sets = write(tmp_path, pairs, VaeEncoder(base, form_of(base), CPU, 8))
     metadata = pq.read_metadata(sets.path(LATENTS, pairs.shards[0]))
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [64, 6]
     for column in range(2, 6):
@@ -154,33 +154,31 @@ def test_files_are_streamable_by_small_row_groups(
     verify(found.folder, found.manifest)
 
 
-class Watched(Encoder):
+class Watched(VaeEncoder):
     """Notes what it is given, and can be made to fail."""
 
     most = 1000
-    """Pictures that there is memory for."""
+    """Images that there is memory for."""
     spoilt: int | None = None
-    """The picture, counted from the first, whose latents overflow."""
+    """The image, counted from the first, whose latents overflow."""
 
-    def __call__(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        if len(pictures) > self.most:
+    def __call__(self, images: Sequence[np.ndarray]) -> Tensor:
+        if len(images) > self.most:
             raise torch.OutOfMemoryError("no room")
-        found = super().__call__(pictures).clone()
-        given = [picture.tobytes() for picture in pictures]
+        found = super().__call__(images).clone()
+        given = [image.tobytes() for image in images]
         self.seen = getattr(self, "seen", [])
-        for number, picture in enumerate(given):
-            if picture not in self.seen:
-                self.seen.append(picture)
-            if self.seen.index(picture) == self.spoilt:
+        for number, image in enumerate(given):
+            if image not in self.seen:
+                self.seen.append(image)
+            if self.seen.index(image) == self.spoilt:
                 found[number, 3] = 0x7F  # little-endian fp32: an infinity or no number
                 found[number, 2] = 0x80
-        self.calls = [*getattr(self, "calls", []), len(pictures)]
+        self.calls = [*getattr(self, "calls", []), len(images)]
         return found
 
 
-def test_each_distinct_picture_is_encoded_once(
-    base: Path, pairs: PairSource, tmp_path: Path
-) -> None:
+def test_each_distinct_image_is_encoded_once(base: Path, pairs: PairSource, tmp_path: Path) -> None:
     encoder = Watched(base, form_of(base, flip=False), CPU, 8)
     write(tmp_path, pairs, encoder)
     distinct = set()
@@ -208,7 +206,7 @@ def test_out_of_memory_halves_the_batch_and_writes_the_same(
     encoder.most = 3
     halved = write(tmp_path / "halved", pairs, encoder)
     assert encoder.batch.size == 2
-    plain = write(tmp_path / "plain", pairs, Encoder(base, form_of(base, flip=False), CPU, 2))
+    plain = write(tmp_path / "plain", pairs, VaeEncoder(base, form_of(base, flip=False), CPU, 2))
     path = halved.path(LATENTS, pairs.shards[0])
     assert path.read_bytes() == plain.path(LATENTS, pairs.shards[0]).read_bytes()
 
@@ -290,7 +288,7 @@ def both(nursery: tiny.Nursery, world: Path, base: Path) -> Path:
     status, said = nursery.run([*arguments, *latents_too(base)], world / "both.txt")
     assert status == 0, said
     assert "latents: " in said
-    assert "4x8x8 fp16 mean, 0.5 KiB a picture" in said
+    assert "4x8x8 fp16 mean, 0.5 KiB an image" in said
     return world / "both" / "tiny"
 
 
@@ -385,7 +383,7 @@ def test_latents_cut_in_another_way_are_not_read(both: Path, tmp_path: Path) -> 
     folder = Path(shutil.copytree(made, tmp_path / made.name))
     path = folder / "manifest.json"
     path.write_text(path.read_text().replace("bilinear", "bicubic"))
-    with pytest.raises(ShardError, match="pictures were cut by 'shortest side bicubic"):
+    with pytest.raises(ShardError, match="images were cut by 'shortest side bicubic"):
         read_set(folder)
 
 

@@ -121,8 +121,8 @@ def test_noising_and_targets_are_the_definitions(prediction: Prediction):
     alpha, sigma = angles.cos().view(3, 1, 1, 1), angles.sin().view(3, 1, 1, 1)
     steps = torch.arange(3)
     torch.testing.assert_close(
-        schedule.noisy(latents, noise, steps), alpha * latents + sigma * noise
+        schedule.add_noise(latents, noise, steps), alpha * latents + sigma * noise
     )
     velocity = alpha * noise - sigma * latents
     expected = noise if prediction is Prediction.EPSILON else velocity
-    torch.testing.assert_close(schedule.target(latents, noise, steps), expected)
+    torch.testing.assert_close(schedule.get_target(latents, noise, steps), expected)

@@ -23,7 +23,7 @@ from train.config import (
 from train.distributed.deepspeed_engine import Policy, release, start
 from train.dpo.reference import make_reference
 from train.models.lora import attach
-from train.models.memory import GIB, PUBLISHED, Counts, count, published_table
+from train.models.memory import GIB, PUBLISHED, ParameterCounts, estimate_memory, published_table
 
 CASES = [
     (0, "fp32", 0), (0, "bf16", 0), (1, "fp32", 0), (1, "bf16", 0), (2, "fp32", 0), (2, "bf16", 0),
@@ -94,7 +94,7 @@ def counted_is_held() -> None:
         reference = make_reference(lambda: small_unet(48, precision), policy, spec, world)  # noqa: B023
         for _ in backward_passes(policy, spec, world.size):
             pass
-        policy.update(1e-4)
+        policy.optimizer_step(1e-4)
         held = 0
         for _ in backward_passes(policy, spec, world.size):
             for engine in (policy.engine, reference.engine):
@@ -103,7 +103,9 @@ def counted_is_held() -> None:
             world.barrier()  # nothing is in flight any more
             now = sum(size for address, size in storages().items() if address not in before)
             held = max(held, now)
-        expected = count(Counts(unet=parameters, adapter=adapter if rank else 0), spec, world.size)
+        expected = estimate_memory(
+            ParameterCounts(unet=parameters, adapter=adapter if rank else 0), spec, world.size
+        )
         found[stage, precision, rank] = held / expected.total
         del policy, reference, engine
     assert found == dict.fromkeys(CASES, pytest.approx(1, rel=0.02)), found
@@ -176,25 +178,25 @@ def test_sd15_on_one_gpu_by_hand():
     """bf16, ZeRO-2: 2 bytes of policy, 4 of gradients, 12 of optimizer and 2 of reference for each
     of 859.5 million weights."""
     spec = TrainSpec(precision=Precision.bf16, zero=ZeroSpec(stage=2))
-    whole = count(PUBLISHED["SD1.5"], spec, 1)
+    whole = estimate_memory(PUBLISHED["SD1.5"], spec, 1)
     assert whole.total == 20 * 859_520_964 + 2 * (123_060_480 + 83_653_863)
     assert "16.39 GiB a process without activations, counted (policy 1.60, grad" in str(whole)
 
 
 def test_what_moves_the_reference_costs():
-    counts, size = Counts(unet=1000, adapter=10), PUBLISHED["SD1.5"].unet
+    counts, size = ParameterCounts(unet=1000, adapter=10), PUBLISHED["SD1.5"].unet
     kinds = {
         refresh: TrainSpec(reference=ReferenceSpec(refresh=refresh, every=1)) for refresh in Refresh
     }
-    of_lora = [count(counts, spec, 1).reference for spec in kinds.values()]
+    of_lora = [estimate_memory(counts, spec, 1).reference for spec in kinds.values()]
     assert of_lora == [0, 20, 60]  # frozen is the base; ema keeps an fp32 average
-    whole = [count(PUBLISHED["SD1.5"], spec, 1).reference for spec in kinds.values()]
+    whole = [estimate_memory(PUBLISHED["SD1.5"], spec, 1).reference for spec in kinds.values()]
     assert whole == [2 * size, 2 * size, 6 * size]
     free = TrainSpec(
         objective=ObjectiveSpec(kind=Objective.mapo),
         reference=ReferenceSpec(refresh=Refresh.frozen),
     )
-    assert count(PUBLISHED["SD1.5"], free, 1).reference == 0
+    assert estimate_memory(PUBLISHED["SD1.5"], free, 1).reference == 0
 
 
 def test_the_table_of_the_guide_is_this_one():
@@ -210,5 +212,7 @@ def test_experiments_say_what_is_counted():
         said = re.search(r"(\d+\.\d) GiB a GPU on (\d+) GPUs with ZeRO-2", text)
         assert said, name
         train = job(f"experiment={name}_pickapic", "pairs.root=/x").train
-        found = count(PUBLISHED[model], train, int(said.group(2)), vae_in_fp32=name == "sdxl")
+        found = estimate_memory(
+            PUBLISHED[model], train, int(said.group(2)), vae_in_fp32=name == "sdxl"
+        )
         assert f"{found.total / GIB:.1f}" == said.group(1), name

@@ -21,15 +21,22 @@ from data.images import decode
 from data.miniature import tokenizer, world
 from data.miniature.oracle import oracle
 from label.config import MetricKind, MetricSpec
-from label.metrics import EmbeddingMetric, Metric, Panel, PictureMetric
+from label.metrics import EmbeddingMetric, CrossMetric, Metric, Panel
 from label.metrics.aesthetic import load_head
 from label.metrics.fingerprints import Fingerprints
-from label.metrics.preprocessing import CROPS, Fit, View, pad_to, prepare, shrink
-from label.metrics.registry import identify
+from label.metrics.preprocessing import (
+    CROPS,
+    ImageTransform,
+    ResizeMode,
+    pad_to,
+    process_image,
+    resize_short_side,
+)
+from label.metrics.registry import resolve
 from label.metrics.state_dict import read_state
 from label.metrics.weights import WeightsError
-from label.scoring.batching import Batch, halving
-from label.scoring.decode_pool import Decoder
+from label.scoring.batching import Batch, run_halving
+from label.scoring.decode_pool import DecodePool
 from label.scoring.runner import check_compiler
 from tests import helpers_label as tiny
 from tests.helpers_keymap import open_clip_to_hf
@@ -56,7 +63,7 @@ def panel(specs: dict[str, MetricSpec]) -> Panel:
 
 
 def native(seed: int) -> tuple[bytes, torch.Tensor]:
-    """A picture that no view has to resize, and what a tower is fed of it."""
+    """An image that no view has to resize, and what a tower is fed of it."""
     pixels = np.random.default_rng(seed).integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), dtype=np.uint8)
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
@@ -116,13 +123,13 @@ def test_open_clip_weights_in_the_hugging_face_class_give_the_same(tmp_path: Pat
         CPU,
     )
     open_tower, hf_tower = (m.tower for m in two.metrics.values() if isinstance(m, EmbeddingMetric))
-    pictures = np.random.default_rng(0).random((4, tiny.SIDE, tiny.SIDE, 3), dtype=np.float32)
+    images = np.random.default_rng(0).random((4, tiny.SIDE, tiny.SIDE, 3), dtype=np.float32)
     for embed in ("embed_images", "embed_texts"):
-        inputs = pictures if embed == "embed_images" else PROMPTS
+        inputs = images if embed == "embed_images" else PROMPTS
         left, right = getattr(open_tower, embed)(inputs), getattr(hf_tower, embed)(inputs)
         assert (left - right).abs().max() <= 1e-5
     assert open_tower.logit_scale == pytest.approx(hf_tower.logit_scale)
-    contents = [native(i)[0] for i in range(5)]  # at this size both views are the picture itself
+    contents = [native(i)[0] for i in range(5)]  # at this size both views are the image itself
     scores = two.score(contents, PROMPTS)
     assert np.abs(scores["open"] - scores["hf"]).max() <= 1e-5
     assert np.ptp(scores["hf"]) > 0.01
@@ -138,7 +145,7 @@ def test_unknown_open_clip_key_is_named() -> None:
 def test_compiled_towers_give_the_same_scores_up_to_rounding(
     specs: dict[str, MetricSpec], panel: Panel
 ) -> None:
-    images = [tiny.picture(i) for i in range(5)]
+    images = [tiny.image(i) for i in range(5)]
     compiled = Panel.load({"clip": specs["clip"]}, CPU, compiled=True)
     found = compiled.score(images, PROMPTS[:5], batch=4)["clip"]
     expected = panel.score(images, PROMPTS[:5], batch=4)["clip"]
@@ -153,7 +160,7 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_panel_gives_one_score_a_row_and_nan_where_unreadable(panel: Panel) -> None:
-    images = [tiny.picture(1), b"<html>", tiny.picture(1), tiny.picture(2)[:99], tiny.picture(3)]
+    images = [tiny.image(1), b"<html>", tiny.image(1), tiny.image(2)[:99], tiny.image(3)]
     prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0]]
     for name, scores in panel.score(images, prompts, batch=2).items():
         assert scores.dtype == np.float32
@@ -165,7 +172,7 @@ def test_panel_gives_one_score_a_row_and_nan_where_unreadable(panel: Panel) -> N
 
 
 def test_batch_and_workers_do_not_change_scores(panel: Panel) -> None:
-    images = [tiny.picture(i, (30 + i, 50)) for i in range(9)]
+    images = [tiny.image(i, (30 + i, 50)) for i in range(9)]
     prompts = [PROMPTS[i % 3] for i in range(9)]
     one = panel.score(images, prompts, batch=9)
     other = panel.score(images, prompts, batch=2, workers=1)
@@ -174,16 +181,16 @@ def test_batch_and_workers_do_not_change_scores(panel: Panel) -> None:
 
 
 class CountingTower:
-    """Counts what it embeds; a picture's embedding is its mean colour."""
+    """Counts what it embeds; an image's embedding is its mean colour."""
 
     logit_scale, dim = 1.0, 3
 
     def __init__(self) -> None:
         self.images, self.prompts = 0, []
 
-    def embed_images(self, pictures: np.ndarray) -> torch.Tensor:
-        self.images += len(pictures)
-        return torch.from_numpy(pictures.mean((1, 2))).float() / 255
+    def embed_images(self, images: np.ndarray) -> torch.Tensor:
+        self.images += len(images)
+        return torch.from_numpy(images.mean((1, 2))).float() / 255
 
     def embed_texts(self, prompts: list[str]) -> torch.Tensor:
         self.prompts += prompts
@@ -200,7 +207,7 @@ def test_everything_distinct_is_computed_once(
         return towers[-1]
 
     judged = []
-    monkeypatch.setattr("label.metrics.panel.load_tower", load)
+    monkeypatch.setattr("label.metrics.panel.load_backbone", load)
     monkeypatch.setattr("label.metrics.panel.check_head", lambda *_: None)
     monkeypatch.setattr(
         "data.miniature.oracle.oracle", lambda pixels, prompt: judged.append(prompt) or 0.5
@@ -212,12 +219,12 @@ def test_everything_distinct_is_computed_once(
     again = {"clip2": specs["clip"], **{n: specs[n] for n in ("clip", "hps", "oracle")}}
     panel = Panel.load(again, CPU)
     assert len(towers) == 2  # clip and clip2 share theirs
-    images = [tiny.picture(i % 3) for i in range(40)]
+    images = [tiny.image(i % 3) for i in range(40)]
     prompts = [PROMPTS[i % 2] for i in range(40)]
     panel.score(images, prompts, batch=3)
     assert [tower.images for tower in towers] == [3, 3]
     assert [tower.prompts for tower in towers] == [[*PROMPTS[:2], PROMPTS[1]]] * 2  # filled up
-    assert len(judged) == 6  # six distinct (picture, prompt)
+    assert len(judged) == 6  # six distinct (image, prompt)
     assert (
         len(decoded) == 6
     )  # 3 for all views; 3 more, where only the prompt was new, for the judge
@@ -230,13 +237,13 @@ def test_clip_and_aesthetic_share_one_tower_unless_something_differs(
     assert towers["clip"] is towers["aesthetic"]
     assert len({id(tower) for tower in towers.values()}) == 3
     other = MetricSpec(kind=MetricKind.clip, weights=specs["clip"].weights, dtype=Dtype.bf16)
-    assert identify("x", other).tower != identify("y", specs["clip"]).tower
+    assert resolve("x", other).tower != resolve("y", specs["clip"]).tower
 
 
 def test_bf16_towers_give_fp32_scores_near_the_fp32_ones(specs: dict[str, MetricSpec]) -> None:
     half = MetricSpec(kind=MetricKind.clip, weights=specs["clip"].weights, dtype=Dtype.bf16)
     scores = Panel.load({"fp32": specs["clip"], "bf16": half}, CPU).score(
-        [tiny.picture(i) for i in range(4)], PROMPTS[:4]
+        [tiny.image(i) for i in range(4)], PROMPTS[:4]
     )
     assert scores["bf16"].dtype == np.float32
     np.testing.assert_allclose(scores["bf16"], scores["fp32"], atol=0.05)
@@ -267,7 +274,7 @@ def test_oracle_is_that_of_the_world(specs: dict[str, MetricSpec]) -> None:
     assert np.isnan(scores[2])
     with pytest.raises(ValueError, match="not a prompt of the miniature world"):
         panel.score([buffer.getvalue()], ["a dog"])
-    assert isinstance(panel.metrics["oracle"], PictureMetric)
+    assert isinstance(panel.metrics["oracle"], CrossMetric)
     assert all(isinstance(metric, Metric) for metric in panel.metrics.values())
 
 
@@ -282,15 +289,15 @@ def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
 
     batch = Batch(16)
     inputs = np.arange(10)
-    assert halving(forward, inputs, batch).tolist() == inputs.tolist()
+    assert run_halving(forward, inputs, batch).tolist() == inputs.tolist()
     assert sizes == [16, 8, 4, 2, 2, 2, 2, 2]  # always full: ten are filled up to sixteen
     assert batch.size == 2
 
     def hopeless(part: np.ndarray) -> torch.Tensor:
         raise torch.OutOfMemoryError
 
-    with pytest.raises(ValueError, match="no memory for a single picture"):
-        halving(hopeless, inputs, Batch(4))
+    with pytest.raises(ValueError, match="no memory for a single image"):
+        run_halving(hopeless, inputs, Batch(4))
 
 
 # --- views ---------------------------------------------------------------------------------------
@@ -300,8 +307,8 @@ SIZES = [(512, 512), (700, 513), (64, 200), (37, 36), (224, 224), (225, 448)]
 
 @pytest.mark.parametrize("size", SIZES)
 def test_crop_equals_the_pil_processor_bit_for_bit(size: tuple[int, int]) -> None:
-    image = Image.open(BytesIO(tiny.picture(7, size, "PNG")))
-    found = View(Fit.CROP, 224)(image)
+    image = Image.open(BytesIO(tiny.image(7, size, "PNG")))
+    found = ImageTransform(ResizeMode.CROP, 224)(image)
     processor = CLIPImageProcessorPil(do_rescale=False, do_normalize=False)
     expected = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     assert found.dtype == np.uint8
@@ -310,30 +317,34 @@ def test_crop_equals_the_pil_processor_bit_for_bit(size: tuple[int, int]) -> Non
 
 @pytest.mark.parametrize("size", [*SIZES, (296, 200), (180, 311)])
 def test_even_crop_equals_openais_transform_bit_for_bit(size: tuple[int, int]) -> None:
-    image = Image.open(BytesIO(tiny.picture(7, size, "PNG")))
+    image = Image.open(BytesIO(tiny.image(7, size, "PNG")))
     bicubic = transforms.InterpolationMode.BICUBIC
     official = transforms.Compose([transforms.Resize(224, bicubic), transforms.CenterCrop(224)])
-    assert np.array_equal(View(Fit.CROP_EVEN, 224)(image), np.asarray(official(image)))
+    assert np.array_equal(
+        ImageTransform(ResizeMode.CROP_EVEN, 224)(image), np.asarray(official(image))
+    )
 
 
 def test_both_ways_to_crop_share_the_resizing(monkeypatch: pytest.MonkeyPatch) -> None:
     resized = []
     monkeypatch.setattr(
-        "label.metrics.preprocessing.shrink",
-        lambda image, side: (resized.append(side), shrink(image, side))[1],
+        "label.metrics.preprocessing.resize_short_side",
+        lambda image, side: (resized.append(side), resize_short_side(image, side))[1],
     )
-    views = [View(fit, side) for fit in CROPS for side in (8, 16)]
-    found = prepare(tiny.picture(1, (40, 27)), views)
+    views = [ImageTransform(fit, side) for fit in CROPS for side in (8, 16)]
+    found = process_image(tiny.image(1, (40, 27)), views)
     assert sorted(resized) == [8, 16]
-    image = decode(tiny.picture(1, (40, 27)))
+    image = decode(tiny.image(1, (40, 27)))
     assert all(np.array_equal(found.arrays[view], view(image)) for view in views)
 
 
-def test_dark_16_bit_pictures_stay_dark() -> None:
+def test_dark_16_bit_images_stay_dark() -> None:
     values = np.array([[0, 255, 256], [4096, 40000, 65535]], np.uint16)
     buffer = BytesIO()
     Image.fromarray(values).save(buffer, format="PNG")
-    found = prepare(buffer.getvalue(), [View(Fit.NONE)]).arrays[View(Fit.NONE)]
+    found = process_image(buffer.getvalue(), [ImageTransform(ResizeMode.NONE)]).arrays[
+        ImageTransform(ResizeMode.NONE)
+    ]
     assert found[..., 0].tolist() == [[0, 0, 1], [16, 156, 255]]
     assert np.ptp(found, axis=-1).max() == 0
 
@@ -359,7 +370,7 @@ def test_antialias_matters_and_is_part_of_the_settings(specs: dict[str, MetricSp
     pixels = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
     assert np.abs(pad_to(pixels, 224, True) - pad_to(pixels, 224, False)).mean() > 0.01
     plain = MetricSpec(kind=MetricKind.hps, weights=specs["hps"].weights, antialias=False)
-    on, off = identify("a", specs["hps"]), identify("b", plain)
+    on, off = resolve("a", specs["hps"]), resolve("b", plain)
     assert on.tower == off.tower
     assert on.settings() != off.settings()
 
@@ -369,15 +380,15 @@ def test_antialias_matters_and_is_part_of_the_settings(specs: dict[str, MetricSp
     [
         (b"", Status.UNREADABLE_IMAGE),
         (b"<html><body>AccessDenied</body></html>", Status.UNREADABLE_IMAGE),
-        (tiny.picture(1)[:-40], Status.UNREADABLE_IMAGE),
-        (tiny.picture(1), Status.OK),
-        (tiny.picture(1, kind="PNG"), Status.OK),
+        (tiny.image(1)[:-40], Status.UNREADABLE_IMAGE),
+        (tiny.image(1), Status.OK),
+        (tiny.image(1, kind="PNG"), Status.OK),
     ],
 )
-def test_pictures_are_sniffed_and_bad_ones_have_a_lasting_reason(
+def test_images_are_sniffed_and_bad_ones_have_a_lasting_reason(
     content: bytes, status: Status
 ) -> None:
-    found = prepare(content, [View(Fit.CROP, 8)])
+    found = process_image(content, [ImageTransform(ResizeMode.CROP, 8)])
     assert found.status is status
     assert (found.reason == "") == (status is Status.OK)
     assert "0x" not in found.reason  # an address would differ from run to run
@@ -387,14 +398,14 @@ def test_pictures_are_sniffed_and_bad_ones_have_a_lasting_reason(
 def test_too_many_pixels_is_another_reason() -> None:
     buffer = BytesIO()
     Image.new("1", (9000, 9000)).save(buffer, format="PNG")
-    assert prepare(buffer.getvalue(), []).status is Status.TOO_LARGE
+    assert process_image(buffer.getvalue(), []).status is Status.TOO_LARGE
 
 
 def test_workers_import_no_torch() -> None:
-    with Decoder(1) as decoder:
-        found = decoder.submit([(tiny.picture(1), [View(Fit.PAD, 16)])])()
+    with DecodePool(1) as decoder:
+        found = decoder.submit([(tiny.image(1), [ImageTransform(ResizeMode.PAD, 16)])])()
         loaded = decoder._executor.submit(eval, "'torch' in __import__('sys').modules")
-        assert found[0].arrays[View(Fit.PAD, 16)].shape == (16, 16, 3)
+        assert found[0].arrays[ImageTransform(ResizeMode.PAD, 16)].shape == (16, 16, 3)
         assert loaded.result() is False
 
 
@@ -428,7 +439,7 @@ def test_bare_files_load_as_folders_do(root: Path, tmp_path: Path, panel: Panel,
             kind=MetricKind.aesthetic, weights=str(root / "clip"), head=str(tmp_path / "head.pth")
         ),
     }
-    images = [tiny.picture(i) for i in range(3)]
+    images = [tiny.image(i) for i in range(3)]
     found = Panel.load(bare, CPU).score(images, PROMPTS[:3])
     expected = panel.score(images, PROMPTS[:3])
     for name in bare:
@@ -445,10 +456,10 @@ def tokenize(prompts: list[str]) -> torch.Tensor:
 def test_known_architectures_come_from_open_clip(tmp_path: Path) -> None:
     (tmp_path / "HPS_v2.1_compressed.pt").write_bytes(b"")
     spec = MetricSpec(kind=MetricKind.hps, weights=str(tmp_path / "HPS_v2.1_compressed.pt"))
-    assert identify("hps", spec).view == View(Fit.PAD, 224, antialias=True)
+    assert resolve("hps", spec).view == ImageTransform(ResizeMode.PAD, 224, antialias=True)
     spec.arch = "ViT-H-15"
     with pytest.raises(WeightsError, match=r"metrics\.hps\.arch=ViT-H-15 .*ViT-H-14"):
-        identify("hps", spec)
+        resolve("hps", spec)
 
 
 class Evil:
@@ -518,7 +529,7 @@ def test_head_of_another_backbone_or_of_other_keys_is_refused(
 def test_weights_that_cannot_be_found(weights: str, revision: str | None, message: str) -> None:
     spec = MetricSpec(kind=MetricKind.clip, weights=weights, revision=revision)
     with pytest.raises(WeightsError, match=message):
-        identify("m", spec)
+        resolve("m", spec)
 
 
 def test_hub_id_at_a_commit_is_read_from_the_cache(
@@ -529,12 +540,12 @@ def test_hub_id_at_a_commit_is_read_from_the_cache(
     shutil.copytree(root / "clip", folder)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     spec = MetricSpec(kind=MetricKind.clip, weights="some/clip", revision=commit)
-    found = identify("m", spec)
+    found = resolve("m", spec)
     assert found.weights is not None
     assert found.weights.where == folder
     assert found.settings()["weights"] == {"hub": "some/clip", "revision": commit}
     bare = MetricSpec(kind=MetricKind.clip, weights="some/clip/model.safetensors", revision=commit)
-    assert identify("m", bare).tower == found.tower
+    assert resolve("m", bare).tower == found.tower
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -564,7 +575,7 @@ def test_only_the_weights_in_use_are_fetched(
         tmp_path / "hub" / "open_clip_model.safetensors"
     )
     spec = MetricSpec(kind=MetricKind.clip, weights="some/clip", revision=COMMIT)
-    found = identify("m", spec).weights
+    found = resolve("m", spec).weights
     assert found is not None
     assert found.tensors == tmp_path / "cache" / "pytorch_model.bin"
     assert not (tmp_path / "cache" / "open_clip_model.safetensors").exists()
@@ -572,10 +583,10 @@ def test_only_the_weights_in_use_are_fetched(
     assert asked == [(offline, kind) for offline in (True, False) for kind in kinds]
     spec.kind = MetricKind.hps
     with pytest.raises(WeightsError, match=r"open_clip_config\.json cannot be read"):
-        identify("m", spec)
+        resolve("m", spec)
     spec.weights = "some/clip/HPS_v3.pt"
     with pytest.raises(WeightsError, match=rf"HPS_v3\.pt@{COMMIT} has no HPS_v3\.pt"):
-        identify("m", spec)
+        resolve("m", spec)
 
 
 def test_tokenizer_of_another_folder(root: Path, tmp_path: Path, panel: Panel,
@@ -586,11 +597,11 @@ def test_tokenizer_of_another_folder(root: Path, tmp_path: Path, panel: Panel,
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     spec = MetricSpec(kind=MetricKind.pickscore, weights="a/pick", revision=COMMIT)
     with pytest.raises(WeightsError, match="has no tokenizer; it needs"):
-        identify("pickscore", spec)
+        resolve("pickscore", spec)
     spec.tokenizer = str(tmp_path)
-    words = identify("pickscore", spec).settings()["tokenizer"]
+    words = resolve("pickscore", spec).settings()["tokenizer"]
     assert words["tokenizer.json"] == Fingerprints()(tmp_path / "tokenizer.json")
-    images = [tiny.picture(i) for i in range(3)]
+    images = [tiny.image(i) for i in range(3)]
     found = Panel.load({"pickscore": spec}, CPU).score(images, PROMPTS[:3])["pickscore"]
     np.testing.assert_array_equal(found, panel.score(images, PROMPTS[:3])["pickscore"])
 
@@ -606,11 +617,11 @@ def test_incomplete_folders_are_named(root: Path, tmp_path: Path) -> None:
         for path in [*(tmp_path / "clip").glob(pattern), *(tmp_path / "clip").glob("vocab*")]:
             path.unlink()
         with pytest.raises(WeightsError, match=message):
-            identify("clip", spec)
+            resolve("clip", spec)
     (tmp_path / "weights.txt").touch()
     spec.weights = str(tmp_path / "weights.txt")
     with pytest.raises(WeightsError, match="a weights file ends in"):
-        identify("clip", spec)
+        resolve("clip", spec)
 
 
 def test_pinned_weights(root: Path, specs: dict[str, MetricSpec]) -> None:
@@ -621,7 +632,7 @@ def test_pinned_weights(root: Path, specs: dict[str, MetricSpec]) -> None:
         head=str(head),
         sha256=Fingerprints()(head),
     )
-    identify("aesthetic", spec).check_sha256()
+    resolve("aesthetic", spec).check_sha256()
     spec.sha256 = "0" * 64
     with pytest.raises(WeightsError, match=f"pinned is {'0' * 64}"):
         Panel.load({"aesthetic": spec}, CPU)

@@ -1,4 +1,4 @@
-"""The miniature world: its words and pictures, its oracle, and the pair files it writes."""
+"""The miniature world: its words and images, its oracle, and the pair files it writes."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ from data.miniature.world import Look, Scene
 SCENE = Scene("small", "red", "circle", "left", "blue")
 
 
-def pictures(number: int, seed: int) -> list[tuple[Scene, np.ndarray]]:
+def images(number: int, seed: int) -> list[tuple[Scene, np.ndarray]]:
     rng = np.random.default_rng(seed)
     scenes = world.all_scenes()
     chosen = [scenes[i] for i in rng.integers(len(scenes), size=number)]
@@ -70,16 +70,16 @@ def test_a_fault_changes_one_attribute_and_stays_in_the_world():
             assert wrong != SCENE
 
 
-def test_the_oracle_reads_clean_pictures():
-    rows = [attributes(picture, scene.prompt) for scene, picture in pictures(150, seed=1)]
+def test_the_oracle_reads_clean_images():
+    rows = [attributes(image, scene.prompt) for scene, image in images(150, seed=1)]
     for name in world.ATTRIBUTES:
         assert np.mean([row[name] > 0.5 for row in rows]) > 0.97
 
 
 def test_every_fault_lowers_the_oracle_by_about_a_fifth():
     rng = np.random.default_rng(2)
-    for scene, picture in pictures(30, seed=3):
-        right = oracle(picture, scene.prompt)
+    for scene, image in images(30, seed=3):
+        right = oracle(image, scene.prompt)
         for attribute in world.ATTRIBUTES:
             wrong = world.render(world.with_fault(scene, attribute, rng), Look(), rng)
             assert oracle(wrong, scene.prompt) < right - 0.1
@@ -88,12 +88,12 @@ def test_every_fault_lowers_the_oracle_by_about_a_fifth():
 def test_the_oracle_sees_through_a_poor_look():
     rng = np.random.default_rng(4)
     poor = Look(saturation=0.6, contrast=0.7, brightness=-0.05, blur=1.0)
-    scores = [oracle(world.render(scene, poor, rng), scene.prompt) for scene, _ in pictures(100, 5)]
+    scores = [oracle(world.render(scene, poor, rng), scene.prompt) for scene, _ in images(100, 5)]
     assert np.mean(scores) > 0.85
 
 
 @pytest.mark.parametrize("shade", [0, 127, 255])
-def test_an_empty_picture_shows_nothing(shade: int):
+def test_an_empty_image_shows_nothing(shade: int):
     assert oracle(np.full((64, 64, 3), shade, np.uint8), SCENE.prompt) == 0
 
 
@@ -111,7 +111,7 @@ def test_appeal_falls_with_every_flaw():
 
 def test_humans_mind_faults_and_looks():
     rng = np.random.default_rng(7)
-    good = world.Picture(world.render(SCENE, Look(), rng), SCENE, Look(), 1.0)
+    good = world.SceneImage(world.render(SCENE, Look(), rng), SCENE, Look(), 1.0)
     wrong = replace(good, scene=replace(SCENE, colour="green"))
     dull = replace(good, look=Look(saturation=0.3))
     for worse in (wrong, dull):
@@ -153,11 +153,11 @@ def test_the_same_seed_gives_the_same_bytes(pair_folder: Path, tmp_path: Path):
 
 def test_every_defect_occurs_and_most_rows_are_sound(pair_folder: Path):
     rows = rows_of(pair_folder)
-    pictures = [row[f"jpg_{i}"] for row in rows for i in (0, 1)]
-    assert sum(content == b"" for content in pictures) == 1
-    assert sum(content.startswith(b"<html") for content in pictures) == 1
-    assert sum(content.startswith(b"\x89PNG") for content in pictures) == 1
-    assert sum(not opens(content) for content in pictures) == 3
+    images = [row[f"jpg_{i}"] for row in rows for i in (0, 1)]
+    assert sum(content == b"" for content in images) == 1
+    assert sum(content.startswith(b"<html") for content in images) == 1
+    assert sum(content.startswith(b"\x89PNG") for content in images) == 1
+    assert sum(not opens(content) for content in images) == 3
     assert sum(row["caption"] == "" for row in rows) == 1
 
 
@@ -172,7 +172,7 @@ def test_labels_tell_winners_ties_and_missing_choices(pair_folder: Path):
             assert row["best_image_uid"] == row["image_0_uid" if row["label_0"] else "image_1_uid"]
 
 
-def test_a_picture_stands_in_several_pairs_of_one_prompt(pair_folder: Path):
+def test_an_image_stands_in_several_pairs_of_one_prompt(pair_folder: Path):
     rows = [row for row in rows_of(pair_folder) if row["caption"]]
     prompts: dict[str, set[str]] = {}
     for row in rows:

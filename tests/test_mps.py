@@ -15,11 +15,11 @@ from transformers import CLIPConfig, CLIPModel
 from data.dtypes import Dtype
 from data.miniature import tokenizer, world
 from label.config import MetricKind, MetricSpec
-from label.metrics import Panel, PictureMetric
+from label.metrics import CrossMetric, Panel
 from label.metrics.architectures import MPS_H
 from label.metrics.mps import Mps, empty_network, mps_to_ours, visible
-from label.metrics.preprocessing import Fit, View
-from label.metrics.registry import identify
+from label.metrics.preprocessing import ImageTransform, ResizeMode
+from label.metrics.registry import resolve
 from label.metrics.weights import WeightsError
 from tests import helpers_label as tiny
 from tests.helpers_golden import cross_shapes, shapes_of, weights
@@ -72,7 +72,7 @@ def spec(weights: Path, **more: Any) -> MetricSpec:
 
 
 def score(folder: Path, prompts: list[str], batch: int = 8, **more: Any) -> np.ndarray:
-    images = [tiny.picture(i) for i in range(len(prompts))]
+    images = [tiny.image(i) for i in range(len(prompts))]
     panel = Panel.load({"mps": spec(folder, **more)}, CPU)
     return panel.score(images, prompts, batch=batch)["mps"]
 
@@ -108,8 +108,8 @@ def test_a_folder_that_describes_nothing_is_of_the_published_size(
 ) -> None:
     shutil.copytree(root, tmp_path / "hub")
     (tmp_path / "hub" / "config.json").write_text("{}")
-    found = identify("mps", spec(tmp_path / "hub"))
-    assert found.view == View(Fit.CROP, 224)
+    found = resolve("mps", spec(tmp_path / "hub"))
+    assert found.view == ImageTransform(ResizeMode.CROP, 224)
     assert found.weights is not None
     assert found.weights.config is MPS_H
     with pytest.raises(WeightsError, match=r"does not fit its architecture: missing clip\."):
@@ -143,17 +143,15 @@ def test_threshold_and_condition_decide_and_are_recorded(root: Path) -> None:
     base = score(root, PROMPTS)
     for change in ({"threshold": 0.9}, {"condition": "a green square"}):
         assert np.abs(score(root, PROMPTS, **change) - base).max() > 0.01
-        assert (
-            identify("m", spec(root, **change)).settings() != identify("m", spec(root)).settings()
-        )
-    found = identify("m", spec(root)).settings()
+        assert resolve("m", spec(root, **change)).settings() != resolve("m", spec(root)).settings()
+    found = resolve("m", spec(root)).settings()
     assert (found["condition"], found["threshold"]) == ("circle, red, left", 0.6)
 
 
 def test_each_prompt_of_a_batch_is_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     panel = Panel.load({"mps": spec(root)}, CPU)
     metric = panel.metrics["mps"]
-    assert isinstance(metric, PictureMetric)
+    assert isinstance(metric, CrossMetric)
     sizes = []
     text = metric._network.clip.text_model.forward
     monkeypatch.setattr(
@@ -161,7 +159,7 @@ def test_each_prompt_of_a_batch_is_read_once(root: Path, monkeypatch: pytest.Mon
         "forward",
         lambda input_ids: sizes.append(len(input_ids)) or text(input_ids=input_ids),
     )
-    images = [tiny.picture(i) for i in range(6)]
+    images = [tiny.image(i) for i in range(6)]
     panel.score(images, [PROMPTS[i // 3] for i in range(6)], batch=8)
     panel.score(images[:3], [f"prompt {i}" for i in range(3)], batch=8)
     assert sizes == [8, 8]  # a batch of a fixed size for two prompts, and for three
@@ -178,7 +176,7 @@ def test_bf16_gives_fp32_scores_near_the_fp32_ones(root: Path) -> None:
 
 def test_bad_rows_are_nan(root: Path) -> None:
     panel = Panel.load({"mps": spec(root)}, CPU)
-    images = [tiny.picture(0), b"<html>", tiny.picture(1)]
+    images = [tiny.image(0), b"<html>", tiny.image(1)]
     found = panel.score(images, [PROMPTS[0], PROMPTS[0], "  "])["mps"]
     assert np.isnan(found).tolist() == [False, True, True]
 
@@ -230,7 +228,7 @@ def test_settings_that_make_no_sense(root: Path, tmp_path: Path) -> None:
     for path in (tmp_path / "mute").glob("tokenizer*"):
         path.unlink()
     with pytest.raises(WeightsError, match="has no tokenizer; it needs tokenizer"):
-        identify("mps", spec(tmp_path / "mute"))
+        resolve("mps", spec(tmp_path / "mute"))
     (tmp_path / "mute" / "config.json").write_text('{"vision_config": {}}')
     with pytest.raises(WeightsError, match="describes no MPS; it lacks cross_config, projection_d"):
-        identify("mps", spec(tmp_path / "mute"))
+        resolve("mps", spec(tmp_path / "mute"))

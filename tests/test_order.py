@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from data.pairs.schema import PairShard, PairSource
 from train.loader.dataset import DecidedPairs
-from train.loader.image_source import Pictures, RowGroup
+from train.loader.image_source import Images, RowGroup
 from train.loader.loader import PairStream, StreamPlan
 from train.loader.sampler import Position, deal, epoch_order, reading, windows_of
 
@@ -115,7 +115,7 @@ class Counted:
 
     def take(
         self, pairs: np.ndarray, labels: Sequence[Any], groups: Sequence[int], threads: Executor
-    ) -> tuple[Pictures, Pictures]:
+    ) -> tuple[Images, Images]:
         assert list(groups) == self.group[pairs].tolist()
         self.taken += 1
         side = torch.tensor(pairs).view(-1, 1, 1, 1, 1, 1).float()

@@ -6,7 +6,7 @@ from label.analysis import breakdowns
 from label.analysis.agreement import ballots
 from label.analysis.statistics import study
 from label.config import Rule, TieRule, VoteSpec
-from label.voting.rules import Ballot, label_pairs
+from label.voting.rules import VotingRule, label_pairs
 from tests.test_agreement import HUMAN, VOTES
 from tests.test_vote import scored, votes
 
@@ -15,10 +15,10 @@ NAMES = ("a", "b", "c", "d")
 
 def labelled(
     scores: np.ndarray, human: list[float | None] | None = None, **spec: object
-) -> tuple[pl.DataFrame, Ballot]:
+) -> tuple[pl.DataFrame, VotingRule]:
     names = NAMES[: scores.shape[1]]
-    ballot = Ballot(VoteSpec(**spec), names)
-    return label_pairs(scored(scores, human, names), ballot), ballot
+    voting_rule = VotingRule(VoteSpec(**spec), names)
+    return label_pairs(scored(scores, human, names), voting_rule), voting_rule
 
 
 def test_margins_and_flips_add_up() -> None:
@@ -39,9 +39,10 @@ def test_margins_and_flips_add_up() -> None:
 
 def test_leaving_one_of_an_even_number_out_decides_ties() -> None:
     rows = [(1, 1, -1, -1), (1, -1, 1, -1), (1, 1, 1, -1), (1, 1, 1, 1)]
-    frame, ballot = labelled(votes(*rows), [1.0, 0.0, 1.0, 1.0])
+    frame, voting_rule = labelled(votes(*rows), [1.0, 0.0, 1.0, 1.0])
     found = {
-        row["without"]: row for row in breakdowns.leave_one_out(ballots(frame), ballot).to_dicts()
+        row["without"]: row
+        for row in breakdowns.leave_one_out(ballots(frame), voting_rule).to_dicts()
     }
     assert list(found) == ["nobody", *NAMES]
     assert found["nobody"]["changed"] == 0
@@ -55,24 +56,28 @@ def test_leaving_one_of_an_even_number_out_decides_ties() -> None:
 
 
 def test_leaving_one_of_an_odd_number_out_makes_ties() -> None:
-    frame, ballot = labelled(votes((1, 1, -1), (1, 1, 1)))
-    found = breakdowns.leave_one_out(ballots(frame), ballot)
+    frame, voting_rule = labelled(votes((1, 1, -1), (1, 1, 1)))
+    found = breakdowns.leave_one_out(ballots(frame), voting_rule)
     assert found["ties_made"].to_list() == [0, 1, 1, 0]
     assert found["ties_broken"].sum() == found["reversed"].sum() == 0
     assert found["human"].to_list() == [None] * 4
 
 
 def test_leaving_a_heavy_voter_out_reverses() -> None:
-    frame, ballot = labelled(votes((1, -1, -1), (1, 1, 1)), weights={"a": 3.0})
-    found = breakdowns.leave_one_out(ballots(frame), ballot)
+    frame, voting_rule = labelled(votes((1, -1, -1), (1, 1, 1)), weights={"a": 3.0})
+    found = breakdowns.leave_one_out(ballots(frame), voting_rule)
     assert found["reversed"].to_list() == [0, 1, 0, 0]
-    alone, ballot = labelled(votes((1, -1), (1, 1)), rule=Rule.majority, human_votes=False)
-    assert breakdowns.leave_one_out(ballots(alone), ballot)["ties_broken"].to_list() == [0, 1, 1]
+    alone, voting_rule = labelled(votes((1, -1), (1, 1)), rule=Rule.majority, human_votes=False)
+    assert breakdowns.leave_one_out(ballots(alone), voting_rule)["ties_broken"].to_list() == [
+        0,
+        1,
+        1,
+    ]
 
 
 def test_human_voter_can_be_left_out_too() -> None:
-    frame, ballot = labelled(votes((1, -1), (1, 1)), [0.0, 1.0], human_votes=True)
-    found = breakdowns.leave_one_out(ballots(frame), ballot)
+    frame, voting_rule = labelled(votes((1, -1), (1, 1)), [0.0, 1.0], human_votes=True)
+    found = breakdowns.leave_one_out(ballots(frame), voting_rule)
     assert found["without"].to_list() == ["nobody", "a", "b", "human"]
     assert found["ties_made"].to_list() == [0, 0, 1, 1]
 
@@ -80,8 +85,8 @@ def test_human_voter_can_be_left_out_too() -> None:
 def test_ties_say_how_each_was_decided() -> None:
     rows = [(1, 1, -1, -1)] * 3 + [(1, -1, 0, 0)] + [(1, 1, 1, -1)]
     human = [1.0, 0.0, None, 0.5, 1.0]
-    frame, ballot = labelled(votes(*rows), human, tie_rule=TieRule.human)
-    found = breakdowns.ties(ballots(frame), ballot.spec.rule.value)
+    frame, voting_rule = labelled(votes(*rows), human, tie_rule=TieRule.human)
+    found = breakdowns.ties(ballots(frame), voting_rule.spec.rule.value)
     assert found.rows() == [
         ("2 : 2", "human", True, 2, None),  # people agree with themselves
         ("2 : 2", "tie", False, 1, None),
@@ -89,17 +94,17 @@ def test_ties_say_how_each_was_decided() -> None:
     ]
     assert breakdowns.overall(ballots(frame))["human_agreement"] == 1.0  # the last pair alone
     assert breakdowns.margins(ballots(frame))["human"].to_list() == [0, 1]
-    frame, ballot = labelled(votes(*rows), human, tie_rule=TieRule.metric, tie_metric="a")
+    frame, voting_rule = labelled(votes(*rows), human, tie_rule=TieRule.metric, tie_metric="a")
     assert breakdowns.ties(ballots(frame), "majority").row(0) == ("2 : 2", "metric:a", True, 3, 0.5)
-    frame, ballot = labelled(votes(*rows), human, rule=Rule.unanimous)
-    words = breakdowns.ties(ballots(frame), ballot.spec.rule.value)["outcome"].to_list()
+    frame, voting_rule = labelled(votes(*rows), human, rule=Rule.unanimous)
+    words = breakdowns.ties(ballots(frame), voting_rule.spec.rule.value)["outcome"].to_list()
     assert sorted(set(words)) == ["not_unanimous", "tie"]
 
 
 def test_coalitions_know_no_side() -> None:
     rows = [(1, 1, -1, 0), (-1, -1, 1, 0), (1, 1, 1, 1), (-1, 1, 0, 0)]
-    frame, ballot = labelled(votes(*rows), [1.0, 1.0, 0.5, 0.0])
-    found = breakdowns.coalitions(ballots(frame), ballot, 10).rows()
+    frame, voting_rule = labelled(votes(*rows), [1.0, 1.0, 0.5, 0.0])
+    found = breakdowns.coalitions(ballots(frame), voting_rule, 10).rows()
     assert found[0] == ("a, b", "c", "d", 2, 0.5)
     assert set(found[1:]) == {("a, b, c, d", "", "", 1, None), ("a", "b", "c, d", 1, 1.0)}
     assert sum(row[3] for row in found) == 4
@@ -107,7 +112,7 @@ def test_coalitions_know_no_side() -> None:
 
 def test_groups_by_size_shape_and_generator() -> None:
     rows = [(1, 1), (1, 1), (-1, -1), (1, -1)]
-    frame, ballot = labelled(votes(*rows), [1.0, 0.0, 0.0, None])
+    frame, voting_rule = labelled(votes(*rows), [1.0, 0.0, 0.0, None])
     frame = frame.with_columns(
         width_0=pl.Series([8, 8, 16, 8], dtype=pl.Int32),
         width_1=pl.Series([8, 8, 8, 8], dtype=pl.Int32),
@@ -153,7 +158,7 @@ def test_reasons_are_counted_by_kind() -> None:
         status=pl.Series([status for status, _ in given]),
         reason=pl.Series([reason for _, reason in given]),
     )
-    labelled = label_pairs(frame, Ballot(VoteSpec(), ("a", "b")))
+    labelled = label_pairs(frame, VotingRule(VoteSpec(), ("a", "b")))
     assert breakdowns.reasons(labelled, 2).rows() == [
         ("unreadable_image", torn.format("N", "N"), 3),
         ("empty_prompt", "the prompt is empty", 1),
@@ -165,8 +170,8 @@ def test_reasons_are_counted_by_kind() -> None:
 def test_study_counts_every_pair_everywhere() -> None:
     rng = np.random.default_rng(7)
     human = rng.choice([0.0, 0.5, 1.0], 500).tolist()
-    frame, ballot = labelled(rng.normal(size=(500, 4, 2)), human)
-    found = study(frame, ballot)
+    frame, voting_rule = labelled(rng.normal(size=(500, 4, 2)), human)
+    found = study(frame, voting_rule)
     assert sum(found.outcomes.values()) == sum(found.statuses.values()) == 500
     assert found.margins["pairs"].sum() == found.sizes["pairs"].sum() == 500
     assert found.coalitions["pairs"].sum() == found.shapes["pairs"].sum() == 500

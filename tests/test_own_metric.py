@@ -77,10 +77,10 @@ def test_it_scores_and_votes(copy: Path):
     python(copy, "-m", "label", *overrides, *small, "label.device=cpu")
     labelled = pl.read_parquet(copy / "runs/miniature/labels/colour/part-*.parquet")
     files = sorted((copy / "pairs").glob("train-*.parquet"))
-    pictures = pl.concat([pl.from_arrow(pq.read_table(file, columns=["jpg_0"])) for file in files])
+    images = pl.concat([pl.from_arrow(pq.read_table(file, columns=["jpg_0"])) for file in files])
     scored = labelled["status"] == "ok"
     assert scored.sum() >= 30
-    expected = [colourfulness(content) for content in pictures["jpg_0"].filter(scored)]
+    expected = [colourfulness(content) for content in images["jpg_0"].filter(scored)]
     np.testing.assert_allclose(labelled["score_colour_0"].filter(scored), expected, rtol=1e-5)
     votes = labelled.filter(scored).select(
         pl.sum_horizontal("vote_hps", "vote_clip", "vote_colour")

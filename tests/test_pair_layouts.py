@@ -1,4 +1,4 @@
-"""Every layout in its real schema: order, human choice, missing pictures, clear refusals."""
+"""Every layout in its real schema: order, human choice, missing images, clear refusals."""
 
 import base64
 import io
@@ -26,11 +26,11 @@ from tests.helpers_pairs import (
     hpdv2_train,
     rows_of,
     spec_of,
-    write_pictures,
+    write_images,
     write_tar,
     write_zip,
 )
-from tests.helpers_train import picture
+from tests.helpers_train import image
 
 # --- HPDv2 ---------------------------------------------------------------------------------------
 
@@ -40,18 +40,18 @@ def test_hpdv2_choices_of_two(tmp_path: Path, packed: bool):
     spec = hpdv2_train(tmp_path)
     names = ["a.jpg", "b.jpg", "c.jpg"]
     if packed:
-        content = {f"./train/{name}": picture(seed) for seed, name in enumerate(names)}
+        content = {f"./train/{name}": image(seed) for seed, name in enumerate(names)}
         write_tar(tmp_path / "train.tar", content)
     else:
-        write_pictures(tmp_path / "train", names)
+        write_images(tmp_path / "train", names)
     rows = rows_of(open_pairs(spec))
     assert [row["prompt"] for row in rows] == ["a cat", "a dog", "lost", "short", None]
     assert [row["human"] for row in rows] == [1.0, 0.0, 0.0, None, None]
     assert [(row["uid_0"], row["uid_1"]) for row in rows[:3]] == [
         ("a.jpg", "b.jpg"), ("b.jpg", "c.jpg"), ("a.jpg", "gone.jpg"),
     ]  # fmt: skip
-    assert (rows[1]["image_0"], rows[1]["image_1"]) == (picture(1), picture(2))
-    assert (rows[2]["image_0"], rows[2]["image_1"]) == (picture(0), None)
+    assert (rows[1]["image_0"], rows[1]["image_1"]) == (image(1), image(2))
+    assert (rows[2]["image_0"], rows[2]["image_1"]) == (image(0), None)
     assert (tmp_path / "train.tar.index").exists() is packed
 
 
@@ -63,7 +63,7 @@ def test_hpdv2_rankings_give_all_pairs(tmp_path: Path):
         "raw_annotations": [{"rank": [2, 1, 3, 4], "user_hash": "x"}],
     }
     (tmp_path / "test.json").write_text(json.dumps([entry]))
-    write_pictures(tmp_path / "test", entry["image_path"])
+    write_images(tmp_path / "test", entry["image_path"])
     rows = rows_of(open_pairs(PairsSpec(kind=PairsKind.hpdv2, root=str(tmp_path), split="test")))
     assert [(r["uid_0"][0] + r["uid_1"][0], r["human"]) for r in rows] == [
         ("ab", 0.0), ("ac", 0.5), ("ad", 1.0), ("bc", 1.0), ("bd", 1.0), ("cd", 1.0),
@@ -96,7 +96,7 @@ def test_hpdv3_winners_stand_on_either_side(tmp_path: Path):
         for i in range(40)
     ]  # fmt: skip
     (tmp_path / "train.json").write_text(json.dumps(entries))
-    write_pictures(tmp_path, ["images/w0.jpg", "images/l0.jpg"])
+    write_images(tmp_path, ["images/w0.jpg", "images/l0.jpg"])
     spec = PairsSpec(kind=PairsKind.hpdv3, root=str(tmp_path), side_seed=3)
     rows = rows_of(open_pairs(spec))
     for i, row in enumerate(rows):
@@ -131,13 +131,13 @@ def test_imagereward_images_of_a_prompt_are_paired_by_rank(tmp_path: Path):
         }
     )
     pq.write_table(table, tmp_path / "metadata-train.parquet")
-    write_pictures(tmp_path / "images/train/train_1", [f"{name}.webp" for name in "abcd"])
+    write_images(tmp_path / "images/train/train_1", [f"{name}.webp" for name in "abcd"])
     rows = rows_of(open_pairs(PairsSpec(kind=PairsKind.imagereward, root=str(tmp_path))))
     assert [(r["prompt"], r["uid_0"][-6] + r["uid_1"][-6], r["human"]) for r in rows] == [
         ("prompt p1", "ab", 0.0), ("prompt p1", "ac", 0.5), ("prompt p1", "bc", 1.0),
         ("prompt p2", "de", 1.0),
     ]  # fmt: skip
-    assert rows[2]["image_1"] == picture(2)
+    assert rows[2]["image_1"] == image(2)
     assert rows[3]["image_1"] is None
 
 
@@ -148,12 +148,12 @@ def test_imagereward_images_of_a_prompt_are_paired_by_rank(tmp_path: Path):
 @pytest.mark.parametrize("images", list(Images))
 def test_any_columns(tmp_path: Path, kind: PairsKind, images: Images):
     names = [(f"p/{2 * i}.png", f"p/{2 * i + 1}.png") for i in range(5)]
-    write_pictures(tmp_path, [name for pair in names for name in pair])
+    write_images(tmp_path, [name for pair in names for name in pair])
     names[4] = ("p/8.png", "../secret.png")
-    (tmp_path.parent / "secret.png").write_bytes(picture(99))
+    (tmp_path.parent / "secret.png").write_bytes(image(99))
     sides: list[list[Any]] = [list(column) for column in zip(*names, strict=True)]
     if images is Images.inline:
-        sides = [[picture(2 * i + side) for i in range(5)] for side in (0, 1)]
+        sides = [[image(2 * i + side) for i in range(5)] for side in (0, 1)]
         sides[1][4] = None
     rows = [
         {"text": f"cat {i}", "left": sides[0][i], "right": sides[1][i], "chose": chose}
@@ -170,24 +170,24 @@ def test_any_columns(tmp_path: Path, kind: PairsKind, images: Images):
     found = rows_of(open_pairs(spec_of(tmp_path, kind, images)))
     assert [row["prompt"] for row in found] == [f"cat {i}" for i in range(5)]
     assert [row["human"] for row in found] == [1.0, 0.0, 0.5, None, 1.0]
-    assert [row["image_0"] for row in found] == [picture(2 * i) for i in range(5)]
-    assert [row["image_1"] for row in found] == [*(picture(2 * i + 1) for i in range(4)), None]
-    uid = names[2][1] if images is Images.paths else image_key(picture(5)).hex()
+    assert [row["image_0"] for row in found] == [image(2 * i) for i in range(5)]
+    assert [row["image_1"] for row in found] == [*(image(2 * i + 1) for i in range(4)), None]
+    uid = names[2][1] if images is Images.paths else image_key(image(5)).hex()
     assert found[2]["uid_1"] == uid
 
 
 def test_hugging_face_image_columns(tmp_path: Path):
-    images = [{"bytes": picture(seed), "path": None} for seed in (1, 2)]
+    images = [{"bytes": image(seed), "path": None} for seed in (1, 2)]
     table = pa.table({"text": ["a", "b"], "left": images, "right": images, "chose": [1, 0]})
     pq.write_table(table, tmp_path / "x.parquet")
     rows = rows_of(open_pairs(spec_of(tmp_path, PairsKind.parquet, Images.inline)))
-    assert [row["image_1"] for row in rows] == [picture(1), picture(2)]
+    assert [row["image_1"] for row in rows] == [image(1), image(2)]
     assert [row["human"] for row in rows] == [1.0, 0.0]
 
 
 def test_lines_that_are_no_pairs_keep_their_rows(tmp_path: Path):
     good = {"text": "a cat", "left": "0.png", "right": "1.png", "chose": 1, "sure": True}
-    write_pictures(tmp_path, ["0.png", "1.png"])
+    write_images(tmp_path, ["0.png", "1.png"])
     lines = [
         json.dumps(good), "{torn", "[1]", json.dumps(good | {"sure": False}),
         json.dumps(good | {"left": 7, "right": "bad\0name", "text": "\ud800"}),
@@ -222,7 +222,7 @@ def test_any_lines_keep_their_rows(
     tmp_path_factory: pytest.TempPathFactory, values: list[Any], noise: bytes
 ):
     root = tmp_path_factory.mktemp("lines")
-    write_pictures(root, ["0.png", "1.png"])
+    write_images(root, ["0.png", "1.png"])
     good = {"text": "a", "left": "0.png", "right": "1.png", "chose": None, "uid": None}
     lines = [json.dumps(value).encode() for value in [good, *values]]
     (root / "x.jsonl").write_bytes(b"\n".join([*lines, noise]))
@@ -235,7 +235,7 @@ def test_any_lines_keep_their_rows(
     rows = rows_of(source)
     assert len(rows) == len(values) + 2
     assert all(row["human"] is None or 0 <= row["human"] <= 1 for row in rows)
-    assert {row["image_0"] for row in rows} <= {None, picture(0), picture(1)}
+    assert {row["image_0"] for row in rows} <= {None, image(0), image(1)}
 
 
 @settings(max_examples=50, deadline=None)
@@ -244,7 +244,7 @@ def test_any_list_gives_a_row_for_each_entry(
     tmp_path_factory: pytest.TempPathFactory, values: list[Any], kind: PairsKind
 ):
     root = tmp_path_factory.mktemp("list")
-    write_pictures(root, ["0.png", "1.png"])
+    write_images(root, ["0.png", "1.png"])
     good = {"prompt": "a", "file_path": ["0.png", "1.png"], "human_preference": [1, 0],
             "path1": "0.png", "path2": "1.png"}  # fmt: skip
     (root / "train.json").write_text(json.dumps([good, *values]))
@@ -257,7 +257,7 @@ def test_long_lists_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(image_list, "GROUP_ROWS", 3)
     monkeypatch.setattr(image_list, "SHARD_ROWS", 6)
     monkeypatch.setattr("data.pairs.jsonl.GROUP_ROWS", 3)
-    write_pictures(tmp_path, ["0.png"])
+    write_images(tmp_path, ["0.png"])
     lines = [
         json.dumps({"text": f"cat {i}", "left": "0.png", "right": "0.png", "chose": 1})
         for i in range(14)
@@ -268,7 +268,7 @@ def test_long_lists_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.Monk
     assert [(shard.name, shard.rows) for shard in source.shards] == [
         ("x.jsonl#00000", 6), ("x.jsonl#00001", 6), ("x.jsonl#00002", 2),
     ]  # fmt: skip
-    size = 2 * len(picture(0))
+    size = 2 * len(image(0))
     assert source.row_groups(source.shards[1]) == [(3, 3 * size), (3, 3 * size)]
     assert [row["prompt"] for row in rows_of(source)] == [f"cat {i}" for i in range(14)]
     spec.max_pairs = 7
@@ -281,23 +281,23 @@ def test_long_lists_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.Monk
 def test_hostile_tar_members_are_refused(tmp_path: Path):
     spec = hpdv2_train(tmp_path)
     for name in ("../../outside.jpg", "/etc/passwd", "train/../../x.jpg"):
-        write_tar(tmp_path / "train.tar", {"train/a.jpg": picture(0), name: b"evil"})
-        with pytest.raises(StoreError, match=r"train\.tar has a member that no picture set needs"):
+        write_tar(tmp_path / "train.tar", {"train/a.jpg": image(0), name: b"evil"})
+        with pytest.raises(StoreError, match=r"train\.tar has a member that no image set needs"):
             open_pairs(spec)
         assert not (tmp_path / "train.tar.index").exists()
     write_tar(tmp_path / "train.tar", {"train/a.jpg": b""}, type=tarfile.FIFOTYPE)
-    with pytest.raises(PairsError, match="no picture set needs"):
+    with pytest.raises(PairsError, match="no image set needs"):
         open_pairs(spec)
 
 
 def test_zips_are_read_in_place(tmp_path: Path):
     spec = hpdv2_train(tmp_path)
-    names = {"train/a.jpg": picture(0), "train/b.jpg": picture(1)}
+    names = {"train/a.jpg": image(0), "train/b.jpg": image(1)}
     write_zip(tmp_path / "one.zip", names)
-    write_zip(tmp_path / "train.zip", {"c.jpg": picture(2)}, compress_type=zipfile.ZIP_STORED)
+    write_zip(tmp_path / "train.zip", {"c.jpg": image(2)}, compress_type=zipfile.ZIP_STORED)
     rows = rows_of(open_pairs(spec))
-    assert (rows[0]["image_0"], rows[1]["image_0"]) == (picture(0), picture(1))
-    assert rows[1]["image_1"] == picture(2)
+    assert (rows[0]["image_0"], rows[1]["image_0"]) == (image(0), image(1))
+    assert rows[1]["image_1"] == image(2)
 
 
 @pytest.mark.parametrize(
@@ -314,31 +314,31 @@ def test_hostile_zip_members_are_refused(
     tmp_path: Path, name: str, fields: dict[str, int], message: str
 ):
     spec = hpdv2_train(tmp_path)
-    write_zip(tmp_path / "train.zip", {"train/c.jpg": picture(0)})
+    write_zip(tmp_path / "train.zip", {"train/c.jpg": image(0)})
     write_zip(tmp_path / "x.zip", {name: b"evil"}, **fields)
     if "flag_bits" in fields:  # the writer clears it
         content = bytearray((tmp_path / "x.zip").read_bytes())
         content[content.index(b"PK\1\2") + 8] |= 1
         (tmp_path / "x.zip").write_bytes(content)
-    with pytest.raises(StoreError, match=rf"x\.zip has a member that no picture.*{message}"):
+    with pytest.raises(StoreError, match=rf"x\.zip has a member that no image.*{message}"):
         open_pairs(spec)
 
 
-def test_links_in_a_zip_are_no_pictures(tmp_path: Path):
+def test_links_in_a_zip_are_no_images(tmp_path: Path):
     spec = hpdv2_train(tmp_path)
     write_zip(tmp_path / "train.zip", {"a.jpg": b"b.jpg"}, external_attr=0o120777 << 16)
-    write_zip(tmp_path / "more.zip", {"b.jpg": picture(1)})
+    write_zip(tmp_path / "more.zip", {"b.jpg": image(1)})
     first = rows_of(open_pairs(spec))[0]
-    assert (first["image_0"], first["image_1"]) == (None, picture(1))
+    assert (first["image_0"], first["image_1"]) == (None, image(1))
 
 
 def test_a_bomb_in_a_zip_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Neither one that says how large it is, nor one that lies."""
     spec = hpdv2_train(tmp_path)
     monkeypatch.setattr(image_store, "LARGEST_BYTES", 1 << 20)
-    write_zip(tmp_path / "train.zip", {"a.jpg": bytes(8 << 20), "b.jpg": picture(1)})
+    write_zip(tmp_path / "train.zip", {"a.jpg": bytes(8 << 20), "b.jpg": image(1)})
     first = rows_of(open_pairs(spec))[0]
-    assert (first["image_0"], first["image_1"]) == (None, picture(1))
+    assert (first["image_0"], first["image_1"]) == (None, image(1))
     content = bytearray((tmp_path / "train.zip").read_bytes())
     size = content.index(b"PK\1\2") + 24
     content[size : size + 4] = (1000).to_bytes(4, "little")
@@ -349,9 +349,9 @@ def test_a_bomb_in_a_zip_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("at", ["header", "content"])
 def test_a_damaged_zip_is_named(tmp_path: Path, at: str):
-    """Not taken for a bad picture: another copy of the file would have a good one."""
+    """Not taken for a bad image: another copy of the file would have a good one."""
     spec = hpdv2_train(tmp_path)
-    write_zip(tmp_path / "train.zip", {"a.jpg": picture(0), "b.jpg": picture(1)})
+    write_zip(tmp_path / "train.zip", {"a.jpg": image(0), "b.jpg": image(1)})
     content = bytearray((tmp_path / "train.zip").read_bytes())
     content[0 if at == "header" else 120] ^= 1
     (tmp_path / "train.zip").write_bytes(content)
@@ -362,44 +362,44 @@ def test_a_damaged_zip_is_named(tmp_path: Path, at: str):
         open_pairs(spec)
 
 
-def test_links_in_a_tar_are_no_pictures(tmp_path: Path):
+def test_links_in_a_tar_are_no_images(tmp_path: Path):
     spec = hpdv2_train(tmp_path)
     with tarfile.open(tmp_path / "train.tar", "w") as archive:
         link = tarfile.TarInfo("train/b.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "a.jpg"
         archive.addfile(link)
         info = tarfile.TarInfo("train/a.jpg")
-        info.size = len(picture(0))
-        archive.addfile(info, io.BytesIO(picture(0)))
+        info.size = len(image(0))
+        archive.addfile(info, io.BytesIO(image(0)))
     first = rows_of(open_pairs(spec))[0]
-    assert (first["image_0"], first["image_1"]) == (picture(0), None)
+    assert (first["image_0"], first["image_1"]) == (image(0), None)
 
 
 def test_the_index_of_a_tar_is_used_until_the_tar_changes(tmp_path: Path):
     spec = hpdv2_train(tmp_path)
     tar, index = tmp_path / "train.tar", tmp_path / "train.tar.index"
-    write_tar(tar, {"train/a.jpg": picture(0)})
+    write_tar(tar, {"train/a.jpg": image(0)})
     open_pairs(spec)
     value = json.loads(index.read_text())
     value["members"]["train/b.jpg"] = value["members"]["train/a.jpg"]
     index.write_text(json.dumps(value))
-    assert rows_of(open_pairs(spec))[0]["image_1"] == picture(0)
+    assert rows_of(open_pairs(spec))[0]["image_1"] == image(0)
     value["members"]["train/b.jpg"] = [0, 1 << 40]  # beyond the end: built anew
     index.write_text(json.dumps(value))
     assert rows_of(open_pairs(spec))[0]["image_1"] is None
-    write_tar(tar, {"train/a.jpg": picture(5), "train/b.jpg": picture(6)})
-    assert rows_of(open_pairs(spec))[0]["image_1"] == picture(6)
+    write_tar(tar, {"train/a.jpg": image(5), "train/b.jpg": image(6)})
+    assert rows_of(open_pairs(spec))[0]["image_1"] == image(6)
     tar.write_bytes(b"no tar")
     with pytest.raises(StoreError, match="not a readable tar file"):
         open_pairs(spec)
 
 
-def test_a_name_in_two_tars_names_no_picture(tmp_path: Path):
+def test_a_name_in_two_tars_names_no_image(tmp_path: Path):
     spec = hpdv2_train(tmp_path)
-    write_tar(tmp_path / "train.tar", {"a.jpg": picture(0), "b.jpg": picture(1)})
-    write_tar(tmp_path / "test.tar", {"a.jpg": picture(5)})
+    write_tar(tmp_path / "train.tar", {"a.jpg": image(0), "b.jpg": image(1)})
+    write_tar(tmp_path / "test.tar", {"a.jpg": image(5)})
     first = rows_of(open_pairs(spec))[0]
-    assert (first["image_0"], first["image_1"]) == (None, picture(1))
+    assert (first["image_0"], first["image_1"]) == (None, image(1))
 
 
 @pytest.mark.parametrize("name", ["train.tar.gz", "train.tar.gz.000", "train.tgz"])
@@ -410,32 +410,32 @@ def test_a_compressed_tar_says_how_to_convert_it(tmp_path: Path, name: str):
         open_pairs(spec)
 
 
-def test_pictures_elsewhere_are_named(tmp_path: Path):
+def test_images_elsewhere_are_named(tmp_path: Path):
     spec = hpdv2_train(tmp_path / "lists")
-    with pytest.raises(PairsError, match=r"none of the first pictures .* a\.jpg; .*image_root"):
+    with pytest.raises(PairsError, match=r"none of the first images .* a\.jpg; .*image_root"):
         open_pairs(spec)
-    write_pictures(tmp_path / "images", ["a.jpg", "b.jpg", "c.jpg"])
+    write_images(tmp_path / "images", ["a.jpg", "b.jpg", "c.jpg"])
     spec.image_root = str(tmp_path / "images")
-    assert rows_of(open_pairs(spec))[1]["image_1"] == picture(2)
+    assert rows_of(open_pairs(spec))[1]["image_1"] == image(2)
     spec.image_root = str(tmp_path / "nowhere")
     with pytest.raises(StoreError, match=r"image_root=.*nowhere is not a folder"):
         open_pairs(spec)
 
 
 def test_paths_stay_below_the_root(tmp_path: Path):
-    write_pictures(tmp_path / "root", ["in.png"])
-    write_pictures(tmp_path, ["out.png"])
-    found = image_store.open_pictures(LocalStore(tmp_path / "root"), ("",), ["in.png"])
+    write_images(tmp_path / "root", ["in.png"])
+    write_images(tmp_path, ["out.png"])
+    found = image_store.open_images(LocalStore(tmp_path / "root"), ("",), ["in.png"])
     inside = str(tmp_path / "root" / "in.png")
-    assert found.read(inside) == found.read("./in.png") == picture(0)
+    assert found.read(inside) == found.read("./in.png") == image(0)
     for path in ("../out.png", str(tmp_path / "out.png"), "a/../../out.png", "", ".", "\0"):
         assert found.read(path) is None
 
 
 def test_too_large_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    write_pictures(tmp_path, ["in.png"])
+    write_images(tmp_path, ["in.png"])
     monkeypatch.setattr(image_store, "LARGEST_BYTES", 10)
-    assert image_store.open_pictures(LocalStore(tmp_path), ("",), ["in.png"]).read("in.png") is None
+    assert image_store.open_images(LocalStore(tmp_path), ("",), ["in.png"]).read("in.png") is None
 
 
 JSON_LINE = json.dumps({"txt": "a", "left": "0.png", "right": "0.png", "chose": 1})

@@ -1,4 +1,4 @@
-"""Both stages on pairs that are no Parquet: JSON lists beside a tar of pictures."""
+"""Both stages on pairs that are no Parquet: JSON lists beside a tar of images."""
 
 import io
 import json
@@ -22,18 +22,18 @@ from data.images import UnreadableImageError, decode, fit_square
 from data.pairs import open_pairs
 from data.pairs.config import PairsKind, PairsSpec
 from data.pairs.schema import BLOBS, PairSource
-from label.analysis.gallery import read_pictures
+from label.analysis.gallery import read_images
 from label.config import Rule, VoteSpec
 from label.metrics import Panel
-from label.metrics.registry import identify
+from label.metrics.registry import resolve
 from label.scoring.batching import Batch
 from label.scoring.claims import Claims
-from label.scoring.decode_pool import Decoder
+from label.scoring.decode_pool import DecodePool
 from label.scoring.score_sets import FACTS, ScoreSets, plan
 from label.scoring.scoring_pass import Clock
-from label.scoring.shard_scorer import Tools, score_shards
+from label.scoring.shard_scorer import ScoringTools, score_shards
 from label.voting.label_set import LabelSet, label_settings, make_labels
-from label.voting.rules import Ballot
+from label.voting.rules import VotingRule
 from tests import helpers_label as tiny
 from tests.helpers_pairs import make_set
 from tests.helpers_stores import Shop, served_folder
@@ -43,15 +43,15 @@ from train.loader.sampler import Position
 
 served = pytest.fixture(served_folder)
 
-SIDE, ROWS, PICTURES = 16, 300, 6
+SIDE, ROWS, IMAGES = 16, 300, 6
 SPECS = {PairsKind.hpdv2: {}, PairsKind.hpdv3: {"side_seed": 5}}
 
 
 def write_set(root: Path, kind: PairsKind) -> PairsSpec:
-    """300 pairs over six pictures; row 3's right picture is lost, and row 5 is torn."""
+    """300 pairs over six images; row 3's right image is lost, and row 5 is torn."""
     entries = []
     for i in range(ROWS):
-        left, right = f"{i % PICTURES}.jpg", f"{(i + 1) % PICTURES}.jpg"
+        left, right = f"{i % IMAGES}.jpg", f"{(i + 1) % IMAGES}.jpg"
         right = "lost.jpg" if i == 3 else "torn.jpg" if i == 5 else right
         pair = {"prompt": f"a cat {i % 4}"}
         if kind is PairsKind.hpdv2:
@@ -60,9 +60,9 @@ def write_set(root: Path, kind: PairsKind) -> PairsSpec:
             pair |= {"path1": left, "path2": right, "model1": "x", "model2": "y"}
         entries.append(pair)
     (root / "train.json").write_text(json.dumps(entries))
-    pictures = {f"{i}.jpg": tiny.picture(i) for i in range(PICTURES)} | {"torn.jpg": b"\xff\xd8"}
+    images = {f"{i}.jpg": tiny.image(i) for i in range(IMAGES)} | {"torn.jpg": b"\xff\xd8"}
     with tarfile.open(root / "train.tar", "w") as archive:
-        for name, content in pictures.items():
+        for name, content in images.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -72,12 +72,12 @@ def write_set(root: Path, kind: PairsKind) -> PairsSpec:
 def score(spec: PairsSpec, weights: Path, folder: Path) -> tuple[PairSource, ScoreSets]:
     """The scores of one tiny scorer."""
     source, specs = open_pairs(spec), {"clip": tiny.specs(weights)["clip"]}
-    found = {name: identify(name, one).settings() for name, one in specs.items()}
+    found = {name: resolve(name, one).settings() for name, one in specs.items()}
     sets = ScoreSets(folder / "scores", source.shards, found)
     panel = Panel.load(specs, torch.device("cpu"))
-    with Decoder(0) as decoder:
+    with DecodePool(0) as decoder:
         claims = Claims(sets.folder / "claims")
-        tools = Tools(source, panel, sets, claims, decoder, Batch(8), Clock())
+        tools = ScoringTools(source, panel, sets, claims, decoder, Batch(8), Clock())
         score_shards(plan(sets, Rank()), tools)
     sets.declare_complete({}, 0.0)
     return source, sets
@@ -87,9 +87,9 @@ def label(spec: PairsSpec, weights: Path, folder: Path) -> tuple[PairSource, Sco
     """Stage one with one tiny scorer that decides alone."""
     source, sets = score(spec, weights, folder)
     vote = VoteSpec(rule=Rule.single, metric="clip")
-    ballot = Ballot(vote, ("clip",))
-    decides = label_settings(ballot, settings(vote), sets.metrics, source.shards)
-    make_labels(LabelSet(folder / "labels", decides), sets, ballot, {}, 0.0)
+    voting_rule = VotingRule(vote, ("clip",))
+    decides = label_settings(voting_rule, settings(vote), sets.metrics, source.shards)
+    make_labels(LabelSet(folder / "labels", decides), sets, voting_rule, {}, 0.0)
     return source, sets, folder / "labels"
 
 
@@ -110,7 +110,7 @@ def test_every_row_of_every_layout_ends_in_a_status(tmp_path: Path):
             (shard.name, row) for shard in source.shards for row in range(shard.rows)
         ]
         assert [fact["pair_id"] for fact in facts] == [one["pair_id"] for one in scores]
-        whole = [bool(p["prompt"]) and all(is_picture(p[name]) for name in BLOBS) for p in pairs]
+        whole = [bool(p["prompt"]) and all(is_image(p[name]) for name in BLOBS) for p in pairs]
         assert [fact["status"] == "ok" for fact in facts] == whole
         assert [fact["reason"] == "" for fact in facts] == whole
         for fact, one in zip(facts, scores, strict=True):
@@ -123,7 +123,7 @@ def test_every_row_of_every_layout_ends_in_a_status(tmp_path: Path):
         assert sum(counts.values()) == manifest.rows == manifest.counts["pairs"] == len(pairs)
 
 
-def is_picture(content: bytes | None) -> bool:
+def is_image(content: bytes | None) -> bool:
     try:
         return bool(decode(content or b"").size)
     except UnreadableImageError:
@@ -145,7 +145,7 @@ def test_labels_and_training_need_no_parquet(tmp_path: Path, kind: PairsKind):
     assert len(decided) == sum(row["winner"] is not None for row in labels.values()) > 200
     stream = PairStream(decided, source, StreamPlan(
         seed=1, batch=32, micro_batch=8, window=1, side=SIDE))  # fmt: skip
-    pixels = {f"{i}.jpg": fit_square(decode(tiny.picture(i)), SIDE) for i in range(PICTURES)}
+    pixels = {f"{i}.jpg": fit_square(decode(tiny.image(i)), SIDE) for i in range(IMAGES)}
     seen = set()
     for batch in islice(stream.batches(Position()), 4 * stream.epoch_batches):
         for pair, winner, loser in zip(batch.pair_ids, batch.winner, batch.loser, strict=True):
@@ -155,7 +155,7 @@ def test_labels_and_training_need_no_parquet(tmp_path: Path, kind: PairsKind):
             seen.add(row["row"])
     assert len(seen) == 32 * stream.epoch_batches
     assert max(seen) >= 256  # the second row group was read
-    shown = read_pictures(source, [("train.json#00000", 3), ("train.json#00000", 299)])
+    shown = read_images(source, [("train.json#00000", 3), ("train.json#00000", 299)])
     assert sorted(bool(uri) for uri in shown["train.json#00000", 3]) == [False, True]
 
 
@@ -197,13 +197,13 @@ def test_scores_of_other_sides_are_not_taken_for_these(tmp_path: Path):
         next(stream.batches(Position()))
 
 
-def test_a_picture_that_is_gone_since_labelling_names_its_pair(tmp_path: Path):
+def test_an_image_that_is_gone_since_labelling_names_its_pair(tmp_path: Path):
     spec = write_set(tmp_path, PairsKind.hpdv2)
     _, _, folder = label(spec, tiny.build_weights(tmp_path / "weights"), tmp_path)
     with tarfile.open(tmp_path / "train.tar", "w") as archive:
         info = tarfile.TarInfo("0.jpg")
-        info.size = len(tiny.picture(0))
-        archive.addfile(info, io.BytesIO(tiny.picture(0)))
+        info.size = len(tiny.image(0))
+        archive.addfile(info, io.BytesIO(tiny.image(0)))
     source = open_pairs(spec)
     stream = PairStream(decided_pairs(folder, source), source, StreamPlan(
         seed=1, batch=32, micro_batch=8, window=1, side=SIDE))  # fmt: skip

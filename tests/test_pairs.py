@@ -104,8 +104,8 @@ def test_any_bytes_of_text_become_text(texts: list[bytes], large: bool):
 
 def test_a_damaged_page_names_its_rows(tmp_path: Path):
     path = tmp_path / "train.parquet"
-    pictures = [bytes([i]) * 500 for i in range(10)]
-    pq.write_table(pickapic(jpg_0=pictures), path, row_group_size=5, write_page_checksum=True,
+    images = [bytes([i]) * 500 for i in range(10)]
+    pq.write_table(pickapic(jpg_0=images), path, row_group_size=5, write_page_checksum=True,
                    use_dictionary=False, write_statistics=False)  # fmt: skip
     column = pq.read_metadata(path).row_group(1).column(3)
     content = bytearray(path.read_bytes())

@@ -14,7 +14,7 @@ from data.artifacts.atomic import sha256_of
 from label.config import MetricKind, MetricSpec, ParitySpec
 from label.parity.__main__ import main, measured
 from label.parity.accuracy import cross_fitted, measure, strict, with_ties, without_inversions
-from label.parity.references import REFERENCES, Picture, Reference, check
+from label.parity.references import REFERENCES, Reference, ReferenceImage, check
 from label.run import main as label
 from tests import helpers_label as tiny
 from tests.test_conf import job as composed
@@ -91,8 +91,8 @@ def test_the_chance_of_a_pair_is_a_softmax() -> None:
 
 
 def reference(path: Path, **more: object) -> Reference:
-    picture = Picture(path.name, sha256_of(path))
-    given = {"pictures": (picture,), "prompts": ("a", "b"), "expected": (1.0, 2.0)} | more
+    image = ReferenceImage(path.name, sha256_of(path))
+    given = {"images": (image,), "prompts": ("a", "b"), "expected": (1.0, 2.0)} | more
     return Reference("somewhere", MetricKind.clip, "tiny", tolerance=0.1, **given)
 
 
@@ -115,7 +115,7 @@ def test_scores_are_compared(
 ) -> None:
     (tmp_path / "deep").mkdir()
     path = tmp_path / "deep" / "one.png"
-    path.write_bytes(tiny.picture(1))
+    path.write_bytes(tiny.image(1))
     own = reference(path, scale=scale, expected=expected)
     monkeypatch.setattr("label.parity.references.REFERENCES", (own,))
     asked = []
@@ -135,21 +135,21 @@ def test_scores_are_compared(
     assert finding.fits is fits
 
 
-def test_missing_and_wrong_pictures_are_named(
+def test_missing_and_wrong_images_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "one.png"
-    path.write_bytes(tiny.picture(1))
+    path.write_bytes(tiny.image(1))
     monkeypatch.setattr("label.parity.references.REFERENCES", (reference(path),))
     metrics = {"mine": MetricSpec(kind=MetricKind.clip, weights="tiny")}
     (tmp_path / "empty").mkdir()
     for folder, says in (
-        (None, "parity.pictures is not set"),
+        (None, "parity.images is not set"),
         (tmp_path / "empty", "no one.png below"),
-        (tmp_path, "one.png is another picture"),
+        (tmp_path, "one.png is another image"),
     ):
         if folder == tmp_path:
-            path.write_bytes(tiny.picture(2))
+            path.write_bytes(tiny.image(2))
         (finding,) = check(metrics, folder, lambda *_: np.zeros(2))
         assert says in finding.missing
         assert not finding.fits
@@ -167,8 +167,8 @@ def test_published_references_are_of_metrics_that_exist() -> None:
     assert list(about.values()) == [["image_reward"], ["hps_v2"], ["clip_b"]]
     for own in REFERENCES:
         assert len(own.prompts) == len(own.expected)
-        assert len(own.prompts) % len(own.pictures) == 0
-        assert all(len(picture.sha256) == 64 for picture in own.pictures)
+        assert len(own.prompts) % len(own.images) == 0
+        assert all(len(image.sha256) == 64 for image in own.images)
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -217,11 +217,11 @@ def test_a_mismatch_is_exit_status_1(
     tmp_path: Path,
     expected: float | None,
 ) -> None:
-    (tmp_path / "one.png").write_bytes(tiny.picture(1, (64, 48), "PNG"))
+    (tmp_path / "one.png").write_bytes(tiny.image(1, (64, 48), "PNG"))
     own = reference(tmp_path / "one.png", prompts=("a red circle",), expected=(expected or 0.0,))
-    own = Reference(own.source, own.kind, "", own.pictures, own.prompts, own.expected, 1.0)
+    own = Reference(own.source, own.kind, "", own.images, own.prompts, own.expected, 1.0)
     monkeypatch.setattr("label.parity.references.REFERENCES", (own,))
-    monkeypatch.setattr(job, "parity", ParitySpec(pictures=str(tmp_path)))
+    monkeypatch.setattr(job, "parity", ParitySpec(images=str(tmp_path)))
     if expected is None:  # any cosine is within 1 of 0
         main(job)
         assert "equal        clip: somewhere" in capsys.readouterr().out
@@ -234,7 +234,7 @@ def test_a_mismatch_is_exit_status_1(
 def test_nothing_at_hand_is_exit_status_1(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "label.parity", f"runs={tmp_path}", "panel=extended",
-         f"parity.pictures={tmp_path}"],
+         f"parity.images={tmp_path}"],
         cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
@@ -248,6 +248,6 @@ def test_settings_that_make_no_sense(job: Job, monkeypatch: pytest.MonkeyPatch) 
         ValueError, match=r"parity\.threshold=2\.0; it must be in \[0, 1\], or null"
     ):
         ParitySpec(threshold=2.0)
-    monkeypatch.setattr(job, "parity", ParitySpec(pictures="/no/such/folder"))
-    with pytest.raises(ValueError, match=r"parity\.pictures=/no/such/folder: no such folder"):
+    monkeypatch.setattr(job, "parity", ParitySpec(images="/no/such/folder"))
+    with pytest.raises(ValueError, match=r"parity\.images=/no/such/folder: no such folder"):
         main(job)

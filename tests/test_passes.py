@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.prefetch import ahead
+from data.prefetch import prefetch
 from label.metrics import Panel
 from label.metrics.base import EmbeddingMetric
-from label.metrics.preprocessing import prepare_many
-from label.scoring.batching import Batch, Queue, Waiting, filled
-from label.scoring.decode_pool import Decoder
-from label.scoring.embedding_cache import Memory
+from label.metrics.preprocessing import process_images
+from label.scoring.batching import Batch, Batcher, Request, pad_batch
+from label.scoring.decode_pool import DecodePool
+from label.scoring.embedding_cache import EmbeddingCache
 from tests import helpers_label as tiny
 
 CPU = torch.device("cpu")
@@ -32,31 +32,31 @@ def panel(tmp_path_factory: pytest.TempPathFactory) -> Panel:
 # --- batches -------------------------------------------------------------------------------------
 
 
-def embed(queue: Queue, contents: list[Any]) -> list[Any]:
+def embed(queue: Batcher, contents: list[Any]) -> list[Any]:
     store: dict[int, Any] = {}
     for i, content in enumerate(contents):
-        queue.waiting.append(Waiting(i, content, store, i))
+        queue.waiting.append(Request(i, content, store, i))
         queue.run_full()
     queue.flush()
     return [store[i] for i in range(len(contents))]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_an_embedding_depends_on_its_own_picture_alone(panel: Panel, threads: int) -> None:
+def test_an_embedding_depends_on_its_own_image_alone(panel: Panel, threads: int) -> None:
     rng, before = np.random.default_rng(0), torch.get_num_threads()
     towers = {
         id(m.tower): m.tower for m in panel.metrics.values() if isinstance(m, EmbeddingMetric)
     }
-    pictures = list(rng.integers(0, 256, (24, tiny.SIDE, tiny.SIDE, 3), dtype=np.uint8))
+    images = list(rng.integers(0, 256, (24, tiny.SIDE, tiny.SIDE, 3), dtype=np.uint8))
     torch.set_num_threads(threads)
     try:
         for tower in towers.values():
             batch = Batch(8)
-            queue = Queue(0, lambda part, tower=tower: tower.embed_images(np.stack(part)), batch)
-            straight = embed(queue, pictures)
+            queue = Batcher(0, lambda part, tower=tower: tower.embed_images(np.stack(part)), batch)
+            straight = embed(queue, images)
             assert queue.steady
             order = rng.permutation(24)[:19]  # other neighbours, other places, the last one filled
-            mixed = embed(queue, [pictures[i] for i in order])
+            mixed = embed(queue, [images[i] for i in order])
             for i, found in zip(order, mixed, strict=True):
                 assert np.array_equal(found, straight[i])
     finally:
@@ -67,10 +67,10 @@ def test_a_network_whose_places_differ_is_noticed() -> None:
     def uneven(part: list[float]) -> Tensor:
         return torch.tensor(part) + torch.arange(len(part)) * 1e-7
 
-    queue = Queue(0, uneven, Batch(4))
+    queue = Batcher(0, uneven, Batch(4))
     embed(queue, [1.0, 2.0, 3.0, 4.0, 5.0])
     assert not queue.steady
-    even = Queue(0, lambda part: torch.tensor(part), Batch(4))
+    even = Batcher(0, lambda part: torch.tensor(part), Batch(4))
     assert not even.steady  # nothing was seen yet
     assert embed(even, [1.0, float("nan"), 3.0]) == [1.0, pytest.approx(np.nan, nan_ok=True), 3.0]
     assert even.steady
@@ -85,25 +85,25 @@ def test_another_batch_size_is_looked_at_again() -> None:
             raise torch.OutOfMemoryError
         return torch.tensor(part)
 
-    queue = Queue(0, forward, Batch(4))
+    queue = Batcher(0, forward, Batch(4))
     assert embed(queue, [float(i) for i in range(16)]) == list(range(16))
     assert sizes == [4, 4, 4, 4, 2, 2, 2, 2, 2]  # twice at first, and twice after halving
     assert queue.steady
 
 
 def test_filled() -> None:
-    assert filled([1, 2], 4) == [1, 2, 2, 2]
-    assert filled(np.array([1, 2]), 2).tolist() == [1, 2]
+    assert pad_batch([1, 2], 4) == [1, 2, 2, 2]
+    assert pad_batch(np.array([1, 2]), 2).tolist() == [1, 2]
 
 
 # --- rows ----------------------------------------------------------------------------------------
 
 
 def test_rows_are_computed_in_order_and_a_full_batch_waits_for_nothing(panel: Panel) -> None:
-    with Decoder(0) as decoder:
+    with DecodePool(0) as decoder:
         scoring = panel.only(["aesthetic"]).start(decoder, Batch(4))
         for i in range(40):
-            scoring.add(tiny.picture(i), "a prompt that nobody reads")
+            scoring.add(tiny.image(i), "a prompt that nobody reads")
             assert scoring.computed <= scoring.given == i + 1
         early = scoring.computed
         assert 0 < early < 40
@@ -117,14 +117,14 @@ def test_what_comes_again_is_computed_once_while_there_is_room(
 ) -> None:
     decoded: list[object] = []
     monkeypatch.setattr(
-        "label.scoring.decode_pool.prepare_many",
-        lambda chunk: (decoded.extend(chunk), prepare_many(chunk))[1],
+        "label.scoring.decode_pool.process_images",
+        lambda chunk: (decoded.extend(chunk), process_images(chunk))[1],
     )
-    with Decoder(0) as decoder:
+    with DecodePool(0) as decoder:
         scoring = panel.start(decoder, Batch(8), cache_bytes=cache_bytes)
         kept, scores = [], []
         for again in range(2):
-            rows = [scoring.add(tiny.picture(i), f"prompt {i % 3}") for i in range(12)]
+            rows = [scoring.add(tiny.image(i), f"prompt {i % 3}") for i in range(12)]
             scoring.flush()
             scores.append(scoring.scores(rows))
             kept.append(rows if again else [])
@@ -135,16 +135,16 @@ def test_what_comes_again_is_computed_once_while_there_is_room(
 
 
 def test_memory_forgets_the_longest_unused() -> None:
-    memory = Memory(300, 100, 50)
+    memory = EmbeddingCache(300, 100, 50)
     for key in (b"a", b"b", b"c"):
-        assert memory.picture(key)[1]
-    assert not memory.picture(b"a")[1]
+        assert memory.image(key)[1]
+    assert not memory.image(b"a")[1]
     assert memory.prompt("a")[1]  # its 50 bytes push out b, not a
-    assert not memory.picture(b"a")[1]
-    held, new = memory.picture(b"b")
+    assert not memory.image(b"a")[1]
+    held, new = memory.image(b"b")
     assert new
     memory.forget()
-    assert memory.picture(b"b")[0] is not held
+    assert memory.image(b"b")[0] is not held
     assert memory.prompt("a")[1]
 
 
@@ -159,7 +159,7 @@ def test_ahead_gives_the_same_items_and_reads_no_further_than_it_may() -> None:
             read.append(i)
             yield i
 
-    with ahead(numbers(), 2) as items:
+    with prefetch(numbers(), 2) as items:
         assert next(items) == 0
         deadline = time.monotonic() + 30
         while len(read) < 4 and time.monotonic() < deadline:
@@ -175,10 +175,10 @@ def test_ahead_hands_on_errors_and_leaves_no_thread() -> None:
         raise OSError("disk")
 
     before = threading.active_count()
-    with ahead(broken(), 3) as items:
+    with prefetch(broken(), 3) as items:
         assert next(items) == 1
         with pytest.raises(OSError, match="disk"):
             next(items)
-    with ahead(count(), 3) as items:
+    with prefetch(count(), 3) as items:
         assert next(items) == 0
     assert threading.active_count() == before

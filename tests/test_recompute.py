@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.activations import MODELS, Alive, a_pair, held
 from benchmarks.shapes import MINIATURE, SHAPES
 from train.config import Recompute, TrainSpec
-from train.models.activation_checkpointing import recompute
+from train.models.activation_checkpointing import checkpoint_activations
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,7 +25,7 @@ def unet_of(what: Recompute, shape: str | None = None) -> Any:
         if shape
         else UNet2DConditionModel.from_pretrained(MINIATURE, subfolder="unet")
     ).eval()
-    recompute(unet, what)
+    checkpoint_activations(unet, what)
     return unet
 
 

@@ -73,11 +73,11 @@ def test_everything_can_be_reached_without_a_pointer(made):
     assert [tag for tag, _ in page.tags].count("h1") == 1
 
 
-def test_a_picture_that_is_gone_is_said_to_be_gone(made):
+def test_an_image_that_is_gone_is_said_to_be_gone(made):
     for path in made[0].rglob("*.png"):
         path.unlink()
     page = write_page(made)
-    assert "picture not found" in page
+    assert "image not found" in page
     assert "<img" not in page
 
 
@@ -154,13 +154,13 @@ def test_random_pairs_are_the_same_each_time(made):
     assert one == two != other
 
 
-def test_large_pictures_are_made_small_and_small_ones_left_alone(made):
+def test_large_images_are_made_small_and_small_ones_left_alone(made):
     folder, _, _ = made
     large = gallery.inline(folder / "samples/base/00000-0.png")
     small = gallery.inline(folder / "samples/base/00001-0.png")
     assert large.startswith("data:image/jpeg;base64,")
     assert small.startswith("data:image/png;base64,")
-    (folder / "torn.png").write_bytes(b"no picture")
+    (folder / "torn.png").write_bytes(b"no image")
     assert gallery.inline(folder / "torn.png") == ""
 
 

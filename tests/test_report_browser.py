@@ -97,14 +97,14 @@ def framed(page: Path, folder: Path, size: tuple[int, int], *, opened: bool = Fa
 
 @pytest.mark.parametrize("size", [PHONE, DESK])
 def test_the_page_loads_without_error_and_asks_for_nothing(page, tmp_path, size):
-    log, picture = tmp_path / "net.json", tmp_path / "page.png"
+    log, image = tmp_path / "net.json", tmp_path / "page.png"
     shown = framed(page, tmp_path, size) if size == PHONE else page
-    _, said = browse(shown, tmp_path, size, f"--log-net-log={log}", f"--screenshot={picture}")
+    _, said = browse(shown, tmp_path, size, f"--log-net-log={log}", f"--screenshot={image}")
     assert said == ""
     assert requests_of(log) == []
-    assert picture.stat().st_size > 20_000  # a blank page has a few kilobytes
+    assert image.stat().st_size > 20_000  # a blank page has a few kilobytes
     if kept := os.environ.get("SCREENSHOTS"):
-        shutil.copy(picture, Path(kept) / f"report-{size[0]}.png")
+        shutil.copy(image, Path(kept) / f"report-{size[0]}.png")
 
 
 def test_an_error_or_a_request_would_be_seen(tmp_path):

@@ -84,7 +84,7 @@ def test_a_claim_needs_the_interval_and_every_seed(wins, held):
     assert found.verdicts == ((2, 1) if held == "holds" else (1, 2))
 
 
-def test_prompts_and_not_pictures_are_resampled():
+def test_prompts_and_not_images_are_resampled():
     """Three seeds that agree tell no more about other prompts than one."""
     one = against(scores_of(x_0=(24, 24, 24)), "x").average
     three = against(scores_of(x_0=(24,) * 3, x_1=(24,) * 3, x_2=(24,) * 3), "x").average

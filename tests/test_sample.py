@@ -11,7 +11,7 @@ from generate import image_files
 from generate.config import PromptsSpec, Scheduler
 from generate.image_files import Model, SamplesError, agree, missing, plan, share
 from generate.prompts.prompt_set import load_prompts
-from generate.sampler import Generator, deterministic, device_of, draw_missing, initial_noise
+from generate.sampler import ImageGenerator, deterministic, device_of, draw_missing, initial_noise
 from tests.helpers_evaluate import SIDE, tiny_pipeline, write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,7 +30,7 @@ def generator(model):
 
 
 def load(model, scheduler=Scheduler.ddim, guidance=1.5):
-    return Generator.load(
+    return ImageGenerator.load(
         model, torch.device("cpu"), scheduler=scheduler, dtype=Dtype.fp32, resolution=SIDE,
         steps=3, guidance=guidance,
     )  # fmt: skip
@@ -43,8 +43,8 @@ def prompt_set(tmp_path):
     return load_prompts(PromptsSpec(name="set", path=str(path)))
 
 
-def read(picture):
-    return to_pixels(decode(picture.path.read_bytes()))
+def read(image):
+    return to_pixels(decode(image.path.read_bytes()))
 
 
 # --- noise ---------------------------------------------------------------------------------------
@@ -77,10 +77,10 @@ def test_noise_does_not_change_between_versions():
     assert noise.tolist() == pytest.approx([-0.5629, 0.7213, -0.9832], abs=5e-5)
 
 
-# --- pictures ------------------------------------------------------------------------------------
+# --- images ------------------------------------------------------------------------------------
 
 
-def test_pictures_do_not_depend_on_the_batch(generator):
+def test_images_do_not_depend_on_the_batch(generator):
     """Measured on this CPU: no pixel differs. One step of 255 is allowed for other kernels."""
     prompts, seeds = list(PROMPTS) * 2, [0] * 6 + [1] * 6
     whole = generator.draw(prompts, seeds)
@@ -106,7 +106,7 @@ def test_prompt_seed_and_model_matter(generator, tmp_path):
     assert np.abs(one - other.draw(["red cat", "a dog", "red cat"], [0, 0, 1])).mean() > 1
 
 
-def test_a_noisy_scheduler_draws_its_noise_per_picture(model, generator):
+def test_a_noisy_scheduler_draws_its_noise_per_image(model, generator):
     """DDPM adds noise at every step; it too belongs to (prompt, seed)."""
     from diffusers import DDPMScheduler
 
@@ -144,7 +144,7 @@ def test_a_folder_that_is_no_pipeline_is_refused(tmp_path):
 
 
 def test_a_safety_checker_is_not_loaded(tmp_path):
-    """SD1.5's index names one; its weights may be absent, and no judge wants black pictures."""
+    """SD1.5's index names one; its weights may be absent, and no judge wants black images."""
     folder = write_tiny_model(tmp_path, seed=0)
     index = json.loads((folder / "model_index.json").read_text())
     checker = ["stable_diffusion", "StableDiffusionSafetyChecker"]
@@ -160,32 +160,32 @@ def test_devices():
             device_of("cuda", 0)
 
 
-# --- the folder of pictures ----------------------------------------------------------------------
+# --- the folder of images ----------------------------------------------------------------------
 
 
-def test_drawing_continues_picture_by_picture(generator, tmp_path, prompt_set):
+def test_drawing_continues_image_by_image(generator, tmp_path, prompt_set):
     planned = plan(tmp_path, "tiny", prompt_set, seeds=[0, 1])
     assert planned[3].path == tmp_path / "tiny" / "00001-1.png"
     drawn = []
     draw_missing(generator, planned, 4, drawn.append)
     assert drawn == [4, 4, 4]
-    before = {picture.path: picture.path.read_bytes() for picture in planned}
+    before = {image.path: image.path.read_bytes() for image in planned}
     gone = planned[2:9:3]
-    for picture in gone:
-        picture.path.unlink()
+    for image in gone:
+        image.path.unlink()
     drawn.clear()
     stamps = {p.path: p.path.stat().st_mtime_ns for p in planned if p not in gone}
     draw_missing(generator, planned, 4, drawn.append)
     assert drawn == [3]
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
-    for picture in planned:
-        change = read(picture).astype(int) - to_pixels(decode(before[picture.path]))
+    for image in planned:
+        change = read(image).astype(int) - to_pixels(decode(before[image.path]))
         assert np.abs(change).max() <= 1
     assert not list((tmp_path / "tiny").glob(".*"))  # nothing half written is left
 
 
 class OutOfMemory:
-    """A device with room for two pictures."""
+    """A device with room for two images."""
 
     def __init__(self, room):
         self.room, self.calls = room, []
@@ -206,13 +206,13 @@ def test_a_full_device_gets_half_the_batch(tmp_path, prompt_set):
     assert not missing(planned)
 
 
-def test_one_picture_too_many_is_an_error(tmp_path, prompt_set):
+def test_one_image_too_many_is_an_error(tmp_path, prompt_set):
     with pytest.raises(SamplesError, match=r"model\.resolution"):
         draw_missing(OutOfMemory(room=0), plan(tmp_path, "m", prompt_set, [0]), 4, lambda _: None)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
-def test_ranks_share_the_pictures_without_overlap(tmp_path, prompt_set, world):
+def test_ranks_share_the_images_without_overlap(tmp_path, prompt_set, world):
     planned = plan(tmp_path, "m", prompt_set, seeds=[5, 6])
     shares = [share(planned, rank, world) for rank in range(world)]
     assert sorted(p.path for part in shares for p in part) == sorted(p.path for p in planned)
@@ -243,7 +243,7 @@ def test_what_another_process_draws_meanwhile_is_not_drawn_again(tmp_path, promp
     assert sum(counts) == 4
 
 
-def test_pictures_made_with_other_settings_are_refused(tmp_path):
+def test_images_made_with_other_settings_are_refused(tmp_path):
     wanted = {"steps": 15, "prompts": {"sha256": "x"}}
     agree(tmp_path, wanted)
     agree(tmp_path, wanted)

@@ -11,7 +11,7 @@ from data.dtypes import Dtype
 from evaluate.run import model_at
 from generate.config import Scheduler
 from generate.image_files import Model, SamplesError, adapter_at
-from generate.sampler import Generator
+from generate.sampler import ImageGenerator
 from tests.helpers_train import SIDE, write_base, write_sdxl_base
 from tests.test_adapter import load as load_unet
 from tests.test_adapter import train_a_little, trained
@@ -34,8 +34,8 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def load(model: Model, scheduler: Scheduler = Scheduler.ddim) -> Generator:
-    return Generator.load(
+def load(model: Model, scheduler: Scheduler = Scheduler.ddim) -> ImageGenerator:
+    return ImageGenerator.load(
         model, torch.device("cpu"), scheduler=scheduler, dtype=Dtype.fp32, resolution=SIDE,
         steps=2, guidance=3.0,
     )  # fmt: skip
@@ -53,7 +53,7 @@ def write_adapter(base: Path, folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ["sd_v", "sdxl"])
-def test_pictures_do_not_depend_on_the_batch(bases: dict[str, Path], name: str):
+def test_images_do_not_depend_on_the_batch(bases: dict[str, Path], name: str):
     generator = load(Model(name=name, path=str(bases[name])))
     whole = generator.draw(PROMPTS, [0, 1, 2])
     assert whole.shape == (3, SIDE, SIDE, 3)

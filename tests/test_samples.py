@@ -1,4 +1,4 @@
-"""Pictures while training: the same prompts and noise, drawn by DDIM as diffusers draws."""
+"""Images while training: the same prompts and noise, drawn by DDIM as diffusers draws."""
 
 import numpy as np
 import pytest
@@ -28,12 +28,14 @@ def test_a_step_back_is_diffusers_ddim(kind: Prediction):
     noisy, predicted = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     for timestep in (900, 400, 100):
         expected = theirs.step(predicted, timestep, noisy).prev_sample
-        torch.testing.assert_close(ours.back(noisy, predicted, timestep, timestep - 100), expected)
+        torch.testing.assert_close(
+            ours.ddim_step(noisy, predicted, timestep, timestep - 100), expected
+        )
 
 
-def test_a_sheet_has_every_picture_in_its_place():
-    pictures = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 5, 7, 3), np.uint8)
-    page = sheet(pictures)
+def test_a_sheet_has_every_image_in_its_place():
+    images = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 5, 7, 3), np.uint8)
+    page = sheet(images)
     assert page.shape == (2 * 7 - 2, 4 * 9 - 2, 3)
     for index in range(6):
         top, left = index // 4 * 7, index % 4 * 9

@@ -21,18 +21,18 @@ from data.pairs.config import PairsSpec
 from data.pairs.schema import PairSource
 from label.config import MetricSpec
 from label.metrics import Panel
-from label.metrics.backbones import HfTower
-from label.metrics.clip_score import Cosine
-from label.metrics.preprocessing import prepare
-from label.metrics.registry import identify
+from label.metrics.backbones import HfClipBackbone
+from label.metrics.clip_score import CosineMetric
+from label.metrics.preprocessing import process_image
+from label.metrics.registry import resolve
 from label.scoring import shard_scorer as module
-from label.scoring.batching import Batch, Queue
+from label.scoring.batching import Batch, Batcher
 from label.scoring.claims import Claims
-from label.scoring.decode_pool import Decoder
+from label.scoring.decode_pool import DecodePool
 from label.scoring.runner import device_of
-from label.scoring.score_sets import FACTS, ScoreSets, Work, plan
+from label.scoring.score_sets import FACTS, ScoreSets, ShardTask, plan
 from label.scoring.scoring_pass import Clock
-from label.scoring.shard_scorer import Tools, score_shards
+from label.scoring.shard_scorer import ScoringTools, score_shards
 from tests import helpers_label as tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,7 +60,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> PairSource:
 @pytest.fixture(scope="module")
 def sets_of(specs: dict[str, MetricSpec], pairs: PairSource) -> Callable[..., ScoreSets]:
     def build(folder: Path, *names: str) -> ScoreSets:
-        found = {name: identify(name, specs[name]).settings() for name in names or tiny.VOTERS}
+        found = {name: resolve(name, specs[name]).settings() for name in names or tiny.VOTERS}
         return ScoreSets(folder, pairs.shards, found)
 
     return build
@@ -68,11 +68,11 @@ def sets_of(specs: dict[str, MetricSpec], pairs: PairSource) -> Callable[..., Sc
 
 def score_all(
     pairs: PairSource, panel: Panel, sets: ScoreSets, cache_bytes: int = 2**20
-) -> list[Work]:
+) -> list[ShardTask]:
     work = plan(sets, Rank())
     claims = Claims(sets.folder / "claims")
-    with Decoder(0) as decoder:
-        tools = Tools(pairs, panel, sets, claims, decoder, Batch(8), Clock(), cache_bytes)
+    with DecodePool(0) as decoder:
+        tools = ScoringTools(pairs, panel, sets, claims, decoder, Batch(8), Clock(), cache_bytes)
         score_shards(work, tools)
     return work
 
@@ -175,22 +175,22 @@ def test_how_pairs_are_grouped_and_remembered_changes_no_byte(
     assert tiny.hashes(tmp_path) == tiny.hashes(scored.folder)
 
 
-def test_shards_share_batches_and_pictures(
+def test_shards_share_batches_and_images(
     pairs: PairSource, panel: Panel, sets_of: Callable[..., ScoreSets], tmp_path: Path
 ) -> None:
     sizes, queues = [], []
 
-    class Counted(Queue):
+    class Counted(Batcher):
         def _run(self) -> None:
             sizes.append(min(len(self.waiting), self.batch.size))
             super()._run()
 
-    def counted(*given: Any) -> Queue:
+    def counted(*given: Any) -> Batcher:
         queues.append(Counted(*given))
         return queues[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("label.scoring.scoring_pass.Queue", counted)
+        patch.setattr("label.scoring.scoring_pass.Batcher", counted)
         score_all(pairs, panel.only(["aesthetic"]), sets_of(tmp_path, "aesthetic"))
     distinct = {
         bytes(row[f"image_{side}"] or b"")
@@ -199,7 +199,7 @@ def test_shards_share_batches_and_pictures(
         for row in table.to_pylist()
         for side in (0, 1)
     }
-    readable = sum(prepare(content, []).status is Status.OK for content in distinct)
+    readable = sum(process_image(content, []).status is Status.OK for content in distinct)
     assert sum(sizes) == readable  # those of row 0 come again in the middle of the second shard
     drained = 1  # at the end of the first shard; from then on the network is known to be even
     assert sum(size < 8 for size in sizes) <= drained + 1
@@ -215,18 +215,18 @@ def test_uneven_networks_still_give_every_rank_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def uneven(self: Any, pictures: np.ndarray) -> Tensor:
-        places = torch.arange(len(pictures))[:, None]
-        return embed(self, pictures) + places * 1e-4
+    def uneven(self: Any, images: np.ndarray) -> Tensor:
+        places = torch.arange(len(images))[:, None]
+        return embed(self, images) + places * 1e-4
 
-    embed = HfTower.embed_images
-    monkeypatch.setattr(HfTower, "embed_images", uneven)
+    embed = HfClipBackbone.embed_images
+    monkeypatch.setattr(HfClipBackbone, "embed_images", uneven)
     found = []
     for name, size in (("one", 1), ("more", world)):
         sets = sets_of(tmp_path / name, "clip")
         for rank in range(size):
-            with Decoder(0) as decoder:
-                tools = Tools(
+            with DecodePool(0) as decoder:
+                tools = ScoringTools(
                     pairs, panel, sets, Claims(sets.folder / "claims"), decoder, Batch(8), Clock()
                 )
                 score_shards(plan(sets, Rank(rank, size)), tools)
@@ -244,11 +244,11 @@ def test_a_score_that_is_not_finite_is_a_status(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def overflow(
-        self: Cosine, images: Float[Tensor, "row dim"], texts: Float[Tensor, "row dim"]
+        self: CosineMetric, images: Float[Tensor, "row dim"], texts: Float[Tensor, "row dim"]
     ) -> Float[Tensor, " row"]:
         return torch.where(torch.arange(len(images)) == 1, torch.inf, 1.0)
 
-    monkeypatch.setattr(Cosine, "score", overflow)
+    monkeypatch.setattr(CosineMetric, "score", overflow)
     sets = sets_of(tmp_path, "clip")
     score_all(pairs, panel, sets)
     first = pq.read_table(sets.path("clip", pairs.shards[0])).to_pylist()[0]

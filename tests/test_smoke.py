@@ -42,7 +42,7 @@ def test_make_smoke_leaves_one_of_everything(tmp_path: Path):
     assert len(list((run / "train/samples").iterdir())) == 3  # of the base, and after each step
     assert load_file(run / "train/lora/pytorch_lora_weights.safetensors")
     assert (run / "train/pipeline/model_index.json").is_file()
-    assert "pictures: latents in" in done.stdout
+    assert "images: latents in" in done.stdout
     rates = pl.read_parquet(run / "evaluate/winrates.parquet")
     assert (rates["prompts"] == 4).all()
     assert (run / "evaluate/report.html").is_file()

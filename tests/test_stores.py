@@ -16,18 +16,18 @@ from data.pairs.schema import PairsError
 from data.storage import open_store, remote
 from data.storage.base import StoreError, ahead
 from data.storage.local import LocalStore
-from data.storage.remote import FarStore
+from data.storage.remote import RemoteStore
 from tests.helpers_pairs import (
     hpdv2_train,
     make_set,
     pickapic,
     rows_of,
     spec_of,
-    write_pictures,
+    write_images,
     write_tar,
 )
 from tests.helpers_stores import COMMIT, Shop, served_folder
-from tests.helpers_train import picture
+from tests.helpers_train import image
 
 served = pytest.fixture(served_folder)
 
@@ -72,22 +72,22 @@ def test_every_layout_gives_the_same_rows_from_every_store(kind: PairsKind, serv
         assert url.partition("?")[0].removeprefix("file://") == source.root
 
 
-def test_pictures_in_another_store(served: Shop, tmp_path: Path):
+def test_images_in_another_store(served: Shop, tmp_path: Path):
     spec = hpdv2_train(tmp_path / "lists")
-    write_pictures(served.folder / "set" / "train", ["a.jpg", "b.jpg", "c.jpg"])
+    write_images(served.folder / "set" / "train", ["a.jpg", "b.jpg", "c.jpg"])
     for url in urls(served):
         rows = rows_of(open_pairs(replace(spec, image_root=url)))
-        assert [row["image_1"] for row in rows[:3]] == [picture(1), picture(2), None]
+        assert [row["image_1"] for row in rows[:3]] == [image(1), image(2), None]
 
 
 def test_paths_may_be_urls_below_the_root(served: Shop):
-    write_pictures(served.folder / "set", ["0.png"])
+    write_images(served.folder / "set", ["0.png"])
     url = served.s3("set").partition("?")[0]
     row = {"text": "a", "left": f"{url}/0.png", "right": f"{url}/../0.png"}
     (served.folder / "set" / "x.jsonl").write_text(json.dumps(row))
     spec = spec_of(served.folder / "set", PairsKind.jsonl, Images.paths, human="")
     (found,) = rows_of(open_pairs(replace(spec, root=served.s3("set"))))
-    assert (found["image_0"], found["image_1"]) == (picture(0), None)
+    assert (found["image_0"], found["image_1"]) == (image(0), None)
 
 
 def test_contents_are_named_without_being_fetched(served: Shop):
@@ -109,12 +109,12 @@ def test_a_tar_in_a_store_is_searched_once(served: Shop, tmp_path: Path):
     (index,) = (tmp_path / "cache" / "balanceddpo").iterdir()
     assert sorted(served.files()) == ["set/train.json", "set/train.tar"]  # nothing is written there
     served.requests.clear()
-    assert rows_of(open_pairs(spec))[0]["image_0"] == picture(0)
+    assert rows_of(open_pairs(spec))[0]["image_0"] == image(0)
     size = served.folder / "set" / "train.tar"
     whole = [r for r in served.requests if r.startswith("GET") and "train.tar" in r]
-    assert len(whole) <= 12, (whole, size)  # its pictures, each read three times
-    write_tar(size, {"train/a.jpg": picture(7)})
-    assert rows_of(open_pairs(spec))[0]["image_0"] == picture(7)
+    assert len(whole) <= 12, (whole, size)  # its images, each read three times
+    write_tar(size, {"train/a.jpg": image(7)})
+    assert rows_of(open_pairs(spec))[0]["image_0"] == image(7)
     assert index.exists()
 
 
@@ -128,7 +128,7 @@ def test_row_groups_are_asked_for_by_need(served: Shop, monkeypatch: pytest.Monk
     store = source.store  # type: ignore[attr-defined]
     fetched = 0
 
-    class Counting(FarStore):
+    class Counting(RemoteStore):
         def ask(self, what, name, request):
             nonlocal fetched
             found = super().ask(what, name, request)
@@ -180,7 +180,7 @@ def test_half_an_answer_is_no_answer(pauses: list[float]):
             self.tries += 1
             return io.BytesIO(b"x" * (50 if self.tries < 3 else 100))
 
-    store = FarStore("x://set", Short(), "set")
+    store = RemoteStore("x://set", Short(), "set")
     assert store.read("file", 0, 1000) == b"x" * 100
     assert pauses == [1.0, 4.0]
 
@@ -194,7 +194,7 @@ def test_what_does_not_pass_ends_with_what_to_do(served: Shop, pauses: list[floa
             self.tries += 1
             raise self.error
 
-    store = FarStore("x://set", Broken(), "set")
+    store = RemoteStore("x://set", Broken(), "set")
     with pytest.raises(
         StoreError, match=r"x://set/a.png cannot be found, 4 times in a row .*reset.*same command"
     ):
@@ -210,7 +210,7 @@ def test_what_does_not_pass_ends_with_what_to_do(served: Shop, pauses: list[floa
     assert not pauses
 
 
-def test_a_failing_store_is_no_missing_picture(served: Shop, pauses: list[float]):
+def test_a_failing_store_is_no_missing_image(served: Shop, pauses: list[float]):
     """A pair's status must not depend on the network of that day."""
     spec = make_set(PairsKind.hpdv3, served.folder / "set")
     source = open_pairs(replace(spec, root=served.s3("set")))
@@ -275,7 +275,7 @@ def test_links_are_files(tmp_path: Path):
     assert store.size("x.parquet") == 7
 
 
-def test_a_disk_that_fails_is_no_missing_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_disk_that_fails_is_no_missing_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "a.png").write_bytes(b"x")
     store = LocalStore(tmp_path)
     assert store.size("b" * 5000) is store.size("\0") is store.size("..") is None

@@ -1,4 +1,4 @@
-"""The stream over pair files: the right pictures, free to go on anywhere, honest about damage."""
+"""The stream over pair files: the right images, free to go on anywhere, honest about damage."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from data.artifacts.parquet_io import read_table, write_table
 from data.images import decode, encode_png, fit_square
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
-from tests.helpers_train import SIDE, picture, write_labels, write_pairs
+from tests.helpers_train import SIDE, image, write_labels, write_pairs
 from train.loader.dataset import decided_pairs
 from train.loader.loader import PairBatch, PairStream, StreamPlan
 from train.loader.sampler import Position
@@ -48,8 +48,8 @@ def ids(batches: list[PairBatch]) -> list[str]:
     return [pair for batch in batches for pair in batch.pair_ids]
 
 
-def test_pairs_come_with_the_right_pictures(root: Path):
-    """Pair i has the pictures 2i and 2i + 1; the label says that odd pairs are won by image 1."""
+def test_pairs_come_with_the_right_images(root: Path):
+    """Pair i has the images 2i and 2i + 1; the label says that odd pairs are won by image 1."""
     found = stream(root)
     labels = [
         row
@@ -64,7 +64,7 @@ def test_pairs_come_with_the_right_pictures(root: Path):
         ):
             i = number[pair]
             expected = [
-                fit_square(decode(picture(2 * i + side)), SIDE) for side in (i % 2, 1 - i % 2)
+                fit_square(decode(image(2 * i + side)), SIDE) for side in (i % 2, 1 - i % 2)
             ]
             assert np.array_equal(winner.numpy(), expected[0])
             assert np.array_equal(loser.numpy(), expected[1])
@@ -192,7 +192,7 @@ def test_other_pair_files_than_were_labelled_are_noticed(root: Path, tmp_path: P
         stream(tmp_path)
 
 
-def test_a_picture_that_broke_since_labelling_names_its_pair(tmp_path: Path):
+def test_an_image_that_broke_since_labelling_names_its_pair(tmp_path: Path):
     root = write_pairs(tmp_path / "pairs", sizes=(16,))
     write_labels(tmp_path / "labels", root)
     path = root / "train-0.parquet"
@@ -227,7 +227,7 @@ def test_the_order_knows_the_label_rows_and_nothing_else(root: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 20), (20, 40), (16, 16), (7, 9)])
-def test_pictures_become_squares_around_their_middle(width: int, height: int):
+def test_images_become_squares_around_their_middle(width: int, height: int):
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[:, : width // 2] = 255
     found = fit_square(Image.open(io.BytesIO(encode_png(pixels))).convert("RGB"), 16)
@@ -237,7 +237,6 @@ def test_pictures_become_squares_around_their_middle(width: int, height: int):
     assert found[8, 14, 0] < 60
 
 
-def test_a_picture_of_the_right_size_is_untouched():
-    content = picture(3)
-    image = decode(content)
-    assert np.array_equal(fit_square(image, SIDE), np.asarray(image))
+def test_an_image_of_the_right_size_is_untouched():
+    decoded = decode(image(3))
+    assert np.array_equal(fit_square(decoded, SIDE), np.asarray(decoded))

@@ -64,7 +64,7 @@ def test_a_frozen_reference_stays_and_the_loss_leaves_ln_2():
 def test_the_result_is_a_diffusers_pipeline(tmp_path: Path, stage: int, world: int):
     place, name = shared_place(), straight(stage, world)
     pipeline = place.folder(name) / "pipeline"
-    run_ranks(tmp_path, 1, draws_a_picture, pipeline, place.root / "base")
+    run_ranks(tmp_path, 1, draws_an_image, pipeline, place.root / "base")
     about = json.loads((pipeline / "balanceddpo.json").read_text())
     labels = read_manifest(place.root / "runs" / name / "labels" / "majority", "labels")
     assert labels is not None
@@ -74,7 +74,7 @@ def test_the_result_is_a_diffusers_pipeline(tmp_path: Path, stage: int, world: i
     assert "31 decided pairs" in (pipeline / "README.md").read_text()
 
 
-def draws_a_picture(pipeline: Path, base: Path) -> None:
+def draws_an_image(pipeline: Path, base: Path) -> None:
     import torch
     from diffusers import StableDiffusionPipeline
 

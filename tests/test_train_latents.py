@@ -1,4 +1,4 @@
-"""Training from latents is training from the pictures: same pairs, same draws, same weights."""
+"""Training from latents is training from the images: same pairs, same draws, same weights."""
 
 import shutil
 from dataclasses import replace
@@ -20,11 +20,11 @@ from data.pairs.schema import PairSource
 from label.metrics import Panel
 from label.scoring.batching import Batch
 from label.scoring.claims import Claims
-from label.scoring.decode_pool import Decoder
+from label.scoring.decode_pool import DecodePool
 from label.scoring.score_sets import ScoreSets, plan
 from label.scoring.scoring_pass import Clock
-from label.scoring.shard_scorer import Tools, score_shards
-from label.scoring.vae_encoder import Encoder
+from label.scoring.shard_scorer import ScoringTools, score_shards
+from label.scoring.vae_encoder import VaeEncoder
 from tests.helpers_ranks import Place, make_place
 from tests.helpers_train import SIDE, write_base, write_labels, write_pairs
 from train.config import LatentUse, ModelSpec, Precision
@@ -34,8 +34,8 @@ from train.loader.dataset import decided_pairs
 from train.loader.latent_source import latents_of
 from train.loader.loader import PairStream, StreamPlan
 from train.loader.sampler import Position
-from train.loader.source_choice import Need, advice, choose, fitting
-from train.models.components import Backbone, load_backbone
+from train.loader.source_choice import LatentsNeeded, advice, choose_source, find_latents
+from train.models.components import ModelComponents, load_components
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,9 +60,9 @@ def write_latents(root: Path, **change: object) -> LatentSet:
     form = LatentFormat(vae=vae.sha256, size=SIDE, shape=latent_shape(vae, SIDE), **given)
     pairs = open_pairs(PairsSpec(root=str(root / "pairs")))
     sets = ScoreSets(root / "scores", pairs.shards, {}, form)
-    encoder = Encoder(root / "base", form, CPU, 8)
-    with Decoder(0) as decoder:
-        tools = Tools(
+    encoder = VaeEncoder(root / "base", form, CPU, 8)
+    with DecodePool(0) as decoder:
+        tools = ScoringTools(
             pairs, Panel({}), sets, Claims(sets.folder / "claims"), decoder, Batch(8), Clock(), 0,
             encoder,
         )  # fmt: skip
@@ -82,8 +82,8 @@ def found(root: Path) -> LatentSet:
 
 
 @pytest.fixture(scope="module")
-def backbone(root: Path) -> Backbone:
-    return load_backbone(ModelSpec(path=str(root / "base"), resolution=SIDE), Precision.fp32, CPU)
+def components(root: Path) -> ModelComponents:
+    return load_components(ModelSpec(path=str(root / "base"), resolution=SIDE), Precision.fp32, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +100,8 @@ def stream(
     return PairStream(pairs, source, StreamPlan(**given | change), latents)
 
 
-def rule_of(backbone: Backbone, *, flip: bool) -> DrawRule:
-    return DrawRule(seed=0, num_timesteps=1000, latent_shape=backbone.latent_shape, flip=flip)
+def rule_of(components: ModelComponents, *, flip: bool) -> DrawRule:
+    return DrawRule(seed=0, num_timesteps=1000, latent_shape=components.latent_shape, flip=flip)
 
 
 # --- the same numbers ----------------------------------------------------------------------------
@@ -110,7 +110,12 @@ def rule_of(backbone: Backbone, *, flip: bool) -> DrawRule:
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_step_is_given_the_same_latents_to_the_last_bit(
-    root: Path, source: PairSource, found: LatentSet, backbone: Backbone, flip: bool, world: int
+    root: Path,
+    source: PairSource,
+    found: LatentSet,
+    components: ModelComponents,
+    flip: bool,
+    world: int,
 ) -> None:
     for rank in range(world):
         change = {"rank": rank, "world": world}
@@ -118,14 +123,14 @@ def test_a_step_is_given_the_same_latents_to_the_last_bit(
         cached = stream(root, source, found, flip=flip, **change)
         both = (islice(one.batches(Position()), 20) for one in (plain, cached))
         flipped = 0
-        for pictures, latents in zip(*both, strict=True):
-            assert pictures.pair_ids == latents.pair_ids
-            assert pictures.prompts == latents.prompts
-            assert pictures.epoch == latents.epoch
-            draws = draw(rule_of(backbone, flip=flip), pictures.epoch, pictures.pair_ids)
+        for images, latents in zip(*both, strict=True):
+            assert images.pair_ids == latents.pair_ids
+            assert images.prompts == latents.prompts
+            assert images.epoch == latents.epoch
+            draws = draw(rule_of(components, flip=flip), images.epoch, images.pair_ids)
             flipped += int(draws.flip.sum())
-            right, _ = encode(pictures, backbone, draws)
-            given, _ = encode(latents, backbone, draws)
+            right, _ = encode(images, components, draws)
+            given, _ = encode(latents, components, draws)
             assert torch.equal(right, given)
             assert right.stride() == given.stride()  # or the UNet would round them differently
         assert (flipped > 0) == flip
@@ -133,31 +138,40 @@ def test_a_step_is_given_the_same_latents_to_the_last_bit(
 
 @pytest.mark.parametrize(("dtype", "bound"), [("fp16", 2**-11), ("bf16", 2**-8)])
 def test_the_mean_in_half_precision_differs_by_its_rounding(
-    root: Path, source: PairSource, backbone: Backbone, tmp_path: Path, dtype: str, bound: float
+    root: Path,
+    source: PairSource,
+    components: ModelComponents,
+    tmp_path: Path,
+    dtype: str,
+    bound: float,
 ) -> None:
     for name in ("base", "pairs", "labels"):
         (tmp_path / name).symlink_to(root / name)
     rough = write_latents(tmp_path, dtype=dtype, moments=False, flip=False)
     everything = np.arange(30)
-    pictures = stream(root, source, None).pick(everything)
+    images = stream(root, source, None).pick(everything)
     latents = stream(root, source, rough).pick(everything)
-    draws = draw(rule_of(backbone, flip=False), 0, pictures.pair_ids)
+    draws = draw(rule_of(components, flip=False), 0, images.pair_ids)
     draws = replace(draws, posterior=torch.zeros_like(draws.posterior))
-    right, _ = encode(pictures, backbone, draws)
-    given, _ = encode(latents, backbone, draws)
+    right, _ = encode(images, components, draws)
+    given, _ = encode(latents, components, draws)
     assert given.dtype == torch.float32
     assert ((given - right).abs() <= 1.01 * bound * right.abs() + 1e-6).all()
     assert not torch.equal(given, right)
 
 
-def test_without_the_vae_its_settings_are_still_known(root: Path, backbone: Backbone) -> None:
+def test_without_the_vae_its_settings_are_still_known(
+    root: Path, components: ModelComponents
+) -> None:
     spec = ModelSpec(path=str(root / "base"), resolution=SIDE)
-    bare = load_backbone(spec, Precision.fp32, CPU, with_vae=False)
-    assert bare.latent_shape == backbone.latent_shape
-    assert bare.vae.config.scaling_factor == backbone.vae.config.scaling_factor
+    bare = load_components(spec, Precision.fp32, CPU, with_vae=False)
+    assert bare.latent_shape == components.latent_shape
+    assert bare.vae.config.scaling_factor == components.vae.config.scaling_factor
     assert all(parameter.is_meta for parameter in bare.vae.parameters())
     moments, posterior = (torch.randn(1, *axes, *bare.latent_shape) for axes in ((2,), ()))
-    assert torch.equal(bare.drawn(moments, posterior), backbone.drawn(moments, posterior))
+    assert torch.equal(
+        bare.sample_posterior(moments, posterior), components.sample_posterior(moments, posterior)
+    )
 
 
 def test_memory_is_stated_and_kept_while_the_shards_grow(
@@ -184,25 +198,25 @@ def test_memory_is_stated_and_kept_while_the_shards_grow(
     assert held[1] <= held[0]
 
 
-# --- which pictures ------------------------------------------------------------------------------
+# --- which images ------------------------------------------------------------------------------
 
 
-def need(root: Path, **change: object) -> Need:
+def need(root: Path, **change: object) -> LatentsNeeded:
     given = {"folder": root / "latents", "model": root / "base", "resolution": SIDE, "flip": True}
-    return Need(**given | change)
+    return LatentsNeeded(**given | change)
 
 
 def test_auto_takes_what_fits_and_says_so(root: Path, found: LatentSet) -> None:
-    chosen = choose(LatentUse.auto, need(root), None)
+    chosen = choose_source(LatentUse.auto, need(root), None)
     assert chosen.latents == found
-    assert chosen.words.startswith(f"pictures: latents in {found.folder} (4x8x8 fp32 mean and std")
+    assert chosen.words.startswith(f"images: latents in {found.folder} (4x8x8 fp32 mean and std")
     assert chosen.settings == {
         "identity": found.manifest.identity, "dtype": "fp32", "moments": True,
     }  # fmt: skip
 
 
 def test_never_takes_none(root: Path) -> None:
-    chosen = choose(LatentUse.never, need(root), None)
+    chosen = choose_source(LatentUse.never, need(root), None)
     assert chosen.latents is None
     assert chosen.settings is None
     assert "encoded by the VAE in every step (train.latents=never)" in chosen.words
@@ -224,16 +238,16 @@ def test_what_does_not_fit_is_said_and_refused_where_it_was_asked(
     weights.write_bytes(weights.read_bytes() + b"\0")
     cases.append((need(root, model=other), "but this VAE and resolution are"))
     for asked, why in cases:
-        chosen = choose(LatentUse.auto, asked, None)
+        chosen = choose_source(LatentUse.auto, asked, None)
         assert chosen.latents is None
         assert why in chosen.words
         with pytest.raises(ShardError, match="train.latents=always, but"):
-            choose(LatentUse.always, asked, None)
+            choose_source(LatentUse.always, asked, None)
 
 
 def test_a_run_is_told_what_latents_would_spare() -> None:
     assert advice(100, 8, 800) == ""
-    assert advice(100, 8, 400).startswith("each picture is decoded and encoded 2.0 times in this")
+    assert advice(100, 8, 400).startswith("each image is decoded and encoded 2.0 times in this")
     assert "latents=model" in advice(100, 8, 400)
 
 
@@ -241,18 +255,20 @@ def test_flips_need_mirrored_latents(root: Path, tmp_path: Path) -> None:
     for name in ("base", "pairs", "labels"):
         (tmp_path / name).symlink_to(root / name)
     write_latents(tmp_path, flip=False)
-    assert isinstance(fitting(need(tmp_path, flip=False)), LatentSet)
+    assert isinstance(find_latents(need(tmp_path, flip=False)), LatentSet)
     with pytest.raises(ShardError, match=r"train.flip=true .* has no mirrored ones"):
-        choose(LatentUse.always, need(tmp_path), None)
-    assert "has no mirrored ones" in choose(LatentUse.auto, need(tmp_path), None).words
+        choose_source(LatentUse.always, need(tmp_path), None)
+    assert "has no mirrored ones" in choose_source(LatentUse.auto, need(tmp_path), None).words
 
 
 def test_a_run_goes_on_with_what_it_began_with(root: Path, tmp_path: Path) -> None:
-    assert choose(LatentUse.auto, need(root), {"latents": None}).latents is None
-    assert choose(LatentUse.auto, need(root), {}).latents is None  # of before there were latents
-    assert choose(LatentUse.auto, need(root), {"latents": {"identity": "x"}}).latents
+    assert choose_source(LatentUse.auto, need(root), {"latents": None}).latents is None
+    assert (
+        choose_source(LatentUse.auto, need(root), {}).latents is None
+    )  # of before there were latents
+    assert choose_source(LatentUse.auto, need(root), {"latents": {"identity": "x"}}).latents
     with pytest.raises(ShardError, match="this run began with latents, but there are no latents"):
-        choose(LatentUse.auto, need(root, folder=tmp_path), {"latents": {"identity": "x"}})
+        choose_source(LatentUse.auto, need(root, folder=tmp_path), {"latents": {"identity": "x"}})
 
 
 # --- what can be wrong ---------------------------------------------------------------------------
@@ -350,10 +366,10 @@ def test_weights_are_the_same_with_and_without_latents(
     args = (f"zero=stage{stage}", f"train.flip={str(flip).lower()}", "train.precision=fp32")
     plain, cached = f"plain-{stage}", with_latents(place, root, f"cached-{stage}")
     said = place.train(plain, *args, world=world)
-    assert "pictures: from the pair files, encoded by the VAE in every step: there are no" in said
-    assert "each picture is decoded and encoded" not in said  # not one epoch
+    assert "images: from the pair files, encoded by the VAE in every step: there are no" in said
+    assert "each image is decoded and encoded" not in said  # not one epoch
     said = place.train(cached, *args, world=world)
-    assert "pictures: latents in " in said
+    assert "images: latents in " in said
     assert place.weights(plain) == place.weights(cached)
     waits = [line["data_wait_s"] for line in place.journal(cached)]
     assert all(wait >= 0 for wait in waits)

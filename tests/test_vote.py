@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from data.artifacts.schemas import Status, labels
 from label.config import Rule, TieRule, VoteSpec
 from label.voting.label_set import check_decided, outcomes
-from label.voting.rules import Ballot, coins, label_pairs
+from label.voting.rules import VotingRule, coins, label_pairs
 
 METRICS = ("a", "b", "c", "d")
 
@@ -50,8 +50,8 @@ def votes(*rows: tuple[int, ...]) -> np.ndarray:
 def decide(
     scores: np.ndarray, human: list[float | None] | None = None, seed: int = 0, **spec: object
 ) -> pl.DataFrame:
-    ballot = Ballot(VoteSpec(**spec), METRICS, seed=seed)
-    return label_pairs(scored(scores, human), ballot)
+    voting_rule = VotingRule(VoteSpec(**spec), METRICS, seed=seed)
+    return label_pairs(scored(scores, human), voting_rule)
 
 
 SPLIT = votes(
@@ -112,8 +112,8 @@ def test_human_as_one_more_voter_breaks_even_splits() -> None:
 
 def test_gap_up_to_the_threshold_abstains() -> None:
     scores = np.array([[[1.0, 0.75]] * 4, [[1.0, 0.5]] * 4])
-    ballot = Ballot(VoteSpec(), METRICS, {"a": 0.25, "b": 0.5})
-    found = label_pairs(scored(scores), ballot)
+    voting_rule = VotingRule(VoteSpec(), METRICS, {"a": 0.25, "b": 0.5})
+    found = label_pairs(scored(scores), voting_rule)
     assert found["vote_a"].to_list() == [0, 1]
     assert found["vote_b"].to_list() == [0, 0]
     assert found["vote_c"].to_list() == [1, 1]
@@ -153,7 +153,7 @@ def test_coins_are_fair_differ_by_seed_and_by_occurrence_and_know_no_order() -> 
 
 def test_equal_pairs_get_occurrence_numbers_over_the_whole_set() -> None:
     keys = ["a" * 32, "b" * 32, "a" * 32, "a" * 32, "b" * 32, "c" * 32]
-    found = label_pairs(scored(SPLIT, keys=keys), Ballot(VoteSpec(), METRICS))
+    found = label_pairs(scored(SPLIT, keys=keys), VotingRule(VoteSpec(), METRICS))
     assert [name[0] + name[32:] for name in found["pair_id"]] == [
         "a-0", "b-0", "a-1", "a-2", "b-1", "c-0"
     ]  # fmt: skip
@@ -169,7 +169,7 @@ def test_bad_rows_keep_their_place_and_never_win() -> None:
     for rule in Rule:
         needed = {Rule.single: {"metric": "a"}, Rule.at_least: {"votes": 1}}.get(rule, {})
         spec = VoteSpec(rule=rule, tie_rule=TieRule.human, **needed)
-        found = label_pairs(frame, Ballot(spec, METRICS))
+        found = label_pairs(frame, VotingRule(spec, METRICS))
         assert found["winner"].to_list()[1:] == [None, None, None]
         assert found["decided_by"].to_list()[1:] == [
             "unreadable_image", "empty_prompt", "not_finite_score"
@@ -186,7 +186,7 @@ def test_nothing_decidable_is_an_error_that_says_why() -> None:
 
 def test_impossible_specs_are_refused() -> None:
     with pytest.raises(ValueError, match="can never be reached by 4 voters"):
-        Ballot(VoteSpec(rule=Rule.at_least, votes=5), METRICS)
+        VotingRule(VoteSpec(rule=Rule.at_least, votes=5), METRICS)
     with pytest.raises(ValueError, match=r"needs vote\.metric"):
         VoteSpec(rule=Rule.single)
     with pytest.raises(ValueError, match=r"vote\.name='\.\.'"):
@@ -247,11 +247,11 @@ def test_weights_are_factors_of_gaps_where_scores_are_summed() -> None:
 
 def test_weights_name_voters_and_fit_their_columns() -> None:
     with pytest.raises(ValueError, match=r"vote\.weights names e, who has no vote; voters: a, b"):
-        Ballot(VoteSpec(weights={"e": 2.0}), METRICS)
+        VotingRule(VoteSpec(weights={"e": 2.0}), METRICS)
     with pytest.raises(ValueError, match="the voters have 128 votes together, more than 127"):
-        Ballot(VoteSpec(weights={"a": 125.0}), METRICS)
+        VotingRule(VoteSpec(weights={"a": 125.0}), METRICS)
     with pytest.raises(ValueError, match="can never be reached by 4 voters with 6 votes"):
-        Ballot(VoteSpec(rule=Rule.at_least, votes=7, weights={"a": 3.0}), METRICS)
+        VotingRule(VoteSpec(rule=Rule.at_least, votes=7, weights={"a": 3.0}), METRICS)
     most = decide(votes((1, 1, 1, 1), (-1, 1, 1, 1)), weights={"a": 124.0})
     assert most["votes_0"].to_list() == [127, 3]
     assert most["margin"].to_list() == [127, 121]
@@ -284,11 +284,11 @@ TALLY = ["votes_0", "votes_1", "margin", "winner", "decided_by"]
 def test_increasing_rescaling_of_a_metric_changes_no_vote(
     scores: np.ndarray, spec: VoteSpec, power: int, shift: float
 ) -> None:
-    before = label_pairs(scored(scores), Ballot(spec, METRICS))
+    before = label_pairs(scored(scores), VotingRule(spec, METRICS))
     rescaled = scores.copy()
     rescaled[:, 1] = 3 * scores[:, 1] ** power + np.float32(shift).round(2)
     rescaled[:, 2] = np.exp(scores[:, 2])
-    after = label_pairs(scored(rescaled), Ballot(spec, METRICS))
+    after = label_pairs(scored(rescaled), VotingRule(spec, METRICS))
     columns = [*TALLY, *(f"vote_{m}" for m in METRICS)]
     assert after.select(columns).equals(before.select(columns))
 
@@ -298,10 +298,10 @@ def test_increasing_rescaling_of_a_metric_changes_no_vote(
 def test_order_of_metrics_changes_no_vote(
     scores: np.ndarray, spec: VoteSpec, order: list[int]
 ) -> None:
-    before = label_pairs(scored(scores), Ballot(spec, METRICS))
+    before = label_pairs(scored(scores), VotingRule(spec, METRICS))
     names = tuple(METRICS[i] for i in order)
     frame = scored(scores[:, order], metrics=names)
-    assert label_pairs(frame, Ballot(spec, names)).select(TALLY).equals(before.select(TALLY))
+    assert label_pairs(frame, VotingRule(spec, names)).select(TALLY).equals(before.select(TALLY))
 
 
 @settings(max_examples=40, deadline=None)
@@ -324,8 +324,8 @@ def test_swapping_the_images_negates(
 ) -> None:
     choices = [human] * len(scores)
     swapped = [None if human is None else 1 - human] * len(scores)
-    one = label_pairs(scored(scores, choices), Ballot(spec, METRICS))
-    other = label_pairs(scored(scores[:, :, ::-1], swapped), Ballot(spec, METRICS))
+    one = label_pairs(scored(scores, choices), VotingRule(spec, METRICS))
+    other = label_pairs(scored(scores[:, :, ::-1], swapped), VotingRule(spec, METRICS))
     for metric in METRICS:
         assert (one[f"vote_{metric}"] == -other[f"vote_{metric}"]).all()
     assert one["winner"].equals((1 - other["winner"]).cast(pl.Int8))

@@ -93,7 +93,7 @@ def test_a_process_that_fails_ends_the_other_and_its_error_is_shown_by_both(tmp_
     shutil.copytree(place.root / "pairs", torn)
     for path in torn.glob("*.parquet"):
         table = pq.read_table(path)
-        cut = [picture[:60] for picture in table["jpg_0"].to_pylist()]
+        cut = [image[:60] for image in table["jpg_0"].to_pylist()]
         table = table.set_column(table.schema.get_field_index("jpg_0"), "jpg_0", [cut])
         write_table(path, table, row_group_rows=6)
     ranks = begin(place, name, f"pairs.root={torn}")

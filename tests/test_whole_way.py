@@ -115,7 +115,6 @@ def test_a_second_run_finds_all_done(run: Path):
 
 RUN_ELSEWHERE = {
     "labels.md": "test_docs_labels",
-    "api.md": "test_docs_api",
     "metrics.md": "test_own_metric",
 }
 """Pages whose Python is run by a test of their own."""
@@ -168,5 +167,5 @@ def test_the_trained_pipeline_is_a_diffusers_folder(run: Path):
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(run / "train" / "pipeline")
-    picture = pipeline("a small red circle at the left on a blue background", num_inference_steps=2)
-    assert picture.images[0].size == (64, 64)
+    image = pipeline("a small red circle at the left on a blue background", num_inference_steps=2)
+    assert image.images[0].size == (64, 64)

@@ -53,21 +53,21 @@ def test_gaps_up_to_the_tie_threshold_are_ties():
     assert (rate.wins, rate.ties, rate.losses) == (1, 2, 0)
 
 
-def test_a_picture_that_only_one_model_has_is_counted():
+def test_an_image_that_only_one_model_has_is_counted():
     frame = scores_of([1, 1, 1], [2, 2, 2])
     frame = frame.filter(~((pl.col("model") == "new") & (pl.col("prompt_id") == 3)))
     (rate,) = compare(frame, [VOTER], "base", "new", resamples=100, seed=0).rates
     assert (rate.wins, rate.unscored, rate.prompts) == (2, 1, 2)
 
 
-def test_a_picture_scored_twice_is_refused():
+def test_an_image_scored_twice_is_refused():
     frame = scores_of([1, 1], [2, 2])
     with pytest.raises(pl.exceptions.ComputeError, match="1:1"):
         compare(pl.concat([frame, frame]), [VOTER], "base", "new", resamples=10, seed=0)
 
 
 def test_a_judge_without_any_score_is_refused():
-    with pytest.raises(ValueError, match="'m' scored no picture"):
+    with pytest.raises(ValueError, match="'m' scored no image"):
         run([math.nan], [1])
 
 
@@ -205,8 +205,8 @@ def test_intervals_hold_the_truth_95_times_in_100(prompts, seeds, rates, shared)
     assert 0.93 <= hits / number <= 0.97
 
 
-def test_pictures_of_a_prompt_are_not_independent_witnesses():
-    """Seeds of a prompt share most of its luck; resampling pictures would cover far too little."""
+def test_images_of_a_prompt_are_not_independent_witnesses():
+    """Seeds of a prompt share most of its luck; resampling images would cover far too little."""
     rng, hits, naive = np.random.default_rng(6), 0, 0
     for trial in range(200):
         luck = rng.normal(size=(80, 1)) + 0.3 * rng.normal(size=(80, 4))

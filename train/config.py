@@ -35,7 +35,7 @@ class ModelSpec:
     revision: str | None = None
     """The hub's 40-digit commit; never a branch, which changes under a run."""
     resolution: int = 512
-    """Side of the square training pictures in pixels."""
+    """Side of the square training images in pixels."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -169,12 +169,12 @@ class TimestepSpec:
 
 
 class LatentUse(Enum):
-    """Whether stage one's latents stand for the pictures."""
+    """Whether stage one's latents stand for the images."""
 
     auto = "auto"
     """Where a complete set fits the model; a run that is under way goes on as it began."""
     never = "never"
-    """Pictures are decoded, and encoded by the VAE in every step."""
+    """Images are decoded, and encoded by the VAE in every step."""
     always = "always"
     """Or the run is refused."""
 
@@ -203,14 +203,14 @@ class ValidationSpec:
 
 @dataclass(kw_only=True, slots=True)
 class SampleSpec:
-    """Pictures of the same prompts from the same noise, drawn now and then while training."""
+    """Images of the same prompts from the same noise, drawn now and then while training."""
 
     every: int = 0
-    """Optimizer steps between two sheets of pictures; 0 draws none."""
+    """Optimizer steps between two sheets of images; 0 draws none."""
     prompts: list[str] = field(default_factory=list)
     """What to draw; empty takes the first `count` prompts of the label set."""
     count: int = 4
-    """Pictures a sheet, where `prompts` names none."""
+    """Images a sheet, where `prompts` names none."""
     steps: int = 20
     """Denoising steps (DDIM)."""
     guidance: float = 5.0
@@ -243,7 +243,7 @@ class TrainSpec:
     validation: ValidationSpec = field(default_factory=ValidationSpec)
     """Held-out pairs."""
     samples: SampleSpec = field(default_factory=SampleSpec)
-    """Pictures while training."""
+    """Images while training."""
     steps: int = 2000
     """Optimizer steps."""
     batch: int = 2048
@@ -267,7 +267,7 @@ class TrainSpec:
     flip: bool = False
     """Mirror half of the pairs left to right, both images alike. Wrong where prompts say sides."""
     latents: LatentUse = LatentUse.auto
-    """Whether to read the pictures' latents that stage one wrote (label.latents)."""
+    """Whether to read the images' latents that stage one wrote (label.latents)."""
     precision: Precision = Precision.bf16
     """Format of weights and activations; errors and losses are fp32 whatever this is."""
     gradient_checkpointing: Recompute = Recompute.none
@@ -357,4 +357,4 @@ WITHOUT_EFFECT = (
     "silence_s", "patience_s",
 )  # fmt: skip
 """Fields of `TrainSpec` that may change between two parts of a run: they decide no weight, or (the
-first four) only how sums are rounded. Which pictures `latents` chose is noted apart."""
+first four) only how sums are rounded. Which images `latents` chose is noted apart."""

@@ -24,7 +24,7 @@ from train.loader.source_choice import advice
 from train.models.lora import in_diffusers_format
 from train.trainer.build import make_trainer, open_stream, shared_out
 from train.trainer.metrics_log import read_lines
-from train.trainer.trackers import check_boards
+from train.trainer.trackers import check_trackers
 from train.trainer.trainer import Trainer
 
 LN_2 = " (ln 2 = 0.6931 is no change)"
@@ -43,7 +43,7 @@ def execute(run: TrainRun) -> None:
     """Train from wherever the run stands to the end; whatever ends one process ends all."""
     warnings.filterwarnings("ignore", module=r"(deepspeed|torch|diffusers|transformers)\b.*")
     with watched(run.train.silence_s):
-        check_boards(run)
+        check_trackers(run)
         train(run, start(run.train.device, run.train.patience_s))
         stop()
 
@@ -58,7 +58,7 @@ def train(run: TrainRun, world: World) -> None:
         f"{len(stream.pairs)} decided pairs · {stream.epoch_batches} batches of {run.train.batch} "
         f"an epoch · up to {stream.window_bytes / 2**20:.0f} MiB of pairs in memory a process"
     )
-    for line in (run.pictures, advised(run, stream)):
+    for line in (run.images, advised(run, stream)):
         if line:
             console.print(line)
     trainer = make_trainer(run, world, stream, console)
@@ -79,13 +79,13 @@ def check_alike(run: TrainRun, world: World) -> None:
     """
     if world.size == 1:
         return
-    first = world.from_first(run.train)
+    first = world.broadcast(run.train)
     if differing := differences(asdict(first), asdict(run.train)):
         raise ValueError(
             f"rank 0 was started with other settings than rank {world.rank} "
             f"({'; '.join(differing)}); give every machine the same command"
         )
-    seen = run.folder.parent / world.from_first(f".seen-{os.getpid()}-{time.time_ns()}")
+    seen = run.folder.parent / world.broadcast(f".seen-{os.getpid()}-{time.time_ns()}")
     if world.rank == 0:
         write_json(seen, {})
     world.barrier()
@@ -110,10 +110,10 @@ def advised(run: TrainRun, stream: PairStream) -> str:
 def export(trainer: Trainer) -> None:
     """Write the pipeline, and before it the adapter; every rank takes part, rank 0 writes."""
     run, world = trainer.run, trainer.world
-    weights = trainer.policy.weights()
+    weights = trainer.policy.gather_fp32_state_dict()
     if world.rank != 0:
         return
-    base, lora = trainer.nets.backbone.base.folder, run.train.lora
+    base, lora = trainer.models.components.base.folder, run.train.lora
     made, card = provenance(run, world) | {"step": trainer.step}, model_card(trainer)
     if lora.rank:
         adapter = in_diffusers_format(weights, lora.scale)

@@ -24,9 +24,9 @@ class TrainRun:
     train: TrainSpec
     seed: int
     latents: LatentSet | None = None
-    """Stage one's, in the pictures' place; None reads the pair files."""
-    pictures: str = ""
-    """Where the pictures come from, in words."""
+    """Stage one's, in the images' place; None reads the pair files."""
+    images: str = ""
+    """Where the images come from, in words."""
     settings: Mapping[str, Any]
     """Everything that decides the weights, as JSON values; a folder belongs to one of these."""
 

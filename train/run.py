@@ -12,7 +12,7 @@ from data.artifacts.config_diff import refuse_other_settings
 from data.artifacts.manifest import read_manifest
 from train.config import WITHOUT_EFFECT
 from train.identity import TrainRun, fingerprint
-from train.loader.source_choice import Need, choose
+from train.loader.source_choice import LatentsNeeded, choose_source
 from train.models.families import find_model
 
 
@@ -57,15 +57,15 @@ def describe(job: Job) -> TrainRun:
     if begun is not None and finished(folder):
         latents, source = begun.get("latents"), None  # the set may be gone by now
     else:
-        need = Need(
+        need = LatentsNeeded(
             folder=job.folder / "latents",
             model=find_model(job.model),
             resolution=job.model.resolution,
             flip=job.train.flip,
         )
-        source = choose(job.train.latents, need, begun)
+        source = choose_source(job.train.latents, need, begun)
         latents = source.settings
-    deciding: dict[str, Any] = {
+    run_identity: dict[str, Any] = {
         "seed": job.seed,
         "vote": job.vote.name,
         "labels": manifest.identity,
@@ -81,8 +81,8 @@ def describe(job: Job) -> TrainRun:
         train=job.train,
         seed=job.seed,
         latents=source.latents if source else None,
-        pictures=source.words if source else "",
-        settings=deciding,
+        images=source.words if source else "",
+        settings=run_identity,
     )
 
 

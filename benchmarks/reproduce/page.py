@@ -21,11 +21,11 @@ def check_page(page: Path) -> None:
         )
 
 
-def publish(page: Path, text: str, pictures: list[Path]) -> None:
-    """Put text and pictures between the marks; all else in the page is left as it is."""
+def publish(page: Path, text: str, images: list[Path]) -> None:
+    """Put text and images between the marks; all else in the page is left as it is."""
     check_page(page)
     links = [
-        f"![{path.stem.replace('-', ' ')}]({path.relative_to(page.parent)})" for path in pictures
+        f"![{path.stem.replace('-', ' ')}]({path.relative_to(page.parent)})" for path in images
     ]
     made = "\n\n".join([BEGIN, text, *links, END])
     pattern = f"{re.escape(BEGIN)}.*{re.escape(END)}"

@@ -13,14 +13,14 @@ from data.artifacts.atomic import write_json
 SHARED = "shared"
 """The run that scores the pairs once and votes in every way."""
 JUDGE = "judge"
-"""The run whose folder holds all pictures and their scores."""
+"""The run whose folder holds all images and their scores."""
 BASE = "base"
 
 LATENTS = ("latents=model", "label.latents.moments=true", "label.latents.dtype=fp32",
            "train.latents=always")  # fmt: skip
-"""Each picture goes through the VAE once for all trainings; their weights stay, to the bit."""
+"""Each image goes through the VAE once for all trainings; their weights stay, to the bit."""
 
-SECONDS = {"labels": 60.0, "step": 0.6, "picture": 0.065, "judgement": 0.005, "start": 6.0}
+SECONDS = {"labels": 60.0, "step": 0.6, "image": 0.065, "judgement": 0.005, "start": 6.0}
 """Of computing on one core of a two-core cloud machine (AMD EPYC); used until a unit of this
 folder has been timed."""
 
@@ -92,7 +92,7 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """Of its run folder and of its pictures' folder."""
+        """Of its run folder and of its images' folder."""
         return f"{self.arm.name}-{self.seed}" if self.arm else BASE
 
 
@@ -121,7 +121,7 @@ def expected(plan: Plan, unit: Unit, known: Mapping[str, float]) -> float:
         return known[unit.name]
     if unit.arm and (trained := [seconds for name, seconds in known.items() if "-" in name]):
         return sum(trained) / len(trained)
-    judged = plan.prompts * (SECONDS["picture"] + SECONDS["judgement"])
+    judged = plan.prompts * (SECONDS["image"] + SECONDS["judgement"])
     return judged + (plan.steps * SECONDS["step"] + SECONDS["start"] if unit.arm else 0.0)
 
 

@@ -48,7 +48,7 @@ def write(console: Console, plan: Plan, docs: Path | None) -> None:
 
 def contrasts(plan: Plan, scores: Mapping[str, pl.DataFrame]) -> Found:
     """Every arm against the base, and the arms that the claims set against each other."""
-    judges = work.contest_of(plan, Unit(None, 0)).judges
+    judges = work.plan_of(plan, Unit(None, 0)).judges
     there = {name.rpartition("-")[0] for name in scores if name != BASE}
     wanted = [(arm.name, BASE) for arm in plan.arms]
     wanted += [(arm, other) for arm, others in tables.CLAIMS.values() for other in others]
@@ -67,7 +67,7 @@ def with_base(found: Found) -> dict[str, Contrast]:
 
 def results(plan: Plan, found: Found, models: int) -> str:
     """The tables with their headings."""
-    judges = work.contest_of(plan, Unit(None, 0)).judges
+    judges = work.plan_of(plan, Unit(None, 0)).judges
     alone = with_base(found)
     job = plan.judge_job
     return "\n\n".join(

@@ -1,6 +1,6 @@
 """Scores of all models -> win rates of arms, pooled over training seeds. Pure.
 
-A picture pair is what two arms of the same training seed drew for one prompt from one noise. The
+An image pair is what two arms of the same training seed drew for one prompt from one noise. The
 pairs of all training seeds count; prompts are resampled as wholes, so the interval is over prompts.
 What a training seed changes is shown beside it: the lowest and the highest rate of a single seed.
 """
@@ -24,7 +24,7 @@ from evaluate.statistics.winrate import (
 )
 
 APART = 1_000_000
-"""Between the picture seeds of two training seeds, to keep them apart in one column."""
+"""Between the image seeds of two training seeds, to keep them apart in one column."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ CLAIMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "A moving reference is better than a frozen one that holds less": (OURS, ("majority_loose",)),
     "K = 50 is better than another K": (OURS, tuple(f"{OURS}_k{k}" for k in OTHER_K)),
     "Snapshots are better than an average": (OURS, ("ema",)),
-    "Dropping ties is better than deciding them": (OURS, ("ties_human", "ties_metric")),
+    "Dropping ties is better than run_identity them": (OURS, ("ties_human", "ties_metric")),
 }  # fmt: skip
 """Claim -> the arm that should win, and against whom. The consensus alone is `majority`, whose
 reference is frozen like that of the arms it is compared with."""

@@ -17,7 +17,7 @@ import train.run as train_program
 from benchmarks.reproduce.children import Piece
 from benchmarks.reproduce.plan import JUDGE, SHARED, Plan, Unit
 from evaluate.judging import is_judged
-from evaluate.plan import Contest
+from evaluate.plan import ComparisonPlan
 from evaluate.reporting.label_facts import label_facts
 from evaluate.steps import agree_on, draw_model, load_panel, score_model
 from generate.image_files import Model
@@ -63,10 +63,10 @@ def do_unit(plan: Plan, unit: Unit) -> None:
         for part in ("labels", "latents"):
             share(plan.folder / SHARED / part, plan.folder / unit.name / part)
         train_program.main(plan.train_job(unit))
-    contest = contest_of(plan, unit)
+    contest = plan_of(plan, unit)
     if not is_judged(contest.model_scores(unit.name), contest.model_score_settings(unit.name)):
         agree_on(contest, contest.models[0])
-        draw_model(contest, contest.models[0], contest.pictures[unit.name], _nothing)
+        draw_model(contest, contest.models[0], contest.images[unit.name], _nothing)
         score_model(contest, unit.name, load_panel(contest, plan.judge_job.metrics), _nothing)
     for checkpoint in (plan.folder / unit.name / "train").glob("step-*"):
         shutil.rmtree(checkpoint)  # 40 MB each, and the pipeline is there
@@ -79,13 +79,13 @@ def share(made: Path, link: Path) -> None:
         link.symlink_to(Path("..") / made.relative_to(link.parent.parent))
 
 
-def contest_of(plan: Plan, unit: Unit) -> Contest:
-    """A unit before the judges; its pictures and scores lie beside those of all others."""
+def plan_of(plan: Plan, unit: Unit) -> ComparisonPlan:
+    """A unit before the judges; its images and scores lie beside those of all others."""
     job = plan.judge_job
     path = job.model.path
     if unit.arm is not None:
         path = str(plan.folder / unit.name / "train" / "pipeline")
-    return judge_program.contest_of(job, [Model(name=unit.name, path=path)])
+    return judge_program.plan_of(job, [Model(name=unit.name, path=path)])
 
 
 def judged(plan: Plan) -> Mapping[str, Path]:
@@ -107,7 +107,7 @@ def decided(plan: Plan) -> dict[str, int]:
 
 def provenance(plan: Plan) -> dict[str, Any]:
     """What the figures were made with."""
-    contest = contest_of(plan, Unit(None, 0))
+    contest = plan_of(plan, Unit(None, 0))
     return judge_program.provenance(plan.judge_job, contest)
 
 

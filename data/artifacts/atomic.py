@@ -21,7 +21,7 @@ class ShardError(ValueError):
     """A file is missing, damaged, or was made with other settings; the message says what to do."""
 
 
-def replace_whole(partial: Path, path: Path) -> None:
+def replace_atomically(partial: Path, path: Path) -> None:
     """Make a finished partial file the file at `path`, on disk before it is seen."""
     with partial.open("rb") as file:
         os.fsync(file.fileno())
@@ -33,7 +33,7 @@ def replace_whole(partial: Path, path: Path) -> None:
         os.close(folder)
 
 
-def partial_of(path: Path) -> Path:
+def partial_path(path: Path) -> Path:
     """Where a file is written before it is renamed to `path`: same folder, hidden, ours alone.
 
     Processes on two machines may well have the same number, so there is a token besides.
@@ -42,17 +42,17 @@ def partial_of(path: Path) -> Path:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """A file to fill beside `path`, which takes its place at the end of the block, or nothing does.
 
     Raises:
         ShardError: The disk is full or cannot be written; says what to do.
     """
-    partial = partial_of(path)
+    partial = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        replace_whole(partial, path)
+        replace_atomically(partial, path)
     except OSError as error:
         cure = "free some space" if error.errno in NO_SPACE else "make its folder writable"
         raise ShardError(
@@ -66,7 +66,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a small file whole or not at all."""
-    with whole(path) as partial:
+    with atomic_path(path) as partial:
         partial.write_bytes(content)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.artifacts.atomic import ShardError, partial_of, replace_whole, sha256_of
+from data.artifacts.atomic import ShardError, partial_path, replace_atomically, sha256_of
 from data.artifacts.config_diff import Settings
 from data.artifacts.manifest import Manifest, read_manifest
 from data.artifacts.parquet_io import SETTINGS_KEY
@@ -42,7 +42,7 @@ class Vae:
     channels: int
     """Of a latent."""
     factor: int
-    """Pixels of a picture beside one of its latent."""
+    """Pixels of an image beside one of its latent."""
     force_upcast: bool
     """Whether its activations overflow in fp16 (SDXL's), so that it must run in fp32."""
 
@@ -73,7 +73,7 @@ class LatentFormat:
     vae: str
     """SHA-256 of the VAE's weights."""
     size: int
-    """Side of the square pictures in pixels."""
+    """Side of the square images in pixels."""
     shape: tuple[int, int, int]
     """Channels, height and width of a latent."""
     dtype: str
@@ -81,7 +81,7 @@ class LatentFormat:
     moments: bool
     """Mean and standard deviation of the VAE's posterior; else the mean alone."""
     flip: bool
-    """Whether the mirrored pictures' latents are kept, too; a mirrored latent is none of them."""
+    """Whether the mirrored images' latents are kept, too; a mirrored latent is none of them."""
     compute: str
     """Format in which the VAE ran."""
 
@@ -92,13 +92,13 @@ class LatentFormat:
 
     @property
     def bytes(self) -> int:
-        """Bytes of one picture in one orientation."""
+        """Bytes of one image in one orientation."""
         channels, height, width = self.shape
         return (1 + self.moments) * channels * height * width * BYTES_OF[self.dtype]
 
     @property
     def record(self) -> int:
-        """Bytes of one picture in all orientations that are kept."""
+        """Bytes of one image in all orientations that are kept."""
         return self.bytes * (1 + self.flip)
 
     @property
@@ -126,24 +126,24 @@ class LatentFormat:
         """The format that a manifest speaks of.
 
         Raises:
-            ValueError: The pictures were cut in another way, or a value is missing.
+            ValueError: The images were cut in another way, or a value is missing.
         """
         try:
             names = [name for name in cls.__slots__ if name != "shape"]
             channels, height, width = settings["shape"]
             if settings["crop"] != CROP:
-                raise ValueError(f"its pictures were cut by {settings['crop']!r}, not {CROP!r}")
+                raise ValueError(f"its images were cut by {settings['crop']!r}, not {CROP!r}")
             values = {name: settings[name] for name in names}
         except KeyError as error:
             raise ValueError(f"its settings lack {error}") from error
         return cls(shape=(channels, height, width), **values)
 
     def __str__(self) -> str:
-        """In words: `4x64x64 fp16 mean, 32 KiB a picture`."""
+        """In words: `4x64x64 fp16 mean, 32 KiB an image`."""
         what = "mean and std" if self.moments else "mean"
         both = ", both orientations" if self.flip else ""
         shape, each = "x".join(map(str, self.shape)), self.record / 1024
-        return f"{shape} {self.dtype} {what}{both}, {each:g} KiB a picture"
+        return f"{shape} {self.dtype} {what}{both}, {each:g} KiB an image"
 
 
 def set_name(vae: str, size: int) -> str:
@@ -152,7 +152,7 @@ def set_name(vae: str, size: int) -> str:
 
 
 def latent_shape(vae: Vae, size: int) -> tuple[int, int, int]:
-    """Channels, height and width of the latents of square pictures.
+    """Channels, height and width of the latents of square images.
 
     Raises:
         ValueError: The size is no multiple of the VAE's factor.
@@ -202,7 +202,7 @@ class GroupWriter:
     def __init__(self, path: Path, schema: pa.Schema, settings: Settings) -> None:
         """`settings` go into the footer."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._partial = path, partial_of(path)
+        self._path, self._partial = path, partial_path(path)
         footer = {SETTINGS_KEY: json.dumps(settings, sort_keys=True).encode()}
         blobs = [field.name for field in schema if pa.types.is_fixed_size_binary(field.type)]
         plain = [name for name in schema.names if name not in blobs]
@@ -222,4 +222,4 @@ class GroupWriter:
     def close(self) -> None:
         """Finish the file; only now it is there."""
         self._writer.close()
-        replace_whole(self._partial, self._path)
+        replace_atomically(self._partial, self._path)

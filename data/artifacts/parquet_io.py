@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.artifacts.atomic import ShardError, whole
+from data.artifacts.atomic import ShardError, atomic_path
 
 SETTINGS_KEY = b"balanceddpo.settings"
 
@@ -33,7 +33,7 @@ def write_table(
     if settings is not None:
         footer = {SETTINGS_KEY: json.dumps(settings, sort_keys=True).encode()}
         table = table.replace_schema_metadata(footer)
-    with whole(path) as partial:
+    with atomic_path(path) as partial:
         pq.write_table(
             table,
             partial,

@@ -91,7 +91,7 @@ def labels(metrics: Sequence[str]) -> pa.Schema:
 
 
 def sample_scores(metrics: Sequence[str]) -> pa.Schema:
-    """One row per generated picture: where it is and what every judge gave it."""
+    """One row per generated image: where it is and what every judge gave it."""
     return pa.schema(
         [
             ("prompts_name", pa.string()),

@@ -43,7 +43,7 @@ class Recipe:
 
     seed: int
     examples: int
-    """Pictures (or pairs of pictures) rendered for training."""
+    """Images (or pairs of images) rendered for training."""
     plan: Plan
     later: tuple[Plan, ...] = ()
     """Of the autoencoder: its second and third round."""
@@ -75,7 +75,7 @@ def make_unet(folder: Path, recipe: Recipe) -> None:
 
 
 def make_clip(folder: Path, recipe: Recipe) -> None:
-    """clip: what pictures show; the shared backbone of CLIP score and aesthetics."""
+    """clip: what images show; the shared backbone of CLIP score and aesthetics."""
     _save_hf(train_scorers.train_clip(recipe.plan, recipe.examples, recipe.seed), folder / "clip")
 
 

@@ -34,7 +34,7 @@ VOTERS = ("clip", "aesthetic", "pickscore", "hps")
 
 
 class Scorers:
-    """The scorers of a weights folder, each giving one number per picture and prompt."""
+    """The scorers of a weights folder, each giving one number per image and prompt."""
 
     def __init__(self, folder: Path) -> None:
         self._clip = _hf_towers(folder / "clip")
@@ -48,7 +48,7 @@ class Scorers:
     def __call__(
         self, pixels: NDArray[np.uint8], prompts: list[str]
     ) -> dict[str, NDArray[np.float32]]:
-        """Scores of pictures for their own prompts; cosines, and 1 to 10 for the aesthetic one."""
+        """Scores of images for their own prompts; cosines, and 1 to 10 for the aesthetic one."""
         parts = [
             self._some(pixels[i : i + 256], prompts[i : i + 256])
             for i in range(0, len(prompts), 256)
@@ -101,7 +101,7 @@ def measure(folder: Path) -> None:
 
 
 def _oracle_accuracy(folder: Path) -> dict[str, Any]:
-    """How often the oracle reads attributes right: on clean pictures and after the autoencoder."""
+    """How often the oracle reads attributes right: on clean images and after the autoencoder."""
     rng = np.random.default_rng(SEED)
     scenes = world.all_scenes()
     shown = [scenes[i] for i in rng.integers(len(scenes), size=NUM_CLEAN)]
@@ -122,7 +122,7 @@ def _oracle_accuracy(folder: Path) -> dict[str, Any]:
 
 
 def _attribute_means(pixels: NDArray[np.uint8], shown: list[world.Scene]) -> dict[str, float]:
-    rows = [attributes(picture, scene.prompt) for picture, scene in zip(pixels, shown, strict=True)]
+    rows = [attributes(image, scene.prompt) for image, scene in zip(pixels, shown, strict=True)]
     return {name: round(float(np.mean([row[name] > 0.5 for row in rows])), 3) for name in rows[0]}
 
 
@@ -152,7 +152,7 @@ def _rate(hits: NDArray[np.bool_]) -> float:
 
 
 def read_pairs(number: int, seed: int) -> tuple[NDArray[np.uint8], list[str], NDArray[np.float64]]:
-    """Readable pairs of a fresh pair set: pictures (side x pair x ...), prompts, human labels."""
+    """Readable pairs of a fresh pair set: images (side x pair x ...), prompts, human labels."""
     with TemporaryDirectory() as scratch:
         write_pairs(Path(scratch), number, seed, shards=1)
         rows = pq.read_table(next(Path(scratch).glob("*.parquet"))).to_pylist()
@@ -179,11 +179,11 @@ def _base_samples(folder: Path, scorers: Scorers) -> dict[str, Any]:
     facts: dict[str, Any] = {"prompts": len(prompts), "ddim_steps": DDIM_STEPS}
     for guidance in GUIDANCES:
         generator = torch.Generator().manual_seed(SEED)
-        pictures = pipeline(
+        images = pipeline(
             prompts, num_inference_steps=DDIM_STEPS, guidance_scale=guidance, generator=generator,
             output_type="np", height=world.SIDE, width=world.SIDE,
         ).images  # fmt: skip
-        pixels = (pictures * 255).round().astype(np.uint8)
+        pixels = (images * 255).round().astype(np.uint8)
         means = {
             name: round(float(score.mean()), 3) for name, score in scorers(pixels, prompts).items()
         }

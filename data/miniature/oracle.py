@@ -1,8 +1,8 @@
-"""The judge that never votes: does a picture show what its prompt asks for?
+"""The judge that never votes: does an image show what its prompt asks for?
 
-It looks at the picture alone and needs no training. The border gives the background's colour, the
+It looks at the image alone and needs no training. The border gives the background's colour, the
 pixels that differ from it give the shape; colours are compared through a table of looks, so that a
-washed-out or dim picture is not a wrong one; the shape is compared with drawn ones.
+washed-out or dim image is not a wrong one; the shape is compared with drawn ones.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ _REACH = 1.35
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What stands out in a picture."""
+    """What stands out in an image."""
 
     paper: FloatArray
     """Colour of the background, RGB in 0 to 255."""
@@ -43,12 +43,12 @@ class Seen:
 
 
 def oracle(pixels: Pixels, prompt: str) -> float:
-    """How much of the prompt the picture shows: the mean of its five attributes, in [0, 1]."""
+    """How much of the prompt the image shows: the mean of its five attributes, in [0, 1]."""
     return float(np.mean(list(attributes(pixels, prompt).values())))
 
 
 def attributes(pixels: Pixels, prompt: str) -> dict[str, float]:
-    """How clearly the picture shows each asked attribute; above 0.5 is right, 1 beyond doubt."""
+    """How clearly the image shows each asked attribute; above 0.5 is right, 1 beyond doubt."""
     asked = world.parse(prompt)
     seen = look_at(pixels)
     if seen is None:
@@ -65,18 +65,18 @@ def attributes(pixels: Pixels, prompt: str) -> dict[str, float]:
 
 def look_at(pixels: Pixels) -> Seen | None:
     """Tell shape from background; None when nothing stands out."""
-    picture = pixels.astype(np.float32)
-    edge = np.ones(picture.shape[:2], bool)
+    image = pixels.astype(np.float32)
+    edge = np.ones(image.shape[:2], bool)
     edge[_BORDER:-_BORDER, _BORDER:-_BORDER] = False
-    paper = np.median(picture[edge], axis=0)
-    away = np.linalg.norm(picture - paper, axis=-1)
+    paper = np.median(image[edge], axis=0)
+    away = np.linalg.norm(image - paper, axis=-1)
     strong = np.partition(away.ravel(), -60)[-60:].mean()
     if strong < 10:
         return None
     core = away > 0.75 * strong
-    ink = np.median(picture[core], axis=0)
+    ink = np.median(image[core], axis=0)
     axis = ink - paper
-    cover = ((picture - paper) @ axis) / max(float(axis @ axis), 1.0)
+    cover = ((image - paper) @ axis) / max(float(axis @ axis), 1.0)
     mask = np.where(cover > 0.25, cover, 0).clip(0, 1).astype(np.float32)
     area = float(mask.sum())
     rows, columns = np.indices(mask.shape)

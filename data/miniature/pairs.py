@@ -1,7 +1,7 @@
 """Writes the miniature's pair files: Parquet in the schema of Pick-a-Pic v2, defects included.
 
-A user asks for a prompt, sees two pictures, and chooses; the loser is replaced by a new picture
-and the user chooses again. So a picture stands in about 1.8 pairs, as in the real set.
+A user asks for a prompt, sees two images, and chooses; the loser is replaced by a new image
+and the user chooses again. So an image stands in about 1.8 pairs, as in the real set.
 """
 
 import datetime
@@ -52,14 +52,14 @@ PICKAPIC = pa.schema(
 SEED, SHARDS = 7, 4
 """Of the pair set that the default run uses."""
 LONGEST_SESSION = 17
-"""Most choices of one user on one prompt; nine on average, so a picture stands in 1.8 pairs."""
+"""Most choices of one user on one prompt; nine on average, so an image stands in 1.8 pairs."""
 TIE_WITHIN = 0.25
 """A human calls it a tie when the felt difference is smaller; about 11 % of pairs."""
 NO_LABEL_RATE = 0.01
 """Share of pairs that nobody chose in."""
 ROW_GROUP = 256
 MODELS = ("weak", "plain", "dreamlike")
-"""Generators by rising quality; a picture is named after the third that its quality lies in."""
+"""Generators by rising quality; an image is named after the third that its quality lies in."""
 DEFECTS = ("torn jpeg", "no bytes", "html", "empty prompt", "png")
 """What is wrong with some rows; the PNG in a column called jpg is readable."""
 PAIRS_PER_DEFECT = 1000
@@ -175,7 +175,7 @@ def _rows(num_pairs: int, split: Split, rng: np.random.Generator) -> list[dict[s
 def _session(
     prompt: str, length: int, common: dict[str, Any], rng: np.random.Generator
 ) -> Iterator[dict[str, Any]]:
-    """One user's choices on one prompt: the preferred picture stays where it is."""
+    """One user's choices on one prompt: the preferred image stays where it is."""
     sides = [_new_image(prompt, rng), _new_image(prompt, rng)]
     for _ in range(length):
         felt = sides[0].pleasure - sides[1].pleasure + rng.logistic(0, HUMAN.doubt)
@@ -208,12 +208,12 @@ def _columns(sides: list[_Image], prompt: str) -> dict[str, Any]:
 
 
 def _new_image(prompt: str, rng: np.random.Generator) -> _Image:
-    picture = world.imagine(prompt, rng)
+    image = world.imagine(prompt, rng)
     return _Image(
         uid=str(uuid.UUID(bytes=rng.bytes(16), version=4)),
-        content=_encode(picture.pixels, "JPEG"),
-        pleasure=HUMAN.pleasure(picture, prompt),
-        model=f"miniature/{MODELS[int(picture.quality * len(MODELS))]}",
+        content=_encode(image.pixels, "JPEG"),
+        pleasure=HUMAN.pleasure(image, prompt),
+        model=f"miniature/{MODELS[int(image.quality * len(MODELS))]}",
     )
 
 

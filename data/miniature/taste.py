@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.miniature import world
-from data.miniature.world import Look, Picture
+from data.miniature.world import Look, SceneImage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,14 +23,14 @@ class Taste:
     doubt: float = 1.0
     """Spread of the judge's errors (logistic), in the units of the weights."""
 
-    def pleasure(self, picture: Picture, prompt: str) -> float:
-        """How much this judge likes the picture for the prompt; only differences mean anything."""
+    def pleasure(self, image: SceneImage, prompt: str) -> float:
+        """How much this judge likes the image for the prompt; only differences mean anything."""
         asked = world.parse(prompt)
         right = {
-            name: getattr(picture.scene, name) == getattr(asked, name) for name in world.ATTRIBUTES
+            name: getattr(image.scene, name) == getattr(asked, name) for name in world.ATTRIBUTES
         }
         told = sum(getattr(self, name) * shown for name, shown in right.items())
-        return float(told + self._looks(picture.look))
+        return float(told + self._looks(image.look))
 
     def _looks(self, look: Look) -> float:
         sharp = 1 - min(look.blur / 2.5, 1)
@@ -41,7 +41,7 @@ class Taste:
         )
 
     def prefers_first(self, gap: float, rng: np.random.Generator) -> bool:
-        """A choice between two pictures whose pleasures differ by `gap`; wrong now and then."""
+        """A choice between two images whose pleasures differ by `gap`; wrong now and then."""
         return bool(gap + rng.logistic(0, self.doubt) > 0)
 
 

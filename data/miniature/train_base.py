@@ -32,56 +32,54 @@ def new_vae() -> AutoencoderKL:
     )
 
 
-def train_vae(rounds: tuple[Plan, Plan, Plan], num_pictures: int, seed: int) -> AutoencoderKL:
-    """Train the autoencoder on pictures of every look: backgrounds, then shapes, then edges.
+def train_vae(rounds: tuple[Plan, Plan, Plan], num_images: int, seed: int) -> AutoencoderKL:
+    """Train the autoencoder on images of every look: backgrounds, then shapes, then edges.
 
     The third round is of the decoder alone: the latents stay as they are.
     """
     backgrounds, shapes, edges = rounds
     torch.manual_seed(seed)
     vae = new_vae()
-    fit_vae(vae, backgrounds, num_pictures, seed, shape_counts=False)
-    fit_vae(vae, shapes, num_pictures, seed + 1, shape_counts=True)
+    fit_vae(vae, backgrounds, num_images, seed, shape_counts=False)
+    fit_vae(vae, shapes, num_images, seed + 1, shape_counts=True)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
-    fit_vae(vae, edges, num_pictures, seed + 2, shape_counts=True)
+    fit_vae(vae, edges, num_images, seed + 2, shape_counts=True)
     return vae
 
 
-def fit_vae(
-    vae: AutoencoderKL, plan: Plan, num_pictures: int, seed: int, shape_counts: bool
-) -> None:
+def fit_vae(vae: AutoencoderKL, plan: Plan, num_images: int, seed: int, shape_counts: bool) -> None:
     """One round of training; `shape_counts` lets the shape weigh as much as the background.
 
     The scaling factor is measured at the end unless the encoder is frozen.
     """
-    pixels = captioned(num_pictures, seed, fault_rate=0.0, quality=(0.0, 1.0)).pixels
+    pixels = captioned(num_images, seed, fault_rate=0.0, quality=(0.0, 1.0)).pixels
     torch.manual_seed(seed)
 
     def loss_of(indices: Tensor) -> Tensor:
-        pictures = to_signed(pixels[indices.numpy()])
-        latents = vae.encode(pictures).latent_dist
-        gap = vae.decode(latents.sample()).sample.float() - pictures
+        images = to_signed(pixels[indices.numpy()])
+        latents = vae.encode(images).latent_dist
+        gap = vae.decode(latents.sample()).sample.float() - images
         error = gap.square() + 0.3 * gap.abs()
         if shape_counts:
-            error = error * shape_weight(pictures)
+            error = error * shape_weight(images)
         divergence: Tensor = latents.kl().mean() / latents.mean[0].numel()
         loss: Tensor = error.mean() + 1e-5 * divergence
         return loss
 
-    fit("autoencoder", [vae], loss_of, num_pictures, plan)
+    fit("autoencoder", [vae], loss_of, num_images, plan)
     if not vae.quant_conv.weight.requires_grad:
         return
     spread = encode(vae, pixels[:1024]).std().item() / vae.config.scaling_factor
     vae.register_to_config(scaling_factor=round(1 / spread, 4))
 
 
-def shape_weight(pictures: Tensor) -> Tensor:
+def shape_weight(images: Tensor) -> Tensor:
     """Pixel weights (n x 1 x h x w) under which shape and background count alike; mean 1."""
-    top, bottom = pictures[..., 0, :], pictures[..., -1, :]
-    left, right = pictures[..., :, 0], pictures[..., :, -1]
+    top, bottom = images[..., 0, :], images[..., -1, :]
+    left, right = images[..., :, 0], images[..., :, -1]
     paper = torch.cat([top, bottom, left, right], -1).median(-1).values[..., None, None]
-    away = (pictures - paper).abs().amax(1, keepdim=True)
+    away = (images - paper).abs().amax(1, keepdim=True)
     shape = (away > 0.35 * away.amax((2, 3), keepdim=True)).float()
     shape = functional.max_pool2d(shape, 3, 1, 1)
     share = shape.mean((2, 3), keepdim=True).clamp(0.01, 0.99)
@@ -91,7 +89,7 @@ def shape_weight(pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pixels: NDArray[np.uint8]) -> Tensor:
-    """Mean latents of pictures times the scaling factor, so that their spread is near 1."""
+    """Mean latents of images times the scaling factor, so that their spread is near 1."""
     batches = [to_signed(pixels[i : i + 64]) for i in range(0, len(pixels), 64)]
     scale = float(vae.config.scaling_factor)
     return scale * torch.cat([vae.encode(batch).latent_dist.mean for batch in batches])
@@ -133,10 +131,10 @@ def new_scheduler() -> DDIMScheduler:
 
 
 def train_unet(
-    vae: AutoencoderKL, plan: Plan, num_pictures: int, seed: int
+    vae: AutoencoderKL, plan: Plan, num_images: int, seed: int
 ) -> tuple[CLIPTextModel, UNet2DConditionModel]:
     """Train UNet and text encoder together on an imperfect corpus; keeps the averaged weights."""
-    corpus = imagined(num_pictures, seed)
+    corpus = imagined(num_images, seed)
     latents = encode(vae, corpus.pixels)
     torch.manual_seed(seed)
     text_encoder, unet, scheduler = new_text_encoder(), new_unet(), new_scheduler()
@@ -154,7 +152,7 @@ def train_unet(
 
     models = (text_encoder, unet)
     averages = [Average(model, EMA) for model in models]
-    fit("unet", models, loss_of, num_pictures, plan, averages)
+    fit("unet", models, loss_of, num_images, plan, averages)
     for average in averages:
         average.store()
     return text_encoder, unet

@@ -29,10 +29,10 @@ _STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 
 @runtime_checkable
 class TwoTowers(Protocol):
-    """A model that puts pictures and texts into one space."""
+    """A model that puts images and texts into one space."""
 
     def images(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """Unit embeddings of pictures (n x 64)."""
+        """Unit embeddings of images (n x 64)."""
 
     def texts(self, prompts: list[str]) -> Tensor:
         """Unit embeddings of prompts (n x 64)."""
@@ -42,7 +42,7 @@ class TwoTowers(Protocol):
 
 
 def normalised(pixels: NDArray[np.uint8]) -> Tensor:
-    """Pictures of the model's own size, as CLIP's preprocessing leaves them."""
+    """Images of the model's own size, as CLIP's preprocessing leaves them."""
     return ((to_signed(pixels) + 1) / 2 - _MEAN) / _STD
 
 
@@ -54,7 +54,7 @@ class HfTowers:
         self._tokenizer = hf_tokenizer()
 
     def images(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """Unit embeddings of pictures."""
+        """Unit embeddings of images."""
         return functional.normalize(
             self.model.get_image_features(normalised(pixels)).pooler_output, dim=-1
         )
@@ -79,7 +79,7 @@ class OpenClipTowers:
         self._tokenizer = hf_tokenizer()
 
     def images(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """Unit embeddings of pictures."""
+        """Unit embeddings of images."""
         embeddings: Tensor = self.model.encode_image(normalised(pixels), normalize=True)
         return embeddings
 
@@ -122,15 +122,15 @@ def open_clip_config(width: int = _WIDTH, layers: int = 3) -> dict[str, Any]:
 
 
 def _contrast(towers: TwoTowers, pixels: NDArray[np.uint8], prompts: list[str]) -> Tensor:
-    """CLIP's loss: each picture finds its prompt in the batch, and each prompt its picture."""
+    """CLIP's loss: each image finds its prompt in the batch, and each prompt its image."""
     logits = towers.scale() * towers.images(pixels) @ towers.texts(prompts).T
     truth = torch.arange(len(prompts))
     return (functional.cross_entropy(logits, truth) + functional.cross_entropy(logits.T, truth)) / 2
 
 
-def train_clip(plan: Plan, num_pictures: int, seed: int) -> CLIPModel:
-    """Learn what well-made pictures show, and nothing about how they look."""
-    corpus = captioned(num_pictures, seed, fault_rate=0.0, quality=(0.6, 1.0))
+def train_clip(plan: Plan, num_images: int, seed: int) -> CLIPModel:
+    """Learn what well-made images show, and nothing about how they look."""
+    corpus = captioned(num_images, seed, fault_rate=0.0, quality=(0.6, 1.0))
     torch.manual_seed(seed)
     model = new_hf_clip()
     towers = HfTowers(model)
@@ -138,7 +138,7 @@ def train_clip(plan: Plan, num_pictures: int, seed: int) -> CLIPModel:
     def loss_of(indices: Tensor) -> Tensor:
         return _contrast(towers, *_take(corpus, indices))
 
-    fit("clip", [model], loss_of, num_pictures, plan)
+    fit("clip", [model], loss_of, num_images, plan)
     return model
 
 
@@ -148,14 +148,14 @@ def _take(corpus: Corpus, indices: Tensor) -> tuple[NDArray[np.uint8], list[str]
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """Pairs of pictures of one prompt, the one a judge preferred first."""
+    """Pairs of images of one prompt, the one a judge preferred first."""
 
     winners: Corpus
     losers: Corpus
 
 
 def choose(number: int, taste: Taste, seed: int) -> Choices:
-    """Show a judge pairs of imperfect pictures on training prompts, and note what it prefers."""
+    """Show a judge pairs of imperfect images on training prompts, and note what it prefers."""
     rng = np.random.default_rng(seed)
     texts = world.prompts("train")
     prompts = [texts[i] for i in rng.integers(len(texts), size=number)]
@@ -213,18 +213,16 @@ class AestheticHead(nn.Module):
         return scores
 
 
-def train_aesthetic(model: CLIPModel, plan: Plan, num_pictures: int, seed: int) -> AestheticHead:
+def train_aesthetic(model: CLIPModel, plan: Plan, num_images: int, seed: int) -> AestheticHead:
     """Learn the appeal of looks, spread over 1 to 10, from what the CLIP happens to keep of it."""
     rng = np.random.default_rng(seed)
     texts = world.prompts("train")
-    pictures = [
-        world.imagine(texts[int(rng.integers(len(texts)))], rng) for _ in range(num_pictures)
-    ]
-    truth = torch.tensor([1 + 9 * picture.look.appeal for picture in pictures])
-    pixels = np.stack([picture.pixels for picture in pictures])
+    images = [world.imagine(texts[int(rng.integers(len(texts)))], rng) for _ in range(num_images)]
+    truth = torch.tensor([1 + 9 * image.look.appeal for image in images])
+    pixels = np.stack([image.pixels for image in images])
     with torch.no_grad():
         towers = HfTowers(model)
-        parts = [towers.images(pixels[i : i + 256]) for i in range(0, num_pictures, 256)]
+        parts = [towers.images(pixels[i : i + 256]) for i in range(0, num_images, 256)]
     embeddings = torch.cat(parts)
     torch.manual_seed(seed)
     head = AestheticHead()
@@ -232,5 +230,5 @@ def train_aesthetic(model: CLIPModel, plan: Plan, num_pictures: int, seed: int) 
     def loss_of(indices: Tensor) -> Tensor:
         return functional.mse_loss(head(embeddings[indices]), truth[indices])
 
-    fit("aesthetic", [head], loss_of, num_pictures, plan)
+    fit("aesthetic", [head], loss_of, num_images, plan)
     return head

@@ -23,15 +23,15 @@ class Plan:
     """Peak learning rate; it warms up over the first twentieth and falls to zero by a cosine."""
     weight_decay: float = 0.01
     bf16: bool = False
-    """Run the forward pass in bfloat16; faster for convolutions on wide pictures."""
+    """Run the forward pass in bfloat16; faster for convolutions on wide images."""
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Captioned pictures; the caption is what was asked for, not always what is shown."""
+    """Captioned images; the caption is what was asked for, not always what is shown."""
 
     pixels: NDArray[np.uint8]
-    """picture x height x width x RGB"""
+    """image x height x width x RGB"""
     prompts: list[str]
 
 
@@ -39,7 +39,7 @@ def captioned(number: int, seed: int, fault_rate: float, quality: tuple[float, f
     """Render a corpus on training prompts.
 
     Args:
-        number: How many pictures.
+        number: How many images.
         seed: Of every choice made here.
         fault_rate: Probability that an attribute is shown wrong, each on its own.
         quality: Range of the look's quality, drawn evenly; 1 is the best.
@@ -63,12 +63,12 @@ def imagined(number: int, seed: int) -> Corpus:
 
 
 def to_signed(pixels: NDArray[np.uint8]) -> Tensor:
-    """uint8 pictures (n, h, w, RGB) as float tensor (n, RGB, h, w) in [-1, 1]."""
+    """uint8 images (n, h, w, RGB) as float tensor (n, RGB, h, w) in [-1, 1]."""
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def to_pixels(signed: Tensor) -> NDArray[np.uint8]:
-    """Pictures in [-1, 1] (n, RGB, h, w) as uint8 (n, h, w, RGB)."""
+    """Images in [-1, 1] (n, RGB, h, w) as uint8 (n, h, w, RGB)."""
     scaled = ((signed.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
     return scaled.permute(0, 2, 3, 1).cpu().numpy()
 

@@ -1,6 +1,6 @@
-"""The miniature world: prompts about shapes, the pictures they ask for, and what can go wrong.
+"""The miniature world: prompts about shapes, the images they ask for, and what can go wrong.
 
-A prompt names five attributes ("a small red circle at the left on a blue background"). A picture
+A prompt names five attributes ("a small red circle at the left on a blue background"). An image
 can fail in two ways that do not depend on each other: it shows a wrong attribute (a fault), or it
 shows the right one badly (its look: washed out, dim, blurred, grainy).
 """
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 Pixels = NDArray[np.uint8]
-"""A picture, height x width x RGB."""
+"""An image, height x width x RGB."""
 Mask = NDArray[np.float32]
 """How much of each pixel the shape covers, height x width in [0, 1]."""
 Split = Literal["train", "validation", "test"]
 
 SIDE = 64
-"""Height and width of a picture in pixels."""
+"""Height and width of an image in pixels."""
 SIZES = {"small": 8.0, "large": 14.5}
 """Radius in pixels of the circle that the shape fits in or equals."""
 COLOURS = {
@@ -53,7 +53,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a prompt asks for, or what a picture shows."""
+    """What a prompt asks for, or what an image shows."""
 
     size: str
     colour: str
@@ -72,7 +72,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How well a picture is made, whatever it shows; the defaults are a perfect print."""
+    """How well an image is made, whatever it shows; the defaults are a perfect print."""
 
     saturation: float = 1.0
     """0 is grey, 1 the full colours."""
@@ -218,7 +218,7 @@ def _outlines(shape: str) -> list[NDArray[np.float64]]:
 
 
 def render(scene: Scene, look: Look, rng: np.random.Generator) -> Pixels:
-    """Draw the scene; position, radius and shades vary a little from picture to picture."""
+    """Draw the scene; position, radius and shades vary a little from image to image."""
     x, y = np.array(PLACES[scene.place]) + rng.uniform(-JITTER, JITTER, 2)
     mask = shape_mask(scene.shape, SIZES[scene.size] * rng.uniform(0.94, 1.06), x, y)
     shades = rng.normal(0, 5, (2, 3)).astype(np.float32)
@@ -227,10 +227,10 @@ def render(scene: Scene, look: Look, rng: np.random.Generator) -> Pixels:
     return apply_look(flat, look, rng)
 
 
-def apply_look(picture: NDArray[np.float32], look: Look, rng: np.random.Generator) -> Pixels:
-    """Print a picture (values 0 to 255) with the given look."""
-    grey = (picture @ _LUMA)[..., None]
-    toned = grey + look.saturation * (picture - grey)
+def apply_look(image: NDArray[np.float32], look: Look, rng: np.random.Generator) -> Pixels:
+    """Print an image (values 0 to 255) with the given look."""
+    grey = (image @ _LUMA)[..., None]
+    toned = grey + look.saturation * (image - grey)
     toned = 127.5 + look.contrast * (toned - 127.5) + 255 * look.brightness
     if look.noise > 0:
         toned = toned + rng.normal(0, 255 * look.noise, toned.shape)
@@ -242,7 +242,7 @@ def apply_look(picture: NDArray[np.float32], look: Look, rng: np.random.Generato
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class SceneImage:
     """What an imperfect generator made of a prompt, and how it turned out."""
 
     pixels: Pixels
@@ -253,13 +253,13 @@ class Picture:
     """How good its generator was on this day, in [0, 1]."""
 
 
-def imagine(prompt: str, rng: np.random.Generator) -> Picture:
-    """A picture as an imperfect generator makes it: good ones are rarely wrong and look better.
+def imagine(prompt: str, rng: np.random.Generator) -> SceneImage:
+    """An image as an imperfect generator makes it: good ones are rarely wrong and look better.
 
     An attribute is wrong with probability 0.12 on average; quality couples faults and looks, as
-    in sets whose pictures come from generators of unequal strength.
+    in sets whose images come from generators of unequal strength.
     """
     quality = rng.random()
     scene = with_faults(parse(prompt), 0.24 * (1 - quality), rng)
     look = draw_look(0.35 * quality + 0.65 * rng.random(), rng)
-    return Picture(render(scene, look, rng), scene, look, quality)
+    return SceneImage(render(scene, look, rng), scene, look, quality)

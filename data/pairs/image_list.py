@@ -1,4 +1,4 @@
-"""Pairs listed in a text or table, with pictures named by path or written in the list itself.
+"""Pairs listed in a text or table, with images named by path or written in the list itself.
 
 Such files have no row groups and may hold a million pairs, so a list is cut into shards of
 `SHARD_ROWS` and these into row groups of `GROUP_ROWS`.
@@ -12,18 +12,18 @@ import pyarrow as pa
 
 from data.pairs.config import Images, PairsKind, PairsSpec
 from data.pairs.files import size_of
-from data.pairs.image_store import ARCHIVES, NUM_TRIED, Pictures, open_pictures
+from data.pairs.image_store import ARCHIVES, NUM_TRIED, ImageStore, open_images
 from data.pairs.schema import BLOBS, PAIR, PairShard, image_key
 from data.storage import open_store
 from data.storage.base import Store, ahead
 
 GROUP_ROWS = 256
-"""What is read on its own in stage two; with 170 kB a picture, 87 MB."""
+"""What is read on its own in stage two; with 170 kB an image, 87 MB."""
 SHARD_ROWS = 16 * GROUP_ROWS
 AHEAD = 2
-"""Batches of pairs whose pictures are fetched from an object store before they are wanted."""
+"""Batches of pairs whose images are fetched from an object store before they are wanted."""
 NUM_MEASURED = 8
-"""Pairs of a row group whose pictures' sizes are looked up to estimate its bytes."""
+"""Pairs of a row group whose images' sizes are looked up to estimate its bytes."""
 
 LISTED = pa.schema(
     [
@@ -54,7 +54,7 @@ class Listing(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class InMemory:
-    """A list without pictures is small: a hundred bytes a pair."""
+    """A list without images is small: a hundred bytes a pair."""
 
     table: pa.Table
     """Of the schema `LISTED`."""
@@ -72,14 +72,14 @@ class InMemory:
 
 @dataclass(frozen=True, slots=True)
 class ListedPairs:
-    """Pairs from lists and pictures from files."""
+    """Pairs from lists and images from files."""
 
     store: Store
     """Where the lists lie."""
     shards: tuple[PairShard, ...]
     listings: Mapping[str, Listing]
     """By the list's file."""
-    pictures: Pictures
+    images: ImageStore
 
     @property
     def root(self) -> str:
@@ -94,10 +94,10 @@ class ListedPairs:
             self._table(shard, start, min(batch_rows, shard.rows - start), start, images)
             for start in range(0, shard.rows, batch_rows)
         )
-        return ahead(tables, AHEAD) if images and self.pictures.store.far else tables
+        return ahead(tables, AHEAD) if images and self.images.store.far else tables
 
     def row_groups(self, shard: PairShard) -> list[tuple[int, int]]:
-        """Rows and bytes of each `GROUP_ROWS`; bytes are estimated from some of the pictures."""
+        """Rows and bytes of each `GROUP_ROWS`; bytes are estimated from some of the images."""
         starts = range(0, shard.rows, GROUP_ROWS)
         sizes = [min(GROUP_ROWS, shard.rows - start) for start in starts]
         return [
@@ -115,7 +115,7 @@ class ListedPairs:
     ) -> pa.Table:
         rows = self.listings[shard.file].rows(shard.first + start, count)
         named = [row[name] for row in rows for name in BLOBS]
-        contents = iter(self.pictures.read_all(named) if images else [None] * len(named))
+        contents = iter(self.images.read_all(named) if images else [None] * len(named))
         for number, row in enumerate(rows, first_row):
             row["row"] = number
             for side, name in enumerate(BLOBS):
@@ -136,7 +136,7 @@ class ListedPairs:
             row[name] for row in listing.rows(shard.first + start, measured) for name in BLOBS
         ]
         sizes = [
-            self.pictures.bytes_of(value) if isinstance(value, str) else len(value or b"")
+            self.images.bytes_of(value) if isinstance(value, str) else len(value or b"")
             for value in values
         ]
         return sum(sizes) * rows // measured
@@ -159,19 +159,19 @@ def listed_pairs(
     reading: str = "",
     archives: tuple[str, ...] = ARCHIVES,
 ) -> ListedPairs:
-    """A pair set from its lists, with the folder of pictures found and tried.
+    """A pair set from its lists, with the folder of images found and tried.
 
     Raises:
-        StoreError: There is no such folder of pictures.
-        PairsError: The pictures are not where the lists say.
+        StoreError: There is no such folder of images.
+        PairsError: The images are not where the lists say.
     """
     shards = _cut(root, listings, spec.max_pairs, reading)
     if spec.kind is PairsKind.jsonl and spec.images is Images.inline:
-        return ListedPairs(root, shards, listings, Pictures(root))  # the list has them all
-    hint = "give the folder of the pictures"
+        return ListedPairs(root, shards, listings, ImageStore(root))  # the list has them all
+    hint = "give the folder of the images"
     images = open_store("pairs.image_root", spec.image_root, hint) if spec.image_root else root
     tried = _some_paths(shards, listings)
-    return ListedPairs(root, shards, listings, open_pictures(images, prefixes, tried, archives))
+    return ListedPairs(root, shards, listings, open_images(images, prefixes, tried, archives))
 
 
 def _cut(

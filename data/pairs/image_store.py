@@ -1,6 +1,6 @@
 """Image files that pairs name by path: in a folder, or in archives that are never unpacked.
 
-A path decides which file is read, so none may lead out of the folder; a picture that is not there
+A path decides which file is read, so none may lead out of the folder; an image that is not there
 is None and its pair keeps its row. A disk or store that fails is no answer: it ends the run.
 """
 
@@ -15,15 +15,15 @@ from data.storage.base import AWAY, THREADS, Store, StoreError
 from data.storage.local import LocalStore
 
 NUM_TRIED = 16
-"""Pictures looked for before a run, so that a wrong folder is noticed at once."""
+"""Images looked for before a run, so that a wrong folder is noticed at once."""
 ARCHIVES = ("*.tar", "*.zip")
-"""Where archives are looked for, below the folder of pictures."""
+"""Where archives are looked for, below the folder of images."""
 PACKED = ("*.tar.*", "*.tgz")
 """Archives that cannot be read from the middle."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
+class ImageStore:
     """The image files of a pair set."""
 
     store: Store
@@ -32,7 +32,7 @@ class Pictures:
     members: dict[str, Place] = field(default_factory=dict)
 
     def read(self, path: str) -> bytes | None:
-        """The encoded picture, or None when there is no such file below the folder.
+        """The encoded image, or None when there is no such file below the folder.
 
         Raises:
             StoreError: The disk or the store fails.
@@ -52,7 +52,7 @@ class Pictures:
         return content
 
     def read_all(self, values: Sequence[str | bytes | None]) -> list[bytes | None]:
-        """Pictures by path; bytes and None are their own answer. Far ones come side by side."""
+        """Images by path; bytes and None are their own answer. Far ones come side by side."""
 
         def content(value: str | bytes | None) -> bytes | None:
             return self.read(value) if isinstance(value, str) else value
@@ -63,7 +63,7 @@ class Pictures:
             return list(threads.map(content, values))
 
     def bytes_of(self, path: str) -> int:
-        """The encoded picture's size; 0 when there is none."""
+        """The encoded image's size; 0 when there is none."""
         found = self._find(path)
         return found.bytes if found else 0
 
@@ -92,25 +92,25 @@ class Pictures:
         return parts.as_posix()
 
 
-def open_pictures(
+def open_images(
     store: Store,
     prefixes: tuple[str, ...],
     tried: Sequence[str | None],
     archives: Sequence[str] = ARCHIVES,
-) -> Pictures:
-    """The pictures below a folder, in archives too.
+) -> ImageStore:
+    """The images below a folder, in archives too.
 
-    `tried` are some of the set's paths. A set none of whose pictures is found is refused.
+    `tried` are some of the set's paths. A set none of whose images is found is refused.
 
     Raises:
-        PairsError: No picture is there, they are in a .tar.gz, or an archive is torn or hostile.
+        PairsError: No image is there, they are in a .tar.gz, or an archive is torn or hostile.
     """
     found = [name for pattern in archives for name in store.names(pattern)]
-    pictures = Pictures(store, prefixes, members(store, found))
+    images = ImageStore(store, prefixes, members(store, found))
     named = [path for path in tried if path]
-    if named and not any(pictures.bytes_of(path) for path in named):
+    if named and not any(images.bytes_of(path) for path in named):
         _refuse(store, named[0])
-    return pictures
+    return images
 
 
 def _refuse(store: Store, example: str) -> None:
@@ -119,11 +119,11 @@ def _refuse(store: Store, example: str) -> None:
     if packed:
         name = packed[0].split(".t")[0]
         raise PairsError(
-            f"the pictures under {store.url} are in {packed[0]}, and a compressed tar cannot be "
+            f"the images under {store.url} are in {packed[0]}, and a compressed tar cannot be "
             f"read from the middle; convert it once: cd {store.url} && cat {name}.t*gz* | gunzip > "
             f"{name}.tar"
         )
     raise PairsError(
-        f"none of the first pictures is under {store.url}, for example {example}; give the folder "
+        f"none of the first images is under {store.url}, for example {example}; give the folder "
         "that the paths are relative to, or that has the .tar or .zip files (pairs.image_root=...)"
     )

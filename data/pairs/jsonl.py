@@ -18,7 +18,7 @@ from data.storage.base import Store
 
 @dataclass(frozen=True, slots=True)
 class JsonLines:
-    """A file of JSON lines, read where it is needed: inline pictures may be many gigabytes."""
+    """A file of JSON lines, read where it is needed: inline images may be many gigabytes."""
 
     store: Store
     file: str
@@ -59,7 +59,7 @@ class JsonLines:
 
 
 def open_jsonl(root: Store, spec: PairsSpec) -> ListedPairs:
-    """JSON lines under a column map, pictures in base64 or named by path."""
+    """JSON lines under a column map, images in base64 or named by path."""
     columns, reading = column_map(spec)
     listings = {
         name: _indexed(root, name, columns, spec.images)

@@ -46,7 +46,7 @@ AHEAD = 8
 
 @dataclass(frozen=True, slots=True)
 class ParquetPairs:
-    """Parquet files with the pictures in them."""
+    """Parquet files with the images in them."""
 
     store: Store
     shards: tuple[PairShard, ...]
@@ -154,7 +154,7 @@ def open_pickapic(root: Store, spec: PairsSpec) -> PairSource:
 
 
 def open_parquet(root: Store, spec: PairsSpec) -> PairSource:
-    """Parquet files under a column map, with the pictures in them or named by path."""
+    """Parquet files under a column map, with the images in them or named by path."""
     columns, reading = column_map(spec)
     files = find_files(root, spec.split, ".parquet")
     footers = _footers(root, files, spec.max_pairs, tuple(columns.values()))

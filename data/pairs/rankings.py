@@ -30,7 +30,7 @@ IMAGEREWARD = ("image_path", "prompt_id", "prompt", "rank")
 def open_hpdv2(root: Store, spec: PairsSpec) -> ListedPairs:
     """HPDv2: `train.json` with one choice of two, `test.json` with averaged rankings of many.
 
-    Pictures lie in `train/` and `test/`, or in train.tar and test.tar.
+    Images lie in `train/` and `test/`, or in train.tar and test.tar.
     """
     files = find_files(root, spec.split, ".json", deep=False)
     listings = {name: as_listed(hpdv2_rows(root, name)) for name in files}
@@ -70,7 +70,7 @@ def hpdv3_rows(root: Store, name: str, seed: int) -> Iterator[Row]:
 
 
 def open_imagereward(root: Store, spec: PairsSpec) -> ListedPairs:
-    """ImageRewardDB: `metadata-<split>.parquet`, one row an image; pictures in `images/`, zipped.
+    """ImageRewardDB: `metadata-<split>.parquet`, one row an image; images in `images/`, zipped.
 
     Every prompt's images make pairs; rank 1 is best.
     """

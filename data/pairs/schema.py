@@ -68,7 +68,7 @@ class PairSource(Protocol):
     ) -> Iterator[pa.Table]:
         """The shard's pairs in order, `batch_rows` at a time, in the columns of `PAIR`.
 
-        Without `images` the image columns are left out and no picture is read.
+        Without `images` the image columns are left out and no image is read.
         """
 
     def row_groups(self, shard: PairShard) -> list[tuple[int, int]]:

@@ -27,6 +27,6 @@ def open_store(setting: str, url: str, hint: str = "") -> Store:
         if not folder.is_dir():
             raise StoreError(f"{setting}={url} is not a folder; {hint}")
         return LocalStore(folder)
-    from data.storage.remote import open_far  # fsspec, only where it is used
+    from data.storage.remote import open_remote  # fsspec, only where it is used
 
-    return open_far(setting, url, hint)
+    return open_remote(setting, url, hint)

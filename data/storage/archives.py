@@ -1,7 +1,7 @@
-"""Pictures inside .tar and .zip files, which are read in place and never unpacked.
+"""Images inside .tar and .zip files, which are read in place and never unpacked.
 
-An archive is a list of names and places. Names that lead out of it, and whatever else no picture
-set needs, are refused before a single picture is read.
+An archive is a list of names and places. Names that lead out of it, and whatever else no image
+set needs, are refused before a single image is read.
 """
 
 import json
@@ -22,7 +22,7 @@ from data.storage.base import Store, StoreError
 from data.storage.local import LocalStore
 
 LARGEST_BYTES = 256 << 20
-"""Larger members are not read at all: no encoded picture is that large, and bombs are."""
+"""Larger members are not read at all: no encoded image is that large, and bombs are."""
 ZIP_HEADER = struct.Struct("<4s2xHH8x8xHH")
 """Of a member: signature, flags, method, lengths of name and extra field; 30 bytes."""
 SLACK_BYTES = 1024
@@ -31,7 +31,7 @@ SLACK_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an encoded picture lies: a whole file, or a member of an archive."""
+    """Where an encoded image lies: a whole file, or a member of an archive."""
 
     file: str
     offset: int
@@ -194,6 +194,6 @@ def _check_tar_member(where: str, member: tarfile.TarInfo) -> None:
 
 def _refusal(where: str, problem: str) -> str:
     return (
-        f"{where} has a member that no picture set needs ({problem}); it was not made for this "
-        "purpose or cannot be trusted: pack the pictures again"
+        f"{where} has a member that no image set needs ({problem}); it was not made for this "
+        "purpose or cannot be trusted: pack the images again"
     )

@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class FarStore:
+class RemoteStore:
     """A folder of an object store, through fsspec."""
 
     url: str
@@ -72,7 +72,7 @@ class FarStore:
 
     def open(self, name: str) -> io.BufferedReader:
         """A file for reading from any position, fetched in pieces of at least `BUFFER_BYTES`."""
-        return io.BufferedReader(_FarFile(self, name), BUFFER_BYTES)
+        return io.BufferedReader(_RemoteFile(self, name), BUFFER_BYTES)
 
     def source(self, name: str) -> str | io.BufferedReader:
         """The same: Arrow asks for columns of a row group, and small ones lie side by side."""
@@ -80,7 +80,7 @@ class FarStore:
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Some bytes of a file, fewer where it ends, and no more than these."""
-        with _FarFile(self, name) as file:
+        with _RemoteFile(self, name) as file:
             file.seek(offset)
             return file.read(size)
 
@@ -135,10 +135,10 @@ class FarStore:
         return path.strip("/").removeprefix(f"{self.folder.strip('/')}/")
 
 
-class _FarFile(io.RawIOBase):
+class _RemoteFile(io.RawIOBase):
     """A file of an object store, read by ranges; one that fails is asked for again."""
 
-    def __init__(self, store: FarStore, name: str) -> None:
+    def __init__(self, store: RemoteStore, name: str) -> None:
         self._store, self._name = store, name
         self._size = store.size(name)
         if self._size is None:
@@ -197,7 +197,7 @@ class _FarFile(io.RawIOBase):
         super().close()
 
 
-def open_far(setting: str, url: str, hint: str) -> FarStore:
+def open_remote(setting: str, url: str, hint: str) -> RemoteStore:
     """A folder of an object store by its URL; `setting` is named in messages, with `hint`.
 
     `s3://` and `gs://` go through Arrow, `hf://` through the hub's own client, others through
@@ -211,7 +211,7 @@ def open_far(setting: str, url: str, hint: str) -> FarStore:
     if url.startswith("hf://") and (reason := unreachable()):
         raise StoreError(f"{setting}={url} cannot be opened: {reason}; {hint}")
     files, folder = _files_of(setting, url)
-    store = FarStore(url.partition("?")[0].rstrip("/"), files, folder.rstrip("/"))
+    store = RemoteStore(url.partition("?")[0].rstrip("/"), files, folder.rstrip("/"))
     try:
         found = store.ask("be found", "", files.info)["type"]
     except AWAY as error:

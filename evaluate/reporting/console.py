@@ -32,8 +32,8 @@ def progress(console: Console, *, shown: bool) -> Progress:
     )
 
 
-def tell(console: Console, summary: Mapping[str, Any], report: Path) -> None:
-    """Win rates, one table a model, one sentence each, and where the pictures are."""
+def print_summary(console: Console, summary: Mapping[str, Any], report: Path) -> None:
+    """Win rates, one table a model, one sentence each, and where the images are."""
     for comparison in summary["comparisons"]:
         console.print(_table(summary, comparison))
         console.print(comparison["sentence"])

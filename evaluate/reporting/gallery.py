@@ -1,4 +1,4 @@
-"""Which picture pairs the report shows, and their bytes for the page."""
+"""Which image pairs the report shows, and their bytes for the page."""
 
 import base64
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ import polars as pl
 from data.images import UnreadableImageError, decode, encode_jpeg, to_pixels
 
 SIDE = 384
-"""Larger pictures are made this small for the report; the originals stay in `samples/`."""
+"""Larger images are made this small for the report; the originals stay in `samples/`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One judge's score of both pictures."""
+    """One judge's score of both images."""
 
     metric: str
     base: float
@@ -25,25 +25,25 @@ class Change:
 
     @property
     def gap(self) -> float:
-        """Above 0 the model's picture is better."""
+        """Above 0 the model's image is better."""
         return self.model - self.base
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Two pictures from the same noise."""
+    """Two images from the same noise."""
 
     prompt: str
     seed: int
     base: str
-    """Data URI; empty when the picture is not there any more."""
+    """Data URI; empty when the image is not there any more."""
     model: str
     changes: list[Change]
 
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Picture pairs chosen by one rule."""
+    """Image pairs chosen by one rule."""
 
     title: str
     rule: str
@@ -84,7 +84,7 @@ def galleries(
 
 
 def side_by_side(scores: pl.DataFrame, base: str, model: str) -> pl.DataFrame:
-    """One row per picture pair; the base's columns end in `_base`."""
+    """One row per image pair; the base's columns end in `_base`."""
     other = scores.filter(pl.col("model") == base)
     one = scores.filter(pl.col("model") == model)
     keys = ["prompt_id", "seed"]
@@ -115,9 +115,9 @@ def _card(row: dict[str, Any], metrics: list[str], root: Path) -> Card:
 
 
 def inline(path: Path) -> str:
-    """A picture as a data URI: small ones as they are, large ones as a smaller JPEG.
+    """An image as a data URI: small ones as they are, large ones as a smaller JPEG.
 
-    Empty when there is no picture that can be read.
+    Empty when there is no image that can be read.
     """
     try:
         content, kind = path.read_bytes(), "png"

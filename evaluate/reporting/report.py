@@ -22,7 +22,7 @@ def write_report(
     scores: pl.DataFrame,
     *,
     journal: Path,
-    pictures: int,
+    num_pairs: int,
     seed: int,
 ) -> None:
     """Write every readable form of `winrates.json` beside it; `report.html` last."""
@@ -35,7 +35,7 @@ def write_report(
             "comparison": comparison,
             "forest": Markup(plots.forest(comparison)),
             "changes": Markup(plots.changes(comparison)),
-            "galleries": gallery.galleries(scores, folder, comparison, pictures, seed),
+            "galleries": gallery.galleries(scores, folder, comparison, num_pairs, seed),
         }
         for comparison in comparisons
     ]
@@ -70,7 +70,7 @@ def protocol(summary: Mapping[str, Any]) -> str:
     """How the comparison was made, in a few sentences."""
     prompts, made = summary["prompts"], summary["protocol"]
     seeds = made["seeds"]
-    drawn = f"{seeds} picture{'s' if seeds > 1 else ''} for each prompt and model"
+    drawn = f"{seeds} image{'s' if seeds > 1 else ''} for each prompt and model"
     left = ", ".join(f"{prompts[key]} {key}" for key in ("empty", "repeated") if prompts[key])
     if prompts["trained"]:
         left = ", ".join([*filter(None, [left]), f"{prompts['trained']} that were trained on"])

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from data.artifacts.schemas import Role
-from evaluate.plan import Contest
+from evaluate.plan import ComparisonPlan
 from evaluate.statistics.power import detectable
 from evaluate.statistics.winrate import Balance, Comparison, Verdict, WinRate, compare
 
@@ -17,7 +17,7 @@ PART_RESAMPLES = 1000
 
 
 def summarise(
-    contest: Contest,
+    contest: ComparisonPlan,
     comparisons: Sequence[Comparison],
     scores: pl.DataFrame,
     provenance: Mapping[str, Any],
@@ -66,7 +66,7 @@ def sentence(comparison: Comparison) -> str:
 
 
 def breakdowns(
-    contest: Contest, comparison: Comparison, scores: pl.DataFrame
+    contest: ComparisonPlan, comparison: Comparison, scores: pl.DataFrame
 ) -> list[dict[str, Any]]:
     """The same win rates within each category and each challenge, where the set has several."""
     found = []
@@ -89,7 +89,7 @@ def breakdowns(
 
 
 def _part(
-    contest: Contest, comparison: Comparison, scores: pl.DataFrame, ids: Sequence[int]
+    contest: ComparisonPlan, comparison: Comparison, scores: pl.DataFrame, ids: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Win rates on some prompts; none where a judge scored nothing there."""
     try:
@@ -106,7 +106,7 @@ def _part(
     return [_rate(rate) for rate in part.rates]
 
 
-def prompts(contest: Contest) -> dict[str, Any]:
+def prompts(contest: ComparisonPlan) -> dict[str, Any]:
     """The prompt set, and what was left out of it."""
     return {
         "name": contest.prompts.name,
@@ -118,8 +118,8 @@ def prompts(contest: Contest) -> dict[str, Any]:
     }
 
 
-def protocol(contest: Contest) -> dict[str, Any]:
-    """How pictures were drawn and compared."""
+def protocol(contest: ComparisonPlan) -> dict[str, Any]:
+    """How images were drawn and compared."""
     made = contest.score_settings
     drawn = made["samples"][contest.spec.base]
     shown = ("steps", "guidance", "scheduler", "resolution")

@@ -60,7 +60,7 @@ class Bootstrap:
         self.spread = dict(zip(columns, ratio(drawn[:, 0::2], drawn[:, 1::2]).T, strict=True))
 
     def mean(self, *names: str, is_rate: bool) -> Estimate:
-        """Mean over picture pairs, averaged over the named columns, with its interval.
+        """Mean over image pairs, averaged over the named columns, with its interval.
 
         A rate of exactly 0 or 1 leaves the bootstrap without spread; its open side is the exact
         binomial limit (Clopper and Pearson 1934), so that a handful of prompts proves little.

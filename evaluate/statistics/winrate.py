@@ -1,8 +1,8 @@
 """Scores -> win rates with their uncertainty. Pure: knows no files and no models.
 
-A picture pair is what two models drew for one prompt from one noise. It is a win when the model's
-score is above the base's by more than the judge's tie threshold; ties count half. Pictures of one
-prompt are alike, so prompts and not pictures are what is resampled and what the sign test counts.
+An image pair is what two models drew for one prompt from one noise. It is a win when the model's
+score is above the base's by more than the judge's tie threshold; ties count half. Images of one
+prompt are alike, so prompts and not images are what is resampled and what the sign test counts.
 """
 
 import math
@@ -65,21 +65,21 @@ class WinRate:
     metric: str
     role: Role
     prompts: int
-    """Prompts with at least one picture pair that could be scored."""
+    """Prompts with at least one image pair that could be scored."""
     seeds: int
     wins: int
     ties: int
     losses: int
     unscored: int
-    """Picture pairs left out because one of the two has no score."""
+    """Image pairs left out because one of the two has no score."""
     win_rate: Estimate
-    """Mean over picture pairs, ties half, in [0, 1]."""
+    """Mean over image pairs, ties half, in [0, 1]."""
     change: Estimate
     """Mean score of the model minus that of the base, in the metric's units."""
     mean_base: float
     mean_model: float
     std_base: float
-    """Standard deviation of the base's scores over pictures: the scale of `change`."""
+    """Standard deviation of the base's scores over images: the scale of `change`."""
     p_value: float
     """Exact two-sided sign test over prompts, ties left out."""
     holm: float
@@ -130,10 +130,10 @@ def compare(
     resamples: int,
     seed: int,
 ) -> Comparison:
-    """Compare two models whose pictures have been scored (`tables.sample_scores`).
+    """Compare two models whose images have been scored (`tables.sample_scores`).
 
     Raises:
-        ValueError: A judge scored no picture pair at all, or the voters share no prompt.
+        ValueError: A judge scored no image pair at all, or the voters share no prompt.
     """
     metrics = [judge.metric for judge in judges]
     voters = [judge.metric for judge in judges if judge.role is Role.VOTER]
@@ -144,7 +144,7 @@ def compare(
     changed = {metric: per_prompt(gap(pairs, metric), prompt) for metric in metrics}
     for metric in metrics:
         if not won[metric].number.any():
-            raise ValueError(f"metric {metric!r} scored no picture of both models")
+            raise ValueError(f"metric {metric!r} scored no image of both models")
     draws = Bootstrap(
         {f"win {metric}": won[metric] for metric in metrics}
         | {f"change {metric}": changed[metric] for metric in metrics}
@@ -164,9 +164,9 @@ def compare(
 
 
 def paired(scores: pl.DataFrame, metrics: Sequence[str], base: str, model: str) -> pl.DataFrame:
-    """One row per picture pair: `prompt` (0, 1, ...), `seed`, and `<metric>`, `<metric>_base`.
+    """One row per image pair: `prompt` (0, 1, ...), `seed`, and `<metric>`, `<metric>_base`.
 
-    A picture that only one of the models has gives a row with nulls: nothing vanishes.
+    An image that only one of the models has gives a row with nulls: nothing vanishes.
     """
     columns = [pl.col(f"score_{metric}").cast(pl.Float64).alias(metric) for metric in metrics]
     one, other = (

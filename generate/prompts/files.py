@@ -54,7 +54,7 @@ def read_prompts(spec: PromptsSpec, pairs: PairsSpec) -> Iterator[Prompt]:
 
 
 def trained_prompts(pairs: PairsSpec) -> set[str]:
-    """The `wording` of every prompt that a run trains on; reads no picture."""
+    """The `wording` of every prompt that a run trains on; reads no image."""
     return {wording(text) for text in _pair_prompts(pairs)}
 
 
@@ -154,7 +154,7 @@ def _records(path: Path, spec: PromptsSpec) -> Iterable[Any]:
 
 
 def _parquet(path: Path, column: str) -> list[dict[str, Any]]:
-    """The columns that matter; the others of a pair file are pictures."""
+    """The columns that matter; the others of a pair file are images."""
     import polars as pl
 
     names = list(pl.read_parquet_schema(path))

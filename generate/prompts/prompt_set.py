@@ -1,7 +1,7 @@
 """A prompt set: one list of distinct prompts, and what became of the others.
 
-The initial noise of a picture belongs to its prompt's text, so a prompt that stands twice in a set
-would give the same picture twice and count twice. Repeats and empty lines are left out and counted,
+The initial noise of an image belongs to its prompt's text, so a prompt that stands twice in a set
+would give the same image twice and count twice. Repeats and empty lines are left out and counted,
 and so are, where asked for, prompts that the run trains on.
 """
 

@@ -18,11 +18,11 @@ from label.analysis.agreement import (
     voted,
 )
 from label.config import HUMAN
-from label.voting.rules import Ballot
+from label.voting.rules import VotingRule
 
 OK = pl.col("status") == "ok"
 SQUARE = 1.05
-"""Pictures count as square up to this ratio of their sides."""
+"""Images count as square up to this ratio of their sides."""
 
 
 def overall(counted: pl.DataFrame) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def ties(counted: pl.DataFrame, rule: str) -> pl.DataFrame:
 # --- who is needed -------------------------------------------------------------------------------
 
 
-def leave_one_out(counted: pl.DataFrame, ballot: Ballot) -> pl.DataFrame:
+def leave_one_out(counted: pl.DataFrame, voting_rule: VotingRule) -> pl.DataFrame:
     """What the majority of the others would say if a voter stayed away; first, if nobody did.
 
     `ties_made` are decided pairs that would tie, `ties_broken` ties that would be decided,
@@ -106,13 +106,13 @@ def leave_one_out(counted: pl.DataFrame, ballot: Ballot) -> pl.DataFrame:
     change; with an odd number only leads of one. `human` is the agreement of this majority with the
     human choice, `human_broken` the same on `ties_broken` alone: near 0.5 they are a coin's.
     """
-    usable = counted.filter(OK).with_columns(everyone=majority(ballot, ballot.everyone))
+    usable = counted.filter(OK).with_columns(everyone=majority(voting_rule, voting_rule.everyone))
     everyone, rest, human = pl.col("everyone"), pl.col("rest"), pl.col("vote_human")
     broken = (everyone == 0) & (rest != 0)
     rows = []
-    for voter in ("nobody", *ballot.everyone):
-        others = [name for name in ballot.everyone if name != voter]
-        frame = usable.with_columns(rest=majority(ballot, others))
+    for voter in ("nobody", *voting_rule.everyone):
+        others = [name for name in voting_rule.everyone if name != voter]
+        frame = usable.with_columns(rest=majority(voting_rule, others))
         rows.append(
             {
                 "without": voter,
@@ -138,16 +138,16 @@ LEAVE_ONE_OUT = {
 }
 
 
-def majority(ballot: Ballot, voters: tuple[str, ...] | list[str]) -> pl.Expr:
+def majority(voting_rule: VotingRule, voters: tuple[str, ...] | list[str]) -> pl.Expr:
     """+1, -1 or 0: which image these voters' votes prefer."""
     votes = [
-        pl.col(f"vote_{voter}").fill_null(0).cast(pl.Int64) * ballot.weight(voter)
+        pl.col(f"vote_{voter}").fill_null(0).cast(pl.Int64) * voting_rule.weight(voter)
         for voter in voters
     ]
     return pl.sum_horizontal(pl.lit(0, pl.Int64), *votes).sign()
 
 
-def coalitions(counted: pl.DataFrame, ballot: Ballot, most: int) -> pl.DataFrame:
+def coalitions(counted: pl.DataFrame, voting_rule: VotingRule, most: int) -> pl.DataFrame:
     """Who votes with whom: the commonest divisions of the voters, whichever image they chose.
 
     `ahead` has more votes than `behind`, or as many and the first voter. `human` is the share of
@@ -155,9 +155,9 @@ def coalitions(counted: pl.DataFrame, ballot: Ballot, most: int) -> pl.DataFrame
     """
     found: dict[tuple[str, ...], list[int]] = {}
     for row in counted.filter(OK).iter_rows(named=True):
-        camps = {s: [v for v in ballot.everyone if row[f"vote_{v}"] == s] for s in (1, -1, 0)}
-        lead = sum(map(ballot.weight, camps[1])) - sum(map(ballot.weight, camps[-1]))
-        first = next((row[f"vote_{v}"] for v in ballot.everyone if row[f"vote_{v}"]), 1)
+        camps = {s: [v for v in voting_rule.everyone if row[f"vote_{v}"] == s] for s in (1, -1, 0)}
+        lead = sum(map(voting_rule.weight, camps[1])) - sum(map(voting_rule.weight, camps[-1]))
+        first = next((row[f"vote_{v}"] for v in voting_rule.everyone if row[f"vote_{v}"]), 1)
         sign = (lead > 0) - (lead < 0) or first
         key = tuple(", ".join(camps[s]) for s in (sign, -sign, 0))
         sums = found.setdefault(key, [0, 0, 0])
@@ -198,14 +198,14 @@ def reasons(labelled: pl.DataFrame, most: int) -> pl.DataFrame:
 
 
 def by_size(labelled: pl.DataFrame, most: int) -> pl.DataFrame:
-    """Pairs by the size of their pictures, the commonest sizes first."""
+    """Pairs by the size of their images, the commonest sizes first."""
     equal = (pl.col("width_0") == pl.col("width_1")) & (pl.col("height_0") == pl.col("height_1"))
     size = pl.format("{} x {}", "width_0", "height_0")
     return _grouped(labelled, pl.when(equal).then(size).otherwise(pl.lit("two sizes")), most)
 
 
 def by_shape(labelled: pl.DataFrame) -> pl.DataFrame:
-    """Pairs by the shape of their pictures: square, wide or tall."""
+    """Pairs by the shape of their images: square, wide or tall."""
     shapes = []
     for image in (0, 1):
         ratio = pl.col(f"width_{image}") / pl.col(f"height_{image}")
@@ -216,7 +216,7 @@ def by_shape(labelled: pl.DataFrame) -> pl.DataFrame:
 
 
 def by_generator(labelled: pl.DataFrame, generators: pl.DataFrame) -> pl.DataFrame:
-    """Pairs by what made their pictures, in either order; `generators` is row-aligned.
+    """Pairs by what made their images, in either order; `generators` is row-aligned.
 
     `first_wins` is the share of decided pairs won by the one that is named first.
     """
@@ -234,9 +234,9 @@ def by_generator(labelled: pl.DataFrame, generators: pl.DataFrame) -> pl.DataFra
 
 
 def larger_wins(labelled: pl.DataFrame) -> Mapping[str, float | None]:
-    """Who prefers the larger picture of a pair, and how often: the label, people, each metric.
+    """Who prefers the larger image of a pair, and how often: the label, people, each metric.
 
-    0.5 without a bias for resolution; None where no pair's pictures differ in pixels.
+    0.5 without a bias for resolution; None where no pair's images differ in pixels.
     """
     area = [pl.col(f"width_{i}").cast(pl.Int64) * pl.col(f"height_{i}") for i in (0, 1)]
     frame = labelled.filter(OK, area[0] != area[1])

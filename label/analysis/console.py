@@ -13,7 +13,7 @@ from label.analysis.crowd import Comparison
 from label.analysis.statistics import Study
 from label.config import HUMAN, Rule, TieRule
 from label.voting.label_set import outcomes, statuses
-from label.voting.rules import Ballot
+from label.voting.rules import VotingRule
 
 SPACE = "\u202f"
 """Stands between thousands; narrow, and never at the end of a line."""
@@ -48,11 +48,13 @@ def outcome_line(labelled: pl.DataFrame) -> str:
     return " · ".join([*parts, f"total {number(len(labelled))}"])
 
 
-def rule_words(ballot: Ballot) -> str:
+def rule_words(voting_rule: VotingRule) -> str:
     """Who votes, how, and what becomes of ties, in two sentences."""
-    spec = ballot.spec
-    named = {voter: "the human label" if voter == HUMAN else voter for voter in ballot.everyone}
-    weights = {voter: f" ({ballot.weight(voter)})" if spec.weights else "" for voter in named}
+    spec = voting_rule.spec
+    named = {
+        voter: "the human label" if voter == HUMAN else voter for voter in voting_rule.everyone
+    }
+    weights = {voter: f" ({voting_rule.weight(voter)})" if spec.weights else "" for voter in named}
     everyone = ", ".join(word + weights[voter] for voter, word in named.items())
     rule = {
         Rule.majority: f"The majority of {everyone} decides.",
@@ -83,7 +85,7 @@ def print_summary(console: Console, labelled: pl.DataFrame, folder: str) -> None
 
 def print_study(console: Console, labelled: pl.DataFrame, found: Study) -> None:
     """All statistics of a label set."""
-    console.print(rule_words(found.ballot), highlight=False, soft_wrap=True)
+    console.print(rule_words(found.voting_rule), highlight=False, soft_wrap=True)
     console.print(status_line(labelled), highlight=False, soft_wrap=True)
     console.print(outcome_line(labelled), highlight=False, soft_wrap=True)
     console.print(agreement_table(found.names, found.shares))
@@ -103,7 +105,7 @@ def print_study(console: Console, labelled: pl.DataFrame, found: Study) -> None:
         if frame is not None and not frame.is_empty():
             console.print(frame_table(title, frame))
     if any(value is not None for value in found.larger.values()):
-        console.print(mapping_table("Prefers the larger picture", found.larger))
+        console.print(mapping_table("Prefers the larger image", found.larger))
     if found.crowd is not None:
         console.print(mapping_table("Dawid-Skene, for comparison", crowd_rows(found.crowd)))
     console.print(mapping_table("The whole set", found.overall))

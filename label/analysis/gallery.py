@@ -1,4 +1,4 @@
-"""Which pairs the label report shows, and their pictures."""
+"""Which pairs the label report shows, and their images."""
 
 import base64
 from collections.abc import Iterable
@@ -11,12 +11,12 @@ import polars as pl
 from data.images import UnreadableImageError, decode, encode_jpeg, to_pixels
 from data.pairs.schema import PairShard, PairSource
 from label.analysis.agreement import metrics_of
-from label.voting.rules import Ballot
+from label.voting.rules import VotingRule
 
 LARGEST_SIDE = 320
-"""Pictures are shown no larger, so that a report stays a few megabytes."""
+"""Images are shown no larger, so that a report stays a few megabytes."""
 SMALL_SIDE = 128
-"""Pictures up to this size are shown with their pixels sharp."""
+"""Images up to this size are shown with their pixels sharp."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Card:
 
     prompt: str
     images: tuple[str, str]
-    """Data URIs; empty where a picture cannot be read."""
+    """Data URIs; empty where an image cannot be read."""
     small: bool
     winner: int | None
     decided_by: str
@@ -59,7 +59,7 @@ class Gallery:
 
 
 def galleries(
-    labelled: pl.DataFrame, ballot: Ballot, pairs: PairSource, count: int
+    labelled: pl.DataFrame, voting_rule: VotingRule, pairs: PairSource, count: int
 ) -> list[Gallery]:
     """Unanimous, split, and flipped pairs: the first `count` of each in the order of their ids.
 
@@ -79,17 +79,17 @@ def galleries(
     ]
     chosen = [frame.bottom_k(count, by="pair_id").sort("pair_id") for frame in members]
     wanted = pl.concat(chosen).select("source", "row").unique()
-    pictures, metrics = read_pictures(pairs, wanted.iter_rows()), metrics_of(labelled)
+    images, metrics = read_images(pairs, wanted.iter_rows()), metrics_of(labelled)
     return [
         Gallery(
             title, rule, len(frame),
-            [_card(row, metrics, ballot, pictures) for row in some.iter_rows(named=True)],
+            [_card(row, metrics, voting_rule, images) for row in some.iter_rows(named=True)],
         )
         for (title, rule, _), frame, some in zip(kinds, members, chosen, strict=True)
     ]  # fmt: skip
 
 
-def read_pictures(
+def read_images(
     pairs: PairSource, wanted: Iterable[tuple[str, int]]
 ) -> dict[tuple[str, int], tuple[str, str]]:
     """Data URIs of both images of the pairs named by (source, row); reads whole row groups."""
@@ -119,7 +119,7 @@ def _groups(
 
 
 def data_uri(content: bytes | None) -> str:
-    """A small JPEG of an encoded picture, for an <img>; empty when it cannot be read."""
+    """A small JPEG of an encoded image, for an <img>; empty when it cannot be read."""
     try:
         image = decode(content or b"")
     except UnreadableImageError:
@@ -131,25 +131,25 @@ def data_uri(content: bytes | None) -> str:
 def _card(
     row: dict[str, Any],
     metrics: list[str],
-    ballot: Ballot,
-    pictures: dict[tuple[str, int], tuple[str, str]],
+    voting_rule: VotingRule,
+    images: dict[tuple[str, int], tuple[str, str]],
 ) -> Card:
     lines = [
         Line(
             metric,
             (_words(row[f"score_{metric}_0"]), _words(row[f"score_{metric}_1"])),
             row[f"vote_{metric}"] or 0,
-            metric in ballot.voters,
+            metric in voting_rule.voters,
         )
         for metric in metrics
     ]
     human = row["human"]
     if human is not None:
         sign = (human > 0.5) - (human < 0.5)
-        lines.append(Line("people", ("", ""), sign, ballot.spec.human_votes))
+        lines.append(Line("people", ("", ""), sign, voting_rule.spec.human_votes))
     return Card(
         prompt=row["prompt"],
-        images=pictures.get((row["source"], row["row"]), ("", "")),
+        images=images.get((row["source"], row["row"]), ("", "")),
         small=max(row["width_0"], row["height_0"], row["width_1"], row["height_1"]) <= SMALL_SIDE,
         winner=row["winner"],
         decided_by=row["decided_by"].replace("_", " "),

@@ -1,4 +1,4 @@
-"""Which model made which picture, where the pair files say so."""
+"""Which model made which image, where the pair files say so."""
 
 import polars as pl
 import pyarrow as pa
@@ -12,7 +12,7 @@ READ_ROWS = 65_536
 def generators(pairs: PairSource) -> pl.DataFrame | None:
     """`generator_0` and `generator_1` of every pair, in the set's order; None where nobody says.
 
-    Label shards do not have them: they are read again, without pictures, when somebody asks. A set
+    Label shards do not have them: they are read again, without images, when somebody asks. A set
     whose first file names none is not read further.
     """
     tables: list[pa.Table] = []

@@ -1,4 +1,4 @@
-"""The label report: one HTML file that carries its plots and pictures in itself."""
+"""The label report: one HTML file that carries its plots and images in itself."""
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -46,7 +46,7 @@ COLUMNS = {
         ("human_broken", "on the ties decided", "bar"),
     ),
     "groups": (
-        ("group", "pictures", "text"), ("pairs", "pairs", "share"),
+        ("group", "images", "text"), ("pairs", "pairs", "share"),
         ("decided", "decided", "percent"), ("unanimous", "without a vote against", "percent"),
         ("side_0", "image 0 wins", "percent"), ("human", "agrees with people", "bar"),
     ),
@@ -59,7 +59,7 @@ COLUMNS = {
     "sides": (
         ("name", "who", "text"), ("side_0", "prefers image 0", "bar"),
         ("interval", "expected of none with a side", "text"), ("verdict", "", "text"),
-        ("larger", "prefers the larger picture", "bar"),
+        ("larger", "prefers the larger image", "bar"),
     ),
     "reasons": (
         ("status", "status", "word"), ("reason", "reason", "long"), ("pairs", "pairs", "number"),
@@ -77,7 +77,7 @@ def write_report(
         name=folder.name,
         study=found,
         headline=headline(found),
-        rule=rule_words(found.ballot),
+        rule=rule_words(found.voting_rule),
         columns=COLUMNS,
         sides=sides(found),
         galleries=galleries,
@@ -94,10 +94,10 @@ def write_report(
 
 def kind_of(found: Study) -> Callable[[str], str]:
     """What a word of `decided_by` means: `done`, `helped` by the tie rule, `open`, or `failed`."""
-    helpers = {HUMAN, f"metric:{found.ballot.spec.tie_metric}"}
+    helpers = {HUMAN, f"metric:{found.voting_rule.spec.tie_metric}"}
 
     def kind(word: str) -> str:
-        if word == found.ballot.spec.rule.value:
+        if word == found.voting_rule.spec.rule.value:
             return "done"
         if word in helpers:
             return "helped"
@@ -116,7 +116,7 @@ def headline(found: Study) -> str:
 
 
 def sides(found: Study) -> list[dict[str, Any]]:
-    """Who prefers image 0, and by how much more or less than chance; who the larger picture.
+    """Who prefers image 0, and by how much more or less than chance; who the larger image.
 
     Without a side, 95 % of sets as large have shares within 0.98 / sqrt(n) of a half.
     """

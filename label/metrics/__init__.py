@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from label.metrics.registry import score_settings
 
 if TYPE_CHECKING:
-    from label.metrics.base import EmbeddingMetric, Metric, PictureMetric
+    from label.metrics.base import CrossMetric, EmbeddingMetric, Metric
     from label.metrics.panel import Panel
 
-__all__ = ["EmbeddingMetric", "Metric", "Panel", "PictureMetric", "score_settings"]
+__all__ = ["EmbeddingMetric", "Metric", "Panel", "CrossMetric", "score_settings"]
 
 
 def __getattr__(name: str) -> Any:

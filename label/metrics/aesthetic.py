@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from label.metrics.backbones import Tower
-from label.metrics.registry import Identity
+from label.metrics.backbones import Backbone
+from label.metrics.registry import ResolvedMetric
 from label.metrics.state_dict import read_state
 from label.metrics.weights import WeightsError
 
@@ -26,10 +26,10 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Aesthetic:
-    """How pleasing a picture is, about 1 to 10 with the published weights; knows no prompt."""
+    """How pleasing an image is, about 1 to 10 with the published weights; knows no prompt."""
 
-    identity: Identity
-    tower: Tower
+    identity: ResolvedMetric
+    tower: Backbone
     head: Head
     reads_prompt: bool = False
 
@@ -66,7 +66,7 @@ def load_head(path: Path) -> Head:
         raise WeightsError(f"{path}: the head's layers do not fit each other: {error}") from error
 
 
-def check_head(identity: Identity, head: Head, dim: int) -> None:
+def check_head(identity: ResolvedMetric, head: Head, dim: int) -> None:
     """Refuse a head for another backbone.
 
     Raises:

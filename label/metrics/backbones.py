@@ -1,4 +1,4 @@
-"""Two-tower backbones: pictures and prompts -> unit vectors in one space.
+"""Two-tower backbones: images and prompts -> unit vectors in one space.
 
 A tower is loaded once and serves every metric that names the same weights.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from data.dtypes import Dtype
-from label.metrics.registry import Identity
+from label.metrics.registry import ResolvedMetric
 from label.metrics.state_dict import check_state, load_exactly, read_state
 from label.metrics.weights import Weights, WeightsError
 
@@ -22,8 +22,8 @@ DTYPES = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16, Dtype.fp16: tor
 
 
 @runtime_checkable
-class Tower(Protocol):
-    """Embeds prepared pictures and prompts; embeddings are fp32 of length 1, on its device.
+class Backbone(Protocol):
+    """Embeds prepared images and prompts; embeddings are fp32 of length 1, on its device.
 
     The answer may still be in the making: whoever reads it waits for it (`batches.Landing`).
     """
@@ -38,8 +38,8 @@ class Tower(Protocol):
         """Length of an embedding."""
         ...
 
-    def embed_images(self, pictures: np.ndarray) -> Float[Tensor, "image dim"]:
-        """Pictures (image, height, width, 3) as a view prepared them."""
+    def embed_images(self, images: np.ndarray) -> Float[Tensor, "image dim"]:
+        """Images (image, height, width, 3) as a view prepared them."""
         ...
 
     def embed_texts(self, prompts: Sequence[str]) -> Float[Tensor, "prompt dim"]:
@@ -47,30 +47,32 @@ class Tower(Protocol):
         ...
 
 
-def load_tower(identity: Identity, device: torch.device, compiled: bool = False) -> Tower:
+def load_backbone(
+    identity: ResolvedMetric, device: torch.device, compiled: bool = False
+) -> Backbone:
     """The backbone that a metric names, on the device; compiled for the one shape of its batches.
 
     Raises:
         WeightsError: The checkpoint is damaged or does not fit its architecture.
     """
     family = identity.tower[0]
-    kind = OpenClipTower if family == "open_clip" else HfTower
+    kind = OpenClipBackbone if family == "open_clip" else HfClipBackbone
     return kind(identity, device, compiled)
 
 
 class Pixels:
-    """Prepared pictures -> what a vision tower is fed."""
+    """Prepared images -> what a vision tower is fed."""
 
-    def __init__(self, identity: Identity, device: torch.device) -> None:
+    def __init__(self, identity: ResolvedMetric, device: torch.device) -> None:
         mean, std = identity.normalisation
         self.device = device
         self.dtype = DTYPES[identity.spec.dtype]
         self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
 
-    def __call__(self, pictures: np.ndarray) -> Float[Tensor, "image 3 side side"]:
+    def __call__(self, images: np.ndarray) -> Float[Tensor, "image 3 side side"]:
         """Channels first, scaled to [0, 1] where they are uint8, and normalised."""
-        pixels = torch.from_numpy(pictures)
+        pixels = torch.from_numpy(images)
         if self.device.type == "cuda":  # only pinned memory is copied while the device computes
             pixels = pixels.pin_memory()
         pixels = pixels.to(self.device, non_blocking=True)
@@ -82,10 +84,12 @@ class Pixels:
         return pixels.div_(self._std).to(self.dtype)
 
 
-class HfTower:
+class HfClipBackbone:
     """`transformers.CLIPModel`: CLIP, PickScore, and the backbone of LAION's aesthetic head."""
 
-    def __init__(self, identity: Identity, device: torch.device, compiled: bool = False) -> None:
+    def __init__(
+        self, identity: ResolvedMetric, device: torch.device, compiled: bool = False
+    ) -> None:
         assert identity.weights is not None
         self._pixels = Pixels(identity, device)
         model = _hf_model(identity.weights)
@@ -107,9 +111,9 @@ class HfTower:
         return int(self._model.config.projection_dim)
 
     @torch.inference_mode()
-    def embed_images(self, pictures: np.ndarray) -> Float[Tensor, "image dim"]:
+    def embed_images(self, images: np.ndarray) -> Float[Tensor, "image dim"]:
         """Unit image embeddings; transformers 5 keeps them in `pooler_output`."""
-        found = self._see(pixel_values=self._pixels(pictures))
+        found = self._see(pixel_values=self._pixels(images))
         return functional.normalize(found.pooler_output.float(), dim=-1)
 
     @torch.inference_mode()
@@ -141,10 +145,12 @@ def repaired(prompt: str) -> str:
     return clean
 
 
-class OpenClipTower:
+class OpenClipBackbone:
     """An open_clip CLIP: HPSv2 and HPSv2.1."""
 
-    def __init__(self, identity: Identity, device: torch.device, compiled: bool = False) -> None:
+    def __init__(
+        self, identity: ResolvedMetric, device: torch.device, compiled: bool = False
+    ) -> None:
         assert identity.weights is not None
         self._pixels = Pixels(identity, device)
         model = _open_clip_model(identity.weights)
@@ -165,9 +171,9 @@ class OpenClipTower:
         return self._dim
 
     @torch.inference_mode()
-    def embed_images(self, pictures: np.ndarray) -> Float[Tensor, "image dim"]:
+    def embed_images(self, images: np.ndarray) -> Float[Tensor, "image dim"]:
         """Unit image embeddings."""
-        found = self._see(self._pixels(pictures))
+        found = self._see(self._pixels(images))
         return functional.normalize(found.float(), dim=-1)
 
     @torch.inference_mode()

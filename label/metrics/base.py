@@ -1,8 +1,8 @@
-"""What a metric is: how it wants pictures prepared, and how a score is made of what it gets.
+"""What a metric is: how it wants images prepared, and how a score is made of what it gets.
 
 Most metrics compare embeddings, which are shared between metrics and rows. A metric that must see
-picture and prompt together (the oracle, the rewards on BLIP) runs once per distinct
-(picture, prompt). Higher is better for every metric.
+image and prompt together (the oracle, the rewards on BLIP) runs once per distinct
+(image, prompt). Higher is better for every metric.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from label.metrics.backbones import Tower
-from label.metrics.registry import Identity
+from label.metrics.backbones import Backbone
+from label.metrics.registry import ResolvedMetric
 
 
 @runtime_checkable
 class Metric(Protocol):
-    """A scorer of (picture, prompt)."""
+    """A scorer of (image, prompt)."""
 
     @property
-    def identity(self) -> Identity:
+    def identity(self) -> ResolvedMetric:
         """Its files, preprocessing and number format."""
         ...
 
@@ -31,7 +31,7 @@ class EmbeddingMetric(Metric, Protocol):
     """Scores from a tower's embeddings."""
 
     @property
-    def tower(self) -> Tower:
+    def tower(self) -> Backbone:
         """The backbone, shared with every metric that names the same weights."""
         ...
 
@@ -48,11 +48,9 @@ class EmbeddingMetric(Metric, Protocol):
 
 
 @runtime_checkable
-class PictureMetric(Metric, Protocol):
-    """Scores a prepared picture and its prompt together."""
+class CrossMetric(Metric, Protocol):
+    """Scores a prepared image and its prompt together."""
 
-    def judge(
-        self, pictures: Sequence[np.ndarray], prompts: Sequence[str]
-    ) -> Float[Tensor, " row"]:
+    def judge(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> Float[Tensor, " row"]:
         """Scores one to one; NaN for an empty prompt."""
         ...

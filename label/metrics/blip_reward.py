@@ -1,6 +1,6 @@
 """ImageReward (Xu et al. 2023) and CycleReward (Bahng et al. 2025): rewards on one BLIP network.
 
-A vision transformer reads the picture; BERT reads the prompt and looks at the picture in every
+A vision transformer reads the image; BERT reads the prompt and looks at the image in every
 layer; a head scores what its first token has become. Both were published in BLIP's own classes,
 which no longer run on current libraries; transformers' classes take the same weights.
 """
@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 from label.config import MetricKind
 from label.metrics.backbones import Pixels
-from label.metrics.registry import Identity
+from label.metrics.registry import ResolvedMetric
 from label.metrics.state_dict import check_state, read_state
 from label.metrics.weights import Weights, WeightsError
 
@@ -80,9 +80,9 @@ UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.
 
 
 class Blip:
-    """A reward for picture and prompt together; about -2.5 to 2 (ImageReward)."""
+    """A reward for image and prompt together; about -2.5 to 2 (ImageReward)."""
 
-    def __init__(self, identity: Identity, device: torch.device) -> None:
+    def __init__(self, identity: ResolvedMetric, device: torch.device) -> None:
         assert identity.weights is not None
         self.identity = identity
         self._recipe = RECIPES[identity.spec.kind]
@@ -92,16 +92,14 @@ class Blip:
         self._tokenizer = _tokenizer(identity)
 
     @torch.inference_mode()
-    def judge(
-        self, pictures: Sequence[np.ndarray], prompts: Sequence[str]
-    ) -> Float[Tensor, " row"]:
+    def judge(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> Float[Tensor, " row"]:
         """Scores one to one, in fp32; NaN for an empty prompt."""
         tokens = self._tokenizer(
             list(prompts), padding="max_length", truncation=True,
             max_length=self._recipe.num_tokens, return_tensors="pt",
         ).to(self._pixels.device)  # fmt: skip
         found = self._network(
-            self._pixels(np.stack(pictures)), tokens.input_ids, tokens.attention_mask
+            self._pixels(np.stack(images)), tokens.input_ids, tokens.attention_mask
         )
         scores = (found.cpu() - self._recipe.mean) / self._recipe.std
         empty = torch.tensor([not prompt.strip() for prompt in prompts])
@@ -109,7 +107,7 @@ class Blip:
 
 
 class BlipNetwork(nn.Module):
-    """Picture and prompt -> the head's output."""
+    """Image and prompt -> the head's output."""
 
     def __init__(self, vision: BlipVisionModel, text: BlipTextModel, recipe: Recipe) -> None:
         super().__init__()
@@ -134,10 +132,10 @@ class BlipNetwork(nn.Module):
         mask: Int[Tensor, "row token"],
     ) -> Float[Tensor, " row"]:
         """Not standardised. The first token, [CLS], is what the head reads."""
-        picture = self.vision(pixel_values=pixels).last_hidden_state
+        image = self.vision(pixel_values=pixels).last_hidden_state
         # As a decoder, which its configuration says it is, [CLS] would see nothing of the prompt.
         read = self.text(
-            input_ids=tokens, attention_mask=mask, encoder_hidden_states=picture, is_decoder=False
+            input_ids=tokens, attention_mask=mask, encoder_hidden_states=image, is_decoder=False
         ).last_hidden_state
         found: Tensor = self.head(read[:, 0].float())
         return found.squeeze(-1)
@@ -206,7 +204,7 @@ def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-def _tokenizer(identity: Identity) -> Any:
+def _tokenizer(identity: ResolvedMetric) -> Any:
     assert identity.weights is not None
     found = BertTokenizer.from_pretrained(identity.weights.words[0].parent, local_files_only=True)
     room = identity.weights.config["text_config"]["vocab_size"]

@@ -6,25 +6,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from label.config import MetricKind
-from label.metrics.backbones import Tower
-from label.metrics.registry import Identity
+from label.metrics.backbones import Backbone
+from label.metrics.registry import ResolvedMetric
 
 ON_EMBEDDINGS = (MetricKind.clip, MetricKind.hps, MetricKind.pickscore)
 """The kinds that are scored here."""
 
 
 @dataclass(frozen=True, slots=True)
-class Cosine:
-    """The cosine of picture and prompt, in [-1, 1]; for PickScore times exp(logit_scale).
+class CosineMetric:
+    """The cosine of image and prompt, in [-1, 1]; for PickScore times exp(logit_scale).
 
     CLIP score (Hessel et al. 2021) is meant without its prefix, clamp and factor. HPSv2's (Wu et
     al. 2023) published tables show it times 100. PickScore (Kirstain et al. 2023) gives about 17
-    to 26 with the published weights, and its softmax over two pictures is the chance of each to be
+    to 26 with the published weights, and its softmax over two images is the chance of each to be
     preferred.
     """
 
-    identity: Identity
-    tower: Tower
+    identity: ResolvedMetric
+    tower: Backbone
     reads_prompt: bool = True
 
     def score(

@@ -1,8 +1,8 @@
-"""HPSv3 (Ma et al. 2025): Qwen2-VL-7B reads the picture and an instruction with the prompt in it.
+"""HPSv3 (Ma et al. 2025): Qwen2-VL-7B reads the image and an instruction with the prompt in it.
 
 A head turns what a special token at the end has become into mean and spread of a score; the mean
 is the score. As in the published code, all tokens are counted in one line: the places that Qwen2-VL
-gives to rows and columns of a picture are not used.
+gives to rows and columns of an image are not used.
 """
 
 import ast
@@ -19,17 +19,17 @@ from torch import Tensor, nn
 
 from label.metrics.backbones import DTYPES
 from label.metrics.preprocessing import CELL
-from label.metrics.registry import CLIP_MEAN, CLIP_STD, Identity
+from label.metrics.registry import CLIP_MEAN, CLIP_STD, ResolvedMetric
 from label.metrics.state_dict import check_state, read_state
 from label.metrics.weights import Weights, WeightsError
 
-REWARD, PICTURE, PROMPT = "<|Reward|>", "<|image_pad|>", "{text_prompt}"
+REWARD, IMAGE, PROMPT = "<|Reward|>", "<|image_pad|>", "{text_prompt}"
 
 
 class HpsV3:
     """The mean of the preference that the network predicts."""
 
-    def __init__(self, identity: Identity, device: torch.device) -> None:
+    def __init__(self, identity: ResolvedMetric, device: torch.device) -> None:
         assert identity.weights is not None
         assert identity.template is not None
         self.identity = identity
@@ -39,38 +39,36 @@ class HpsV3:
         self._network = _load(identity.weights, len(self._tokenizer), self._dtype).to(device)
 
     @torch.inference_mode()
-    def judge(
-        self, pictures: Sequence[np.ndarray], prompts: Sequence[str]
-    ) -> Float[Tensor, " row"]:
+    def judge(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> Float[Tensor, " row"]:
         """Scores one to one, in fp32; NaN where there is nothing to read.
 
-        That is an empty prompt, one that has the tokenizer's own marks in it, and a picture that is
+        That is an empty prompt, one that has the tokenizer's own marks in it, and an image that is
         too long for `Fit.AREA`. One row at a time: its 800 tokens occupy a GPU, and its score
         depends on no padding and on no neighbour.
         """
         marks = self._tokenizer.get_added_vocab()
         scores = torch.full((len(prompts),), math.nan)
-        for row, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
-            if picture.size and prompt.strip() and not any(mark in prompt for mark in marks):
-                scores[row] = self._score(picture, prompt)
+        for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+            if image.size and prompt.strip() and not any(mark in prompt for mark in marks):
+                scores[row] = self._score(image, prompt)
         return scores
 
-    def _score(self, picture: np.ndarray, prompt: str) -> Float[Tensor, ""]:
-        cells = picture.shape[0] * picture.shape[1] // CELL**2
+    def _score(self, image: np.ndarray, prompt: str) -> Float[Tensor, ""]:
+        cells = image.shape[0] * image.shape[1] // CELL**2
         tokens = self._tokenizer(self._text(prompt, cells), return_tensors="pt").input_ids
-        grid = [1, picture.shape[0] // (CELL // 2), picture.shape[1] // (CELL // 2)]
-        picture_id, reward_id = self._tokenizer.convert_tokens_to_ids([PICTURE, REWARD])
+        grid = [1, image.shape[0] // (CELL // 2), image.shape[1] // (CELL // 2)]
+        image_id, reward_id = self._tokenizer.convert_tokens_to_ids([IMAGE, REWARD])
         found: Tensor = self._network(
-            to_patches(picture).to(self._device, self._dtype),
+            to_patches(image).to(self._device, self._dtype),
             torch.tensor([grid], device=self._device),
             tokens.to(self._device),
-            (tokens == picture_id).to(self._device),
+            (tokens == image_id).to(self._device),
             (tokens == reward_id).to(self._device),
         )
         return found
 
     def _text(self, prompt: str, cells: int) -> str:
-        """The whole conversation, with as many marks as the picture has tokens."""
+        """The whole conversation, with as many marks as the image has tokens."""
         said = [
             {"type": "image"},
             {"type": "text", "text": self._template.replace(PROMPT, prompt)},
@@ -78,7 +76,7 @@ class HpsV3:
         text: str = self._tokenizer.apply_chat_template(
             [{"role": "user", "content": said}], tokenize=False, add_generation_prompt=True
         )
-        return text.replace(PICTURE, PICTURE * cells)
+        return text.replace(IMAGE, IMAGE * cells)
 
 
 class HpsV3Network(nn.Module):
@@ -97,25 +95,25 @@ class HpsV3Network(nn.Module):
         patches: Float[Tensor, "patch values"],
         grid: Int[Tensor, "1 3"],
         tokens: Int[Tensor, "1 token"],
-        is_picture: Bool[Tensor, "1 token"],
+        is_image: Bool[Tensor, "1 token"],
         is_reward: Bool[Tensor, "1 token"],
     ) -> Float[Tensor, ""]:
-        """`is_picture` and `is_reward` say what a token stands for; the head works in fp32."""
+        """`is_image` and `is_reward` say what a token stands for; the head works in fp32."""
         seen = self.qwen.visual(patches, grid_thw=grid).pooler_output
         words = self.qwen.language_model.embed_tokens(tokens)
-        words = words.masked_scatter(is_picture[..., None], seen.to(words.dtype))
+        words = words.masked_scatter(is_image[..., None], seen.to(words.dtype))
         read = self.qwen.language_model(inputs_embeds=words, use_cache=False).last_hidden_state
         found: Tensor = self.head(read[is_reward].float())
         return found[0, 0]
 
 
-def to_patches(picture: np.ndarray) -> Float[Tensor, "patch values"]:
-    """A picture (height, width, 3) as Qwen2-VL's patches, four neighbours after each other.
+def to_patches(image: np.ndarray) -> Float[Tensor, "patch values"]:
+    """An image (height, width, 3) as Qwen2-VL's patches, four neighbours after each other.
 
-    Each holds the picture twice, because the network reads films of two frames and more.
+    Each holds the image twice, because the network reads films of two frames and more.
     """
-    half, (tall, wide) = CELL // 2, (length // CELL for length in picture.shape[:2])
-    scaled = picture.astype(np.float32) / np.float32(255)
+    half, (tall, wide) = CELL // 2, (length // CELL for length in image.shape[:2])
+    scaled = image.astype(np.float32) / np.float32(255)
     mean, std = (np.array(values, np.float32) for values in (CLIP_MEAN, CLIP_STD))
     pixels = torch.from_numpy((scaled - mean) / std)
     found = pixels.reshape(tall, 2, half, wide, 2, half, 3).permute(0, 3, 1, 4, 6, 2, 5)
@@ -222,9 +220,9 @@ def _tokenizer(name: str, weights: Weights) -> Any:
     separate = folder / "chat_template.json"
     if separate.is_file():
         found.chat_template = json.loads(separate.read_text())["chat_template"]
-    if found.chat_template is None or PICTURE not in found.get_vocab():
+    if found.chat_template is None or IMAGE not in found.get_vocab():
         raise WeightsError(
-            f"metrics.{name}.tokenizer: {folder} has no chat template or no {PICTURE}; HPSv3 reads "
+            f"metrics.{name}.tokenizer: {folder} has no chat template or no {IMAGE}; HPSv3 reads "
             "with the tokenizer of Qwen/Qwen2-VL-7B-Instruct"
         )
     found.add_tokens([REWARD], special_tokens=True)

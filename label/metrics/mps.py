@@ -1,6 +1,6 @@
-"""MPS (Zhang et al. 2024): CLIP ViT-H/14 with layers in which the picture looks at the prompt.
+"""MPS (Zhang et al. 2024): CLIP ViT-H/14 with layers in which the image looks at the prompt.
 
-Of the prompt, the picture sees only the tokens that have to do with a condition, a fixed list of
+Of the prompt, the image sees only the tokens that have to do with a condition, a fixed list of
 words for "overall preference". Which ones is decided by a threshold, relative to the prompt's most
 related token. The published code takes that maximum over the whole batch, so that scores depend on
 who stands beside whom; here it is the prompt's own, as in the published scripts, which score one at
@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from label.metrics.backbones import Pixels, exp_of, hf_clip, hf_tokenizer
 from label.metrics.mps_layers import CrossModel, official_to_ours
-from label.metrics.registry import Identity
+from label.metrics.registry import ResolvedMetric
 from label.metrics.state_dict import check_state, read_state
 from label.metrics.weights import Weights
 
@@ -28,9 +28,9 @@ PROMPTS = 8
 
 
 class Mps:
-    """exp(logit_scale) times the cosine of the prompt with a picture that has seen it."""
+    """exp(logit_scale) times the cosine of the prompt with an image that has seen it."""
 
-    def __init__(self, identity: Identity, device: torch.device) -> None:
+    def __init__(self, identity: ResolvedMetric, device: torch.device) -> None:
         assert identity.weights is not None
         self.identity = identity
         self._pixels = Pixels(identity, device)
@@ -43,16 +43,14 @@ class Mps:
         self._condition = condition[0]
 
     @torch.inference_mode()
-    def judge(
-        self, pictures: Sequence[np.ndarray], prompts: Sequence[str]
-    ) -> Float[Tensor, " row"]:
+    def judge(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> Float[Tensor, " row"]:
         """Scores one to one; NaN for an empty prompt. Each distinct prompt is read once."""
         distinct = list(dict.fromkeys(prompts))
         words, end = self._read(distinct)
         bias = visible(words, self._condition, self.identity.spec.threshold)
-        picture = self._network.look(self._pixels(np.stack(pictures)))
+        image = self._network.look(self._pixels(np.stack(images)))
         row = torch.tensor([distinct.index(text) for text in prompts], device=self._pixels.device)
-        found = self._network(picture, words[row], end[row], bias[row]).cpu()
+        found = self._network(image, words[row], end[row], bias[row]).cpu()
         empty = torch.tensor([not text.strip() for text in prompts])
         return torch.where(empty, math.nan, found)
 
@@ -105,13 +103,13 @@ class MpsNetwork(nn.Module):
 
     def forward(
         self,
-        picture: Float[Tensor, "row patch dim"],
+        image: Float[Tensor, "row patch dim"],
         prompt: Float[Tensor, "row token dim"],
         end: Float[Tensor, "row dim"],
         bias: Float[Tensor, "row 1 1 token"],
     ) -> Float[Tensor, " row"]:
-        """Scaled cosine of the picture's class token with the prompt's end token."""
-        mixed = self.cross(picture, prompt, bias)[:, 0]
+        """Scaled cosine of the image's class token with the prompt's end token."""
+        mixed = self.cross(image, prompt, bias)[:, 0]
         cosine = functional.cosine_similarity(mixed.float(), end.float(), dim=-1)
         return self.scale * cosine
 
@@ -121,7 +119,7 @@ def visible(
     condition: Float[Tensor, "other dim"],
     threshold: float,
 ) -> Float[Tensor, "prompt 1 1 token"]:
-    """Which tokens of each prompt a picture may see: 0 those, -inf the others.
+    """Which tokens of each prompt an image may see: 0 those, -inf the others.
 
     Those whose best product with a token of the condition is more than `threshold` times that of
     the prompt's best token.

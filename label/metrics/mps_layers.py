@@ -1,7 +1,7 @@
-"""The layers that MPS puts on CLIP: picture tokens look at the prompt's, then at each other.
+"""The layers that MPS puts on CLIP: image tokens look at the prompt's, then at each other.
 
 As published (Zhang et al. 2024), after lucidrains' CoCa: all heads share one key and one value,
-rotary positions inside a picture, SwiGLU, no biases in linear layers.
+rotary positions inside an image, SwiGLU, no biases in linear layers.
 """
 
 import re
@@ -32,7 +32,7 @@ IN_LAYER = {
 
 
 class CrossModel(nn.Module):
-    """Picture tokens -> picture tokens that know the prompt."""
+    """Image tokens -> image tokens that know the prompt."""
 
     def __init__(self, dim: int, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -55,19 +55,19 @@ class CrossModel(nn.Module):
 
     def forward(
         self,
-        picture: Float[Tensor, "row patch dim"],
+        image: Float[Tensor, "row patch dim"],
         prompt: Float[Tensor, "row token dim"],
         bias: Float[Tensor, "row 1 1 token"],
     ) -> Float[Tensor, "row patch dim"]:
         """`bias` is 0 for tokens of the prompt that may be seen and -inf for the others."""
         for layer in self.layers:
-            picture = picture + layer["across"](picture, prompt, bias)  # type: ignore[index]
-            picture = picture + layer["within"](picture)  # type: ignore[index]
-        return picture
+            image = image + layer["across"](image, prompt, bias)  # type: ignore[index]
+            image = image + layer["within"](image)  # type: ignore[index]
+        return image
 
 
 class Across(nn.Module):
-    """Attention from the picture to the prompt, beside a feed-forward of the picture alone."""
+    """Attention from the image to the prompt, beside a feed-forward of the image alone."""
 
     def __init__(self, dim: int, heads: int, head_dim: int, inner: int) -> None:
         super().__init__()
@@ -79,9 +79,9 @@ class Across(nn.Module):
         self.widen = nn.Linear(dim, 2 * inner, bias=False)
         self.narrow = nn.Linear(inner, dim, bias=False)
 
-    def forward(self, picture: Tensor, prompt: Tensor, bias: Tensor) -> Tensor:
-        """What is added to the picture; the prompt comes in as it is, without a norm."""
-        x = self.norm(picture)
+    def forward(self, image: Tensor, prompt: Tensor, bias: Tensor) -> Tensor:
+        """What is added to the image; the prompt comes in as it is, without a norm."""
+        x = self.norm(image)
         query = split(self.query(x), self.heads)
         key, value = self.key_value(prompt).unsqueeze(1).chunk(2, dim=-1)
         seen = attend(query, key, value, bias.to(query.dtype))
@@ -90,7 +90,7 @@ class Across(nn.Module):
 
 
 class Within(nn.Module):
-    """Attention of the picture to itself and a feed-forward, side by side, from one projection."""
+    """Attention of the image to itself and a feed-forward, side by side, from one projection."""
 
     frequencies: Tensor
 
@@ -104,10 +104,10 @@ class Within(nn.Module):
         self.narrow = nn.Linear(inner, dim, bias=False)
         self.register_buffer("frequencies", torch.empty(head_dim // 2))
 
-    def forward(self, picture: Tensor) -> Tensor:
-        """What is added to the picture."""
-        query, key, value, wide = self.fused(self.norm(picture)).split(self.parts, dim=-1)
-        place = torch.arange(picture.shape[1], device=picture.device, dtype=torch.float32)
+    def forward(self, image: Tensor) -> Tensor:
+        """What is added to the image."""
+        query, key, value, wide = self.fused(self.norm(image)).split(self.parts, dim=-1)
+        place = torch.arange(image.shape[1], device=image.device, dtype=torch.float32)
         angle = torch.outer(place, self.frequencies).repeat(1, 2)
         query = turn(split(query, self.heads), angle)
         key, value = turn(key.unsqueeze(1), angle), value.unsqueeze(1)

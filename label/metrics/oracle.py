@@ -9,18 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from label.metrics.registry import Identity
+from label.metrics.registry import ResolvedMetric
 
 
 @dataclass(frozen=True, slots=True)
 class Oracle:
-    """How much of its prompt a picture shows, in [0, 1]."""
+    """How much of its prompt an image shows, in [0, 1]."""
 
-    identity: Identity
+    identity: ResolvedMetric
 
-    def judge(
-        self, pictures: Sequence[np.ndarray], prompts: Sequence[str]
-    ) -> Float[Tensor, " row"]:
+    def judge(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> Float[Tensor, " row"]:
         """The mean clarity of the prompt's attributes.
 
         Raises:
@@ -30,6 +28,6 @@ class Oracle:
 
         scores = [
             oracle(pixels, prompt) if prompt.strip() else math.nan
-            for pixels, prompt in zip(pictures, prompts, strict=True)
+            for pixels, prompt in zip(images, prompts, strict=True)
         ]
         return torch.tensor(scores, dtype=torch.float32)

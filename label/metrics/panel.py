@@ -8,18 +8,18 @@ import torch
 
 from label.config import MetricKind, MetricSpec
 from label.metrics.aesthetic import Aesthetic, check_head, load_head
-from label.metrics.backbones import Tower, load_tower
-from label.metrics.base import Metric, PictureMetric
+from label.metrics.backbones import Backbone, load_backbone
+from label.metrics.base import CrossMetric, Metric
 from label.metrics.blip_reward import Blip
-from label.metrics.clip_score import ON_EMBEDDINGS, Cosine
+from label.metrics.clip_score import ON_EMBEDDINGS, CosineMetric
 from label.metrics.fingerprints import Fingerprints
 from label.metrics.hps_v3 import HpsV3
 from label.metrics.mps import Mps
 from label.metrics.oracle import Oracle
-from label.metrics.registry import Identity, identify
+from label.metrics.registry import ResolvedMetric, resolve
 from label.scoring.batching import Batch
-from label.scoring.decode_pool import Decoder
-from label.scoring.scoring_pass import Clock, Pass, PictureEncoder
+from label.scoring.decode_pool import DecodePool
+from label.scoring.scoring_pass import Clock, ImageEncoder, ScoringPass
 
 ON_BOTH: dict[MetricKind, type[Blip | Mps | HpsV3]] = {
     MetricKind.image_reward: Blip,
@@ -27,7 +27,7 @@ ON_BOTH: dict[MetricKind, type[Blip | Mps | HpsV3]] = {
     MetricKind.mps: Mps,
     MetricKind.hps_v3: HpsV3,
 }
-"""Metrics that see picture and prompt together, each with a network of its own."""
+"""Metrics that see image and prompt together, each with a network of its own."""
 
 
 class Panel:
@@ -46,10 +46,10 @@ class Panel:
             WeightsError: Weights are missing (said before any is loaded), damaged, of another
                 architecture, or not those that are pinned.
         """
-        identities = [identify(name, spec) for name, spec in specs.items()]
+        identities = [resolve(name, spec) for name, spec in specs.items()]
         for identity in identities:
             identity.check_sha256()
-        towers: dict[tuple[str, ...], Tower] = {}
+        towers: dict[tuple[str, ...], Backbone] = {}
         return cls({one.name: _load(one, towers, device, compiled) for one in identities})
 
     @property
@@ -68,14 +68,14 @@ class Panel:
 
     def start(
         self,
-        decoder: Decoder,
+        decoder: DecodePool,
         batch: Batch,
         clock: Clock | None = None,
         cache_bytes: int = 0,
-        encoder: PictureEncoder | None = None,
-    ) -> Pass:
-        """Begin a pass over rows; an encoder sees their pictures, too."""
-        return Pass(self._metrics, decoder, batch, clock or Clock(), cache_bytes, encoder)
+        encoder: ImageEncoder | None = None,
+    ) -> ScoringPass:
+        """Begin a pass over rows; an encoder sees their images, too."""
+        return ScoringPass(self._metrics, decoder, batch, clock or Clock(), cache_bytes, encoder)
 
     def score(
         self,
@@ -85,12 +85,12 @@ class Panel:
         batch: int = 64,
         workers: int = 0,
     ) -> dict[str, np.ndarray]:
-        """Score pictures (encoded, any format) against their prompts, one to one.
+        """Score images (encoded, any format) against their prompts, one to one.
 
         Returns:
             Metric -> float32 scores in the order of `images`; NaN where one is unreadable.
         """
-        with Decoder(workers) as pool:
+        with DecodePool(workers) as pool:
             scoring = self.start(pool, Batch(batch, is_checked=False))
             rows = [scoring.add(*row) for row in zip(images, prompts, strict=True)]
             scoring.flush()
@@ -113,8 +113,8 @@ class Panel:
 
 
 def _load(
-    identity: Identity,
-    towers: dict[tuple[str, ...], Tower],
+    identity: ResolvedMetric,
+    towers: dict[tuple[str, ...], Backbone],
     device: torch.device,
     compiled: bool,
 ) -> Metric:
@@ -123,14 +123,14 @@ def _load(
     if kind is MetricKind.oracle:
         return Oracle(identity)
     if kind in ON_BOTH:
-        judge: PictureMetric = ON_BOTH[kind](identity, device)
+        judge: CrossMetric = ON_BOTH[kind](identity, device)
         return judge
     head = load_head(identity.head) if identity.head else None  # cheap, so wrong ones fail early
     if identity.tower not in towers:
-        towers[identity.tower] = load_tower(identity, device, compiled)
+        towers[identity.tower] = load_backbone(identity, device, compiled)
     tower = towers[identity.tower]
     if head is not None:
         check_head(identity, head, tower.dim)
         return Aesthetic(identity, tower, head)
     assert kind in ON_EMBEDDINGS
-    return Cosine(identity, tower)
+    return CosineMetric(identity, tower)

@@ -1,6 +1,6 @@
-"""Encoded pictures -> arrays that a tower takes, without torch: worker processes import this.
+"""Encoded images -> arrays that a tower takes, without torch: worker processes import this.
 
-Two ways of making a picture fit are in use. CLIP and its kin shorten the short side and cut the
+Two ways of making an image fit are in use. CLIP and its kin shorten the short side and cut the
 middle out, on 8-bit pixels; HPS shortens the long side and pads to a square, on float pixels,
 which is why its numbers depend on whether the resizing antialiases.
 """
@@ -25,19 +25,19 @@ _ADDRESS = re.compile(r" <[^<>]* object at 0x[0-9a-f]+>")
 
 
 @runtime_checkable
-class Picture(Protocol):
-    """What is used of a PIL picture."""
+class PilImage(Protocol):
+    """What is used of a PIL image."""
 
     @property
     def width(self) -> int: ...  # noqa: D102
     @property
     def height(self) -> int: ...  # noqa: D102
-    def resize(self, size: tuple[int, int], resample: int) -> "Picture": ...  # noqa: D102
-    def crop(self, box: tuple[int, int, int, int]) -> "Picture": ...  # noqa: D102
+    def resize(self, size: tuple[int, int], resample: int) -> "PilImage": ...  # noqa: D102
+    def crop(self, box: tuple[int, int, int, int]) -> "PilImage": ...  # noqa: D102
 
 
-class Fit(Enum):
-    """How a picture is brought to a tower's size."""
+class ResizeMode(Enum):
+    """How an image is brought to a tower's size."""
 
     CROP = "shortest side bicubic on uint8, center crop"
     """PickScore, MPS: PIL's antialiased bicubic, rounded to 8 bits; half a pixel is cut off."""
@@ -51,66 +51,68 @@ class Fit(Enum):
     SQUARE = "shortest side bilinear on uint8, center crop"
     """The trainer's, for latents: `images.fit_square`."""
     NONE = "as it is"
-    """Every pixel, at the picture's own size."""
+    """Every pixel, at the image's own size."""
 
 
-CROPS = (Fit.CROP, Fit.CROP_EVEN)
+CROPS = (ResizeMode.CROP, ResizeMode.CROP_EVEN)
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """How a picture is made ready; equal views give equal arrays, so a view is prepared once."""
+class ImageTransform:
+    """How an image is made ready; equal views give equal arrays, so a view is prepared once."""
 
-    fit: Fit
+    fit: ResizeMode
     side: int = 0
     """Height and width in pixels, or their geometric mean (`Fit.AREA`); nothing for `Fit.NONE`."""
     antialias: bool = True
-    """Whether `Fit.PAD` antialiases when it makes a picture smaller."""
+    """Whether `Fit.PAD` antialiases when it makes an image smaller."""
 
-    def __call__(self, image: Picture, small: Picture | None = None) -> np.ndarray:
-        """The picture as (height, width, 3): uint8, or float32 around [0, 1] for `Fit.PAD`.
+    def __call__(self, image: PilImage, small: PilImage | None = None) -> np.ndarray:
+        """The image as (height, width, 3): uint8, or float32 around [0, 1] for `Fit.PAD`.
 
-        `small` is the picture with its shortest side resized already, where a view crops.
+        `small` is the image with its shortest side resized already, where a view crops.
         """
         if self.fit in CROPS:
-            small = shrink(image, self.side) if small is None else small
-            return to_pixels(middle(small, self.side, self.fit))  # type: ignore[arg-type]
-        if self.fit is Fit.AREA:
+            small = resize_short_side(image, self.side) if small is None else small
+            return to_pixels(center_crop(small, self.side, self.fit))  # type: ignore[arg-type]
+        if self.fit is ResizeMode.AREA:
             return fill_area(image, self.side)
-        if self.fit is Fit.SQUARE:
+        if self.fit is ResizeMode.SQUARE:
             return fit_square(image, self.side)  # type: ignore[arg-type]
         pixels = to_pixels(image)  # type: ignore[arg-type]
-        return pad_to(pixels, self.side, self.antialias) if self.fit is Fit.PAD else pixels
+        return pad_to(pixels, self.side, self.antialias) if self.fit is ResizeMode.PAD else pixels
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """One picture made ready in every view asked for, or why it could not be."""
+class ProcessedImage:
+    """One image made ready in every view asked for, or why it could not be."""
 
     status: Status
     reason: str = ""
     width: int | None = None
     height: int | None = None
-    arrays: dict[View, np.ndarray] = field(default_factory=dict)
+    arrays: dict[ImageTransform, np.ndarray] = field(default_factory=dict)
 
 
-def prepare(content: bytes, views: Sequence[View]) -> Prepared:
-    """Decode a picture once and make all its views; a bad picture is an answer, not an error."""
+def process_image(content: bytes, views: Sequence[ImageTransform]) -> ProcessedImage:
+    """Decode an image once and make all its views; a bad image is an answer, not an error."""
     try:
         image = decode(content)
     except TooLargeImageError as error:
-        return Prepared(Status.TOO_LARGE, _lasting(str(error)))
+        return ProcessedImage(Status.TOO_LARGE, _lasting(str(error)))
     except UnreadableImageError as error:
-        return Prepared(Status.UNREADABLE_IMAGE, _lasting(str(error)))
+        return ProcessedImage(Status.UNREADABLE_IMAGE, _lasting(str(error)))
     crops = {view.side for view in views if view.fit in CROPS}
-    small = {side: shrink(image, side) for side in crops}  # resized once for both ways to crop
+    small = {
+        side: resize_short_side(image, side) for side in crops
+    }  # resized once for both ways to crop
     arrays = {view: view(image, small.get(view.side)) for view in views}
-    return Prepared(Status.OK, "", image.width, image.height, arrays)
+    return ProcessedImage(Status.OK, "", image.width, image.height, arrays)
 
 
-def prepare_many(items: Sequence[tuple[bytes, Sequence[View]]]) -> list[Prepared]:
-    """`prepare` for a chunk of pictures: the unit of work of a worker process."""
-    return [prepare(content, views) for content, views in items]
+def process_images(items: Sequence[tuple[bytes, Sequence[ImageTransform]]]) -> list[ProcessedImage]:
+    """`process_image` for a chunk of images: the unit of work of a worker process."""
+    return [process_image(content, views) for content, views in items]
 
 
 def _lasting(reason: str) -> str:
@@ -121,7 +123,7 @@ def _lasting(reason: str) -> str:
 # --- CLIP's way ----------------------------------------------------------------------------------
 
 
-def shrink(image: Picture, side: int) -> Picture:
+def resize_short_side(image: PilImage, side: int) -> PilImage:
     """Shortest side to `side`, the other cut to whole pixels, as torchvision and CLIP's do."""
     short, long = sorted((image.width, image.height))
     other = int(side * long / short)
@@ -131,10 +133,10 @@ def shrink(image: Picture, side: int) -> Picture:
     return image.resize((width, height), BICUBIC)
 
 
-def middle(image: Picture, side: int, fit: Fit) -> Picture:
+def center_crop(image: PilImage, side: int, fit: ResizeMode) -> PilImage:
     """The square in the middle: as CLIPImageProcessor cuts it out, or as torchvision does."""
     left, top = (
-        round((length - side) / 2) if fit is Fit.CROP_EVEN else (length - side) // 2
+        round((length - side) / 2) if fit is ResizeMode.CROP_EVEN else (length - side) // 2
         for length in (image.width, image.height)
     )
     return image.crop((left, top, left + side, top + side))
@@ -145,11 +147,11 @@ def middle(image: Picture, side: int, fit: Fit) -> Picture:
 CELL = 28
 """Pixels of a side that become one token: patches of 14, merged two by two."""
 LONGEST = 200
-"""Pictures that are longer than this many times their height, or higher, are not read."""
+"""Images that are longer than this many times their height, or higher, are not read."""
 
 
-def fill_area(image: Picture, side: int) -> np.ndarray:
-    """The whole picture in about side x side pixels; nothing (0, 0, 3) where it is too long."""
+def fill_area(image: PilImage, side: int) -> np.ndarray:
+    """The whole image in about side x side pixels; nothing (0, 0, 3) where it is too long."""
     short, long = sorted((image.width, image.height))
     if long > LONGEST * short:
         return np.zeros((0, 0, 3), np.uint8)
@@ -160,13 +162,15 @@ def fill_area(image: Picture, side: int) -> np.ndarray:
 def cells(width: int, height: int, area: int) -> tuple[int, int]:
     """Sides in multiples of `CELL`: the nearest ones, or those that keep to the area.
 
-    The area is a least and a greatest one, as HPSv3 sets it: a larger picture becomes at most this
+    The area is a least and a greatest one, as HPSv3 sets it: a larger image becomes at most this
     large, a smaller one at least.
     """
     wide, tall = (max(CELL, round(length / CELL) * CELL) for length in (width, height))
     if wide * tall > area:
-        shrink = math.sqrt(width * height / area)
-        wide, tall = (max(CELL, math.floor(n / shrink / CELL) * CELL) for n in (width, height))
+        resize_short_side = math.sqrt(width * height / area)
+        wide, tall = (
+            max(CELL, math.floor(n / resize_short_side / CELL) * CELL) for n in (width, height)
+        )
     elif wide * tall < area:
         grow = math.sqrt(area / (width * height))
         wide, tall = (math.ceil(n * grow / CELL) * CELL for n in (width, height))
@@ -179,7 +183,7 @@ def cells(width: int, height: int, area: int) -> tuple[int, int]:
 def pad_to(pixels: np.ndarray, side: int, antialias: bool) -> np.ndarray:
     """Longest side to `side`, zeros around to a square; float32, not clamped to [0, 1].
 
-    As HPSv2's `ResizeMaxSize` on tensors, except that a picture which needs no resizing is padded
+    As HPSv2's `ResizeMaxSize` on tensors, except that an image which needs no resizing is padded
     too (there it is not, and then does not fit its batch).
     """
     height, width = pixels.shape[:2]
@@ -194,7 +198,7 @@ def pad_to(pixels: np.ndarray, side: int, antialias: bool) -> np.ndarray:
 
 
 def turned(pixels: np.ndarray) -> np.ndarray:
-    """A uint8 picture with rows for columns; whole pixels are moved, twice as fast as bytes."""
+    """A uint8 image with rows for columns; whole pixels are moved, twice as fast as bytes."""
     whole = np.ascontiguousarray(pixels).view("V3")[..., 0]
     return np.ascontiguousarray(whole.T).view(np.uint8).reshape(*whole.T.shape, 3)
 
@@ -231,19 +235,19 @@ def taps(length: int, size: int, antialias: bool) -> tuple[np.ndarray, np.ndarra
     (as PIL does), and a = -0.75 and four taps where it does not. Positions are float32 as torch's.
     """
     scale = np.float32(length) / np.float32(size)
-    middle = scale * (np.arange(size, dtype=np.float32) + np.float32(0.5))
+    center_crop = scale * (np.arange(size, dtype=np.float32) + np.float32(0.5))
     if antialias:
         stretch = np.maximum(scale, np.float32(1))
-        first = np.maximum((middle - 2 * stretch + 0.5).astype(int), 0)
-        last = np.minimum((middle + 2 * stretch + 0.5).astype(int), length)
+        first = np.maximum((center_crop - 2 * stretch + 0.5).astype(int), 0)
+        last = np.minimum((center_crop + 2 * stretch + 0.5).astype(int), length)
         index = first + np.arange(int((last - first).max()))[:, None]
-        away = (index.astype(np.float32) - middle + np.float32(0.5)) / stretch
+        away = (index.astype(np.float32) - center_crop + np.float32(0.5)) / stretch
         weight = keys_cubic(away, -0.5) * (index < last)
         weight = weight / weight.sum(axis=0)
     else:
-        first = np.floor(middle - 0.5).astype(int) - 1
+        first = np.floor(center_crop - 0.5).astype(int) - 1
         index = first + np.arange(4)[:, None]
-        away = index.astype(np.float32) - (middle - np.float32(0.5))
+        away = index.astype(np.float32) - (center_crop - np.float32(0.5))
         weight = keys_cubic(away, -0.75)
     return index.clip(0, length - 1), weight.astype(np.float32)
 

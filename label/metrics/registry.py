@@ -12,7 +12,7 @@ from typing import Any
 from data.artifacts.atomic import sha256_of
 from label.config import MetricKind, MetricSpec
 from label.metrics.fingerprints import Fingerprints
-from label.metrics.preprocessing import Fit, View
+from label.metrics.preprocessing import ImageTransform, ResizeMode
 from label.metrics.weights import (
     HF_ON_HUB,
     OPEN_CLIP_ON_HUB,
@@ -35,7 +35,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """OpenAI CLIP's normalisation, which all published scorers of the family keep."""
 
 HPS_V3_SIDE = 448
-"""HPSv3 reads pictures of about 448 x 448 pixels: 256 tokens of 28 x 28."""
+"""HPSv3 reads images of about 448 x 448 pixels: 256 tokens of 28 x 28."""
 
 VOCABULARY = "vocab.json"
 """What CLIP's and Qwen's tokenizers have where they have no tokenizer.json."""
@@ -44,17 +44,17 @@ ON_BLIP = (MetricKind.image_reward, MetricKind.cycle_reward)
 """Cross-encoders on BLIP; their tokenizer is BERT's and lies in a folder of its own."""
 
 CUT_BY_HUGGING_FACE = (MetricKind.pickscore, MetricKind.mps)
-"""Metrics whose official code prepares pictures with CLIPImageProcessor; the others' has OpenAI's
+"""Metrics whose official code prepares images with CLIPImageProcessor; the others' has OpenAI's
 transform, which may begin the middle one pixel further."""
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class ResolvedMetric:
     """A metric before it is loaded."""
 
     name: str
     spec: MetricSpec
-    view: View
+    view: ImageTransform
     weights: Weights | None = None
     head: Path | None = None
     template: Path | None = None
@@ -115,8 +115,8 @@ class Identity:
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """How pictures are made ready, in words for the manifest."""
-        if self.view.fit is Fit.NONE:
+        """How images are made ready, in words for the manifest."""
+        if self.view.fit is ResizeMode.NONE:
             return {"resize": self.view.fit.value}
         mean, std = self.normalisation
         return {
@@ -154,37 +154,41 @@ def score_settings(
         WeightsError: Something is missing, of another kind, or not what is pinned.
     """
     fingerprints = Fingerprints(memory)
-    identities = [identify(name, spec) for name, spec in specs.items()]
+    identities = [resolve(name, spec) for name, spec in specs.items()]
     for identity in identities:
         identity.check_sha256(fingerprints)
     return {identity.name: identity.settings(fingerprints) for identity in identities}
 
 
-def identify(name: str, spec: MetricSpec) -> Identity:
+def resolve(name: str, spec: MetricSpec) -> ResolvedMetric:
     """Find a metric's files and preprocessing; loads no weights.
 
     Raises:
         WeightsError: Something is missing or of another kind; names it and the setting.
     """
     if spec.kind is MetricKind.oracle:
-        return Identity(name, spec, View(Fit.NONE))
+        return ResolvedMetric(name, spec, ImageTransform(ResizeMode.NONE))
     wanted = OPEN_CLIP_ON_HUB if spec.kind is MetricKind.hps else HF_ON_HUB
     where = locate(f"metrics.{name}.weights", spec.weights, spec.revision, wanted)
     if spec.kind is MetricKind.hps:
         weights = open_clip_weights(name, where, spec.arch)
         side = side_of(weights.config["model_cfg"]["vision_cfg"].get("image_size", 224))
-        return Identity(name, spec, View(Fit.PAD, side, spec.antialias), weights)
+        return ResolvedMetric(
+            name, spec, ImageTransform(ResizeMode.PAD, side, spec.antialias), weights
+        )
     if spec.kind is MetricKind.hps_v3:
         weights = qwen_weights(name, where, _words(name, spec) or ())
         template = locate(f"metrics.{name}.template", spec.template, None)
-        return Identity(name, spec, View(Fit.AREA, HPS_V3_SIDE), weights, template=template)
+        return ResolvedMetric(
+            name, spec, ImageTransform(ResizeMode.AREA, HPS_V3_SIDE), weights, template=template
+        )
     weights = _on_transformers(name, spec, where)
-    fit = Fit.CROP if spec.kind in CUT_BY_HUGGING_FACE else Fit.CROP_EVEN
-    view = View(fit, side_of(weights.config["vision_config"].get("image_size", 224)))
+    fit = ResizeMode.CROP if spec.kind in CUT_BY_HUGGING_FACE else ResizeMode.CROP_EVEN
+    view = ImageTransform(fit, side_of(weights.config["vision_config"].get("image_size", 224)))
     head = None
     if spec.kind is MetricKind.aesthetic:
         head = locate(f"metrics.{name}.head", spec.head, None)
-    return Identity(name, spec, view, weights, head)
+    return ResolvedMetric(name, spec, view, weights, head)
 
 
 def _on_transformers(name: str, spec: MetricSpec, where: Path) -> Weights:

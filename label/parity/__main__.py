@@ -1,6 +1,6 @@
 """`python -m label.parity`: published scores against ours, and accuracy on the run's pairs.
 
-What is not at hand (weights, pictures, scores of the run) is named and passed over. The exit status
+What is not at hand (weights, images, scores of the run) is named and passed over. The exit status
 is 1 when a score differs from the published one, or when there was nothing at all to look at.
 """
 
@@ -18,7 +18,7 @@ from data.artifacts.parquet_io import read_table
 from data.pairs.config import PairsKind
 from label.analysis.console import number, share
 from label.config import MetricKind
-from label.metrics.registry import identify
+from label.metrics.registry import resolve
 from label.parity.accuracy import Accuracy, measure
 from label.parity.references import Finding, check
 from label.scoring.score_sets import FACTS
@@ -51,12 +51,12 @@ def main(job: Job) -> None:
 
 def references(job: Job) -> list[Finding]:
     """Every published score that a metric of this job should reproduce."""
-    folder = Path(job.parity.pictures).expanduser() if job.parity.pictures else None
+    folder = Path(job.parity.images).expanduser() if job.parity.images else None
     if folder is not None and not folder.is_dir():
-        raise ValueError(f"parity.pictures={folder}: no such folder")
+        raise ValueError(f"parity.images={folder}: no such folder")
 
     def score(name: str, images: Sequence[bytes], prompts: Sequence[str]) -> np.ndarray:
-        identify(name, job.metrics[name])  # what is missing is said before torch is imported
+        resolve(name, job.metrics[name])  # what is missing is said before torch is imported
         from label.metrics import Panel
         from label.scoring.runner import device_of
 

@@ -1,4 +1,4 @@
-"""How often a metric prefers the picture that people prefer, as each benchmark counts it.
+"""How often a metric prefers the image that people prefer, as each benchmark counts it.
 
 The benchmarks differ in what they make of ties, so that their figures cannot be compared. All take
 `gap`, the score of image 0 minus that of image 1, and `human`: 1 where people took image 0, 0 where

@@ -1,4 +1,4 @@
-"""Published scores of published pictures: what a metric with the official weights must find."""
+"""Published scores of published images: what a metric with the official weights must find."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from label.config import MetricKind, MetricSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ReferenceImage:
     """A file that somebody published."""
 
     name: str
@@ -24,13 +24,13 @@ class Reference:
     """Scores that an official code gave."""
 
     source: str
-    """Where the pictures and the numbers are."""
+    """Where the images and the numbers are."""
     kind: MetricKind
     weights: str
     """What the name of the weights has in it (a regular expression)."""
-    pictures: tuple[Picture, ...]
+    images: tuple[ReferenceImage, ...]
     prompts: tuple[str, ...]
-    """One for each picture; or several for the only picture."""
+    """One for each image; or several for the only image."""
     expected: tuple[float, ...]
     tolerance: float
     """How far a score may be away: other hardware and number formats, and the digits printed."""
@@ -56,10 +56,18 @@ REFERENCES = (
         MetricKind.image_reward,
         "",  # there is but one
         (
-            Picture("1.webp", "a5fcd126763da8b3fe2a9e620fc1ba03d215d20de36c77bf6770a540a9bc972d"),
-            Picture("2.webp", "dc13919a49a37987d19c8be3ba0c1ef2941570f820f90fb66ac91a9a9db24082"),
-            Picture("3.webp", "ee859bac167e6a04cbcde63454757b6fc7d9b8704429c15725ca8c4accf176e3"),
-            Picture("4.webp", "84faf59d59d9ca7ab298c9acb957d727365ae104768ac1a1ec55ab96be68aaf9"),
+            ReferenceImage(
+                "1.webp", "a5fcd126763da8b3fe2a9e620fc1ba03d215d20de36c77bf6770a540a9bc972d"
+            ),
+            ReferenceImage(
+                "2.webp", "dc13919a49a37987d19c8be3ba0c1ef2941570f820f90fb66ac91a9a9db24082"
+            ),
+            ReferenceImage(
+                "3.webp", "ee859bac167e6a04cbcde63454757b6fc7d9b8704429c15725ca8c4accf176e3"
+            ),
+            ReferenceImage(
+                "4.webp", "84faf59d59d9ca7ab298c9acb957d727365ae104768ac1a1ec55ab96be68aaf9"
+            ),
         ),
         ("a painting of an ocean with clouds and birds, day time, low depth field effect",) * 4,
         (0.5811622738838196, 0.2745276093482971, -1.4131819009780884, -2.029569625854492),
@@ -70,7 +78,7 @@ REFERENCES = (
         MetricKind.hps,
         r"HPS_v2_",
         (
-            Picture(
+            ReferenceImage(
                 "demo_image.jpg",
                 "798dfb5bc544fca70ea15d21571530c4389a25536d6a511e0b0c915b0aba144d",
             ),
@@ -83,7 +91,11 @@ REFERENCES = (
         "README of openai/CLIP",
         MetricKind.clip,
         r"clip-vit-base-patch32",
-        (Picture("CLIP.png", "308a3ca4503f1c7a07803916c369d78c4ef501e5ab7fc727da9b5e1d2f9ec85b"),),
+        (
+            ReferenceImage(
+                "CLIP.png", "308a3ca4503f1c7a07803916c369d78c4ef501e5ab7fc727da9b5e1d2f9ec85b"
+            ),
+        ),
         ("a diagram", "a dog", "a cat"),
         (0.9927937, 0.00421068, 0.00299572),
         tolerance=0.0005,
@@ -114,7 +126,7 @@ class Finding:
 
 
 Score = Callable[[str, Sequence[bytes], Sequence[str]], np.ndarray]
-"""Metric, pictures and prompts -> scores; a ValueError says what it lacks."""
+"""Metric, images and prompts -> scores; a ValueError says what it lacks."""
 
 
 def check(metrics: Mapping[str, MetricSpec], folder: Path | None, score: Score) -> list[Finding]:
@@ -129,26 +141,26 @@ def check(metrics: Mapping[str, MetricSpec], folder: Path | None, score: Score) 
 
 def _check(name: str, reference: Reference, folder: Path | None, score: Score) -> Finding:
     try:
-        pictures = [find(picture, folder) for picture in reference.pictures]
-        many = len(reference.prompts) // len(pictures)
-        scores = score(name, [path.read_bytes() for path in pictures * many], reference.prompts)
+        images = [find(image, folder) for image in reference.images]
+        many = len(reference.prompts) // len(images)
+        scores = score(name, [path.read_bytes() for path in images * many], reference.prompts)
     except ValueError as error:
         return Finding(name, reference, missing=str(error))
     return Finding(name, reference, tuple(reference.of(scores).tolist()))
 
 
-def find(picture: Picture, folder: Path | None) -> Path:
-    """The picture below a folder, wherever it lies there.
+def find(image: ReferenceImage, folder: Path | None) -> Path:
+    """The image below a folder, wherever it lies there.
 
     Raises:
-        ValueError: It is not there, or is another picture of the same name.
+        ValueError: It is not there, or is another image of the same name.
     """
     if folder is None:
-        raise ValueError(f"parity.pictures is not set; {picture.name} should be below it")
-    same_name = sorted(folder.rglob(picture.name))
+        raise ValueError(f"parity.images is not set; {image.name} should be below it")
+    same_name = sorted(folder.rglob(image.name))
     for path in same_name:
-        if sha256_of(path) == picture.sha256:
+        if sha256_of(path) == image.sha256:
             return path
     others = ", ".join(map(str, same_name))
-    what = f"{others} is another picture" if others else f"no {picture.name} below {folder}"
-    raise ValueError(f"{what} (parity.pictures={folder})")
+    what = f"{others} is another image" if others else f"no {image.name} below {folder}"
+    raise ValueError(f"{what} (parity.images={folder})")

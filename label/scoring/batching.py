@@ -1,8 +1,8 @@
 """Forward passes of one fixed shape, and results that the device is not made to wait for.
 
-With every batch of the same size, filled up where inputs are wanting, what is computed of a picture
+With every batch of the same size, filled up where inputs are wanting, what is computed of an image
 does not depend on its neighbours. That is no law: a library may add in another order for another
-place in the batch (measured: five pictures on two threads differ by 7e-7, multiples of eight do
+place in the batch (measured: five images on two threads differ by 7e-7, multiples of eight do
 not). So each network's first batch is computed twice, with every input at another place.
 """
 
@@ -30,7 +30,7 @@ class Batch:
     """(network, size) -> whether results were seen not to depend on the place in the batch."""
 
 
-def halving(forward: Callable[[Inputs], Tensor], inputs: Inputs, batch: Batch) -> Tensor:
+def run_halving(forward: Callable[[Inputs], Tensor], inputs: Inputs, batch: Batch) -> Tensor:
     """Run `forward` on full batches; out of device memory halves the batch and goes on.
 
     Raises:
@@ -41,11 +41,11 @@ def halving(forward: Callable[[Inputs], Tensor], inputs: Inputs, batch: Batch) -
     while done < len(inputs):
         work = inputs[done : done + batch.size]
         try:
-            part = forward(filled(work, batch.size))[: len(work)]
+            part = forward(pad_batch(work, batch.size))[: len(work)]
         except torch.OutOfMemoryError as error:
             if batch.size == 1:
                 raise ValueError(
-                    "the device has no memory for a single picture; use label.device=cpu, a "
+                    "the device has no memory for a single image; use label.device=cpu, a "
                     "smaller model, or close what else runs there"
                 ) from error
             part = None
@@ -58,7 +58,7 @@ def halving(forward: Callable[[Inputs], Tensor], inputs: Inputs, batch: Batch) -
     return torch.cat(parts)
 
 
-def filled(inputs: Inputs, size: int) -> Inputs:
+def pad_batch(inputs: Inputs, size: int) -> Inputs:
     """Inputs and, up to `size`, the last of them again."""
     missing = size - len(inputs)
     if isinstance(inputs, np.ndarray):
@@ -66,7 +66,7 @@ def filled(inputs: Inputs, size: int) -> Inputs:
     return inputs + inputs[-1:] * missing
 
 
-class Landing:
+class AsyncCopy:
     """A tensor on its way from the device."""
 
     def __init__(self, values: Tensor) -> None:
@@ -85,7 +85,7 @@ class Landing:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class Request:
     """An input of a network, and where its result goes."""
 
     row: int
@@ -96,7 +96,7 @@ class Waiting:
 
 
 @dataclass(slots=True)
-class Queue:
+class Batcher:
     """Inputs that wait for a network until a batch is full; results come one batch later."""
 
     network: Hashable
@@ -105,8 +105,8 @@ class Queue:
     batch: Batch
     part: str = "embed"
     """What its time is counted as."""
-    waiting: deque[Waiting] = field(default_factory=deque)
-    landing: deque[tuple[list[Waiting], Landing]] = field(default_factory=deque)
+    waiting: deque[Request] = field(default_factory=deque)
+    landing: deque[tuple[list[Request], AsyncCopy]] = field(default_factory=deque)
 
     @property
     def steady(self) -> bool:
@@ -135,19 +135,19 @@ class Queue:
     def _run(self) -> None:
         work = [self.waiting.popleft() for _ in range(min(self.batch.size, len(self.waiting)))]
         contents = [one.content for one in work]
-        values = halving(self.forward, contents, self.batch)
+        values = run_halving(self.forward, contents, self.batch)
         if self.batch.is_checked and (self.network, self.batch.size) not in self.batch.even:
             self._check(contents, values)
-        self.landing.append((work, Landing(values)))
+        self.landing.append((work, AsyncCopy(values)))
         if len(self.landing) > 1:
             self._land()
 
     def _check(self, contents: list[Any], values: Tensor) -> None:
         size = self.batch.size
-        inputs = filled(contents[:size], size)
+        inputs = pad_batch(contents[:size], size)
         if len(contents) < size:  # the places that were only filled up count, too
-            values = halving(self.forward, inputs, self.batch)
-        moved = halving(self.forward, inputs[-1:] + inputs[:-1], self.batch).roll(-1, dims=0)
+            values = run_halving(self.forward, inputs, self.batch)
+        moved = run_halving(self.forward, inputs[-1:] + inputs[:-1], self.batch).roll(-1, dims=0)
         if self.batch.size == size:
             same = torch.equal(values[:size].nan_to_num(), moved.nan_to_num())
             self.batch.even[self.network, size] = same

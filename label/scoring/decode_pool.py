@@ -1,4 +1,4 @@
-"""Worker processes that decode and resize pictures ahead of the device.
+"""Worker processes that decode and resize images ahead of the device.
 
 A worker imports PIL and numpy, never torch. It leaves when its parent dies, however that happened.
 """
@@ -13,16 +13,16 @@ from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import Any
 
-from label.metrics.preprocessing import Prepared, View, prepare_many
+from label.metrics.preprocessing import ImageTransform, ProcessedImage, process_images
 
 AHEAD = 8
-"""Chunks a worker that may be decoded or waiting: what bounds the memory for pictures."""
+"""Chunks a worker that may be decoded or waiting: what bounds the memory for images."""
 LOOK_S = 5.0
 """Seconds that an answer is waited for between two looks at the workers."""
 
 
-class Decoder:
-    """Prepares chunks of pictures, in worker processes or (`workers=0`) in this one.
+class DecodePool:
+    """Prepares chunks of images, in worker processes or (`workers=0`) in this one.
 
     Processes are spawned, not forked: a fork of a process that uses CUDA or threads may hang.
     """
@@ -35,19 +35,21 @@ class Decoder:
         )
         self.ahead = AHEAD * workers
 
-    def __enter__(self) -> "Decoder":
+    def __enter__(self) -> "DecodePool":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._executor.shutdown(cancel_futures=True)
 
-    def submit(self, chunk: Sequence[tuple[bytes, Sequence[View]]]) -> Callable[[], list[Prepared]]:
+    def submit(
+        self, chunk: Sequence[tuple[bytes, Sequence[ImageTransform]]]
+    ) -> Callable[[], list[ProcessedImage]]:
         """Begin to prepare a chunk; call the answer to wait for it."""
         with _explained():  # a broken pool takes no more work
-            future = self._executor.submit(prepare_many, chunk)
+            future = self._executor.submit(process_images, chunk)
         return lambda: self._result(future)
 
-    def _result(self, future: Future[list[Prepared]]) -> list[Prepared]:
+    def _result(self, future: Future[list[ProcessedImage]]) -> list[ProcessedImage]:
         with _explained():
             while True:
                 try:
@@ -86,7 +88,7 @@ def _explained() -> Iterator[None]:
         killed = isinstance(error, BrokenProcessPool)
         happened = "was killed, most likely for" if killed else "failed for"
         raise ValueError(
-            f"a process that decodes pictures {happened} want of memory; lower label.workers "
+            f"a process that decodes images {happened} want of memory; lower label.workers "
             "(0 decodes in the main process) and run the same command again: what is finished is "
             "kept"
         ) from error

@@ -1,6 +1,6 @@
-"""What is known of each distinct picture and prompt, for as long as there is room.
+"""What is known of each distinct image and prompt, for as long as there is room.
 
-Rows hold on to their picture and prompt, so nothing that is still needed is ever forgotten; beyond
+Rows hold on to their image and prompt, so nothing that is still needed is ever forgotten; beyond
 that, the longest unused go first.
 """
 
@@ -10,27 +10,27 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from label.metrics.preprocessing import Prepared, View
+from label.metrics.preprocessing import ImageTransform, ProcessedImage
 
 OVERHEAD = 1280
-"""Bytes in memory besides the embeddings; measured for a picture with three (a prompt has 930)."""
+"""Bytes in memory besides the embeddings; measured for an image with three (a prompt has 930)."""
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
-class Picture:
-    """A distinct picture and what was computed of it."""
+class CachedImage:
+    """A distinct image and what was computed of it."""
 
-    found: Prepared | None = None
+    found: ProcessedImage | None = None
     """Status, reason and size, without the arrays; None while it is being decoded."""
-    embeddings: dict[tuple[int, View], np.ndarray] = field(default_factory=dict)
-    """By tower and view, fp32 of length 1, and latents as bytes; empty for a picture that cannot be
+    embeddings: dict[tuple[int, ImageTransform], np.ndarray] = field(default_factory=dict)
+    """By tower and view, fp32 of length 1, and latents as bytes; empty for an image that cannot be
     read."""
     judged: dict[str, dict[str, np.float32]] = field(default_factory=dict)
     """Prompt -> metric -> score, for metrics that see both together."""
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
-class Prompt:
+class CachedPrompt:
     """A distinct prompt and what was computed of it."""
 
     text: str
@@ -38,40 +38,40 @@ class Prompt:
     """By tower, fp32 of length 1."""
 
 
-class Memory:
-    """Pictures by their `image_key` and prompts by their text."""
+class EmbeddingCache:
+    """Images by their `image_key` and prompts by their text."""
 
-    def __init__(self, limit: int, picture_bytes: int, prompt_bytes: int) -> None:
+    def __init__(self, limit: int, image_bytes: int, prompt_bytes: int) -> None:
         """`limit` bytes are kept beyond what rows hold; the others are the sizes of an entry."""
-        self._room, self._cost = limit, {Picture: picture_bytes, Prompt: prompt_bytes}
-        self._pictures: WeakValueDictionary[bytes, Picture] = WeakValueDictionary()
-        self._prompts: WeakValueDictionary[str, Prompt] = WeakValueDictionary()
-        self._kept: OrderedDict[bytes | str, Picture | Prompt] = OrderedDict()
+        self._room, self._cost = limit, {CachedImage: image_bytes, CachedPrompt: prompt_bytes}
+        self._images: WeakValueDictionary[bytes, CachedImage] = WeakValueDictionary()
+        self._prompts: WeakValueDictionary[str, CachedPrompt] = WeakValueDictionary()
+        self._kept: OrderedDict[bytes | str, CachedImage | CachedPrompt] = OrderedDict()
 
-    def picture(self, key: bytes) -> tuple[Picture, bool]:
-        """The picture of this key, and whether it is new."""
-        known = self._pictures.get(key)
-        picture = known or Picture()
-        self._pictures[key] = picture
-        self._keep(key, picture)
-        return picture, known is None
+    def image(self, key: bytes) -> tuple[CachedImage, bool]:
+        """The image of this key, and whether it is new."""
+        known = self._images.get(key)
+        image = known or CachedImage()
+        self._images[key] = image
+        self._keep(key, image)
+        return image, known is None
 
-    def prompt(self, text: str) -> tuple[Prompt, bool]:
+    def prompt(self, text: str) -> tuple[CachedPrompt, bool]:
         """The prompt, and whether it is new."""
         known = self._prompts.get(text)
-        prompt = known or Prompt(text)
+        prompt = known or CachedPrompt(text)
         self._prompts[text] = prompt
         self._keep(text, prompt)
         return prompt, known is None
 
     def forget(self) -> None:
         """Know nothing any more; rows keep what they have."""
-        self._pictures.clear()
+        self._images.clear()
         self._prompts.clear()
         while self._kept:
             self._drop_oldest()
 
-    def _keep(self, key: bytes | str, entry: Picture | Prompt) -> None:
+    def _keep(self, key: bytes | str, entry: CachedImage | CachedPrompt) -> None:
         if key not in self._kept:
             self._room -= self._cost[type(entry)]
         self._kept[key] = entry

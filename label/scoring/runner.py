@@ -16,18 +16,18 @@ from label.config import LabelSpec, MetricSpec
 from label.metrics import Panel
 from label.scoring.batching import Batch
 from label.scoring.claims import Claims
-from label.scoring.decode_pool import Decoder
-from label.scoring.score_sets import ScoreSets, Work
+from label.scoring.decode_pool import DecodePool
+from label.scoring.score_sets import ScoreSets, ShardTask
 from label.scoring.scoring_pass import Clock
-from label.scoring.shard_scorer import Tools, score_shards
-from label.scoring.vae_encoder import Encoder
+from label.scoring.shard_scorer import ScoringTools, score_shards
+from label.scoring.vae_encoder import VaeEncoder
 
 PARTS = ("load", "read", "decode", "embed", "latents", "score", "write")
 """What the main process spent its time on; `read` and `decode` are waiting for what runs ahead."""
 
 
 @dataclass(slots=True)
-class Scoring:
+class ScoringRunner:
     """Scores what it is given; the metrics are loaded when the first shard comes."""
 
     pairs: PairSource
@@ -36,20 +36,20 @@ class Scoring:
     specs: Mapping[str, MetricSpec]
     spec: LabelSpec
     device: torch.device
-    make_encoder: Callable[[], Encoder] | None = None
+    make_encoder: Callable[[], VaeEncoder] | None = None
     """Loads what makes latents, where they are asked."""
     clock: Clock = field(default_factory=Clock)
     num_pairs: int = 0
     batch: Batch = field(init=False)
     _panel: Panel | None = None
-    _encoder: Encoder | None = None
+    _encoder: VaeEncoder | None = None
 
     def __post_init__(self) -> None:
         self.batch = Batch(self.spec.batch)
         if self.spec.compile:
             check_compiler(self.device)
 
-    def run(self, works: Iterator[Work]) -> None:
+    def run(self, works: Iterator[ShardTask]) -> None:
         """Score shard by shard."""
         first = next(works, None)
         if first is None:
@@ -58,9 +58,9 @@ class Scoring:
             panel = self._panel = self._panel or self._load()
             if self.make_encoder and self._encoder is None and LATENTS in self._absent():
                 self._encoder = self.make_encoder()
-        with Decoder(self.spec.workers) as decoder:
+        with DecodePool(self.spec.workers) as decoder:
             cache_bytes = self.spec.cache_mb * 2**20
-            tools = Tools(
+            tools = ScoringTools(
                 self.pairs, panel, self.sets, self.claims, decoder, self.batch, self.clock,
                 cache_bytes, self._encoder,
             )  # fmt: skip

@@ -1,7 +1,7 @@
 """What a run needs, what is there, and who does the rest; imports no torch.
 
 Ranks share the pair shards without talking to each other. Each begins with a block of neighbouring
-shards, which have pictures in common, and then takes what others have not begun (`claims`).
+shards, which have images in common, and then takes what others have not begun (`claims`).
 A score file that is there is finished; its footer says with which settings it was made.
 """
 
@@ -51,7 +51,7 @@ class ScoreSets:
     metrics: Mapping[str, Mapping[str, Any]]
     """Metric -> the settings that decide its scores."""
     latents: LatentFormat | None = None
-    """The pictures' latents, a set that lies beside `scores/`; None where they are not asked."""
+    """The images' latents, a set that lies beside `scores/`; None where they are not asked."""
 
     def __post_init__(self) -> None:
         for taken in {FACTS, CLAIMS, LATENTS} & self.metrics.keys():
@@ -203,26 +203,26 @@ def _refuse_changed(
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ShardTask:
     """A pair shard and the sets to write for it."""
 
     shard: PairShard
     sets: tuple[str, ...]
 
 
-def plan(sets: ScoreSets, rank: Rank) -> list[Work]:
+def plan(sets: ScoreSets, rank: Rank) -> list[ShardTask]:
     """The unfinished shards of this rank's own block.
 
     Raises:
         ShardError: A finished file is torn, or was made with other settings.
     """
     mine = _blocks(sets, rank)[0]
-    return [Work(shard, todo) for shard in mine if (todo := sets.missing(shard))]
+    return [ShardTask(shard, todo) for shard in mine if (todo := sets.missing(shard))]
 
 
 def claim_work(
     sets: ScoreSets, rank: Rank, claims: Claims, *, even_if_alive: bool = False
-) -> Iterator[Work]:
+) -> Iterator[ShardTask]:
     """Claim unfinished shards one by one, until none is left that nobody is at.
 
     Own ones first; then those of others, which work on theirs from the other end.
@@ -234,7 +234,7 @@ def claim_work(
     for shard in (*own, *(shard for block in others for shard in reversed(block))):
         if sets.absent(shard) and claims.take(shard.index, even_if_alive=even_if_alive):
             if todo := sets.missing(shard):  # its last owner may just have finished
-                yield Work(shard, todo)
+                yield ShardTask(shard, todo)
             else:
                 claims.release(shard.index)
 

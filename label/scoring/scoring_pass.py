@@ -1,8 +1,8 @@
-"""One pass over rows of (picture, prompt): each distinct thing is computed once.
+"""One pass over rows of (image, prompt): each distinct thing is computed once.
 
-A picture is the same when its bytes are. It is decoded once, prepared once per view and embedded
+An image is the same when its bytes are. It is decoded once, prepared once per view and embedded
 once per backbone; a prompt is embedded once per backbone; a metric that needs both together runs
-once per distinct (picture, prompt). Decoding runs ahead in worker processes, and networks run on
+once per distinct (image, prompt). Decoding runs ahead in worker processes, and networks run on
 full batches (`batches`), whichever rows these come from. What was computed is remembered as long
 as there is room (`memory`).
 """
@@ -20,15 +20,15 @@ from torch import Tensor
 
 from data.artifacts.schemas import Status
 from data.pairs.schema import image_key
-from label.metrics.backbones import Tower
-from label.metrics.base import EmbeddingMetric, Metric, PictureMetric
-from label.metrics.preprocessing import Prepared, View
-from label.scoring.batching import Batch, Queue, Waiting
-from label.scoring.decode_pool import Decoder
-from label.scoring.embedding_cache import OVERHEAD, Memory, Picture, Prompt
+from label.metrics.backbones import Backbone
+from label.metrics.base import CrossMetric, EmbeddingMetric, Metric
+from label.metrics.preprocessing import ImageTransform, ProcessedImage
+from label.scoring.batching import Batch, Batcher, Request
+from label.scoring.decode_pool import DecodePool
+from label.scoring.embedding_cache import OVERHEAD, CachedImage, CachedPrompt, EmbeddingCache
 
 CHUNK = 8
-"""Pictures that a worker process takes at a time."""
+"""Images that a worker process takes at a time."""
 SCORE_ROWS = 8192
 """Rows whose embeddings are gathered at a time."""
 
@@ -51,29 +51,29 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A picture to be scored against a prompt."""
+    """An image to be scored against a prompt."""
 
-    picture: Picture
-    prompt: Prompt
+    image: CachedImage
+    prompt: CachedPrompt
 
 
 @dataclass(frozen=True, slots=True)
-class _Sent:
-    """A picture on its way through a worker process."""
+class _Submitted:
+    """An image on its way through a worker process."""
 
     row: int
-    picture: Picture
+    image: CachedImage
     prompt: str
     new: bool
-    """Whether the picture is new; otherwise only its prompt is."""
+    """Whether the image is new; otherwise only its prompt is."""
 
 
 @runtime_checkable
-class PictureEncoder(Protocol):
-    """A network beside the metrics', whose results for each picture a pass is to give, too."""
+class ImageEncoder(Protocol):
+    """A network beside the metrics', whose results for each image a pass is to give, too."""
 
-    key: tuple[int, View]
-    """Names them among a picture's embeddings, and says how it wants pictures prepared."""
+    key: tuple[int, ImageTransform]
+    """Names them among an image's embeddings, and says how it wants images prepared."""
     batch: Batch
     """Its own."""
 
@@ -81,70 +81,72 @@ class PictureEncoder(Protocol):
     def num_bytes(self) -> int:
         """Of a result."""
 
-    def __call__(self, pictures: list[np.ndarray]) -> Tensor:
-        """One row a picture."""
+    def __call__(self, images: list[np.ndarray]) -> Tensor:
+        """One row an image."""
 
 
-class Pass:
+class ScoringPass:
     """Takes rows one by one; answers with their scores when they are computed."""
 
     def __init__(
         self,
         metrics: Mapping[str, Metric],
-        decoder: Decoder,
+        decoder: DecodePool,
         batch: Batch,
         clock: Clock,
         cache_bytes: int = 0,
-        encoder: PictureEncoder | None = None,
+        encoder: ImageEncoder | None = None,
     ) -> None:
-        """`cache_bytes` are for pictures and prompts that no row in work needs any more.
+        """`cache_bytes` are for images and prompts that no row in work needs any more.
 
-        What an encoder makes of pictures is an embedding under its key.
+        What an encoder makes of images is an embedding under its key.
         """
         self._metrics, self._decoder, self._clock = metrics, decoder, clock
-        self._images: dict[tuple[int, View], Queue] = {}
-        self._texts: dict[int, Queue] = {}
-        self._judges: dict[str, tuple[View, Queue]] = {}
-        dims: dict[tuple[int, View], int] = {}
+        self._images: dict[tuple[int, ImageTransform], Batcher] = {}
+        self._texts: dict[int, Batcher] = {}
+        self._judges: dict[str, tuple[ImageTransform, Batcher]] = {}
+        dims: dict[tuple[int, ImageTransform], int] = {}
         for name, metric in metrics.items():
             view = metric.identity.view
-            if isinstance(metric, PictureMetric):
-                self._judges[name] = view, Queue(id(metric), _judging(metric), batch)
+            if isinstance(metric, CrossMetric):
+                self._judges[name] = view, Batcher(id(metric), _judging(metric), batch)
             elif isinstance(metric, EmbeddingMetric):
                 tower = metric.tower
                 key = id(tower), view
                 dims[key] = tower.dim
-                self._images.setdefault(key, Queue(key, _embedding(tower), batch))
+                self._images.setdefault(key, Batcher(key, _embedding(tower), batch))
                 if metric.reads_prompt:
-                    self._texts.setdefault(id(tower), Queue(id(tower), tower.embed_texts, batch))
+                    self._texts.setdefault(id(tower), Batcher(id(tower), tower.embed_texts, batch))
         if encoder is not None:
-            self._images[encoder.key] = Queue(encoder.key, encoder, encoder.batch, "latents")
+            self._images[encoder.key] = Batcher(encoder.key, encoder, encoder.batch, "latents")
             dims[encoder.key] = encoder.num_bytes // 4  # as floats
         self._judge_views = tuple(dict.fromkeys(view for view, _ in self._judges.values()))
         self._views = tuple(dict.fromkeys([*(v for _, v in self._images), *self._judge_views]))
         floats = 4 * sum(dims.values())
-        self._memory = Memory(cache_bytes, OVERHEAD + floats, OVERHEAD + floats)
-        self._chunk: list[tuple[_Sent, bytes, tuple[View, ...]]] = []
-        self._in_flight: deque[tuple[list[_Sent], Callable[[], list[Prepared]]]] = deque()
+        self._memory = EmbeddingCache(cache_bytes, OVERHEAD + floats, OVERHEAD + floats)
+        self._chunk: list[tuple[_Submitted, bytes, tuple[ImageTransform, ...]]] = []
+        self._in_flight: deque[tuple[list[_Submitted], Callable[[], list[ProcessedImage]]]] = (
+            deque()
+        )
         self.given = 0
         """Rows that were added."""
 
     def add(self, image: bytes, prompt: str, key: bytes | None = None) -> Row:
-        """Take a row. `key` is the picture's `image_key`, where the caller has it already."""
-        picture, new = self._memory.picture(key or image_key(image))
+        """Take a row. `key` is the image's `image_key`, where the caller has it already."""
+        cached, new = self._memory.image(key or image_key(image))
         text, unread = self._memory.prompt(prompt)
         if unread:
             for tower, queue in self._texts.items():
-                queue.waiting.append(Waiting(self.given, prompt, text.embeddings, tower))
+                queue.waiting.append(Request(self.given, prompt, text.embeddings, tower))
                 self._run(queue.part, queue.run_full)
-        unjudged = bool(self._judges) and prompt not in picture.judged
+        unjudged = bool(self._judges) and prompt not in cached.judged
         if unjudged:
-            picture.judged[prompt] = {}
+            cached.judged[prompt] = {}
         if new or unjudged:
             views = self._views if new else self._judge_views
-            self._send(_Sent(self.given, picture, prompt, new), image, views)
+            self._send(_Submitted(self.given, cached, prompt, new), image, views)
         self.given += 1
-        return Row(picture, text)
+        return Row(cached, text)
 
     @property
     def computed(self) -> int:
@@ -156,7 +158,7 @@ class Pass:
 
     @property
     def steady(self) -> bool:
-        """Whether each network is known to give a picture or prompt the same in every batch."""
+        """Whether each network is known to give an image or prompt the same in every batch."""
         return all(queue.steady for queue in self._queues())
 
     def flush(self) -> None:
@@ -172,7 +174,7 @@ class Pass:
         self._memory.forget()
 
     def scores(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
-        """Metric -> float32 scores of computed rows; NaN where the picture could not be read."""
+        """Metric -> float32 scores of computed rows; NaN where the image could not be read."""
         with self._clock.measure("score"):
             found = {}
             for name, metric in self._metrics.items():
@@ -189,7 +191,7 @@ class Pass:
         assert isinstance(metric, EmbeddingMetric)
         tower, nothing = id(metric.tower), np.full(metric.tower.dim, np.nan, np.float32)
         seen = tower, metric.identity.view
-        images = _stacked([row.picture.embeddings.get(seen, nothing) for row in rows])
+        images = _stacked([row.image.embeddings.get(seen, nothing) for row in rows])
         if not metric.reads_prompt:
             return metric.score(images, images).numpy()
         return metric.score(
@@ -197,15 +199,15 @@ class Pass:
         ).numpy()
 
     def _judged(self, name: str, rows: Sequence[Row]) -> np.ndarray:
-        scores = [row.picture.judged[row.prompt.text].get(name, np.nan) for row in rows]
+        scores = [row.image.judged[row.prompt.text].get(name, np.nan) for row in rows]
         return np.array(scores, np.float32)
 
-    def _queues(self) -> Iterator[Queue]:
+    def _queues(self) -> Iterator[Batcher]:
         yield from self._images.values()
         yield from self._texts.values()
         yield from (queue for _, queue in self._judges.values())
 
-    def _send(self, sent: _Sent, content: bytes, views: tuple[View, ...]) -> None:
+    def _send(self, sent: _Submitted, content: bytes, views: tuple[ImageTransform, ...]) -> None:
         self._chunk.append((sent, content, views))
         if len(self._chunk) == CHUNK:
             self._submit()
@@ -226,35 +228,37 @@ class Pass:
             prepared = wait()
         for sent, found in zip(everything, prepared, strict=True):
             if sent.new:
-                sent.picture.found = Prepared(found.status, found.reason, found.width, found.height)
+                sent.image.found = ProcessedImage(
+                    found.status, found.reason, found.width, found.height
+                )
             if found.status is Status.OK:
                 self._take(sent, found)
         self._in_flight.popleft()
         for queue in self._queues():
             self._run(queue.part, queue.run_full)
 
-    def _take(self, sent: _Sent, found: Prepared) -> None:
+    def _take(self, sent: _Submitted, found: ProcessedImage) -> None:
         if sent.new:
             for key, queue in self._images.items():
                 pixels = found.arrays[key[1]]
-                queue.waiting.append(Waiting(sent.row, pixels, sent.picture.embeddings, key))
+                queue.waiting.append(Request(sent.row, pixels, sent.image.embeddings, key))
         for name, (view, queue) in self._judges.items():
-            judged, content = sent.picture.judged[sent.prompt], (found.arrays[view], sent.prompt)
-            queue.waiting.append(Waiting(sent.row, content, judged, name))
+            judged, content = sent.image.judged[sent.prompt], (found.arrays[view], sent.prompt)
+            queue.waiting.append(Request(sent.row, content, judged, name))
 
     def _run(self, part: str, run: Callable[[], None]) -> None:
         with self._clock.measure(part):
             run()
 
 
-def _embedding(tower: Tower) -> Callable[[list[np.ndarray]], Tensor]:
-    return lambda pictures: tower.embed_images(np.stack(pictures))
+def _embedding(tower: Backbone) -> Callable[[list[np.ndarray]], Tensor]:
+    return lambda images: tower.embed_images(np.stack(images))
 
 
-def _judging(metric: PictureMetric) -> Callable[[list[Any]], Tensor]:
+def _judging(metric: CrossMetric) -> Callable[[list[Any]], Tensor]:
     def judge(rows: list[tuple[np.ndarray, str]]) -> Tensor:
-        pictures, prompts = zip(*rows, strict=True)
-        return metric.judge(pictures, prompts)
+        images, prompts = zip(*rows, strict=True)
+        return metric.judge(images, prompts)
 
     return judge
 

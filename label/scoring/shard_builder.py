@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from data.artifacts.schemas import PAIR_FACTS, SCORES, Status
 from data.pairs.schema import PairShard, pair_key
-from label.metrics.preprocessing import Prepared
+from label.metrics.preprocessing import ProcessedImage
 
 
 @dataclass(slots=True)
-class Columns:
+class ShardBuilder:
     """What is known of a shard's pairs, in their order."""
 
     shard: PairShard
@@ -25,7 +25,7 @@ class Columns:
     per_metric: dict[str, list[np.ndarray]] = field(default_factory=dict)
     """Scores, (pair, 2)."""
     statuses: list[tuple[Status, Status]] = field(default_factory=list)
-    """What is known of both pictures of a pair, whatever the metric."""
+    """What is known of both images of a pair, whatever the metric."""
 
     def read(self, pair: Mapping[str, Any], keys: tuple[bytes, bytes]) -> None:
         """Take a pair as its source gives it, with its `image_key`s."""
@@ -44,28 +44,28 @@ class Columns:
 
     def found(
         self,
-        pictures: Sequence[tuple[Prepared, Prepared]],
+        images: Sequence[tuple[ProcessedImage, ProcessedImage]],
         scores: Mapping[str, np.ndarray],
     ) -> None:
-        """Take what was found for the next pairs: both pictures, and scores as (pair, 2)."""
+        """Take what was found for the next pairs: both images, and scores as (pair, 2)."""
         first = len(self.statuses)
-        prompts = self.columns["prompt"][first : first + len(pictures)]
-        for both, prompt in zip(pictures, prompts, strict=True):
+        prompts = self.columns["prompt"][first : first + len(images)]
+        for both, prompt in zip(images, prompts, strict=True):
             self._judge(both, str(prompt))
         for metric, values in scores.items():
             self.per_metric.setdefault(metric, []).append(values)
 
-    def _judge(self, both: tuple[Prepared, Prepared], prompt: str) -> None:
+    def _judge(self, both: tuple[ProcessedImage, ProcessedImage], prompt: str) -> None:
         bad = [
-            (picture.status, f"image {side}: {picture.reason}")
-            for side, picture in enumerate(both)
-            if picture.status is not Status.OK
+            (image.status, f"image {side}: {image.reason}")
+            for side, image in enumerate(both)
+            if image.status is not Status.OK
         ]
         empty = not prompt.strip()
         if empty:
             bad.append((Status.EMPTY_PROMPT, "the prompt is empty"))
-        for side, picture in enumerate(both):
-            self._append(**{f"width_{side}": picture.width, f"height_{side}": picture.height})
+        for side, image in enumerate(both):
+            self._append(**{f"width_{side}": image.width, f"height_{side}": image.height})
         self._append(
             status=bad[0][0] if bad else Status.OK, reason="; ".join(why for _, why in bad)
         )

@@ -1,4 +1,4 @@
-"""Pair shards x the metrics they lack -> score shards, in one pass over the pictures.
+"""Pair shards x the metrics they lack -> score shards, in one pass over the images.
 
 The pass runs on over the borders of shards: a shard's files are written as soon as all of its rows
 are computed, and meanwhile the next shards are read, decoded and embedded.
@@ -13,19 +13,19 @@ from typing import Any
 from data.artifacts.latents import KIND as LATENTS
 from data.artifacts.parquet_io import write_table
 from data.pairs.schema import PairSource, image_key
-from data.prefetch import ahead
+from data.prefetch import prefetch
 from label.metrics import Panel
-from label.metrics.preprocessing import Prepared
+from label.metrics.preprocessing import ProcessedImage
 from label.scoring.batching import Batch
 from label.scoring.claims import Claims
-from label.scoring.decode_pool import Decoder
-from label.scoring.score_sets import FACTS, ScoreSets, Work
-from label.scoring.scoring_pass import Clock, Pass, Row
-from label.scoring.shard_builder import Columns
-from label.scoring.vae_encoder import Encoder, LatentFile
+from label.scoring.decode_pool import DecodePool
+from label.scoring.score_sets import FACTS, ScoreSets, ShardTask
+from label.scoring.scoring_pass import Clock, Row, ScoringPass
+from label.scoring.shard_builder import ShardBuilder
+from label.scoring.vae_encoder import LatentFile, VaeEncoder
 
 READ_ROWS = 64
-"""Pairs read at a time; with 170 kB a picture, 20 MB."""
+"""Pairs read at a time; with 170 kB an image, 20 MB."""
 READ_AHEAD = 3
 """Such reads that lie ready."""
 STRETCH = 4096
@@ -35,28 +35,28 @@ OPEN = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class ScoringTools:
     """What scores shards, apart from the shards."""
 
     pairs: PairSource
     panel: Panel
     sets: ScoreSets
     claims: Claims
-    decoder: Decoder
+    decoder: DecodePool
     batch: Batch
     clock: Clock
     cache_bytes: int = 0
-    encoder: Encoder | None = None
+    encoder: VaeEncoder | None = None
     """Makes latents, where they are asked."""
 
 
-def score_shards(works: Iterable[Work], tools: Tools) -> int:
+def score_shards(works: Iterable[ShardTask], tools: ScoringTools) -> int:
     """Score pair shards by the metrics they lack and write their files; how many pairs."""
     with (
         ThreadPoolExecutor(1) as background,
-        ahead(_read(works, tools.pairs), READ_AHEAD) as parts,
+        prefetch(_read(works, tools.pairs), READ_AHEAD) as parts,
     ):
-        desk = Desk(tools, background)
+        desk = ShardScorer(tools, background)
         timed = _timed(parts, tools.clock)
         while (part := _next(timed, desk)) is not None:
             desk.take(part)
@@ -64,7 +64,7 @@ def score_shards(works: Iterable[Work], tools: Tools) -> int:
     return desk.num_pairs
 
 
-def _next(parts: "Iterator[Part]", desk: "Desk") -> "Part | None":
+def _next(parts: "Iterator[PairBatch]", desk: "ShardScorer") -> "PairBatch | None":
     """The next part; a pair file that cannot be read costs none of the shards before it."""
     try:
         return next(parts, None)
@@ -74,17 +74,17 @@ def _next(parts: "Iterator[Part]", desk: "Desk") -> "Part | None":
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PairBatch:
     """Some pairs of a shard, as their source gives them."""
 
-    work: Work
+    work: ShardTask
     pairs: list[dict[str, Any]]
     keys: list[tuple[bytes, bytes]]
-    """The `image_key`s of both pictures."""
+    """The `image_key`s of both images."""
     last: bool = False
 
 
-def _read(works: Iterable[Work], pairs: PairSource) -> Iterator[Part]:
+def _read(works: Iterable[ShardTask], pairs: PairSource) -> Iterator[PairBatch]:
     """All pairs of all shards; a shard ends with an empty part."""
     for work in works:
         for table in pairs.read(work.shard, batch_rows=READ_ROWS):
@@ -92,12 +92,12 @@ def _read(works: Iterable[Work], pairs: PairSource) -> Iterator[Part]:
             keys = [
                 (image_key(row["image_0"] or b""), image_key(row["image_1"] or b"")) for row in rows
             ]
-            yield Part(work, rows, keys)
-        yield Part(work, [], [], last=True)
+            yield PairBatch(work, rows, keys)
+        yield PairBatch(work, [], [], last=True)
 
 
 @dataclass(slots=True)
-class _Stretch:
+class Chunk:
     """Pairs that are scored together."""
 
     rows: list[tuple[Row, Row]] = field(default_factory=list)
@@ -109,26 +109,26 @@ class _Stretch:
 class _Shard:
     """A shard in work."""
 
-    work: Work
-    columns: Columns
+    work: ShardTask
+    columns: ShardBuilder
     fingerprint: Future[dict[str, str]] | None
     """Of the pair file, where it is to be noted."""
     latents: LatentFile | None
-    stretches: deque[_Stretch] = field(default_factory=deque)
+    stretches: deque[Chunk] = field(default_factory=deque)
     is_read: bool = False
 
 
-class Desk:
+class ShardScorer:
     """The shards in work: pairs come in, files go out."""
 
-    def __init__(self, tools: Tools, background: ThreadPoolExecutor) -> None:
+    def __init__(self, tools: ScoringTools, background: ThreadPoolExecutor) -> None:
         self._tools, self._background = tools, background
         self._shards: deque[_Shard] = deque()
         self._names: list[str] | None = None
-        self._pass: Pass | None = None
+        self._pass: ScoringPass | None = None
         self.num_pairs = 0
 
-    def take(self, part: Part) -> None:
+    def take(self, part: PairBatch) -> None:
         """Give pairs to the pass, and write what is computed."""
         shard, scoring = self._shard(part.work), self._pass
         assert scoring is not None
@@ -156,7 +156,7 @@ class Desk:
             self._pass.flush()
             self._settle()
 
-    def _shard(self, work: Work) -> _Shard:
+    def _shard(self, work: ShardTask) -> _Shard:
         """The shard in work, opened where it is new."""
         if self._shards and self._shards[-1].work == work:
             return self._shards[-1]
@@ -175,19 +175,19 @@ class Desk:
             latents = LatentFile(path, encoder, tools.sets.settings(LATENTS, work.shard))
         if FACTS in work.sets:  # hashing releases the GIL and reads what we read
             fingerprint = self._background.submit(tools.pairs.fingerprint, work.shard)
-        self._shards.append(_Shard(work, Columns(work.shard), fingerprint, latents))
+        self._shards.append(_Shard(work, ShardBuilder(work.shard), fingerprint, latents))
         return self._shards[-1]
 
-    def _room(self, shard: _Shard) -> _Stretch:
+    def _room(self, shard: _Shard) -> Chunk:
         """The stretch that takes the next pair."""
         if shard.stretches and len(shard.stretches[-1].rows) == STRETCH:
             self._close(shard.stretches[-1])
             self._settle()
         if not shard.stretches or shard.stretches[-1].end is not None:
-            shard.stretches.append(_Stretch())
+            shard.stretches.append(Chunk())
         return shard.stretches[-1]
 
-    def _close(self, stretch: _Stretch) -> None:
+    def _close(self, stretch: Chunk) -> None:
         scoring = self._pass
         assert scoring is not None
         stretch.end = scoring.given
@@ -210,15 +210,15 @@ class Desk:
 
     def _score(self, shard: _Shard, rows: list[tuple[Row, Row]]) -> None:
         assert self._pass is not None
-        pictures = [(_found(left), _found(right)) for left, right in rows]
+        images = [(_found(left), _found(right)) for left, right in rows]
         scores = self._pass.scores([row for pair in rows for row in pair])
         shard.columns.found(
-            pictures, {name: values.reshape(-1, 2) for name, values in scores.items()}
+            images, {name: values.reshape(-1, 2) for name, values in scores.items()}
         )
         if shard.latents:
             known = shard.columns.last(len(rows))
             with self._tools.clock.measure("write"):
-                shard.latents.add(known, [(left.picture, right.picture) for left, right in rows])
+                shard.latents.add(known, [(left.image, right.image) for left, right in rows])
 
     def _write(self, shard: _Shard) -> None:
         sets, work = self._tools.sets, shard.work
@@ -236,13 +236,13 @@ class Desk:
         self._tools.claims.release(work.shard.index)
 
 
-def _found(row: Row) -> Prepared:
-    found = row.picture.found
+def _found(row: Row) -> ProcessedImage:
+    found = row.image.found
     assert found is not None
     return found
 
 
-def _timed(items: Iterator[Part], clock: Clock) -> Iterator[Part]:
+def _timed(items: Iterator[PairBatch], clock: Clock) -> Iterator[PairBatch]:
     """The parts, with the time to get each of them counted as reading."""
     while True:
         with clock.measure("read"):

@@ -1,6 +1,6 @@
-"""Pictures of the scoring pass -> VAE latents beside the scores (see `data/artifacts/latents.py`).
+"""Images of the scoring pass -> VAE latents beside the scores (see `data/artifacts/latents.py`).
 
-To the pass the VAE is one more network that embeds pictures: each distinct one is encoded once, in
+To the pass the VAE is one more network that embeds images: each distinct one is encoded once, in
 batches of one shape. A shard's file grows by row groups as its pairs are computed.
 """
 
@@ -19,12 +19,12 @@ from data.artifacts.latents import GROUP_ROWS, GroupWriter, LatentFormat
 from data.artifacts.schemas import Status
 from data.dtypes import Dtype
 from label.metrics.backbones import DTYPES
-from label.metrics.preprocessing import Fit, View
+from label.metrics.preprocessing import ImageTransform, ResizeMode
 from label.scoring.batching import Batch
-from label.scoring.embedding_cache import Picture
+from label.scoring.embedding_cache import CachedImage
 
 
-class Encoder:
+class VaeEncoder:
     """A VAE's encoder that makes latents of a format."""
 
     def __init__(self, model: Path, form: LatentFormat, device: torch.device, batch: int) -> None:
@@ -34,8 +34,8 @@ class Encoder:
         logging.disable_progress_bar()
         dtype = DTYPES[Dtype(form.compute)]
         self.form, self.batch, self._device = form, Batch(batch), device
-        self.key = id(self), View(Fit.SQUARE, form.size)
-        """Names its latents among the embeddings of a picture."""
+        self.key = id(self), ImageTransform(ResizeMode.SQUARE, form.size)
+        """Names its latents among the embeddings of an image."""
         self.dtype = DTYPES[Dtype(form.dtype)]
         self._vae = AutoencoderKL.from_pretrained(
             model, subfolder="vae", torch_dtype=dtype, use_safetensors=True
@@ -45,17 +45,17 @@ class Encoder:
 
     @property
     def num_bytes(self) -> int:
-        """Of a picture's latents."""
+        """Of an image's latents."""
         return self.form.record
 
     @torch.inference_mode()
-    def __call__(self, pictures: Sequence[np.ndarray]) -> UInt8[Tensor, "image byte"]:
-        """Square pictures (side, side, 3), uint8 -> the bytes of their latents in the format.
+    def __call__(self, images: Sequence[np.ndarray]) -> UInt8[Tensor, "image byte"]:
+        """Square images (side, side, 3), uint8 -> the bytes of their latents in the format.
 
-        First those of the picture, then, where they are kept, of its mirror image; in each the
+        First those of the image, then, where they are kept, of its mirror image; in each the
         mean and, where it is kept, the standard deviation.
         """
-        pixels = torch.from_numpy(np.stack(pictures)).to(self._device).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.stack(images)).to(self._device).permute(0, 3, 1, 2)
         signed = pixels.to(self._vae.dtype) / 127.5 - 1
         facings = [signed, signed.flip(3)] if self.form.flip else [signed]
         latents = torch.stack([self._moments(facing) for facing in facings], 1)
@@ -70,17 +70,19 @@ class Encoder:
 class LatentFile:
     """The latents of a pair shard on their way to the disk."""
 
-    def __init__(self, path: Path, encoder: Encoder, settings: Settings) -> None:
+    def __init__(self, path: Path, encoder: VaeEncoder, settings: Settings) -> None:
         self._encoder, self._schema = encoder, encoder.form.schema
         self._writer = GroupWriter(path, self._schema, settings)
         self._rows: list[dict[str, Any]] = []
         """Less than a row group."""
 
     def add(
-        self, pairs: Sequence[tuple[str, Status]], pictures: Sequence[tuple[Picture, Picture]]
+        self,
+        pairs: Sequence[tuple[str, Status]],
+        images: Sequence[tuple[CachedImage, CachedImage]],
     ) -> None:
-        """Take the next pairs: their names and statuses, and their pictures with latents."""
-        for (name, status), both in zip(pairs, pictures, strict=True):
+        """Take the next pairs: their names and statuses, and their images with latents."""
+        for (name, status), both in zip(pairs, images, strict=True):
             self._rows.append(self._row(name, status, both))
             if len(self._rows) == GROUP_ROWS:
                 self._write()
@@ -91,11 +93,13 @@ class LatentFile:
             self._write()
         self._writer.close()
 
-    def _row(self, name: str, status: Status, pictures: tuple[Picture, Picture]) -> dict[str, Any]:
+    def _row(
+        self, name: str, status: Status, images: tuple[CachedImage, CachedImage]
+    ) -> dict[str, Any]:
         row: dict[str, Any] = {"pair_id": name, "status": str(status)}
         if status is not Status.OK:
             return row
-        records = [picture.embeddings[self._encoder.key].tobytes() for picture in pictures]
+        records = [image.embeddings[self._encoder.key].tobytes() for image in images]
         if not all(self._is_finite(record) for record in records):
             return row | {"status": str(Status.NOT_FINITE_LATENT)}
         each = self._encoder.form.bytes

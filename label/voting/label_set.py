@@ -26,7 +26,7 @@ from data.artifacts.parquet_io import read_settings, read_table, write_table
 from data.artifacts.schemas import Status, labels
 from data.pairs.schema import PairShard
 from label.scoring.score_sets import FACTS, ScoreSets, remove_partials
-from label.voting.rules import Ballot, label_pairs
+from label.voting.rules import VotingRule, label_pairs
 
 KIND = "labels"
 THREADS = 8
@@ -89,7 +89,7 @@ class LabelSet:
 
 
 def label_settings(
-    ballot: Ballot,
+    voting_rule: VotingRule,
     vote: Mapping[str, Any],
     metrics: Mapping[str, Mapping[str, Any]],
     shards: tuple[PairShard, ...],
@@ -105,33 +105,35 @@ def label_settings(
     settings = {
         "kind": KIND,
         "vote": named,
-        "voters": list(ballot.voters),
-        "metrics": {m: {**metrics[m], "tie": ballot.ties.get(m, 0.0)} for m in ballot.metrics},
+        "voters": list(voting_rule.voters),
+        "metrics": {
+            m: {**metrics[m], "tie": voting_rule.ties.get(m, 0.0)} for m in voting_rule.metrics
+        },
         "pairs": {
             "files": len(shards),
             "rows": sum(shard.rows for shard in shards),
             "listing": sha256(listing.encode()).hexdigest(),
         },
     }
-    return settings | ({"seed": ballot.seed} if vote["rule"] == "random" else {})
+    return settings | ({"seed": voting_rule.seed} if vote["rule"] == "random" else {})
 
 
 def make_labels(
     label_set: LabelSet,
     sets: ScoreSets,
-    ballot: Ballot,
+    voting_rule: VotingRule,
     provenance: Mapping[str, Any],
     since: float,
 ) -> pl.DataFrame:
-    """Vote over all pairs and write the labels; needs no model and no picture.
+    """Vote over all pairs and write the labels; needs no model and no image.
 
     Raises:
         ShardError: A score shard is damaged, or does not belong to the others.
         ValueError: Not a single pair could be decided.
     """
-    labelled = label_pairs(read_scored(sets, ballot.metrics), ballot)
+    labelled = label_pairs(read_scored(sets, voting_rule.metrics), voting_rule)
     check_decided(labelled)
-    files = label_set.write(labelled, sets, ballot.metrics)
+    files = label_set.write(labelled, sets, voting_rule.metrics)
     remove_partials(label_set.folder, since)
     manifest = Manifest(
         kind=KIND,

@@ -1,4 +1,4 @@
-"""Scores -> votes -> labels: pure polars, no picture and no model."""
+"""Scores -> votes -> labels: pure polars, no image and no model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ MOST_VOTES = 127
 
 
 @dataclass(frozen=True, slots=True)
-class Ballot:
+class VotingRule:
     """Who votes and how the votes are counted."""
 
     spec: VoteSpec
@@ -66,23 +66,23 @@ class Ballot:
         return tuple(dict.fromkeys([*self.voters, *filter(None, named)]))
 
 
-def label_pairs(scored: pl.DataFrame, ballot: Ballot) -> pl.DataFrame:
+def label_pairs(scored: pl.DataFrame, voting_rule: VotingRule) -> pl.DataFrame:
     """Decide every pair; rows keep their order and none is lost.
 
-    `scored` has the columns of `tables.PAIR_FACTS` and, for each metric m of the ballot,
+    `scored` has the columns of `tables.PAIR_FACTS` and, for each metric m of the voting_rule,
     `score_m_0`, `score_m_1`, `status_m_0`, `status_m_1`. The answer has those of `tables.labels`.
     """
     frame = scored.with_columns(pair_id=unique_ids(scored["pair_id"]))
     frame = frame.with_columns(
-        *[vote_of(m, ballot.ties.get(m, 0.0)).alias(f"vote_{m}") for m in ballot.metrics],
+        *[vote_of(m, voting_rule.ties.get(m, 0.0)).alias(f"vote_{m}") for m in voting_rule.metrics],
         vote_human=vote_of_human(),
-        **row_status(ballot.metrics),
+        **row_status(voting_rule.metrics),
     )
-    frame = frame.with_columns(**tally(ballot))
-    frame = frame.with_columns(choice=choice(frame, ballot))
-    frame = frame.with_columns(**decision(ballot))
+    frame = frame.with_columns(**tally(voting_rule))
+    frame = frame.with_columns(choice=choice(frame, voting_rule))
+    frame = frame.with_columns(**decision(voting_rule))
     frame = frame.with_columns(margin=margin())
-    return frame.select(labels(ballot.metrics).names)
+    return frame.select(labels(voting_rule.metrics).names)
 
 
 # --- votes ---------------------------------------------------------------------------------------
@@ -133,13 +133,13 @@ def row_status(metrics: Sequence[str]) -> dict[str, pl.Expr]:
     }
 
 
-def tally(ballot: Ballot) -> dict[str, pl.Expr]:
+def tally(voting_rule: VotingRule) -> dict[str, pl.Expr]:
     """How many votes each image has; a voter of weight w casts w of them."""
     return {
         f"votes_{image}": pl.sum_horizontal(
             (pl.col(f"vote_{voter}") == sign).fill_null(value=False).cast(pl.Int8)
-            * pl.lit(ballot.weight(voter), pl.Int8)
-            for voter in ballot.everyone
+            * pl.lit(voting_rule.weight(voter), pl.Int8)
+            for voter in voting_rule.everyone
         ).cast(pl.Int8)
         for image, sign in ((0, 1), (1, -1))
     }
@@ -148,9 +148,9 @@ def tally(ballot: Ballot) -> dict[str, pl.Expr]:
 # --- rules ---------------------------------------------------------------------------------------
 
 
-def choice(frame: pl.DataFrame, ballot: Ballot) -> pl.Expr | pl.Series:
+def choice(frame: pl.DataFrame, voting_rule: VotingRule) -> pl.Expr | pl.Series:
     """What the rule alone says: > 0 for image 0, < 0 for image 1, 0 or null for neither."""
-    spec = ballot.spec
+    spec = voting_rule.spec
     first, second = pl.col("votes_0"), pl.col("votes_1")
     if spec.rule is Rule.unanimous:
         return _either((first > 0) & (second == 0), (second > 0) & (first == 0))
@@ -159,28 +159,28 @@ def choice(frame: pl.DataFrame, ballot: Ballot) -> pl.Expr | pl.Series:
             (first >= spec.votes) & (first > second), (second >= spec.votes) & (second > first)
         )
     if spec.rule in (Rule.sum, Rule.zscore_sum):
-        return total_gap(frame, ballot, standardised=spec.rule is Rule.zscore_sum)
+        return total_gap(frame, voting_rule, standardised=spec.rule is Rule.zscore_sum)
     if spec.rule is Rule.random:
-        return coins(frame["pair_id"], ballot.seed)
+        return coins(frame["pair_id"], voting_rule.seed)
     if spec.rule is Rule.single:
         return pl.col(f"vote_{spec.metric}")
     return pl.col("vote_human") if spec.rule is Rule.human else first - second
 
 
-def total_gap(frame: pl.DataFrame, ballot: Ballot, *, standardised: bool) -> pl.Expr:
+def total_gap(frame: pl.DataFrame, voting_rule: VotingRule, *, standardised: bool) -> pl.Expr:
     """Weighted sum of the metrics' score gaps; standardised by each one's deviation over the set.
 
     A metric's mean cancels in the gap of two standardised scores, so only the deviation counts.
     """
     gaps = []
-    for m in ballot.voters:
+    for m in voting_rule.voters:
         gap = pl.col(f"score_{m}_0").cast(pl.Float64) - pl.col(f"score_{m}_1").cast(pl.Float64)
         if standardised:
             both = pl.concat([frame[f"score_{m}_0"], frame[f"score_{m}_1"]]).cast(pl.Float64)
             deviation = both.std(ddof=0)
             assert deviation is None or isinstance(deviation, float)
             gap = gap / deviation if deviation else gap * 0
-        gaps.append(gap * ballot.weight(m))
+        gaps.append(gap * voting_rule.weight(m))
     return pl.sum_horizontal(gaps, ignore_nulls=False)
 
 
@@ -202,9 +202,9 @@ def splitmix64(x: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def decision(ballot: Ballot) -> dict[str, pl.Expr]:
+def decision(voting_rule: VotingRule) -> dict[str, pl.Expr]:
     """`winner` and `decided_by`: the rule, else the tie rule, else why neither could."""
-    spec = ballot.spec
+    spec = voting_rule.spec
     ok = pl.col("status") == Status.OK
     by_rule = ok & pl.col("choice").fill_null(0).ne(0)
     tie_vote, tie_name = pl.lit(0), ""

@@ -49,18 +49,18 @@ class World:
         """Wait for every process."""
         dist.barrier()
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, everywhere; changes `tensor`."""
         dist.all_reduce(tensor)
         return tensor
 
-    def from_first(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What the first process has, everywhere."""
         holder = [value]
         dist.broadcast_object_list(holder, src=0, device=self.device)
         return holder[0]
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """What every process has, everywhere, by rank."""
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
@@ -172,7 +172,7 @@ class Policy:
         """Go on to another micro-batch of the same step."""
         self.engine.step()
 
-    def update(self, lr: float) -> float:
+    def optimizer_step(self, lr: float) -> float:
         """The optimizer step on the gradients of all micro-batches; their norm before clipping.
 
         Raises:
@@ -235,7 +235,7 @@ class Policy:
         if dist.get_rank() == 0:
             shutil.rmtree(scratch)
 
-    def weights(self) -> dict[str, Tensor]:
+    def gather_fp32_state_dict(self) -> dict[str, Tensor]:
         """The trained weights in fp32 on the CPU of rank 0, gathered one by one; empty elsewhere.
 
         They are the optimizer's: in bf16 the model computes with them rounded.

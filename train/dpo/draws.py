@@ -27,7 +27,7 @@ class Draws:
     posterior: Float[Tensor, "pair 2 channel height width"]
     """Standard normal: where in the VAE's posterior the winner's and the loser's latents lie."""
     flip: Bool[Tensor, " pair"]
-    """Mirror both pictures left to right."""
+    """Mirror both images left to right."""
     drop_caption: Bool[Tensor, " pair"]
     """Train this pair with the empty prompt."""
 
@@ -120,7 +120,7 @@ class DrawRule:
     timesteps: TimestepRule = uniform
     """How timesteps are distributed."""
     flip: bool = False
-    """Whether pictures are mirrored at all."""
+    """Whether images are mirrored at all."""
     caption_dropout: float = 0.0
     """Rate of empty prompts, in [0, 1]."""
 

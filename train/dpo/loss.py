@@ -80,7 +80,7 @@ def margin(policy: Errors, reference: Errors) -> Float[Tensor, " pair"]:
 def lead(policy: Errors) -> Float[Tensor, " pair"]:
     """e_l - e_w, the margin of an objective without reference; > 0 is what training wants.
 
-    At the start it is not 0: pictures differ in how hard they are to denoise.
+    At the start it is not 0: images differ in how hard they are to denoise.
     """
     return policy.loser - policy.winner
 

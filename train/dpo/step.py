@@ -10,25 +10,25 @@ from torch import Tensor
 from train.dpo.draws import DrawRule, Draws, draw
 from train.dpo.loss import Compared, Errors, denoising_errors, residual_overlap
 from train.dpo.objectives import Criterion
-from train.loader.image_source import Pictures
+from train.loader.image_source import Images
 from train.loader.loader import PairBatch
 from train.loader.transfer import moved, pinned
-from train.models.components import Backbone, Denoiser, predict
+from train.models.components import Denoiser, ModelComponents, run_denoiser
 from train.models.conditioning import Condition
 
 
 @dataclass(frozen=True, slots=True)
-class Networks:
-    """The three nets of a step."""
+class Models:
+    """The three models of a step."""
 
-    backbone: Backbone
+    components: ModelComponents
     policy: Denoiser
     reference: Denoiser
     """`absent` where the objective asks none."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class StepOutput:
     """What a forward pass found; all but `loss` is detached and per pair."""
 
     loss: Float[Tensor, ""]
@@ -44,36 +44,36 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class BatchWithNoise:
     """A batch with its random choices."""
 
     batch: PairBatch
     draws: Draws
 
-    def on(self, device: torch.device) -> "Drawn":
+    def on(self, device: torch.device) -> "BatchWithNoise":
         """The same where the step computes; sizes and dropped captions, the host must know."""
         batch = moved(self.batch, device, stay=("size",))
-        return Drawn(batch, moved(self.draws, device, stay=("drop_caption",)))
+        return BatchWithNoise(batch, moved(self.draws, device, stay=("drop_caption",)))
 
 
-def draw_for(batch: PairBatch, rule: DrawRule) -> Drawn:
+def draw_noise(batch: PairBatch, rule: DrawRule) -> BatchWithNoise:
     """What chance decides for a batch."""
-    return Drawn(batch, draw(rule, batch.epoch, batch.pair_ids))
+    return BatchWithNoise(batch, draw(rule, batch.epoch, batch.pair_ids))
 
 
-def drawn_ahead(
+def prefetch_noise(
     batches: Iterator[PairBatch], rule: DrawRule, device: torch.device
-) -> Iterator[Drawn]:
+) -> Iterator[BatchWithNoise]:
     """Batches and their draws where the device can fetch them; for the thread that reads ahead."""
     if device.type == "cuda":
         torch.cuda.set_device(device)  # each thread has its own
     for batch in batches:
-        found = draw_for(batch, rule)
-        yield Drawn(pinned(batch, device), pinned(found.draws, device))
+        draws = draw(rule, batch.epoch, batch.pair_ids)
+        yield BatchWithNoise(pinned(batch, device), pinned(draws, device))
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class NoisedBatch:
     """What a denoiser is asked about a batch; winners first, then losers."""
 
     noisy: Float[Tensor, "image channel height width"]
@@ -83,45 +83,47 @@ class Question:
     """The right answer."""
 
 
-def ask(drawn: Drawn, backbone: Backbone) -> Question:
-    """Noise both pictures of each pair alike."""
-    draws, schedule = drawn.draws, backbone.schedule
-    latents, condition = encode(drawn.batch, backbone, draws)
+def prepare_inputs(noised: BatchWithNoise, components: ModelComponents) -> NoisedBatch:
+    """Noise both images of each pair alike."""
+    draws, schedule = noised.draws, components.schedule
+    latents, condition = encode(noised.batch, components, draws)
     timestep, noise = twice(draws.timestep), twice(draws.noise)  # winner and loser share both
-    noisy = schedule.noisy(latents, noise, timestep)
-    return Question(noisy, timestep, condition, schedule.target(latents, noise, timestep))
+    noisy = schedule.add_noise(latents, noise, timestep)
+    return NoisedBatch(noisy, timestep, condition, schedule.get_target(latents, noise, timestep))
 
 
-def answer(
-    unet: Denoiser, asked: Question, dtype: torch.dtype
+def predict(
+    unet: Denoiser, inputs: NoisedBatch, dtype: torch.dtype
 ) -> Float[Tensor, "image channel height width"]:
     """A denoiser's prediction, float32."""
-    return predict(unet, asked.noisy, asked.timestep, asked.condition, dtype)
+    return run_denoiser(unet, inputs.noisy, inputs.timestep, inputs.condition, dtype)
 
 
-def step(drawn: Drawn, nets: Networks, criterion: Criterion) -> Outcome:
+def step(noised: BatchWithNoise, models: Models, criterion: Criterion) -> StepOutput:
     """One step on this rank's pairs; with `dpo` it is Wallace et al. 2023, Eq. 14.
 
     Nothing in it waits for the device.
     """
-    backbone = nets.backbone
-    drawn = drawn.on(backbone.device)
-    asked = ask(drawn, backbone)
-    predicted = answer(nets.policy, asked, backbone.dtype)
-    policy = denoising_errors(predicted, asked.target)
-    overlap = residual_overlap(predicted, asked.target)
+    components = models.components
+    noised = noised.on(components.device)
+    inputs = prepare_inputs(noised, components)
+    predicted = predict(models.policy, inputs, components.dtype)
+    policy = denoising_errors(predicted, inputs.target)
+    overlap = residual_overlap(predicted, inputs.target)
     with torch.inference_mode():
-        predicted = answer(nets.reference, asked, backbone.dtype)
-    reference = denoising_errors(predicted.clone(), asked.target)  # a copy that autograd may keep
-    share = drawn.draws.timestep / len(backbone.schedule.alphas_cumprod)
-    return outcome(Compared(policy, reference, overlap, drawn.batch.margin), criterion, share)
+        predicted = predict(models.reference, inputs, components.dtype)
+    reference = denoising_errors(predicted.clone(), inputs.target)  # a copy that autograd may keep
+    share = noised.draws.timestep / len(components.schedule.alphas_cumprod)
+    return step_output(Compared(policy, reference, overlap, noised.batch.margin), criterion, share)
 
 
-def outcome(found: Compared, criterion: Criterion, share: Float[Tensor, " pair"]) -> Outcome:
+def step_output(
+    compared: Compared, criterion: Criterion, share: Float[Tensor, " pair"]
+) -> StepOutput:
     """The loss to differentiate, and what the journal wants to know of each pair."""
-    losses, policy = criterion.losses(found), found.policy.detached()
-    judged = criterion.margin(policy, found.reference)
-    return Outcome(losses.mean(), losses.detach(), judged, policy, found.reference, share)
+    losses, policy = criterion.losses(compared), compared.policy.detached()
+    margin = criterion.margin(policy, compared.reference)
+    return StepOutput(losses.mean(), losses.detach(), margin, policy, compared.reference, share)
 
 
 def absent(noisy: Tensor, *_: object, **__: object) -> tuple[Tensor]:
@@ -131,19 +133,20 @@ def absent(noisy: Tensor, *_: object, **__: object) -> tuple[Tensor]:
 
 @torch.no_grad()
 def encode(
-    batch: PairBatch, backbone: Backbone, draws: Draws
+    batch: PairBatch, components: ModelComponents, draws: Draws
 ) -> tuple[Float[Tensor, "image channel height_8 width_8"], Condition]:
     """Latents and text of a batch: winners first, then losers; both of a pair mirrored or none."""
-    pictures = torch.cat([facing(side, draws.flip) for side in (batch.winner, batch.loser)])
+    images = torch.cat([facing(side, draws.flip) for side in (batch.winner, batch.loser)])
     posterior = torch.cat([draws.posterior[:, 0], draws.posterior[:, 1]])
-    made = backbone.drawn if pictures.is_floating_point() else backbone.encode_pictures
-    latents = made(pictures, posterior)
+    cached = images.is_floating_point()
+    encode_side = components.sample_posterior if cached else components.encode_images
+    latents = encode_side(images, posterior)
     dropped = draws.drop_caption.tolist()
     prompts = ["" if d else text for d, text in zip(dropped, batch.prompts, strict=True)]
-    return latents, backbone.condition(prompts, batch.size)
+    return latents, components.condition(prompts, batch.size)
 
 
-def facing(side: Pictures, mirror: Bool[Tensor, " pair"]) -> Tensor:
+def facing(side: Images, mirror: Bool[Tensor, " pair"]) -> Tensor:
     """One side's pixels, or moments of latents; mirrored left to right where asked."""
     if not side.is_floating_point():
         return torch.where(mirror.view(-1, 1, 1, 1), side.flip(2), side)

@@ -16,13 +16,13 @@ tags: [diffusion-dpo, balanceddpo]
 # {name}
 
 `{base}` aligned with consensus labels (BalancedDPO, arXiv 2503.12575): several scorers vote on each
-pair of pictures, and the model is trained to prefer the winners (Diffusion-DPO, arXiv 2311.12908).
+pair of images, and the model is trained to prefer the winners (Diffusion-DPO, arXiv 2311.12908).
 
 ```python
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
-pipeline("a prompt").images[0].save("picture.png")
+pipeline("a prompt").images[0].save("image.png")
 ```
 
 ## How it was made
@@ -49,7 +49,7 @@ Settings and revisions are in `balanceddpo.json`; the other parts of the pipelin
 |---|---|
 | loss, implicit accuracy (last tenth of the steps) | {loss:.4f}, {accuracy:.3f} |
 {more}
-These numbers are of training and say little about pictures. Win rates against the base, by scorers
+These numbers are of training and say little about images. Win rates against the base, by scorers
 that voted and by others, come from `python -m evaluate`.
 
 ## Limits

@@ -22,7 +22,7 @@ COLUMNS = [
 
 @dataclass(frozen=True, slots=True)
 class DecidedPairs:
-    """The pairs of a label set that have a winner, and where their pictures are."""
+    """The pairs of a label set that have a winner, and where their images are."""
 
     table: pa.Table
     """The columns `COLUMNS`, in the order of the label set."""

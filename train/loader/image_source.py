@@ -1,4 +1,4 @@
-"""Where the pictures of pairs come from: row groups of the pair files, decoded and cut square.
+"""Where the images of pairs come from: row groups of the pair files, decoded and cut square.
 
 Stage one's latents, which may stand in their place, are in `train/loader/latent_source.py`.
 """
@@ -20,11 +20,11 @@ from data.pairs.schema import PairShard, PairSource
 
 Pixels = UInt8[Tensor, "pair height width 3"]
 Latents = Float[Tensor, "pair facing moment channel height_8 width_8"]
-"""The VAE's own numbers, before the model's scaling. `facing` has the picture and, where pictures
+"""The VAE's own numbers, before the model's scaling. `facing` has the image and, where images
 are mirrored, its mirror image; `moment` the posterior's mean and, where it was kept, deviation."""
 
-Pictures = Pixels | Latents
-"""One picture of each pair."""
+Images = Pixels | Latents
+"""One image of each pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,12 @@ class RowGroup:
     shard: PairShard
     index: int
     bytes: int
-    """Uncompressed, pictures included."""
+    """Uncompressed, images included."""
 
 
 @runtime_checkable
-class Payload(Protocol):
-    """Pictures of pairs, in row groups that are read whole."""
+class PairImages(Protocol):
+    """Images of pairs, in row groups that are read whole."""
 
     @property
     def group(self) -> np.ndarray:
@@ -57,13 +57,13 @@ class Payload(Protocol):
         labels: Sequence[Mapping[str, Any]],
         groups: Sequence[Any],
         threads: Executor,
-    ) -> tuple[Pictures, Pictures]:
+    ) -> tuple[Images, Images]:
         """Winners and losers: of pairs by index, with their labels and what `read` gave."""
 
 
 @dataclass(frozen=True, slots=True)
-class PairFiles:
-    """The pictures themselves, from the files that were labelled."""
+class PairFileImages:
+    """The images themselves, from the files that were labelled."""
 
     source: PairSource
     groups: tuple[RowGroup, ...]
@@ -72,7 +72,7 @@ class PairFiles:
     row: np.ndarray
     """Each pair's row in its row group."""
     side: int
-    """Pixels of the square pictures."""
+    """Pixels of the square images."""
 
     def bytes_of(self, group: int) -> int:
         """Uncompressed bytes of the row group."""
@@ -89,11 +89,11 @@ class PairFiles:
         labels: Sequence[Mapping[str, Any]],
         groups: Sequence[pa.Table],
         threads: Executor,
-    ) -> tuple[Pictures, Pictures]:
-        """Decode both pictures of each pair.
+    ) -> tuple[Images, Images]:
+        """Decode both images of each pair.
 
         Raises:
-            ShardError: A picture is not the one that was labelled, or cannot be read any more.
+            ShardError: An image is not the one that was labelled, or cannot be read any more.
         """
         contents: list[tuple[bytes, str]] = []
         for index, label, table in zip(pairs.tolist(), labels, groups, strict=True):
@@ -132,5 +132,5 @@ def _square(content: tuple[bytes, str], side: int) -> np.ndarray:
     except UnreadableImageError as error:
         raise ShardError(
             f"{name} cannot be read any more ({error}), though it was scored; "
-            "the pair file, or the picture it names, has changed since it was labelled: label again"
+            "the pair file, or the image it names, has changed since it was labelled: label again"
         ) from error

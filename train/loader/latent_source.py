@@ -1,4 +1,4 @@
-"""Stage one's latents in the pictures' place: the same pairs, in the same order."""
+"""Stage one's latents in the images' place: the same pairs, in the same order."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
@@ -18,7 +18,7 @@ from data.artifacts.manifest import FileEntry, part_name
 from data.artifacts.parquet_io import read_table
 from data.artifacts.schemas import Status
 from train.loader.dataset import DecidedPairs
-from train.loader.image_source import Pictures
+from train.loader.image_source import Images
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -26,7 +26,7 @@ AGAIN = "delete {folder} and run `make labels` again, or set train.latents=never
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LatentRow:
     """A row group of a file of latents, in the part that belongs to a row group of pairs."""
 
     file: str
@@ -41,7 +41,7 @@ class LatentFiles:
     found: LatentSet
     mirrored: bool
     """Whether mirrored latents are read, too."""
-    places: tuple[Place, ...]
+    places: tuple[LatentRow, ...]
     group: np.ndarray
     """Each pair's row group, as index into `places`."""
     row: np.ndarray
@@ -78,7 +78,7 @@ class LatentFiles:
         labels: Sequence[Mapping[str, Any]],
         groups: Sequence[dict[str, Tensor]],
         threads: Executor,
-    ) -> tuple[Pictures, Pictures]:
+    ) -> tuple[Images, Images]:
         """Winners and losers; nothing is left to decode."""
         kinds = ("latent", "flipped") if self.mirrored else ("latent",)
         winner: list[Tensor] = []
@@ -128,7 +128,8 @@ def latents_of(found: LatentSet, pairs: DecidedPairs, *, mirrored: bool) -> Late
     key = pairs.group * (int(inside.max(initial=0)) + 1) + inside
     _, first, group = np.unique(key, return_index=True, return_inverse=True)
     places = (
-        Place(part_name(int(shard_of[pair])), int(inside[pair]), int(size[pair])) for pair in first
+        LatentRow(part_name(int(shard_of[pair])), int(inside[pair]), int(size[pair]))
+        for pair in first
     )
     return LatentFiles(found, mirrored, tuple(places), group, row)
 

@@ -14,19 +14,19 @@ from torch import Tensor
 from data.artifacts.atomic import ShardError
 from data.pairs.schema import PairSource
 from train.loader.dataset import DecidedPairs
-from train.loader.image_source import PairFiles, Payload, Pictures, winner_first
+from train.loader.image_source import Images, PairFileImages, PairImages, winner_first
 from train.loader.sampler import Position, Reading, deal, epoch_order, reading, windows_of
 
 
 @dataclass(frozen=True, slots=True)
 class PairBatch:
-    """Pairs for one forward pass; pictures are square, or their latents."""
+    """Pairs for one forward pass; images are square, or their latents."""
 
     epoch: int
     pair_ids: tuple[str, ...]
     prompts: tuple[str, ...]
-    winner: Pictures
-    loser: Pictures
+    winner: Images
+    loser: Images
     margin: Int[Tensor, " pair"]
     """The winner's lead in votes; below 0 where the votes were overruled."""
     size: Int[Tensor, "pair 2 2"]
@@ -44,7 +44,7 @@ class StreamPlan:
     """Pairs of a forward pass on one rank."""
     window: int
     side: int
-    """Pixels of the square pictures."""
+    """Pixels of the square images."""
     rank: int = 0
     world: int = 1
     workers: int = 1
@@ -72,16 +72,16 @@ class PairStream:
     pairs: DecidedPairs
     source: PairSource
     plan: StreamPlan
-    latents: Payload | None = None
-    """Read in place of the pictures, where they are there."""
-    payload: Payload = field(init=False)
+    latents: PairImages | None = None
+    """Read in place of the images, where they are there."""
+    payload: PairImages = field(init=False)
     _open: dict[tuple[int, int], Future[Any]] = field(default_factory=dict)
     """(epoch, row group) -> the row group, in memory or under way."""
 
     def __post_init__(self) -> None:
         found, plan = self.pairs, self.plan
-        pictures = PairFiles(self.source, found.groups, found.group, found.row, plan.side)
-        self.payload = self.latents or pictures
+        images = PairFileImages(self.source, found.groups, found.group, found.row, plan.side)
+        self.payload = self.latents or images
         if len(found) == 0:
             raise ShardError(
                 "no pair of the label set has a winner; choose another vote or tie rule "

@@ -1,4 +1,4 @@
-"""Which pictures a run trains on: those of the pair files, or their latents from stage one.
+"""Which images a run trains on: those of the pair files, or their latents from stage one.
 
 Nothing here imports torch, so that a finished run answers at once.
 """
@@ -12,27 +12,27 @@ from data.artifacts.atomic import ShardError
 from data.artifacts.latents import LatentSet, find_vae, read_set, set_name
 from train.config import LatentUse
 
-FROM_FILES = "pictures: from the pair files, encoded by the VAE in every step"
+FROM_FILES = "images: from the pair files, encoded by the VAE in every step"
 GUIDE = "docs/latents.md"
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
-    """What latents must be to stand for a run's pictures."""
+class LatentsNeeded:
+    """What latents must be to stand for a run's images."""
 
     folder: Path
     """Where latents are kept, `runs/<run>/latents`."""
     model: Path
     """The model's folder; its VAE's weights name the set."""
     resolution: int
-    """Pixels of the square pictures."""
+    """Pixels of the square images."""
     flip: bool
-    """Whether pictures are mirrored."""
+    """Whether images are mirrored."""
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Where a run's pictures come from."""
+class ImageSource:
+    """Where a run's images come from."""
 
     latents: LatentSet | None
     """The set to read; None reads the pair files."""
@@ -49,8 +49,10 @@ class Source:
         return {"identity": identity, "dtype": form.dtype, "moments": form.moments}
 
 
-def choose(use: LatentUse, need: Need, begun: Mapping[str, Any] | None) -> Source:
-    """The pictures of a run; `begun` are its settings when it is under way.
+def choose_source(
+    use: LatentUse, need: LatentsNeeded, begun: Mapping[str, Any] | None
+) -> ImageSource:
+    """The images of a run; `begun` are its settings when it is under way.
 
     A run that is under way goes on with what it began with.
 
@@ -58,16 +60,16 @@ def choose(use: LatentUse, need: Need, begun: Mapping[str, Any] | None) -> Sourc
         ShardError: Latents are asked for, or were used so far, and none fit; says why.
     """
     if use is LatentUse.never:
-        return Source(None, f"{FROM_FILES} (train.latents=never)")
+        return ImageSource(None, f"{FROM_FILES} (train.latents=never)")
     if use is LatentUse.auto and begun is not None and begun.get("latents") is None:
-        return Source(None, f"{FROM_FILES}, as this run began")
-    found = fitting(need)
+        return ImageSource(None, f"{FROM_FILES}, as this run began")
+    found = find_latents(need)
     if isinstance(found, LatentSet):
-        return Source(found, f"pictures: latents in {found.folder} ({found.form})")
+        return ImageSource(found, f"images: latents in {found.folder} ({found.form})")
     if use is LatentUse.always or begun is not None:
         asked = "train.latents=always" if begun is None else "this run began with latents"
         raise ShardError(f"{asked}, but {found}; `make labels ARGS=latents=model` writes them")
-    return Source(None, f"{FROM_FILES}: {found}")
+    return ImageSource(None, f"{FROM_FILES}: {found}")
 
 
 def advice(steps: int, batch: int, pairs: int) -> str:
@@ -76,12 +78,12 @@ def advice(steps: int, batch: int, pairs: int) -> str:
     if times <= 1:
         return ""
     return (
-        f"each picture is decoded and encoded {times:.1f} times in this run; with latents=model in "
+        f"each image is decoded and encoded {times:.1f} times in this run; with latents=model in "
         f"`make labels` it would be once ({GUIDE})"
     )
 
 
-def fitting(need: Need) -> LatentSet | str:
+def find_latents(need: LatentsNeeded) -> LatentSet | str:
     """The complete set that fits, or why there is none."""
     there = sorted(path.name for path in need.folder.glob("*-*") if path.is_dir())
     if not there:
@@ -94,7 +96,7 @@ def fitting(need: Need) -> LatentSet | str:
         return f"the latents in {need.folder / name} are not complete"
     if need.flip and not found.form.flip:
         return (
-            f"train.flip=true mirrors pictures, and {found.folder} has no mirrored ones (it was "
+            f"train.flip=true mirrors images, and {found.folder} has no mirrored ones (it was "
             "written with label.latents.flip=false)"
         )
     return found

@@ -27,7 +27,7 @@ norms, activations and sums, which are cheap and a third of what is remembered (
 2022 do so for language models)."""
 
 
-def recompute(unet: Any, what: Recompute) -> None:
+def checkpoint_activations(unet: Any, what: Recompute) -> None:
     """Make a diffusers UNet remember less for its backward pass; the reference has none."""
     if what is not Recompute.none:
         unet.enable_gradient_checkpointing(_full if what is Recompute.full else _selective)

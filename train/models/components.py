@@ -20,11 +20,11 @@ from transformers.utils import logging as transformers_logging
 
 from train.config import ModelSpec, Precision
 from train.models.conditioning import (
+    ClipEncoder,
     Condition,
-    OneTower,
+    OneEncoder,
     TextEncoder,
-    Tower,
-    TwoTowers,
+    TwoEncoders,
     condition,
     encode_distinct,
 )
@@ -34,7 +34,7 @@ from train.models.schedule import NoiseSchedule, Prediction
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 
 SLICED_ABOVE = 512
-"""Sides in pixels from which the VAE takes one picture at a time, to bound its memory."""
+"""Sides in pixels from which the VAE takes one image at a time, to bound its memory."""
 
 Denoiser = Callable[..., Any]
 """A UNet, or DeepSpeed's engine around it."""
@@ -44,7 +44,7 @@ transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)
-class Backbone:
+class ModelComponents:
     """The frozen parts, and how to make a UNet."""
 
     base: BaseModel
@@ -60,7 +60,7 @@ class Backbone:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of a training picture's latents."""
+        """Channels, height and width of a training image's latents."""
         side = self.resolution // self.base.vae_factor
         return (self.vae.config.latent_channels, side, side)
 
@@ -72,7 +72,7 @@ class Backbone:
         return unet.to(self.device).eval()
 
     @torch.no_grad()
-    def encode_pictures(
+    def encode_images(
         self,
         pixels: UInt8[Tensor, "image height width 3"],
         posterior: Float[Tensor, "image channel height_8 width_8"],
@@ -80,9 +80,9 @@ class Backbone:
         """Latents scaled as the UNet expects, drawn from the VAE's posterior by `posterior`."""
         signed = pixels.to(self.device).permute(0, 3, 1, 2).to(self.vae.dtype) / 127.5 - 1
         found = self.vae.encode(signed).latent_dist
-        return self.drawn(torch.stack([found.mean, found.std], 1), posterior)
+        return self.sample_posterior(torch.stack([found.mean, found.std], 1), posterior)
 
-    def drawn(
+    def sample_posterior(
         self,
         moments: Float[Tensor, "image moment channel height_8 width_8"],
         posterior: Float[Tensor, "image channel height_8 width_8"],
@@ -110,7 +110,7 @@ class Backbone:
 
     @torch.no_grad()
     def condition_of_new(self, prompts: Sequence[str]) -> Condition:
-        """What the UNet is told about pictures to draw, one a prompt: whole ones of full size."""
+        """What the UNet is told about images to draw, one a prompt: whole ones of full size."""
         text = encode_distinct(self.text, prompts, self.device)
         size = torch.full((len(prompts), 2), self.resolution)
         return condition(text, size, self.resolution, self.device)
@@ -119,7 +119,7 @@ class Backbone:
     def decode_latents(
         self, latents: Float[Tensor, "image channel height_8 width_8"]
     ) -> UInt8[Tensor, "image height width 3"]:
-        """The pictures of latents, one at a time to bound the memory."""
+        """The images of latents, one at a time to bound the memory."""
         shift = float(self.vae.config.shift_factor or 0.0)
         scaled = latents / float(self.vae.config.scaling_factor) + shift
         signed = torch.cat([self.vae.decode(one[None].to(self.vae.dtype))[0] for one in scaled])
@@ -127,7 +127,7 @@ class Backbone:
         return pixels.to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def predict(
+def run_denoiser(
     unet: Denoiser,
     noisy: Float[Tensor, "image channel height width"],
     timestep: Int[Tensor, " image"],
@@ -145,9 +145,9 @@ def predict(
     return predicted.float()
 
 
-def load_backbone(
+def load_components(
     spec: ModelSpec, precision: Precision, device: torch.device, *, with_vae: bool = True
-) -> Backbone:
+) -> ModelComponents:
     """Load the frozen parts of a model; without the VAE its settings alone are there.
 
     Raises:
@@ -165,15 +165,15 @@ def load_backbone(
         parts.append(loaded.to(device).eval().requires_grad_(requires_grad=False))
         return parts[-1]
 
-    def tower(kind: Any, suffix: str) -> Tower:
+    def tower(kind: Any, suffix: str) -> ClipEncoder:
         tokenizer = CLIPTokenizer.from_pretrained(base.folder, subfolder=f"tokenizer{suffix}")
-        return Tower(tokenizer, part(kind, f"text_encoder{suffix}"))
+        return ClipEncoder(tokenizer, part(kind, f"text_encoder{suffix}"))
 
     first = tower(CLIPTextModel, "")
-    text: TextEncoder = OneTower(first)
+    text: TextEncoder = OneEncoder(first)
     if base.family is Family.sdxl:
         second = tower(CLIPTextModelWithProjection, "_2")
-        text = TwoTowers(first, second, base.zeros_for_empty_prompt)
+        text = TwoEncoders(first, second, base.zeros_for_empty_prompt)
     if with_vae:
         vae = part(AutoencoderKL, "vae", torch.float32 if base.vae_in_fp32 else dtype)
     else:
@@ -182,7 +182,7 @@ def load_backbone(
     if spec.resolution > SLICED_ABOVE:
         vae.enable_slicing()
     frozen = sum(parameter.nbytes for one in parts for parameter in one.parameters())
-    return Backbone(base, spec.resolution, device, dtype, vae, text, schedule, frozen)
+    return ModelComponents(base, spec.resolution, device, dtype, vae, text, schedule, frozen)
 
 
 def noise_schedule(folder: Path, device: torch.device) -> NoiseSchedule:

@@ -1,4 +1,4 @@
-"""What a UNet is told besides the noisy latents: text, and for SDXL the picture's sizes.
+"""What a UNet is told besides the noisy latents: text, and for SDXL the image's sizes.
 
 A prompt is encoded as the family's own pipeline encodes it, so what is trained is what is drawn.
 """
@@ -25,29 +25,29 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class PromptEmbeds:
     """Encoded prompts."""
 
     states: Float[Tensor, "prompt token width"]
     pooled: Float[Tensor, "prompt pooled"] | None = None
     """SDXL's summary of the whole prompt."""
 
-    def rows(self, index: Int[Tensor, " row"]) -> "Text":
+    def rows(self, index: Int[Tensor, " row"]) -> "PromptEmbeds":
         """Some rows, in any order and number."""
-        return Text(self.states[index], None if self.pooled is None else self.pooled[index])
+        return PromptEmbeds(self.states[index], None if self.pooled is None else self.pooled[index])
 
-    def twice(self) -> "Text":
+    def twice(self) -> "PromptEmbeds":
         """All rows for the winners, and once more for the losers."""
         pooled = None if self.pooled is None else torch.cat([self.pooled, self.pooled])
-        return Text(torch.cat([self.states, self.states]), pooled)
+        return PromptEmbeds(torch.cat([self.states, self.states]), pooled)
 
 
-TextEncoder = Callable[[Sequence[str]], Text]
+TextEncoder = Callable[[Sequence[str]], PromptEmbeds]
 """How a family encodes prompts, each as often as it is given."""
 
 
 @dataclass(frozen=True, slots=True)
-class Tower:
+class ClipEncoder:
     """A CLIP text encoder and its tokenizer."""
 
     tokenizer: Any
@@ -66,29 +66,29 @@ class Tower:
 
 
 @dataclass(frozen=True, slots=True)
-class OneTower:
+class OneEncoder:
     """SD1.x and SD2.x: the last layer's states after their norm."""
 
-    tower: Tower
+    tower: ClipEncoder
 
-    def __call__(self, prompts: Sequence[str]) -> Text:
+    def __call__(self, prompts: Sequence[str]) -> PromptEmbeds:
         """Encode each prompt."""
-        return Text(self.tower(prompts)[0])
+        return PromptEmbeds(self.tower(prompts)[0])
 
 
 @dataclass(frozen=True, slots=True)
-class TwoTowers:
+class TwoEncoders:
     """SDXL (Podell et al. 2023, section 2.1): both last-but-one layers side by side.
 
     The pooled text is the projected end token of the second tower.
     """
 
-    first: Tower
-    second: Tower
+    first: ClipEncoder
+    second: ClipEncoder
     zeros_for_empty: bool
     """Whether an empty prompt is zeros throughout, as the pipeline's configuration says."""
 
-    def __call__(self, prompts: Sequence[str]) -> Text:
+    def __call__(self, prompts: Sequence[str]) -> PromptEmbeds:
         """Encode each prompt."""
         outputs = [tower(prompts, output_hidden_states=True) for tower in (self.first, self.second)]
         states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
@@ -97,10 +97,12 @@ class TwoTowers:
             empty = onto(torch.tensor([not prompt for prompt in prompts]), states.device)
             states = states.masked_fill(empty.view(-1, 1, 1), 0)
             pooled = pooled.masked_fill(empty.view(-1, 1), 0)
-        return Text(states, pooled)
+        return PromptEmbeds(states, pooled)
 
 
-def encode_distinct(encode: TextEncoder, prompts: Sequence[str], device: torch.device) -> Text:
+def encode_distinct(
+    encode: TextEncoder, prompts: Sequence[str], device: torch.device
+) -> PromptEmbeds:
     """One row a prompt; each distinct one is encoded once."""
     distinct = sorted(set(prompts))
     rows = torch.tensor([distinct.index(prompt) for prompt in prompts])
@@ -108,7 +110,7 @@ def encode_distinct(encode: TextEncoder, prompts: Sequence[str], device: torch.d
 
 
 def condition(
-    text: Text, size: Int[Tensor, "image 2"], side: int, device: torch.device
+    text: PromptEmbeds, size: Int[Tensor, "image 2"], side: int, device: torch.device
 ) -> Condition:
     """One row an image: its text, and its own sizes where the family wants them."""
     if text.pooled is None:
@@ -120,9 +122,9 @@ def condition(
 def time_ids(size: Int[Tensor, "image 2"], side: int) -> Float[Tensor, "image 6"]:
     """SDXL's size and crop conditioning (Podell et al. 2023, section 2.2).
 
-    Original height and width; top and left of the crop, counted in pixels of the resized picture
+    Original height and width; top and left of the crop, counted in pixels of the resized image
     (the convention that SDXL was trained with); target height and width. They stay float32: in
-    bf16 sizes above 256 would be rounded. Of a mirrored picture the left edge is that before
+    bf16 sizes above 256 would be rounded. Of a mirrored image the left edge is that before
     mirroring, which is off by at most one pixel, since crops are central.
     """
     rows = []

@@ -20,7 +20,7 @@ class Family(Enum):
     sd = "StableDiffusionPipeline"
     """SD1.x and SD2.x: one text encoder."""
     sdxl = "StableDiffusionXLPipeline"
-    """SDXL: two text encoders, a pooled text and the picture's sizes."""
+    """SDXL: two text encoders, a pooled text and the image's sizes."""
 
 
 PARTS = {
@@ -76,7 +76,7 @@ class BaseModel:
 
     @property
     def vae_factor(self) -> int:
-        """Pixels of a picture's side for one of its latents."""
+        """Pixels of an image's side for one of its latents."""
         return int(2 ** (len(self.vae["block_out_channels"]) - 1))
 
 

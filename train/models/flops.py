@@ -34,7 +34,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def forward_flops(unet: Any, latent_shape: tuple[int, int, int], told: Condition) -> int:
-    """Of one forward pass of a diffusers UNet over one picture; `told` is its first row."""
+    """Of one forward pass of a diffusers UNet over one image; `told` is its first row."""
     with torch.device("meta"):
         empty: nn.Module = type(unet).from_config(unet.config).eval()
         noisy, timestep = torch.empty(1, *latent_shape), torch.zeros(1)
@@ -51,7 +51,7 @@ def forward_flops(unet: Any, latent_shape: tuple[int, int, int], told: Condition
 
 
 def pair_flops(forward: int, *, asks_reference: bool) -> int:
-    """Of a training step, a pair: both pictures through policy and reference."""
+    """Of a training step, a pair: both images through policy and reference."""
     return 2 * (PASSES + asks_reference) * forward
 
 

@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from train.config import LoraSpec
-from train.models.memory import Counts
+from train.models.memory import ParameterCounts
 
 POLICY = "policy"
 REFERENCE = "reference"
@@ -76,10 +76,10 @@ def belongs(parameter: str, adapter: str) -> bool:
     return any(f".{part}.{adapter}." in parameter for part in ("lora_A", "lora_B"))
 
 
-def counts(unet: nn.Module) -> Counts:
+def counts(unet: nn.Module) -> ParameterCounts:
     """How many parameters the base has, and the policy's adapter."""
     sizes = {name: parameter.numel() for name, parameter in unet.named_parameters()}
-    return Counts(
+    return ParameterCounts(
         unet=sum(size for name, size in sizes.items() if ".lora_" not in name),
         adapter=sum(size for name, size in sizes.items() if belongs(name, POLICY)),
     )

@@ -22,7 +22,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
+class ParameterCounts:
     """How many parameters a model has."""
 
     unet: int
@@ -40,16 +40,16 @@ class Counts:
 
 
 PUBLISHED = {
-    "SD1.5": Counts(unet=859_520_964, text=123_060_480, vae=83_653_863),
-    "SD2.1": Counts(unet=865_910_724, text=340_387_840, vae=83_653_863),
-    "SDXL": Counts(unet=2_567_463_684, text=817_720_320, vae=83_653_863),
+    "SD1.5": ParameterCounts(unet=859_520_964, text=123_060_480, vae=83_653_863),
+    "SD2.1": ParameterCounts(unet=865_910_724, text=340_387_840, vae=83_653_863),
+    "SDXL": ParameterCounts(unet=2_567_463_684, text=817_720_320, vae=83_653_863),
 }
 ADAPTERS = {"SD1.5": 3_188_736, "SD2.1": 3_319_808, "SDXL": 23_224_320}
 """LoRA of rank 16 on the attentions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
+class MemoryEstimate:
     """Bytes of one process, by what they are for."""
 
     policy: int
@@ -74,12 +74,14 @@ class Memory:
         return f"{self.total / GIB:.2f} GiB a process without activations, counted ({each})"
 
 
-def count(counts: Counts, spec: TrainSpec, world: int, *, vae_in_fp32: bool = False) -> Memory:
+def estimate_memory(
+    counts: ParameterCounts, spec: TrainSpec, world: int, *, vae_in_fp32: bool = False
+) -> MemoryEstimate:
     """What one of `world` processes holds."""
     width = FP32 if spec.precision is Precision.fp32 else 2
     shared = world if spec.zero.stage == 3 else 1
     weights = counts.unet + counts.adapter
-    return Memory(
+    return MemoryEstimate(
         policy=width * weights // shared,
         gradients=_gradients(counts, spec, world, width),
         optimizer=_optimizer(counts.trained, spec, world),
@@ -88,7 +90,7 @@ def count(counts: Counts, spec: TrainSpec, world: int, *, vae_in_fp32: bool = Fa
     )
 
 
-def _gradients(counts: Counts, spec: TrainSpec, world: int, width: int) -> int:
+def _gradients(counts: ParameterCounts, spec: TrainSpec, world: int, width: int) -> int:
     trained, stage = counts.trained, spec.zero.stage
     if stage == 0:
         return width * trained
@@ -107,7 +109,7 @@ def _optimizer(trained: int, spec: TrainSpec, world: int) -> int:
     return (moments + masters) // world
 
 
-def _reference(counts: Counts, spec: TrainSpec, width: int) -> int:
+def _reference(counts: ParameterCounts, spec: TrainSpec, width: int) -> int:
     """On all processes of a sharded one."""
     refresh = spec.reference.refresh
     if spec.objective.kind is Objective.mapo or (counts.adapter and refresh is Refresh.frozen):
@@ -119,22 +121,28 @@ def _reference(counts: Counts, spec: TrainSpec, width: int) -> int:
 # --- the published models ------------------------------------------------------------------------
 
 
-def published_rows() -> Iterator[tuple[str, str, Memory]]:
+def published_rows() -> Iterator[tuple[str, str, MemoryEstimate]]:
     """Model, how it is trained, and its memory: bf16 and a snapshot reference throughout."""
     for name, whole in PUBLISHED.items():
-        lora = Counts(unet=whole.unet, adapter=ADAPTERS[name], text=whole.text, vae=whole.vae)
+        lora = ParameterCounts(
+            unet=whole.unet, adapter=ADAPTERS[name], text=whole.text, vae=whole.vae
+        )
         for stage, world in ((2, 1), (1, 8), (2, 8), (3, 8)):
             spec = TrainSpec()
             spec.zero.stage = stage
             how = f"all weights, ZeRO-{stage}, {world} GPU{'s' if world > 1 else ''}"
-            yield name, how, count(whole, spec, world, vae_in_fp32=name == "SDXL")
+            yield name, how, estimate_memory(whole, spec, world, vae_in_fp32=name == "SDXL")
         spec = TrainSpec()
-        yield name, "LoRA of rank 16, 1 GPU", count(lora, spec, 1, vae_in_fp32=name == "SDXL")
+        yield (
+            name,
+            "LoRA of rank 16, 1 GPU",
+            estimate_memory(lora, spec, 1, vae_in_fp32=name == "SDXL"),
+        )
 
 
 def published_table() -> str:
     """A Markdown table in GiB."""
-    names = [item.name for item in fields(Memory)]
+    names = [item.name for item in fields(MemoryEstimate)]
     lines = [f"| model | trained | total | {' | '.join(names)} |", "|---|---" + "|---:" * 6 + "|"]
     for model, how, memory in published_rows():
         each = " | ".join(f"{getattr(memory, name) / GIB:.2f}" for name in names)

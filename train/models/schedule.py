@@ -24,7 +24,7 @@ class NoiseSchedule:
     """alpha_bar of Ho et al. 2020, float32, falling from nearly 1 towards 0."""
     prediction: Prediction
 
-    def noisy(
+    def add_noise(
         self,
         latents: Float[Tensor, "image channel height width"],
         noise: Float[Tensor, "image channel height width"],
@@ -34,7 +34,7 @@ class NoiseSchedule:
         signal, spread = self._scales(timestep)
         return signal * latents + spread * noise
 
-    def target(
+    def get_target(
         self,
         latents: Float[Tensor, "image channel height width"],
         noise: Float[Tensor, "image channel height width"],
@@ -46,7 +46,7 @@ class NoiseSchedule:
         signal, spread = self._scales(timestep)
         return signal * noise - spread * latents
 
-    def back(
+    def ddim_step(
         self,
         noisy: Float[Tensor, "image channel height width"],
         predicted: Float[Tensor, "image channel height width"],

@@ -14,16 +14,16 @@ from train.distributed.deepspeed_engine import Policy, World
 from train.dpo.draws import DrawRule
 from train.dpo.objectives import make_criterion, timestep_rule
 from train.dpo.reference import make_reference
-from train.dpo.step import Networks, absent
+from train.dpo.step import Models, absent
 from train.identity import TrainRun
 from train.loader.dataset import DecidedPairs, decided_pairs
 from train.loader.latent_source import latents_of
 from train.loader.loader import PairStream, StreamPlan
-from train.models.activation_checkpointing import recompute
-from train.models.components import load_backbone
+from train.models.activation_checkpointing import checkpoint_activations
+from train.models.components import load_components
 from train.models.flops import forward_flops, pair_flops
 from train.models.lora import attach, counts
-from train.models.memory import count
+from train.models.memory import estimate_memory
 from train.trainer.samples import make_samples, texts
 from train.trainer.trainer import Trainer
 from train.trainer.validation import make_validation, split
@@ -61,7 +61,7 @@ def open_stream(run: TrainRun, world: World) -> PairStream:
 def stream_of(
     run: TrainRun, pairs: DecidedPairs, source: PairSource, plan: StreamPlan
 ) -> PairStream:
-    """Some of the pairs, from the pictures that the run trains on."""
+    """Some of the pairs, from the images that the run trains on."""
     latents = None
     if run.latents:
         latents = latents_of(run.latents, pairs, mirrored=run.train.flip)
@@ -80,50 +80,51 @@ def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Conso
     """Load the model and put policy and reference in their places."""
     spec = run.train
     with_vae = run.latents is None or spec.samples.every > 0
-    backbone = load_backbone(run.model, spec.precision, world.device, with_vae=with_vae)
-    unet = backbone.unet()
-    num_timesteps = len(backbone.schedule.alphas_cumprod)
+    components = load_components(run.model, spec.precision, world.device, with_vae=with_vae)
+    unet = components.unet()
+    num_timesteps = len(components.schedule.alphas_cumprod)
     criterion = make_criterion(spec, stream.pairs, num_timesteps)
     if spec.lora.rank:
         moving = spec.reference.refresh is not Refresh.frozen
         attach(unet, spec.lora, run.seed, moving=moving)
-    memory = replace(count(counts(unet), spec, world.size), others=backbone.frozen_bytes)
+    memory = estimate_memory(counts(unet), spec, world.size)
+    memory = replace(memory, others=components.frozen_bytes)
     console.print(f"memory: {memory}")
     unet = arranged(unet, spec)
     rule = DrawRule(
         seed=run.seed,
         num_timesteps=num_timesteps,
-        latent_shape=backbone.latent_shape,
+        latent_shape=components.latent_shape,
         timesteps=timestep_rule(spec.timesteps),
         flip=spec.flip,
         caption_dropout=spec.caption_dropout,
     )
     held_out = held_out_stream(run, stream)
-    validation = make_validation(spec.validation, held_out, stream.plan, backbone, unet, rule)
-    told = texts(backbone, [""])
-    forward = forward_flops(unet, backbone.latent_shape, told)
+    validation = make_validation(spec.validation, held_out, stream.plan, components, unet, rule)
+    told = texts(components, [""])
+    forward = forward_flops(unet, components.latent_shape, told)
     policy = Policy(unet, spec, world)
-    reference = make_reference(lambda: arranged(backbone.unet(), spec), policy, spec, world)
+    reference = make_reference(lambda: arranged(components.unet(), spec), policy, spec, world)
     asked = reference.denoiser if criterion.asks_reference else absent
     return Trainer(
         run,
         world,
         stream,
-        Networks(backbone, policy, asked),
+        Models(components, policy, asked),
         policy,
         reference,
         rule,
         criterion,
         console,
         validation=validation,
-        samples=make_samples(spec.samples, backbone, stream.pairs, run.seed),
+        samples=make_samples(spec.samples, components, stream.pairs, run.seed),
         pair_flops=pair_flops(forward, asks_reference=criterion.asks_reference),
     )
 
 
 def arranged(unet: Any, spec: TrainSpec) -> Any:
     """A UNet in the memory and execution that the settings ask for; its numbers stay."""
-    recompute(unet, spec.gradient_checkpointing)
+    checkpoint_activations(unet, spec.gradient_checkpointing)
     if spec.channels_last:  # activations only: DeepSpeed takes no weights in another order
         unet.register_forward_pre_hook(_to_channels_last)  # convolutions keep what they are given
     if spec.compile:

@@ -152,7 +152,7 @@ def steps_saved(root: Path) -> list[int]:
     return sorted(int(match.group(1)) for match in found if match)
 
 
-def last_good(root: Path) -> tuple[Path | None, list[str]]:
+def latest_valid(root: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose hashes hold, and what is wrong with the newer ones.
 
     Raises:
@@ -161,7 +161,7 @@ def last_good(root: Path) -> tuple[Path | None, list[str]]:
     problems: list[str] = []
     for step in reversed(steps_saved(root)):
         folder = checkpoint_folder(root, step)
-        problem = damage(folder)
+        problem = find_corruption(folder)
         if problem is None:
             return folder, problems
         problems.append(problem)
@@ -173,7 +173,7 @@ def last_good(root: Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
-def damage(folder: Path) -> str | None:
+def find_corruption(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
         listed: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text())["files"]

@@ -1,7 +1,7 @@
 """Do both errors rise? The known way in which preference training goes wrong, seen early. Pure.
 
 A margin grows when the loser's error rises faster than the winner's, even while both rise: the
-policy then gets worse at denoising either picture, and the loss does not tell (Diffusion-SDPO,
+policy then gets worse at denoising either image, and the loss does not tell (Diffusion-SDPO,
 arXiv 2511.03317). Policy and reference see the same noise, so the difference of their errors is far
 less noisy than the errors.
 """
@@ -22,13 +22,13 @@ SIDES = ("winner", "loser")
 WARNING = (
     "both errors rise: over the last {lines} journal lines the policy denoises winners "
     "{winner:.1%} and losers {loser:.1%} worse than the reference, which loss and margin do not "
-    "show. Look at pictures (train.samples.every) or win rates; where they get worse, take fewer "
+    "show. Look at images (train.samples.every) or win rates; where they get worse, take fewer "
     "steps, a lower train.lr, or objective=sdpo, which protects winners"
 )
 
 
 @dataclass(slots=True)
-class Drift:
+class ErrorMonitor:
     """The policy's errors against the reference's over the last journal lines."""
 
     lines: deque[Mapping[str, Any]] = field(default_factory=lambda: deque(maxlen=WINDOW))

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from data.artifacts.atomic import write_bytes
 from train.distributed.deepspeed_engine import World
-from train.dpo.step import Outcome
+from train.dpo.step import StepOutput
 from train.identity import TrainRun
-from train.trainer.error_monitor import Drift
-from train.trainer.trackers import Board, open_boards
+from train.trainer.error_monitor import ErrorMonitor
+from train.trainer.trackers import Tracker, open_trackers
 
 BUCKETS = 5
 """Parts of the noise schedule for which accuracy is told apart."""
@@ -49,7 +49,7 @@ class Tally:
         """Of no pairs."""
         return cls(torch.zeros(len(MEANS) + 2 * BUCKETS, dtype=torch.float64, device=device))
 
-    def add(self, found: Outcome, waited_s: float) -> None:
+    def add(self, found: StepOutput, waited_s: float) -> None:
         """Count the pairs of a micro-batch."""
         right = (found.margin > 0).double() + 0.5 * (found.margin == 0)  # a tie is half right
         means = [found.losses, right, found.margin, found.policy.winner, found.policy.loser,
@@ -66,7 +66,7 @@ class Tally:
     def reduce(self, world: World) -> dict[str, Any]:
         """The means over the global batch, equal on all ranks."""
         of_host = self.sums.new_tensor([self.pairs, self.waited_s])
-        total = world.sum(torch.cat([self.sums, of_host])).tolist()  # the host waits here
+        total = world.all_reduce(torch.cat([self.sums, of_host])).tolist()  # the host waits here
         means, buckets, (pairs, waited) = total[:7], total[7:-2], total[-2:]
         right, counts = buckets[:BUCKETS], buckets[BUCKETS:]
         return {
@@ -82,14 +82,14 @@ class Tally:
 
 
 @dataclass(slots=True)
-class Journal:
+class MetricsLog:
     """The run's diary on rank 0; elsewhere it writes nothing."""
 
     run: TrainRun
     world: World
     console: Console
-    drift: Drift = field(default_factory=Drift)
-    boards: list[Board] = field(default_factory=list)
+    monitor: ErrorMonitor = field(default_factory=ErrorMonitor)
+    trackers: list[Tracker] = field(default_factory=list)
 
     @property
     def path(self) -> Path:
@@ -103,31 +103,31 @@ class Journal:
         kept = [line for line in read_lines(self.path) if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_bytes(self.path, text.encode())
-        self.drift.go_on(kept)
-        self.boards = open_boards(self.run, step)
+        self.monitor.go_on(kept)
+        self.trackers = open_trackers(self.run, step)
 
     def write(self, line: dict[str, Any]) -> None:
         """Add a step's line, and say when both errors rise."""
         if self.world.rank:
             return
-        found = self.drift.add(line)
-        if words := self.drift.warning(found):
+        found = self.monitor.add(line)
+        if words := self.monitor.warning(found):
             self.console.print(f"[yellow]step {line['step']}:[/] {words}")
         line = line | found
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        for board in self.boards:
-            board.numbers(_flat(line), line["step"])
+        for tracker in self.trackers:
+            tracker.log(_flat(line), line["step"])
 
-    def picture(self, name: str, pixels: UInt8[np.ndarray, "height width 3"], step: int) -> None:
-        """Show a picture beside the curves."""
-        for board in self.boards:
-            board.picture(name, pixels, step)
+    def log_images(self, name: str, pixels: UInt8[np.ndarray, "height width 3"], step: int) -> None:
+        """Show an image beside the curves."""
+        for tracker in self.trackers:
+            tracker.log_images(name, pixels, step)
 
     def close(self) -> None:
         """Finish the files."""
-        for board in self.boards:
-            board.close()
+        for tracker in self.trackers:
+            tracker.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

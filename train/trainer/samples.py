@@ -1,7 +1,7 @@
-"""Pictures of the same prompts from the same noise while training: progress that can be seen.
+"""Images of the same prompts from the same noise while training: progress that can be seen.
 
 They are drawn by a short DDIM, with the policy as it is sharded: every rank takes part, rank 0
-keeps the pictures. The judge draws its own, see `generate/sampler.py`.
+keeps the images. The judge draws its own, see `generate/sampler.py`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,11 +18,11 @@ from data.images import encode_png
 from train.config import SampleSpec
 from train.dpo.draws import fraction, pair_generator
 from train.loader.dataset import DecidedPairs
-from train.models.components import Backbone, Denoiser, predict
+from train.models.components import Denoiser, ModelComponents, run_denoiser
 from train.models.conditioning import Condition
 
 GAP = 2
-"""Pixels between two pictures of a sheet."""
+"""Pixels between two images of a sheet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,10 @@ class Samples:
     """A sheet to draw again and again."""
 
     spec: SampleSpec
-    backbone: Backbone
+    components: ModelComponents
     condition: Condition
     """Of the prompts; under guidance followed by as many empty ones."""
-    start: Float[Tensor, "picture channel height width"]
+    start: Float[Tensor, "image channel height width"]
 
     def due(self, step: int, last: int) -> bool:
         """Whether to draw after this many optimizer steps; the base is drawn, too."""
@@ -42,20 +42,20 @@ class Samples:
     @torch.no_grad()
     def draw(self, policy: Denoiser) -> UInt8[np.ndarray, "height width 3"]:
         """The sheet; every rank must call it."""
-        latents, schedule = self.start, self.backbone.schedule
+        latents, schedule = self.start, self.components.schedule
         for timestep, before in descent(len(schedule.alphas_cumprod), self.spec.steps):
             predicted = self._predicted(policy, latents, timestep)
-            latents = schedule.back(latents, predicted, timestep, before)
-        return sheet(self.backbone.decode_latents(latents).cpu().numpy())
+            latents = schedule.ddim_step(latents, predicted, timestep, before)
+        return sheet(self.components.decode_latents(latents).cpu().numpy())
 
     def _predicted(
-        self, policy: Denoiser, latents: Float[Tensor, "picture channel height width"], at: int
-    ) -> Float[Tensor, "picture channel height width"]:
+        self, policy: Denoiser, latents: Float[Tensor, "image channel height width"], at: int
+    ) -> Float[Tensor, "image channel height width"]:
         """With classifier-free guidance (Ho and Salimans 2022, Eq. 6, w + 1 = `guidance`)."""
         guided = self.spec.guidance > 1
         asked = torch.cat([latents, latents]) if guided else latents
         timestep = torch.full((len(asked),), at, device=asked.device)
-        predicted = predict(policy, asked, timestep, self.condition, self.backbone.dtype)
+        predicted = run_denoiser(policy, asked, timestep, self.condition, self.components.dtype)
         if not guided:
             return predicted
         told, empty = predicted.chunk(2)
@@ -69,16 +69,16 @@ def descent(num_timesteps: int, steps: int) -> Iterator[tuple[int, int]]:
 
 
 def sheet(
-    pictures: UInt8[np.ndarray, "picture height width 3"],
+    images: UInt8[np.ndarray, "image height width 3"],
 ) -> UInt8[np.ndarray, "tall wide 3"]:
-    """Pictures in rows of up to four, on white."""
-    columns = min(4, len(pictures))
-    rows = -(-len(pictures) // columns)
-    height, width = (side + GAP for side in pictures.shape[1:3])
+    """Images in rows of up to four, on white."""
+    columns = min(4, len(images))
+    rows = -(-len(images) // columns)
+    height, width = (side + GAP for side in images.shape[1:3])
     page = np.full((rows * height - GAP, columns * width - GAP, 3), 255, np.uint8)
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         top, left = index // columns * height, index % columns * width
-        page[top : top + height - GAP, left : left + width - GAP] = picture
+        page[top : top + height - GAP, left : left + width - GAP] = image
     return page
 
 
@@ -90,7 +90,7 @@ def save_sheet(folder: Path, step: int, page: UInt8[np.ndarray, "height width 3"
 
 
 def make_samples(
-    spec: SampleSpec, backbone: Backbone, pairs: DecidedPairs, seed: int
+    spec: SampleSpec, components: ModelComponents, pairs: DecidedPairs, seed: int
 ) -> Samples | None:
     """What to draw, if anything."""
     if spec.every == 0:
@@ -98,16 +98,16 @@ def make_samples(
     prompts = spec.prompts or first_prompts(pairs, spec.count)
     told = [*prompts, *([""] * len(prompts) if spec.guidance > 1 else [])]
     noise = [
-        torch.randn(backbone.latent_shape, generator=pair_generator(seed, 0, f"sample/{index}"))
+        torch.randn(components.latent_shape, generator=pair_generator(seed, 0, f"sample/{index}"))
         for index in range(len(prompts))
     ]
-    start = torch.stack(noise).to(backbone.device)
-    return Samples(spec, backbone, texts(backbone, told), start)
+    start = torch.stack(noise).to(components.device)
+    return Samples(spec, components, texts(components, told), start)
 
 
-def texts(backbone: Backbone, prompts: Sequence[str]) -> Condition:
-    """What the UNet is told about a picture of each prompt."""
-    return backbone.condition_of_new(prompts)
+def texts(components: ModelComponents, prompts: Sequence[str]) -> Condition:
+    """What the UNet is told about an image of each prompt."""
+    return components.condition_of_new(prompts)
 
 
 def first_prompts(pairs: DecidedPairs, count: int) -> Sequence[str]:

@@ -13,14 +13,14 @@ from train.identity import TrainRun
 
 
 @runtime_checkable
-class Board(Protocol):
-    """Something that shows numbers and pictures over steps."""
+class Tracker(Protocol):
+    """Something that shows numbers and images over steps."""
 
-    def numbers(self, values: Mapping[str, float], step: int) -> None:
+    def log(self, values: Mapping[str, float], step: int) -> None:
         """Show a step's numbers."""
 
-    def picture(self, name: str, pixels: UInt8[np.ndarray, "height width 3"], step: int) -> None:
-        """Show a picture."""
+    def log_images(self, name: str, pixels: UInt8[np.ndarray, "height width 3"], step: int) -> None:
+        """Show an image."""
 
     def close(self) -> None:
         """Finish."""
@@ -34,13 +34,13 @@ class TensorBoard:
 
         self.writer = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
 
-    def numbers(self, values: Mapping[str, float], step: int) -> None:
+    def log(self, values: Mapping[str, float], step: int) -> None:
         """Show a step's numbers."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
-    def picture(self, name: str, pixels: UInt8[np.ndarray, "height width 3"], step: int) -> None:
-        """Show a picture."""
+    def log_images(self, name: str, pixels: UInt8[np.ndarray, "height width 3"], step: int) -> None:
+        """Show an image."""
         self.writer.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
@@ -70,12 +70,12 @@ class WeightsAndBiases:
         )
         self.run.define_metric("*", step_metric="step")
 
-    def numbers(self, values: Mapping[str, float], step: int) -> None:
+    def log(self, values: Mapping[str, float], step: int) -> None:
         """Show a step's numbers."""
         self.run.log({**values, "step": step})
 
-    def picture(self, name: str, pixels: UInt8[np.ndarray, "height width 3"], step: int) -> None:
-        """Show a picture."""
+    def log_images(self, name: str, pixels: UInt8[np.ndarray, "height width 3"], step: int) -> None:
+        """Show an image."""
         self.run.log({name: self.wandb.Image(pixels), "step": step})
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class WeightsAndBiases:
         self.run.finish()
 
 
-def check_boards(run: TrainRun) -> None:
+def check_trackers(run: TrainRun) -> None:
     """Whether all that is asked for can be had.
 
     Raises:
@@ -96,9 +96,9 @@ def check_boards(run: TrainRun) -> None:
         )
 
 
-def open_boards(run: TrainRun, done: int) -> list[Board]:
-    """Every board of a run that goes on after `done` steps."""
-    boards: list[Board] = [TensorBoard(run.folder / "tensorboard", done)]
+def open_trackers(run: TrainRun, done: int) -> list[Tracker]:
+    """Every tracker of a run that goes on after `done` steps."""
+    trackers: list[Tracker] = [TensorBoard(run.folder / "tensorboard", done)]
     if run.train.wandb is not None:
-        boards.append(WeightsAndBiases(run))
-    return boards
+        trackers.append(WeightsAndBiases(run))
+    return trackers

@@ -10,19 +10,25 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
-from data.prefetch import ahead
+from data.prefetch import prefetch
 from train.config import TrainSpec
 from train.distributed.deepspeed_engine import NonFiniteError, Policy, World
 from train.dpo.draws import DrawRule
 from train.dpo.objectives import Criterion
 from train.dpo.reference import Reference
-from train.dpo.step import Drawn, Networks, drawn_ahead, step
+from train.dpo.step import BatchWithNoise, Models, prefetch_noise, step
 from train.identity import TrainRun
 from train.loader.loader import PairStream
 from train.loader.sampler import Position
 from train.models.flops import peak_flops
-from train.trainer.checkpoint import State, last_good, load_reference, load_state, save_checkpoint
-from train.trainer.metrics_log import Journal, Stopwatch, Tally
+from train.trainer.checkpoint import (
+    State,
+    latest_valid,
+    load_reference,
+    load_state,
+    save_checkpoint,
+)
+from train.trainer.metrics_log import MetricsLog, Stopwatch, Tally
 from train.trainer.progress import StepProgress
 from train.trainer.samples import Samples, save_sheet
 from train.trainer.validation import NOT_LOOKED, Validation
@@ -49,7 +55,7 @@ class Trainer:
     run: TrainRun
     world: World
     stream: PairStream
-    nets: Networks
+    models: Models
     policy: Policy
     reference: Reference
     rule: DrawRule
@@ -70,7 +76,7 @@ class Trainer:
     def resume(self) -> None:
         """Go on from the newest checkpoint whose hashes hold, if there is any."""
         first = self.world.rank == 0
-        found = self.world.from_first(_looked_up(self.run.folder) if first else None)
+        found = self.world.broadcast(_looked_up(self.run.folder) if first else None)
         if isinstance(found, ValueError):
             raise found
         folder, problems = found
@@ -94,13 +100,13 @@ class Trainer:
     def train(self) -> None:
         """Step until the configured number of optimizer steps is done."""
         spec = self.run.train
-        journal = Journal(self.run, self.world, self.console)
+        journal = MetricsLog(self.run, self.world, self.console)
         journal.open_at(self.step)
         if self.step == 0:
             self.draw_samples(journal)
-        batches = drawn_ahead(self.stream.batches(self.position), self.rule, self.world.device)
+        batches = prefetch_noise(self.stream.batches(self.position), self.rule, self.world.device)
         depth = READ_AHEAD if spec.workers else 0
-        with ahead(batches, depth) as ready, StepProgress(
+        with prefetch(batches, depth) as ready, StepProgress(
             self.step, spec.steps, self.console
         ) as progress:  # fmt: skip
             while self.step < spec.steps:
@@ -109,7 +115,7 @@ class Trainer:
                 progress.advance(line)
         journal.close()
 
-    def after_step(self, line: dict[str, Any], journal: Journal) -> None:
+    def after_step(self, line: dict[str, Any], journal: MetricsLog) -> None:
         """What is done now and then; what others must not miss comes before the checkpoint."""
         spec, last = self.run.train, self.run.train.steps
         if self.reference.due(self.step):
@@ -125,28 +131,28 @@ class Trainer:
         if self.step % spec.checkpoint_every == 0 or self.step == last:
             self.save()
 
-    def draw_samples(self, journal: Journal) -> None:
-        """Draw the sheet of this step, if pictures are wanted."""
+    def draw_samples(self, journal: MetricsLog) -> None:
+        """Draw the sheet of this step, if images are wanted."""
         if self.samples is None:
             return
         page = self.samples.draw(self.policy)
         if self.world.rank == 0:
             save_sheet(self.run.folder, self.step, page)
-            journal.picture("samples", page, self.step)
+            journal.log_images("samples", page, self.step)
 
-    def optimizer_step(self, ready: Iterator[Drawn]) -> dict[str, Any]:
+    def optimizer_step(self, ready: Iterator[BatchWithNoise]) -> dict[str, Any]:
         """One update of the policy from one global batch; the journal's line of it."""
         spec, watch, tally = self.run.train, Stopwatch(), Tally.empty(self.world.device)
         micro_batches = spec.batch // (spec.micro_batch * self.world.size)
         losses: PairLosses = []
         for index in range(micro_batches):
             wait = Stopwatch()
-            drawn = next(ready)
+            noised = next(ready)
             waited_s = wait.lap()
-            found = step(drawn, self.nets, self.criterion)
+            found = step(noised, self.models, self.criterion)
             self.policy.backward(found.loss)
             tally.add(found, waited_s)
-            losses.append((drawn.batch.pair_ids, found.losses))
+            losses.append((noised.batch.pair_ids, found.losses))
             if index < micro_batches - 1:
                 self.policy.next_micro_batch()
         means = tally.reduce(self.world)
@@ -177,7 +183,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise self._stopped(f"the loss is {loss}", losses)
         try:
-            return self.policy.update(lr)
+            return self.policy.optimizer_step(lr)
         except NonFiniteError as error:
             raise self._stopped(str(error), losses) from error
 
@@ -189,7 +195,7 @@ class Trainer:
             for pair, value in zip(pair_ids, values.tolist(), strict=True)
         ]
         guilty = [pair for pair, value in each if not math.isfinite(value)]
-        everywhere = self.world.gather((guilty, [pair for pair, _ in each]))
+        everywhere = self.world.all_gather((guilty, [pair for pair, _ in each]))
         pairs = [pair for part in everywhere for pair in part[0]]
         pairs = pairs or [pair for part in everywhere for pair in part[1]]
         more = f" and {len(pairs) - 5} more" if len(pairs) > 5 else ""
@@ -218,6 +224,6 @@ def _looked_up(folder: Path) -> Any:
     for left_over in (*folder.glob(".*.partial"), *folder.glob(SCRATCH)):
         shutil.rmtree(left_over)  # of a run that was killed
     try:
-        return last_good(folder)
+        return latest_valid(folder)
     except ValueError as error:
         return error

@@ -18,10 +18,10 @@ from train.config import ValidationSpec
 from train.distributed.deepspeed_engine import World
 from train.dpo.draws import DrawRule, fraction
 from train.dpo.loss import Errors, denoising_errors, margin
-from train.dpo.step import Question, answer, ask, draw_for
+from train.dpo.step import NoisedBatch, draw_noise, predict, prepare_inputs
 from train.loader.dataset import DecidedPairs
 from train.loader.loader import PairStream, StreamPlan
-from train.models.components import Backbone, Denoiser
+from train.models.components import Denoiser, ModelComponents
 
 FIELDS = tuple(
     f"validation_{name}"
@@ -31,7 +31,7 @@ FIELDS = tuple(
 NOT_LOOKED: dict[str, float | None] = dict.fromkeys(FIELDS)
 """What it has at other steps."""
 
-Asked = tuple[Question, int]
+Asked = tuple[NoisedBatch, int]
 """A batch, and how many of its pairs count; see `dealt`."""
 
 
@@ -99,7 +99,7 @@ class Validation:
                 errors_of(policy, self.asked, self.dtype), self.base, self.asked, strict=True
             )
         ]
-        sums = world.sum(torch.stack(found).sum(0)).tolist()
+        sums = world.all_reduce(torch.stack(found).sum(0)).tolist()
         pairs, right, gap, winner, loser, base_winner, base_loser = sums
         rises = winner / base_winner - 1, loser / base_loser - 1
         means = right / pairs, gap / pairs, winner / pairs, loser / pairs
@@ -119,14 +119,14 @@ def counted(after: Errors, before: Errors, real: int) -> Float[Tensor, " sum"]:
 def errors_of(unet: Denoiser, asked: list[Asked], dtype: torch.dtype) -> Iterator[Errors]:
     """A denoiser's errors, batch by batch."""
     for question, _ in asked:
-        yield denoising_errors(answer(unet, question, dtype), question.target)
+        yield denoising_errors(predict(unet, question, dtype), question.target)
 
 
 def make_validation(
     spec: ValidationSpec,
     held: PairStream | None,
     plan: StreamPlan,
-    backbone: Backbone,
+    components: ModelComponents,
     base: Denoiser,
     rule: DrawRule,
 ) -> Validation | None:
@@ -137,7 +137,10 @@ def make_validation(
     if held is None:
         return None
     asked = [
-        (ask(draw_for(held.pick(indices), rule).on(backbone.device), backbone), real)
+        (
+            prepare_inputs(draw_noise(held.pick(indices), rule).on(components.device), components),
+            real,
+        )
         for indices, real in dealt(len(held.pairs), plan.micro_batch, plan.rank, plan.world)
     ]
-    return Validation(spec, asked, list(errors_of(base, asked, backbone.dtype)), backbone.dtype)
+    return Validation(spec, asked, list(errors_of(base, asked, components.dtype)), components.dtype)
