@@ -20,7 +20,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from conf.launch import adopt_srun, without_local_rank
+from data.distributed import adopt_srun, without_local_rank
 from data.pairs.config import PairsSpec
 from evaluate.config import EvaluateSpec
 from label.config import (
@@ -124,7 +124,7 @@ def entry(main: Callable[[Job], None]) -> Callable[[], None]:
         # Read by OpenMP when torch is imported: threads that spin while they wait make everything
         # else on a busy CPU, the readers of pairs among them, several times slower.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        adopt_srun(os.environ)
+        adopt_srun()
         sys.argv[1:] = without_local_rank(sys.argv[1:])
         ConfigStore.instance().store(name="job_schema", node=schema())
         composed: list[Any] = []

@@ -1,8 +1,17 @@
-"""Who this process is among those that the launcher started."""
+"""Who this process is among those that the launcher started: the one reader of its variables.
+
+torchrun and DeepSpeed's launcher set RANK, WORLD_SIZE and LOCAL_RANK; srun sets Slurm's own, which
+`adopt_srun` translates. Without a launcher a process is alone.
+"""
 
 import os
-from collections.abc import Mapping
+import re
+import socket
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+
+PORTS = (15_000, 16_000)
+"""First port for rank 0 to listen at, and how many: below those that systems hand out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,9 +19,16 @@ class Rank:
     """This process among those of the launcher."""
 
     rank: int = 0
-    world: int = 1
-    local: int = 0
+    world_size: int = 1
+    local_rank: int = 0
     """Number of the process on its machine: its GPU."""
+    local_world_size: int = 1
+    """Processes on this machine, as far as the launcher says."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process speaks and writes for all."""
+        return self.rank == 0
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Rank":
@@ -21,12 +37,51 @@ class Rank:
         Raises:
             ValueError: The values contradict each other.
         """
-        rank, world, local = (
+        rank, world_size, local_rank = (
             int(environment.get(name, default))
             for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
         )
-        if not 0 <= rank < world:
+        if not 0 <= rank < world_size:
             raise ValueError(
-                f"RANK={rank} is not below WORLD_SIZE={world}; start with torchrun or srun"
+                f"RANK={rank} is not below WORLD_SIZE={world_size}; start with torchrun or srun"
             )
-        return cls(rank, world, local)
+        local_world_size = int(environment.get("LOCAL_WORLD_SIZE", world_size))
+        return cls(rank, world_size, local_rank, local_world_size)
+
+
+def adopt_srun(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set what torchrun would set, where srun started the process and no other launcher did.
+
+    A batch script has some of Slurm's variables without being one of several processes; a job step
+    has SLURM_STEP_NUM_TASKS.
+    """
+    if "RANK" in environment or "SLURM_STEP_NUM_TASKS" not in environment:
+        return
+    environment["RANK"] = environment["SLURM_PROCID"]
+    environment["WORLD_SIZE"] = environment["SLURM_STEP_NUM_TASKS"]
+    environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
+    first, count = PORTS
+    port = first + int(environment.get("SLURM_JOB_ID", "0")) % count
+    environment.setdefault("MASTER_ADDR", first_machine(environment["SLURM_STEP_NODELIST"]))
+    environment.setdefault("MASTER_PORT", str(port))
+
+
+def be_alone(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set what torchrun would set for a single process, where no launcher started it."""
+    if "RANK" in environment:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    environment.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+    environment.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def first_machine(machines: str) -> str:
+    """The first of a list as Slurm writes it: gpu[003-007,12],cpu1 begins with gpu003."""
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", machines).split(",")[0]
+
+
+def without_local_rank(arguments: Sequence[str]) -> list[str]:
+    """DeepSpeed's launcher passes the local rank as an argument, too, which is no setting."""
+    return [text for text in arguments if not re.fullmatch(r"--local[-_]rank=\d+", text)]

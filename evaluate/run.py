@@ -4,7 +4,6 @@ Light at the top on purpose: torch is imported only when there is something to d
 """
 
 import json
-import os
 import re
 from typing import Any
 
@@ -16,6 +15,7 @@ from data.artifacts.config_diff import differences
 from data.artifacts.manifest import code_revision
 from data.artifacts.parquet_io import read_settings, read_table, write_table
 from data.artifacts.schemas import Role
+from data.distributed import Rank
 from evaluate.config import EvaluateSpec
 from evaluate.judging import is_judged
 from evaluate.plan import ComparisonPlan
@@ -29,8 +29,8 @@ from label.metrics import score_settings
 
 def main(job: Job) -> None:
     """Compare the models of a job, as this process of those that the launcher started."""
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    run(job, rank, world)
+    here = Rank.from_environment()
+    run(job, here.rank, here.world_size)
 
 
 def run(job: Job, rank: int, world: int) -> None:

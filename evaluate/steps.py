@@ -3,7 +3,6 @@
 Light at the top: torch is imported only when there is something to do.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from platform import python_version
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from data.artifacts.atomic import write_json
 from data.artifacts.parquet_io import read_table, write_table
+from data.distributed import Rank
 from evaluate.judging import Scorers, is_judged, judge, write_scores
 from evaluate.plan import ComparisonPlan
 from evaluate.reporting.console import progress
@@ -76,7 +76,7 @@ def draw_model(
     spec = contest.spec
     generator = ImageGenerator.load(
         model,
-        device_of(spec.device, _local_rank()),
+        device_of(spec.device, Rank.from_environment().local_rank),
         scheduler=spec.scheduler,
         dtype=spec.dtype,
         resolution=contest.resolution,
@@ -115,7 +115,7 @@ def load_panel(contest: ComparisonPlan, specs: Mapping[str, MetricSpec]) -> "Pan
     from generate.sampler import device_of
     from label.metrics import Panel
 
-    device = device_of(contest.spec.device, _local_rank())
+    device = device_of(contest.spec.device, Rank.from_environment().local_rank)
     panel = Panel.load({judge.metric: specs[judge.metric] for judge in contest.judges}, device)
     made = {"judges": panel.provenance(), "device": str(device), "packages": versions()}
     write_json(contest.judges_json, made)
@@ -147,7 +147,3 @@ def score_model(
 def versions() -> dict[str, str]:
     """The libraries that drew and scored."""
     return {"python": python_version()} | {name: version(name) for name in PACKAGES}
-
-
-def _local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))

@@ -46,12 +46,12 @@ def main(job: Job) -> None:
         plan(sets, rank)  # what is wrong with finished files is said before any weight is loaded
         if sets.unfinished():
             score(job, pairs, sets, rank, console)
-        if rank.rank == 0:
+        if rank.is_first:
             Claims(sets.folder / CLAIMS).clear()
             sets.declare_complete(provenance(job), since)
             if labelled is None:
                 labelled = make_labels(label_set, sets, voting_rule, provenance(job), since)
-    if rank.rank == 0 and labelled is not None:
+    if rank.is_first and labelled is not None:
         print_summary(console, labelled, str(label_set.folder))
         if sets.latents:
             where = f"latents: {sets.folder_of(LATENTS)} ({sets.latents})"
@@ -104,7 +104,7 @@ def score(job: Job, pairs: PairSource, sets: ScoreSets, rank: Rank, console: Con
     from label.scoring.runner import ScoringRunner, device_of  # torch, which a finished run skips
 
     claims = Claims(sets.folder / CLAIMS)
-    device = device_of(job.label.device, rank.local)
+    device = device_of(job.label.device, rank.local_rank)
     make_encoder = None
     if sets.latents:
         from label.scoring.vae_encoder import VaeEncoder
@@ -112,7 +112,7 @@ def score(job: Job, pairs: PairSource, sets: ScoreSets, rank: Rank, console: Con
         batch = job.label.latents.batch
         make_encoder = partial(VaeEncoder, model_folder(job), sets.latents, device, batch)
     scoring = ScoringRunner(pairs, sets, claims, job.metrics, job.label, device, make_encoder)
-    first = rank.rank == 0
+    first = rank.is_first
     with claims.beating(), bar(sets, claims, console if first else None):
         scoring.run(claim_work(sets, rank, claims))
         while first and sets.unfinished():

@@ -49,7 +49,7 @@ def finished_comparison(folder):
     )
     contest = ComparisonPlan(
         folder=folder,
-        spec=EvaluateSpec(resamples=200, images=4),
+        spec=EvaluateSpec(resamples=200, gallery_pairs=4),
         models=tuple(Model(name=name, path=f"a/{name}", revision="1") for name in ("base", "new")),
         prompts=PromptSet(name="set", prompts=prompts, empty=0, repeated=1),
         judges=JUDGES,

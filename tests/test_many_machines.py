@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.launch import adopt_srun, first_machine, without_local_rank
+from data.distributed import adopt_srun, first_machine, without_local_rank
 from tests.helpers_ranks import ROOT, environment, free_port, shared_place
 from tests.test_conf import job
 from train.config import TrainSpec

@@ -21,7 +21,7 @@ from data.images import decode
 from data.miniature import tokenizer, world
 from data.miniature.oracle import oracle
 from label.config import MetricKind, MetricSpec
-from label.metrics import EmbeddingMetric, CrossMetric, Metric, Panel
+from label.metrics import CrossMetric, EmbeddingMetric, Metric, Panel
 from label.metrics.aesthetic import load_head
 from label.metrics.fingerprints import Fingerprints
 from label.metrics.preprocessing import (

@@ -333,7 +333,7 @@ def test_a_set_cannot_be_called_like_the_facts(scored: ScoreSets) -> None:
 def test_rank_comes_from_the_launcher() -> None:
     assert Rank.from_environment({}) == Rank(0, 1, 0)
     given = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
-    assert Rank.from_environment(given) == Rank(5, 8, 1)
+    assert Rank.from_environment(given) == Rank(5, 8, 1, 8)
     with pytest.raises(ValueError, match="RANK=2 is not below WORLD_SIZE=2"):
         Rank.from_environment({"RANK": "2", "WORLD_SIZE": "2"})
 

@@ -1,7 +1,6 @@
 """Stage two before torch is imported: what is to be trained, and whether that is done."""
 
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from conf.job import Job, settings
 from data.artifacts.atomic import ShardError
 from data.artifacts.config_diff import refuse_other_settings
 from data.artifacts.manifest import read_manifest
+from data.distributed import Rank
 from train.config import WITHOUT_EFFECT
 from train.identity import TrainRun, fingerprint
 from train.loader.source_choice import LatentsNeeded, choose_source
@@ -25,7 +25,7 @@ def main(job: Job) -> None:
         tell_others(error, job.train.silence_s)
         raise
     if is_done:
-        if os.environ.get("RANK", "0") == "0":
+        if Rank.from_environment().is_first:
             print(f"training is done: {run.pipeline}")
         return
     from train.execute import execute  # torch and the rest take seconds to import
@@ -35,7 +35,7 @@ def main(job: Job) -> None:
 
 def tell_others(error: ValueError, silence_s: float) -> None:
     """Let the other processes end, too; they may have found nothing wrong, and would wait."""
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if Rank.from_environment().world_size > 1:
         from train.distributed.watch import JoinError, join
 
         with suppress(JoinError):

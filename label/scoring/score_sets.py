@@ -241,7 +241,7 @@ def claim_work(
 
 def _blocks(sets: ScoreSets, rank: Rank) -> list[tuple[PairShard, ...]]:
     """All shards in a block for each rank, this rank's first."""
-    edges = [len(sets.shards) * number // rank.world for number in range(rank.world + 1)]
+    edges = [len(sets.shards) * number // rank.world_size for number in range(rank.world_size + 1)]
     blocks = [sets.shards[first:end] for first, end in pairwise(edges)]
     return blocks[rank.rank :] + blocks[: rank.rank]
 

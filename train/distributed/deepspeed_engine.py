@@ -10,7 +10,6 @@ import io
 import logging
 import os
 import shutil
-import socket
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from data.distributed import Rank, be_alone
 from train.config import PATIENCE_S, Precision, TrainSpec
 from train.distributed.malloc import keep_freed_memory
 from train.models.memory import BUCKET
@@ -80,10 +80,9 @@ def start(device: str, patience_s: float = PATIENCE_S) -> World:
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("train.device=cuda, but no GPU is visible; set train.device=cpu")
     on_gpu = device != "cpu" and torch.cuda.is_available()
-    if "RANK" not in os.environ:
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(alone | {"MASTER_PORT": str(_free_port())})
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    be_alone()
+    here = Rank.from_environment()
+    local = here.local_rank
     if on_gpu:
         local %= torch.cuda.device_count()  # a scheduler may show each process its own GPU alone
         os.environ["LOCAL_RANK"] = str(local)
@@ -92,8 +91,8 @@ def start(device: str, patience_s: float = PATIENCE_S) -> World:
         os.environ["DS_ACCELERATOR"] = "cpu"
         keep_freed_memory()
         if "OMP_NUM_THREADS" not in os.environ:
-            here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
+            cores = len(os.sched_getaffinity(0))
+            torch.set_num_threads(max(1, cores // here.local_world_size))
     library().init_distributed(
         dist_backend="nccl" if on_gpu else "gloo",
         timeout=timedelta(seconds=patience_s),
@@ -106,12 +105,6 @@ def start(device: str, patience_s: float = PATIENCE_S) -> World:
 def stop() -> None:
     """Leave; only after success, for a failing process must not wait for the others."""
     dist.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def library() -> Any:
