@@ -23,14 +23,18 @@ class ShardError(ValueError):
 
 def replace_atomically(partial: Path, path: Path) -> None:
     """Make a finished partial file the file at `path`, on disk before it is seen."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
+    fsync(partial)
     partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    fsync(path.parent)  # the rename itself must outlive a power cut
+
+
+def fsync(path: Path) -> None:
+    """Force a file, or the entries of a folder, to disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the rename itself must outlive a power cut
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 def partial_path(path: Path) -> Path:
