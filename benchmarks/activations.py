@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.shapes import SD15, SD21, SDXL
-from train.config import Recompute
+from train.config import ActivationCheckpointing
 from train.models.activation_checkpointing import checkpoint_activations
 
 TOKENS = 77
@@ -71,7 +71,7 @@ def held(unet: Any, images: int, dtype: torch.dtype) -> int:
     return count
 
 
-def a_pair(config: Mapping[str, Any], what: Recompute) -> int:
+def a_pair(config: Mapping[str, Any], what: ActivationCheckpointing) -> int:
     """Bytes held for each pair more, in bf16, at the size that the model is for."""
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -85,10 +85,10 @@ def a_pair(config: Mapping[str, Any], what: Recompute) -> int:
 
 def table() -> str:
     """GiB a pair, as Markdown."""
-    head = [f"`{what.value}`" for what in Recompute]
+    head = [f"`{what.value}`" for what in ActivationCheckpointing]
     lines = [f"| | {' | '.join(head)} |", "|---" + "|---:" * len(head) + "|"]
     for name, config in MODELS.items():
-        each = [f"{a_pair(config, what) / 2**30:.2f}" for what in Recompute]
+        each = [f"{a_pair(config, what) / 2**30:.2f}" for what in ActivationCheckpointing]
         lines.append(f"| {name} | {' | '.join(each)} |")
     return "\n".join(lines)
 

@@ -13,8 +13,8 @@ from rich.table import Table
 from benchmarks.race import race, ratio
 from benchmarks.worlds import WORLDS, training_run, write_latents, write_world
 from data.prefetch import prefetch
-from train.config import Precision, Recompute
-from train.distributed import deepspeed_engine
+from train.config import ActivationCheckpointing, Precision
+from train.distributed.world import World
 from train.dpo.step import prefetch_noise
 from train.loader.sampler import Position
 from train.trainer.build import make_trainer, open_stream
@@ -24,8 +24,10 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
     "train.precision=bf16": {"precision": Precision.bf16},
     "train.channels_last=true": {"channels_last": True},
     "train.compile=true": {"compile": True},
-    "train.gradient_checkpointing=selective": {"gradient_checkpointing": Recompute.selective},
-    "train.gradient_checkpointing=full": {"gradient_checkpointing": Recompute.full},
+    "train.gradient_checkpointing=selective": {
+        "gradient_checkpointing": ActivationCheckpointing.selective
+    },
+    "train.gradient_checkpointing=full": {"gradient_checkpointing": ActivationCheckpointing.full},
 }
 """Each alone, against a run with none of them in fp32; latents are ready for all."""
 
@@ -38,7 +40,7 @@ def with_words(words: Sequence[str]) -> tuple[str, ...]:
 def effects(
     name: str,
     root: Path,
-    here: deepspeed_engine.World,
+    here: World,
     some: Sequence[str],
     *,
     batch: int,
@@ -62,7 +64,7 @@ def effects(
             contenders = {}
             for who, trainer in (("plain", plain), ("changed", changed)):
                 batches = prefetch_noise(
-                    trainer.stream.batches(Position()), trainer.rule, here.device
+                    trainer.stream.batches(Position()), trainer.draw_rule, here.device
                 )
                 ready = stack.enter_context(prefetch(batches, READ_AHEAD))
                 contenders[who] = lambda t=trainer, r=ready: t.optimizer_step(r)

@@ -33,8 +33,8 @@ from benchmarks.peer import example
 from benchmarks.race import race, ratio
 from benchmarks.worlds import WORLDS, training_run, write_latents, write_world
 from data.prefetch import prefetch
-from train.config import Recompute
-from train.distributed import deepspeed_engine
+from train.config import ActivationCheckpointing
+from train.distributed.world import World, start, stop
 from train.dpo.loss import denoising_errors, dpo_losses
 from train.dpo.step import BatchWithNoise, NoisedBatch, predict, prefetch_noise, prepare_inputs
 from train.loader.loader import PairStream
@@ -70,7 +70,7 @@ ON_CPU = (
 ON_GPU = (
     Plan(world="sd15", batch=8, steps=10, blocks=5, pairs=256),
     Plan(world="sdxl", batch=4, steps=6, blocks=3, alone=True,
-         spec=(("gradient_checkpointing", Recompute.full),)),
+         spec=(("gradient_checkpointing", ActivationCheckpointing.full),)),
 )  # fmt: skip
 QUICK = (
     Plan(world="quick", batch=4, steps=1, blocks=1, pairs=8),
@@ -115,7 +115,7 @@ def ours(trainer: Trainer, ready: Iterator[BatchWithNoise]) -> Callable[[], None
 # --- measuring -----------------------------------------------------------------------------------
 
 
-def measure(plan: Plan, root: Path, here: deepspeed_engine.World) -> dict[str, Any]:
+def measure(plan: Plan, root: Path, here: World) -> dict[str, Any]:
     """All contenders on one model."""
     world = WORLDS[plan.world]
     base, pairs = write_world(world, root, plan.pairs)
@@ -128,7 +128,7 @@ def measure(plan: Plan, root: Path, here: deepspeed_engine.World) -> dict[str, A
     with ExitStack() as stack:
 
         def read(stream: PairStream) -> Iterator[BatchWithNoise]:
-            batches = prefetch_noise(stream.batches(Position()), trainer.rule, here.device)
+            batches = prefetch_noise(stream.batches(Position()), trainer.draw_rule, here.device)
             return stack.enter_context(prefetch(batches, READ_AHEAD))
 
         ready = read(trainer.stream)
@@ -242,14 +242,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
         root = Path(folder)
         memory = peak_by_stage(first.world, root, stages)
-        here = deepspeed_engine.start("auto")
+        here = start("auto")
         results = {plan.world: measure(plan, root, here) for plan in plans}
         if asked.options is not None:
             some = options.with_words(asked.options)
             effects = options.effects(
                 first.world, root, here, some, batch=first.batch, blocks=first.blocks
             )
-        deepspeed_engine.stop()
+        stop()
     show(results, memory)
     if effects:
         options.show(effects)

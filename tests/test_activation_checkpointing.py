@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.activations import MODELS, Alive, a_pair, held
 from benchmarks.shapes import MINIATURE, SHAPES
-from train.config import Recompute, TrainSpec
+from train.config import ActivationCheckpointing, TrainSpec
 from train.models.activation_checkpointing import checkpoint_activations
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 GUIDE = Path(__file__).parent.parent / "docs" / "models.md"
 
 
-def unet_of(what: Recompute, shape: str | None = None) -> Any:
+def unet_of(what: ActivationCheckpointing, shape: str | None = None) -> Any:
     torch.manual_seed(0)
     unet = (
         UNet2DConditionModel(**SHAPES[shape].unet)
@@ -41,7 +41,7 @@ def loss_of(unet: Any) -> torch.Tensor:
     return unet(noisy, time, states, added_cond_kwargs=added).sample.square().mean()
 
 
-def gradients(what: Recompute, shape: str | None) -> dict[str, torch.Tensor]:
+def gradients(what: ActivationCheckpointing, shape: str | None) -> dict[str, torch.Tensor]:
     unet = unet_of(what, shape)
     loss_of(unet).backward()
     return {name: parameter.grad for name, parameter in unet.named_parameters()}
@@ -49,9 +49,9 @@ def gradients(what: Recompute, shape: str | None) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("shape", [None, "quick_xl"])
 def test_gradients_are_the_same_bit_for_bit(shape: str | None):
-    plain = gradients(Recompute.none, shape)
+    plain = gradients(ActivationCheckpointing.none, shape)
     assert any(bool(gradient.any()) for gradient in plain.values())
-    for what in (Recompute.selective, Recompute.full):
+    for what in (ActivationCheckpointing.selective, ActivationCheckpointing.full):
         again = gradients(what, shape)
         assert all(torch.equal(gradient, again[name]) for name, gradient in plain.items()), what
 
@@ -59,7 +59,7 @@ def test_gradients_are_the_same_bit_for_bit(shape: str | None):
 def test_less_is_remembered_the_more_is_run_again():
     """`selective` runs no product, convolution or attention again; `full` nearly all of them."""
     bytes_held, operations = [], []
-    for what in Recompute:
+    for what in ActivationCheckpointing:
         unet = unet_of(what)
         bytes_held.append(held(unet, 4, torch.float32))
         loss = loss_of(unet)
@@ -75,7 +75,7 @@ def test_less_is_remembered_the_more_is_run_again():
 
 def test_what_is_counted_is_what_a_backward_pass_needs():
     """Everything is there between the passes, and gone after the second."""
-    unet, weights = unet_of(Recompute.none), 0
+    unet, weights = unet_of(ActivationCheckpointing.none), 0
     with Alive() as alive:
         loss = loss_of(unet)
         between = alive.bytes
@@ -88,13 +88,13 @@ def test_what_is_counted_is_what_a_backward_pass_needs():
 
 
 def test_no_other_word_is_taken():
-    with pytest.raises(ValueError, match="is not a valid Recompute"):
-        TrainSpec(gradient_checkpointing=Recompute("some"))
+    with pytest.raises(ValueError, match="is not a valid ActivationCheckpointing"):
+        TrainSpec(gradient_checkpointing=ActivationCheckpointing("some"))
 
 
 @pytest.mark.slow
 def test_the_guide_has_the_counted_activations():
     (row,) = (line for line in GUIDE.read_text().splitlines() if line.startswith("| SD1.5 at 512"))
-    told = [float(cell) for cell in row.split("|")[2:5]]
-    for what, value in zip(Recompute, told, strict=True):
+    stated = [float(cell) for cell in row.split("|")[2:5]]
+    for what, value in zip(ActivationCheckpointing, stated, strict=True):
         assert a_pair(MODELS["SD1.5 at 512"], what) / 2**30 == pytest.approx(value, abs=0.01)

@@ -103,12 +103,12 @@ def test_sdxl_prompts_are_encoded_as_the_pipeline_does(bases: dict[str, Path], n
 
 def test_each_distinct_prompt_is_encoded_once(bases: dict[str, Path]):
     components, seen = load(bases["sd"]), []
-    found = encode_distinct(
+    embeds = encode_distinct(
         lambda prompts: seen.append(list(prompts)) or components.text(prompts), PROMPTS, CPU
     )
     assert seen == [["", "a blue cat", "a red cat"]]
-    assert torch.equal(found.states[0], found.states[3])
-    assert not torch.equal(found.states[0], found.states[1])
+    assert torch.equal(embeds.states[0], embeds.states[3])
+    assert not torch.equal(embeds.states[0], embeds.states[1])
 
 
 # --- sizes ---------------------------------------------------------------------------------------
@@ -129,13 +129,13 @@ def test_time_ids_are_each_images_own():
 
 def test_a_pair_shares_its_text_and_not_its_sizes(bases: dict[str, Path]):
     components = load(bases["sdxl"], Precision.bf16)
-    found = components.condition(PROMPTS, SIZES)
-    assert found.added is not None
-    for tensor in (found.states, found.added["text_embeds"]):
+    condition = components.condition(PROMPTS, SIZES)
+    assert condition.added is not None
+    for tensor in (condition.states, condition.added["text_embeds"]):
         assert torch.equal(tensor[:4], tensor[4:])
         assert tensor.dtype is torch.bfloat16
     sides = time_ids(SIZES[:, 0], SIDE), time_ids(SIZES[:, 1], SIDE)
-    assert torch.equal(found.added["time_ids"], torch.cat(sides))  # winners, then losers
+    assert torch.equal(condition.added["time_ids"], torch.cat(sides))  # winners, then losers
     assert load(bases["sd"]).condition(PROMPTS, SIZES).added is None
 
 
@@ -175,10 +175,10 @@ def test_each_family_trains_through_the_step(bases: dict[str, Path], name: str):
     policy, reference = components.unet(), components.unet()
     models, beta = Models(components, policy, reference), 50.0
     rule = DrawRule(seed=0, num_timesteps=1000, latent_shape=components.latent_shape)
-    found = step(draw_noise(pair_batch(), rule), models, dpo(beta))
-    assert found.loss.item() == torch.tensor(math.log(2)).item()
-    assert bool((found.margin == 0).all())
-    found.loss.backward()
+    output = step(draw_noise(pair_batch(), rule), models, dpo(beta))
+    assert output.loss.item() == torch.tensor(math.log(2)).item()
+    assert bool((output.margin == 0).all())
+    output.loss.backward()
     for parameter_name, parameter in policy.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert torch.isfinite(parameter.grad).all()
@@ -186,7 +186,7 @@ def test_each_family_trains_through_the_step(bases: dict[str, Path], name: str):
         for parameter in policy.parameters():
             assert parameter.grad is not None
             parameter.sub_(parameter.grad, alpha=0.02)
-    assert step(draw_noise(pair_batch(), rule), models, dpo(beta)).loss < found.loss
+    assert step(draw_noise(pair_batch(), rule), models, dpo(beta)).loss < output.loss
 
 
 @torch.no_grad()
@@ -201,7 +201,7 @@ def test_a_step_of_sdxl_is_the_formula_with_the_pipelines_own_parts(bases: dict[
         parameter.add_(0.02 * torch.randn_like(parameter))
     rule = DrawRule(seed=0, num_timesteps=1000, latent_shape=components.latent_shape)
     batch = pair_batch()
-    found = step(draw_noise(batch, rule), Models(components, policy, reference), dpo(5000.0))
+    output = step(draw_noise(batch, rule), Models(components, policy, reference), dpo(5000.0))
     pipeline = StableDiffusionXLPipeline.from_pretrained(bases["sdxl"])
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     draws = draw(rule, 0, batch.pair_ids)
@@ -234,7 +234,7 @@ def test_a_step_of_sdxl_is_the_formula_with_the_pipelines_own_parts(bases: dict[
         ]
         expected = torch.nn.functional.softplus(0.5 * 5000.0 * (gaps[0] - gaps[1]))
         assert abs(expected.item() - math.log(2)) > 1e-3  # the models differ, or this shows nothing
-        assert found.losses[pair].item() == pytest.approx(expected.item(), rel=2e-2, abs=1e-4)
+        assert output.losses[pair].item() == pytest.approx(expected.item(), rel=2e-2, abs=1e-4)
 
 
 # --- a whole run ---------------------------------------------------------------------------------
@@ -261,8 +261,8 @@ def draws_an_image(folder: Path, base: Path) -> None:
     pipeline, before = (DiffusionPipeline.from_pretrained(path) for path in (folder, base))
     assert type(pipeline).__name__ == "StableDiffusionXLPipeline"
     pipeline.set_progress_bar_config(disable=True)
-    made = pipeline("a red cat", num_inference_steps=2, height=16, width=16, output_type="pt")
-    assert torch.isfinite(made.images).all()
+    result = pipeline("a red cat", num_inference_steps=2, height=16, width=16, output_type="pt")
+    assert torch.isfinite(result.images).all()
     old, new = before.unet.state_dict(), pipeline.unet.state_dict()
     assert old.keys() == new.keys()
     assert any(not torch.allclose(new[key].float(), old[key], atol=1e-3) for key in old)

@@ -54,9 +54,9 @@ def test_what_ran_before_does_not_matter():
 def test_seed_epoch_and_pair_all_count(other: str):
     rule = replace(RULE, seed=8) if other == "seed" else RULE
     ids = ["pair-x"] * 12 if other == "pair" else IDS
-    found, base = draw(rule, int(other == "epoch"), ids), draw(RULE, 0, IDS)
-    assert not torch.equal(found.timestep, base.timestep)
-    assert (found.noise != base.noise).all()
+    other_draws, base = draw(rule, int(other == "epoch"), ids), draw(RULE, 0, IDS)
+    assert not torch.equal(other_draws.timestep, base.timestep)
+    assert (other_draws.noise != base.noise).all()
 
 
 def test_flips_and_dropped_captions_leave_the_noise_alone():
@@ -71,22 +71,22 @@ def test_flips_and_dropped_captions_leave_the_noise_alone():
 
 def test_rates_are_as_asked():
     ids = [str(i) for i in range(4000)]
-    found = draw(DrawRule(seed=0, num_timesteps=10, latent_shape=(1, 2, 2), flip=True,
+    draws = draw(DrawRule(seed=0, num_timesteps=10, latent_shape=(1, 2, 2), flip=True,
                           caption_dropout=0.2), 0, ids)  # fmt: skip
-    assert found.flip.float().mean().item() == pytest.approx(0.5, abs=0.04)
-    assert found.drop_caption.float().mean().item() == pytest.approx(0.2, abs=0.03)
-    counts = torch.bincount(found.timestep, minlength=10)
+    assert draws.flip.float().mean().item() == pytest.approx(0.5, abs=0.04)
+    assert draws.drop_caption.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    counts = torch.bincount(draws.timestep, minlength=10)
     assert counts.shape == (10,)  # 0 .. 9, nothing beyond
     assert (counts - 400).abs().max() < 100  # five standard deviations
-    assert found.noise.mean().item() == pytest.approx(0, abs=0.05)
-    assert found.noise.std().item() == pytest.approx(1, abs=0.05)
+    assert draws.noise.mean().item() == pytest.approx(0, abs=0.05)
+    assert draws.noise.std().item() == pytest.approx(1, abs=0.05)
     every = draw(replace(RULE, caption_dropout=1.0), 0, ids)
     assert every.drop_caption.all()
 
 
 def test_winner_and_loser_have_their_own_place_in_the_posterior():
-    found = draw(RULE, 0, IDS)
-    assert (found.posterior[:, 0] != found.posterior[:, 1]).any(dim=(1, 2, 3)).all()
+    draws = draw(RULE, 0, IDS)
+    assert (draws.posterior[:, 0] != draws.posterior[:, 1]).any(dim=(1, 2, 3)).all()
 
 
 # --- timesteps -----------------------------------------------------------------------------------
@@ -95,15 +95,17 @@ RULES = [uniform, Importance((1.0, 0.0, 2.0)), Bucketed(7)]
 
 
 def timesteps(rule: TimestepRule, pairs: int, epoch: int = 0, num_timesteps: int = 1000) -> Tensor:
-    asked = DrawRule(seed=3, num_timesteps=num_timesteps, latent_shape=(1, 1, 1), timesteps=rule)
-    return draw(asked, epoch, [f"pair-{i}" for i in range(pairs)]).timestep
+    draw_rule = DrawRule(
+        seed=3, num_timesteps=num_timesteps, latent_shape=(1, 1, 1), timesteps=rule
+    )
+    return draw(draw_rule, epoch, [f"pair-{i}" for i in range(pairs)]).timestep
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_timesteps_belong_to_the_pair_and_leave_all_else_alone(rule: TimestepRule):
-    asked = replace(RULE, timesteps=rule)
-    whole, plain = draw(asked, 3, IDS), draw(RULE, 3, IDS)
-    assert_equal(draw(asked, 3, IDS[5:]), rows(whole, slice(5, None)))
+    draw_rule = replace(RULE, timesteps=rule)
+    whole, plain = draw(draw_rule, 3, IDS), draw(RULE, 3, IDS)
+    assert_equal(draw(draw_rule, 3, IDS[5:]), rows(whole, slice(5, None)))
     assert_equal(whole, replace(plain, timestep=whole.timestep))
     assert whole.timestep.dtype is torch.int64
 
@@ -126,17 +128,17 @@ def test_uniform_timesteps_are_pinned():
 @pytest.mark.parametrize("epoch", [0, 5])
 def test_timesteps_are_distributed_as_asked(rule: TimestepRule, expected: list[float], epoch: int):
     """Tenths of the schedule against their density: chi-square over 5000 pairs of a fixed seed."""
-    found = np.bincount(timesteps(rule, 5000, epoch).numpy() // 100, minlength=10)
+    counts = np.bincount(timesteps(rule, 5000, epoch).numpy() // 100, minlength=10)
     density = np.array(expected) / sum(expected)
-    assert (found[density == 0] == 0).all()
+    assert (counts[density == 0] == 0).all()
     drawn = density > 0
-    assert chisquare(found[drawn], 5000 * density[drawn]).pvalue > 0.01
+    assert chisquare(counts[drawn], 5000 * density[drawn]).pvalue > 0.01
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_timestep_can_be_drawn_and_none_beyond(rule: TimestepRule):
-    found = set(timesteps(rule, 600, num_timesteps=9).tolist())
-    assert found == (set(range(9)) - {3, 4, 5} if rule == RULES[1] else set(range(9)))
+    drawn = set(timesteps(rule, 600, num_timesteps=9).tolist())
+    assert drawn == (set(range(9)) - {3, 4, 5} if rule == RULES[1] else set(range(9)))
 
 
 @pytest.mark.parametrize("buckets", [1, 2, 5, 6, 10])

@@ -26,12 +26,12 @@ def line(step: int, winner: float | None, loser: float | None) -> dict:
 )
 def test_both_must_rise(winner: float, loser: float, both: bool):
     monitor = ErrorMonitor()
-    found = [monitor.add(line(step, winner, loser)) for step in range(WINDOW)]
-    assert [f["both_rise"] for f in found] == [False] * (ENOUGH - 1) + [both] * (
+    rises = [monitor.add(line(step, winner, loser)) for step in range(WINDOW)]
+    assert [f["both_rise"] for f in rises] == [False] * (ENOUGH - 1) + [both] * (
         WINDOW - ENOUGH + 1
     )
-    assert found[-1]["winner_rise"] == pytest.approx(winner - 1)
-    assert found[-1]["loser_rise"] == pytest.approx(loser - 1)
+    assert rises[-1]["winner_rise"] == pytest.approx(winner - 1)
+    assert rises[-1]["loser_rise"] == pytest.approx(loser - 1)
 
 
 def test_old_lines_leave_the_window():
@@ -46,24 +46,24 @@ def test_old_lines_leave_the_window():
 def test_it_is_said_once_also_over_a_restart():
     straight, words, journal = ErrorMonitor(), [], []
     for step in range(2 * WINDOW):
-        made = line(step, 1.05, 1.1)
-        found = straight.add(made)
-        words.append(straight.warning(found))
-        journal.append(made | found)
+        entry = line(step, 1.05, 1.1)
+        rises = straight.add(entry)
+        words.append(straight.warning(rises))
+        journal.append(entry | rises)
     assert [index for index, text in enumerate(words) if text] == [ENOUGH - 1]
     assert "winners 5.0% and losers 10.0% worse" in words[ENOUGH - 1]
     assert "objective=sdpo" in words[ENOUGH - 1]
     assert "train.samples.every" in words[ENOUGH - 1]  # errors alone do not tell of images
 
     again = ErrorMonitor()
-    again.go_on(journal[:30])
-    for made in journal[30:]:
-        found = again.add({key: made[key] for key in line(0, 1, 1)})
-        assert found.items() <= made.items()
-        assert again.warning(found) is None
+    again.resume(journal[:30])
+    for entry in journal[30:]:
+        rises = again.add({key: entry[key] for key in line(0, 1, 1)})
+        assert rises.items() <= entry.items()
+        assert again.warning(rises) is None
 
 
 def test_without_a_reference_nothing_is_compared():
     monitor = ErrorMonitor()
-    found = [monitor.add(line(step, None, None)) for step in range(WINDOW)]
-    assert found[-1] == {"winner_rise": None, "loser_rise": None, "both_rise": False}
+    rises = [monitor.add(line(step, None, None)) for step in range(WINDOW)]
+    assert rises[-1] == {"winner_rise": None, "loser_rise": None, "both_rise": False}

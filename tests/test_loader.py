@@ -40,8 +40,8 @@ def stream(root: Path, **kwargs: int) -> PairStream:
     return PairStream(decided_pairs(root / "labels", source), source, StreamPlan(**plan))
 
 
-def take(found: PairStream, micro_batches: int, at: Position | None = None) -> list[PairBatch]:
-    return list(islice(found.batches(at or Position()), micro_batches))
+def take(pairs: PairStream, micro_batches: int, at: Position | None = None) -> list[PairBatch]:
+    return list(islice(pairs.batches(at or Position()), micro_batches))
 
 
 def ids(batches: list[PairBatch]) -> list[str]:
@@ -50,7 +50,7 @@ def ids(batches: list[PairBatch]) -> list[str]:
 
 def test_pairs_come_with_the_right_images(root: Path):
     """Pair i has the images 2i and 2i + 1; the label says that odd pairs are won by image 1."""
-    found = stream(root)
+    pairs = stream(root)
     labels = [
         row
         for part in ("part-00000.parquet", "part-00001.parquet")
@@ -58,7 +58,7 @@ def test_pairs_come_with_the_right_images(root: Path):
     ]
     number = {row["pair_id"]: i for i, row in enumerate(labels)}
     seen = 0
-    for batch in take(found, 12):
+    for batch in take(pairs, 12):
         for pair, prompt, winner, loser in zip(
             batch.pair_ids, batch.prompts, batch.winner, batch.loser, strict=True
         ):
@@ -75,38 +75,38 @@ def test_pairs_come_with_the_right_images(root: Path):
 
 
 def test_an_epoch_is_cut_to_whole_batches_and_then_the_next_order_begins(root: Path):
-    found = stream(root)
-    assert len(found.pairs) == 31
-    assert found.epoch_batches == 3
-    batches = take(found, 24)
+    pairs = stream(root)
+    assert len(pairs.pairs) == 31
+    assert pairs.epoch_batches == 3
+    batches = take(pairs, 24)
     first, second = ids(batches[:12]), ids(batches[12:])
     assert len(set(first)) == len(set(second)) == 24
     assert first != second
     assert [batch.epoch for batch in batches] == [0] * 12 + [1] * 12
-    assert found.after(Position(0, 2)) == Position(1, 0)
-    assert found.after(Position(1, 0)) == Position(1, 1)
+    assert pairs.after(Position(0, 2)) == Position(1, 0)
+    assert pairs.after(Position(1, 0)) == Position(1, 1)
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_any_number_of_ranks_sees_the_same_global_batches(root: Path, world: int):
     alone = ids(take(stream(root), 16))
     per_rank = [
-        ids(take(stream(root, rank=rank, world=world), 16 // world)) for rank in range(world)
+        ids(take(stream(root, rank=rank, world_size=world), 16 // world)) for rank in range(world)
     ]
     mine = 8 // world
     for batch in range(4):
-        parts = [found[batch * mine : (batch + 1) * mine] for found in per_rank]
+        parts = [rank_ids[batch * mine : (batch + 1) * mine] for rank_ids in per_rank]
         together = [pair for part in parts for pair in part]
         assert sorted(together) == sorted(alone[batch * 8 : (batch + 1) * 8])
 
 
 @pytest.mark.parametrize("done", range(8))
-def test_going_on_repeats_nothing_and_leaves_out_nothing(root: Path, done: int):
-    found, at = stream(root), Position()
+def test_resuming_repeats_nothing_and_leaves_out_nothing(root: Path, done: int):
+    pairs, at = stream(root), Position()
     for _ in range(done):
-        at = found.after(at)
+        at = pairs.after(at)
     straight = take(stream(root), 40)
-    resumed = take(found, 40 - 4 * done, at)
+    resumed = take(pairs, 40 - 4 * done, at)
     assert ids(resumed) == ids(straight[4 * done :])
     assert all(
         torch.equal(one.winner, two.winner)
@@ -129,11 +129,11 @@ def test_seed_and_window_are_part_of_the_order(root: Path):
 
 
 def test_no_more_than_two_windows_are_in_memory(root: Path):
-    found = stream(root, window=1, micro_batch=1)
+    pairs = stream(root, window=1, micro_batch=1)
     widest = 0
-    for _ in islice(found.batches(Position()), 48):
-        widest = max(widest, len({group for _, group in found._open}))
-    assert len(found.pairs.groups) == 7
+    for _ in islice(pairs.batches(Position()), 48):
+        widest = max(widest, len({group for _, group in pairs._open}))
+    assert len(pairs.pairs.groups) == 7
     assert 1 <= widest <= 2
 
 
@@ -160,7 +160,7 @@ def test_fewer_pairs_than_a_batch_is_a_clear_error(root: Path):
 
 def test_a_batch_must_divide_among_the_ranks(root: Path):
     with pytest.raises(ValueError, match="8 is no multiple of train.micro_batch=2 x 3 processes"):
-        stream(root, world=3)
+        stream(root, world_size=3)
 
 
 def test_a_window_beyond_the_memory_bound_is_refused(root: Path):
@@ -230,11 +230,11 @@ def test_the_order_knows_the_label_rows_and_nothing_else(root: Path, tmp_path: P
 def test_images_become_squares_around_their_middle(width: int, height: int):
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[:, : width // 2] = 255
-    found = fit_square(Image.open(io.BytesIO(encode_png(pixels))).convert("RGB"), 16)
-    assert found.shape == (16, 16, 3)
-    assert found.dtype == np.uint8
-    assert found[8, 1, 0] > 200  # left bright, right dark, whatever was cut
-    assert found[8, 14, 0] < 60
+    square = fit_square(Image.open(io.BytesIO(encode_png(pixels))).convert("RGB"), 16)
+    assert square.shape == (16, 16, 3)
+    assert square.dtype == np.uint8
+    assert square[8, 1, 0] > 200  # left bright, right dark, whatever was cut
+    assert square[8, 14, 0] < 60
 
 
 def test_an_image_of_the_right_size_is_untouched():

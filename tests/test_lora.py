@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from tests.helpers_ranks import run_ranks, shared_place, straight
 from tests.helpers_train import write_base, write_sdxl_base
-from tests.test_backbone import PUBLISHED as UNETS
-from tests.test_backbone import published_unet
 from tests.test_checkpoint import copy_run, same_journals
+from tests.test_components import PUBLISHED as UNETS
+from tests.test_components import published_unet
 from train.config import LoraSpec
 from train.export.pipeline import ADAPTER, export_adapter, merged_unet
 from train.models.lora import (
@@ -89,9 +89,9 @@ def test_only_the_policys_adapter_is_trained(base: Path):
     attach(unet, LoraSpec(rank=4), seed=7, moving=True)
     assert all(belongs(name, POLICY) for name in trained(unet))
     reference = as_reference(unet)
-    held = predict(unet)
+    predicted = predict(unet)
     predict(reference)  # between the policy's forward and backward pass, as in a step
-    held.pow(2).mean().backward()
+    predicted.pow(2).mean().backward()
     for name, parameter in unet.named_parameters():
         assert (parameter.grad is not None) == belongs(name, POLICY), name
 
@@ -105,9 +105,9 @@ def test_recomputed_activations_are_the_policys(base: Path):
             unet.enable_gradient_checkpointing()
         attach(unet, LoraSpec(rank=4), seed=7, moving=True)
         train_a_little(unet)
-        held = predict(unet)
+        predicted = predict(unet)
         predict(as_reference(unet))
-        held.pow(2).mean().backward()
+        predicted.pow(2).mean().backward()
         gradients.append({name: unet.get_parameter(name).grad for name in trained(unet)})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-7)
@@ -188,9 +188,9 @@ def test_diffusers_loads_the_adapter_with_its_scale(tmp_path: Path, family: str)
     for pipeline in pipelines:
         pipeline.set_progress_bar_config(disable=True)
         noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-        made = pipeline("a red cat", num_inference_steps=2, height=16, width=16, latents=noise,
+        output = pipeline("a red cat", num_inference_steps=2, height=16, width=16, latents=noise,
                         output_type="pt")  # fmt: skip
-        images.append(made.images)
+        images.append(output.images)
     torch.testing.assert_close(images[0], images[1], rtol=0, atol=1e-4)
     assert (images[0] - images[2]).abs().max() > 1e-2
     assert sorted(path.name for path in (tmp_path / "lora").iterdir()) == [

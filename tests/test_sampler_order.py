@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,15 @@ from data.pairs.schema import PairShard, PairSource
 from train.loader.dataset import DecidedPairs
 from train.loader.image_source import Images, RowGroup
 from train.loader.loader import PairStream, StreamPlan
-from train.loader.sampler import Position, deal, epoch_order, reading, windows_of
+from train.loader.sampler import (
+    Position,
+    deal,
+    epoch_order,
+    most_open_bytes,
+    open_groups,
+    reading,
+    windows_of,
+)
 
 GROUPS = st.lists(st.integers(0, 9), min_size=1, max_size=200).map(np.array)
 
@@ -83,16 +92,46 @@ def test_a_row_group_is_due_before_its_first_use_and_within_the_window_before(
 ):
     order = epoch_order(group, window, "key")
     visited, windows = group[order], windows_of(group, window, "key")[order]
-    found = reading(visited, windows, lead)
-    assert sorted(found.groups.tolist()) == sorted(set(group.tolist()))
-    assert (np.diff(found.due) >= 0).all()
-    for one, due, last in zip(found.groups, found.due, found.last, strict=True):
+    plan = reading(visited, windows, lead)
+    assert sorted(plan.groups.tolist()) == sorted(set(group.tolist()))
+    assert (np.diff(plan.due) >= 0).all()
+    for one, due, last in zip(plan.groups, plan.due, plan.last, strict=True):
         uses = np.flatnonzero(visited == one)
         assert last == uses[-1]
         assert due <= uses[0]
         before = windows[uses[0]] - 1
         start = np.flatnonzero(windows == before)[0] if before >= 0 else -lead
         assert due >= start
+
+
+def test_the_next_epochs_first_window_is_read_during_this_ones_last():
+    """Two windows of 4 pairs in an epoch: groups 0 and 1, then 2 and 3."""
+    window = np.repeat([0, 1], 4)
+    now = reading(np.array([0, 1, 0, 1, 2, 3, 3, 2]), window, 0)
+    later = reading(np.array([3, 2, 2, 3, 0, 1, 0, 1]), window, 4)
+    at = [open_groups(now, later, 5, place, 2, 8) for place in (0, 2, 4, 6)]
+    assert at == [
+        [(5, 0), (5, 1), (5, 2)],
+        [(5, 0), (5, 1), (5, 2), (5, 3)],
+        [(5, 2), (5, 3), (6, 3)],
+        [(5, 2), (5, 3), (6, 3), (6, 2)],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("window", "stretch", "most"),
+    [
+        (1, 2, 9 + 7),  # two windows of one row group: used up, and read
+        (1, 4, 9 + 7 + 5),  # a window has 2 pairs at least: 4 pairs may lie in three of them
+        (1, 8, 9 + 7 + 5 + 3),  # all there are
+        (2, 2, 9 + 7 + 5 + 3),
+    ],
+)
+def test_the_bound_of_memory_counts_the_windows_that_a_stretch_touches(
+    window: int, stretch: int, most: int
+):
+    sizes, num_pairs = np.array([3, 9, 5, 7]), np.array([4, 2, 3, 2])
+    assert most_open_bytes(sizes, num_pairs, window, stretch) == most
 
 
 # --- the stream, without files -------------------------------------------------------------------
@@ -163,7 +202,7 @@ class Case:
         pairs = DecidedPairs(table, "rows", group, np.arange(count), groups)
         plan = StreamPlan(
             seed=self.seed, batch=self.batch, micro_batch=self.micro, window=self.window, side=8,
-            rank=rank, world=self.world,
+            rank=rank, world_size=self.world,
         )  # fmt: skip
         return PairStream(pairs, NoFiles(), replace(plan, **change), Counted(unit))
 
@@ -173,7 +212,7 @@ def cases(draw: st.DrawFn) -> Case:
     sizes = tuple(draw(st.lists(st.integers(1, 12), min_size=1, max_size=12)))
     world, each, micro = draw(
         st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(1, 3)).filter(
-            lambda found: np.prod(found) <= sum(sizes)
+            lambda sizes_drawn: np.prod(sizes_drawn) <= sum(sizes)
         )
     )
     return Case(sizes, draw(st.integers(1, 5)), draw(st.integers(1, 4)), world, each, micro,
@@ -187,27 +226,27 @@ def ids(stream: PairStream, count: int, at: Position | None = None) -> list[tupl
 def global_batches(case: Case, epochs: int = 1) -> list[set[str]]:
     """The pairs of each global batch, put together from all ranks."""
     count = case.stream().epoch_batches * epochs
-    found: list[set[str]] = [set() for _ in range(count)]
+    batches: list[set[str]] = [set() for _ in range(count)]
     for rank in range(case.world):
         mine = ids(case.stream(rank), count * case.each)
         assert {len(one) for one in mine} == {case.micro}  # equal parts, equal numbers of them
         for number, one in enumerate(mine):
-            assert not found[number // case.each] & set(one)
-            found[number // case.each] |= set(one)
-    assert {len(one) for one in found} == {case.batch}
-    return found
+            assert not batches[number // case.each] & set(one)
+            batches[number // case.each] |= set(one)
+    assert {len(one) for one in batches} == {case.batch}
+    return batches
 
 
 @settings(max_examples=40, deadline=None)
 @given(cases())
 def test_an_epoch_is_a_partition_into_global_batches_that_any_number_of_ranks_shares(case: Case):
-    found = global_batches(case)
-    assert sum(len(one) for one in found) == len(set.union(*found))  # no pair twice
-    assert len(set.union(*found)) == sum(case.sizes) // case.batch * case.batch
+    batches = global_batches(case)
+    assert sum(len(one) for one in batches) == len(set.union(*batches))  # no pair twice
+    assert len(set.union(*batches)) == sum(case.sizes) // case.batch * case.batch
     alone = replace(case, world=1, each=case.each * case.world)
-    assert global_batches(alone) == found
+    assert global_batches(alone) == batches
     other = replace(alone, each=case.batch, micro=1)
-    assert global_batches(other) == found
+    assert global_batches(other) == batches
 
 
 @settings(max_examples=40, deadline=None)
@@ -238,8 +277,8 @@ def test_memory_stays_within_what_is_said_and_nothing_is_read_twice(
     payload = stream.payload
     epochs = 3
     for _ in islice(stream.batches(Position()), epochs * stream.epoch_batches * case.each):
-        held = {id(future): group for (_, group), future in stream._open.items()}
-        assert sum(map(payload.bytes_of, held.values())) <= stream.window_bytes
+        open_groups = {id(future): group for (_, group), future in stream._open.items()}
+        assert sum(map(payload.bytes_of, open_groups.values())) <= stream.window_bytes
     reads = payload.reads  # type: ignore[attr-defined]
     assert max(reads.values()) <= epochs + 1  # the next epoch has begun to be read
 

@@ -23,7 +23,7 @@ class StubRun:
     def __init__(self) -> None:
         self.logged: list[dict[str, Any]] = []
         self.metrics: list[tuple[str, str]] = []
-        self.finished = False
+        self.exit_code: int | None = None
 
     def define_metric(self, name: str, step_metric: str) -> None:
         self.metrics.append((name, step_metric))
@@ -31,8 +31,8 @@ class StubRun:
     def log(self, values: dict[str, Any]) -> None:
         self.logged.append(values)
 
-    def finish(self) -> None:
-        self.finished = True
+    def finish(self, exit_code: int) -> None:
+        self.exit_code = exit_code
 
 
 @pytest.fixture
@@ -64,25 +64,25 @@ def test_the_board_gets_numbers_and_images(run: TrainRun, wandb: Any):
     tracker = trackers.WeightsAndBiases(run)
     tracker.log({"train/loss": 0.5}, 3)
     tracker.log_images("samples", np.zeros((4, 5, 3), np.uint8), 4)
-    tracker.close()
-    (asked, stub), *_ = wandb.begun
-    assert asked["project"] == "project"
-    assert asked["name"] == "mine"
-    assert asked["config"] == {"seed": 0}
-    assert asked["resume"] == "allow"
+    tracker.close(failed=True)
+    (options, stub), *_ = wandb.begun
+    assert options["project"] == "project"
+    assert options["name"] == "mine"
+    assert options["config"] == {"seed": 0}
+    assert options["resume"] == "allow"
     assert stub.metrics == [("*", "step")]
     assert stub.logged == [
         {"train/loss": 0.5, "step": 3},
         {"samples": ("image", (4, 5, 3)), "step": 4},
     ]
-    assert stub.finished
+    assert stub.exit_code == 1
 
 
 def test_the_same_folder_goes_on_with_the_same_run(run: TrainRun, wandb: Any, tmp_path: Path):
     trackers.WeightsAndBiases(run)
     trackers.WeightsAndBiases(run)
     trackers.WeightsAndBiases(replace(run, folder=tmp_path / "other" / "train"))
-    ids = [asked["id"] for asked, _ in wandb.begun]
+    ids = [options["id"] for options, _ in wandb.begun]
     assert ids[0] == ids[1] != ids[2]
 
 
@@ -100,7 +100,7 @@ def test_nothing_is_sent_unless_asked_for(run: TrainRun, wandb: Any):
     opened = trackers.open_trackers(replace(run, train=TrainSpec()), 0)
     assert [type(tracker) for tracker in opened] == [trackers.TensorBoard]
     for tracker in opened:
-        tracker.close()
+        tracker.close(failed=False)
     assert not wandb.begun
 
 

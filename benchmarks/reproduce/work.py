@@ -28,7 +28,7 @@ LIBRARIES = ("label.scoring.shard_scorer", "label.metrics", "train.execute", "ge
 
 def import_all() -> None:
     """Import what the pieces need, so that forked processes have it."""
-    from train.distributed.deepspeed_engine import library  # DeepSpeed, without what it prints
+    from train.distributed.library import library  # DeepSpeed, without what it prints
 
     for name in LIBRARIES:
         import_module(name)

@@ -58,7 +58,7 @@ class PairImages(Protocol):
         groups: Sequence[Any],
         threads: Executor,
     ) -> tuple[Images, Images]:
-        """Winners and losers of pairs, with their labels and what `read` returned for their groups."""
+        """Winners and losers of pairs, which have these labels and are in these groups."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The model's parts in a diffusers folder: VAE, text encoders, UNet, noise schedule.
 
 VAE and text encoders are frozen and stay outside DeepSpeed, like the reference under ZeRO 0 to 2.
-Everything is in evaluation mode, the policy included: with dropout the policy and its own copy would
+Everything is in evaluation mode, even the policy: with dropout the policy and its own copy would
 disagree, and the margin would not start at 0.
 """
 

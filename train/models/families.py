@@ -88,11 +88,11 @@ def open_model(spec: ModelSpec) -> BaseModel:
     """
     folder = find_model(spec)
     index = _json(spec, folder / "model_index.json")
-    found = index.get("_class_name")
-    if found not in [family.value for family in Family]:
+    class_name = index.get("_class_name")
+    if class_name not in [family.value for family in Family]:
         allowed = ", ".join(family.value for family in Family)
-        raise ValueError(f"model.path={spec.path} is a {found}; allowed are {allowed}")
-    family = Family(found)
+        raise ValueError(f"model.path={spec.path} is a {class_name}; allowed are {allowed}")
+    family = Family(class_name)
     _check_parts(spec, folder, family)
     unet, vae = (_json(spec, folder / name / "config.json") for name in ("unet", "vae"))
     base = BaseModel(folder, family, index, unet, vae)
