@@ -43,8 +43,8 @@ def _in_ranks(world: str, root: Path, stage: int) -> dict[str, float]:
     )
     if done.returncode:
         raise RuntimeError(f"stage {stage} on {RANKS} ranks failed:\n{done.stderr[-4000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    peaks: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return peaks
 
 
 def used_mib(device: torch.device, *, peak: bool) -> float:
@@ -63,11 +63,11 @@ def main() -> None:
     parser.add_argument("world")
     parser.add_argument("root", type=Path)
     parser.add_argument("stage", type=int)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     here = start("auto")
     run = training_run(
-        WORLDS[asked.world], asked.root, batch=RANKS, micro_batch=1, stage=asked.stage,
+        WORLDS[arguments.world], arguments.root, batch=RANKS, micro_batch=1, stage=arguments.stage,
         precision=Precision.bf16,
     )  # fmt: skip
     stream = open_stream(run, here)

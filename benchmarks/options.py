@@ -47,7 +47,7 @@ def effects(
     blocks: int,
 ) -> dict[str, dict[str, float]]:
     """Setting -> its speed over that without, and what a step takes of a GPU's memory (GiB)."""
-    world, found = WORLDS[name], {}
+    world, effect_of = WORLDS[name], {}
     write_world(world, root, pairs=4 * batch)
     latents = write_latents(world, root)
 
@@ -69,25 +69,25 @@ def effects(
                 ready = stack.enter_context(prefetch(batches, READ_AHEAD))
                 contenders[who] = lambda t=trainer, r=ready: t.optimizer_step(r)
             speeds = race(contenders, blocks=blocks, steps=1, pairs=batch)
-            found[option] = {"times_faster": ratio(speeds["changed"], speeds["plain"])}
+            effect_of[option] = {"times_faster": ratio(speeds["changed"], speeds["plain"])}
             if here.device.type == "cuda":
-                found[option] |= {who: _step_gib(run) for who, run in contenders.items()}
+                effect_of[option] |= {who: _step_gib(run) for who, run in contenders.items()}
         del changed
-    return found
+    return effect_of
 
 
 def _step_gib(run: Any) -> float:
-    """What a step takes at its peak beyond what is held anyway."""
+    """What a step takes at its peak beyond what is in memory anyway."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     run()
     return (torch.cuda.max_memory_allocated() - before) / 2**30
 
 
-def show(found: Mapping[str, Mapping[str, float]]) -> None:
+def show(effect_of: Mapping[str, Mapping[str, float]]) -> None:
     """The table."""
     table = Table("setting", "times faster", "GiB a step takes", "without")
-    for option, one in found.items():
+    for option, one in effect_of.items():
         memory = (f"{one[who]:.1f}" if who in one else "–" for who in ("changed", "plain"))
         table.add_row(option, f"{one['times_faster']:.2f}", *memory)
     Console(width=120).print(table)

@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.activations import MODELS, Alive, a_pair, held
+from benchmarks.activations import MODELS, Alive, a_pair, bytes_kept
 from benchmarks.shapes import MINIATURE, SHAPES
 from train.config import ActivationCheckpointing, TrainSpec
 from train.models.activation_checkpointing import checkpoint_activations
@@ -58,15 +58,15 @@ def test_gradients_are_the_same_bit_for_bit(shape: str | None):
 
 def test_less_is_remembered_the_more_is_run_again():
     """`selective` runs no product, convolution or attention again; `full` nearly all of them."""
-    bytes_held, operations = [], []
+    kept, operations = [], []
     for what in ActivationCheckpointing:
         unet = unet_of(what)
-        bytes_held.append(held(unet, 4, torch.float32))
+        kept.append(bytes_kept(unet, 4, torch.float32))
         loss = loss_of(unet)
         with FlopCounterMode(display=False) as counter:
             loss.backward()
         operations.append(counter.get_total_flops())
-    none, selective, full = bytes_held
+    none, selective, full = kept
     assert full < 0.5 * none
     assert full < selective < 0.9 * none
     assert operations[1] == operations[0]

@@ -185,5 +185,5 @@ def summarise(trainer: Trainer, console: Console) -> None:
             f"losers' {line['validation_loser_rise']:+.1%}"
         )
     if any(line.get("both_rise") for line in lines):
-        console.print("[yellow]both errors rose[/] at some steps, see both_rise in the journal")
+        console.print("[yellow]both errors rose[/] at some steps, see both_rise in journal.jsonl")
     console.print(f"pipeline: {run.pipeline}")

@@ -16,7 +16,7 @@ from data.artifacts.manifest import read_manifest
 from data.distributed import Rank
 from train.config import resumable_fields
 from train.identity import TrainRun, fingerprint
-from train.loader.source_choice import LatentsNeeded, choose_source
+from train.loader.source_choice import ImageSource, LatentsNeeded, choose_source
 from train.models.families import find_model
 
 
@@ -62,18 +62,7 @@ def describe(job: Job) -> TrainRun:
     if manifest is None:
         raise ShardError(f"{labels} holds no complete label set; run `make labels` first")
     train, folder = settings(job.train), job.folder / "train"
-    begun = settings_of(folder)
-    if begun is not None and finished(folder):
-        latents, source = begun.get("latents"), None  # the set may have been deleted
-    else:
-        need = LatentsNeeded(
-            folder=job.folder / "latents",
-            model=find_model(job.model),
-            resolution=job.model.resolution,
-            flip=job.train.flip,
-        )
-        source = choose_source(job.train.latents, need, begun)
-        latents = source.settings
+    source, latents = image_source(job, folder)
     resumable = resumable_fields()
     run_identity: dict[str, Any] = {
         "seed": job.seed,
@@ -90,10 +79,28 @@ def describe(job: Job) -> TrainRun:
         model=job.model,
         train=job.train,
         seed=job.seed,
-        latents=source.latents if source else None,
-        images=source.description if source else "",
+        latents=source.latents,
+        images=source.description,
         settings=run_identity,
     )
+
+
+def image_source(job: Job, folder: Path) -> tuple[ImageSource, dict[str, Any] | None]:
+    """Where the run's images come from, and what of that decides its weights.
+
+    A finished run is described by its own settings: its latents may have been deleted.
+    """
+    begun = settings_of(folder)
+    if begun is not None and finished(folder):
+        return ImageSource(None, ""), begun.get("latents")
+    need = LatentsNeeded(
+        folder=job.folder / "latents",
+        model=find_model(job.model),
+        resolution=job.model.resolution,
+        flip=job.train.flip,
+    )
+    source = choose_source(job.train.latents, need, begun)
+    return source, source.settings
 
 
 def settings_of(folder: Path) -> dict[str, Any] | None:
