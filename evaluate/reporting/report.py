@@ -1,4 +1,4 @@
-"""The comparison for people: one HTML file without any outside part, Markdown, CSV and LaTeX."""
+"""Writes a comparison for people: one self-contained HTML file, Markdown, CSV and LaTeX."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ def write_report(
     num_pairs: int,
     seed: int,
 ) -> None:
-    """Write every readable form of `winrates.json` beside it; `report.html` last."""
+    """Write `winrates.json` in every readable form beside it, `report.html` last."""
     comparisons = summary["comparisons"]
     write_bytes(folder / "report.md", markdown(summary).encode())
     write_bytes(folder / "winrates.tex", latex(comparisons).encode())
@@ -52,7 +52,7 @@ def write_report(
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """The comparison for a model card."""
+    """The comparison as Markdown, for a model card."""
     parts = []
     for comparison in summary["comparisons"]:
         rows = [HEADINGS, ("---",) * len(HEADINGS), *(row(rate) for rate in comparison["rates"])]
@@ -67,30 +67,30 @@ def markdown(summary: Mapping[str, Any]) -> str:
 
 
 def protocol(summary: Mapping[str, Any]) -> str:
-    """How the comparison was made, in a few sentences."""
-    prompts, made = summary["prompts"], summary["protocol"]
-    seeds = made["seeds"]
-    drawn = f"{seeds} image{'s' if seeds > 1 else ''} for each prompt and model"
+    """How images were sampled and compared, in a few sentences."""
+    prompts, settings = summary["prompts"], summary["protocol"]
+    seeds = settings["seeds"]
+    images = f"{seeds} image{'s' if seeds > 1 else ''} for each prompt and model"
     left = ", ".join(f"{prompts[key]} {key}" for key in ("empty", "repeated") if prompts[key])
     if prompts["trained"]:
         left = ", ".join([*filter(None, [left]), f"{prompts['trained']} that were trained on"])
-    shown = made["detectable"]
-    power = f" So many prompts find a win rate of {shown:.1%} four times in five." if shown else ""
+    rate = settings["detectable"]
+    power = f" So many prompts detect a win rate of {rate:.1%} with 80 % power." if rate else ""
     return (
         f"Prompt set {prompts['name']}: {prompts['prompts']} prompts, sha256 "
-        f"{prompts['sha256'][:12]}{f', left out: {left}' if left else ''}. {drawn} "
-        f"from the same initial noise for every model; {made['scheduler']} scheduler, "
-        f"{made['steps']} steps, guidance {made['guidance']}, {made['resolution']} px. "
+        f"{prompts['sha256'][:12]}{f', left out: {left}' if left else ''}. {images} "
+        f"from the same initial noise for every model; {settings['scheduler']} scheduler, "
+        f"{settings['steps']} steps, guidance {settings['guidance']}, {settings['resolution']} px. "
         "Win rates count ties half; intervals are 95 % paired bootstrap over prompts "
-        f"({made['resamples']} resamples). A verdict needs the interval and an exact sign test."
+        f"({settings['resamples']} resamples). A verdict needs the interval and an exact sign test."
         f"{power} "
-        "Metrics that voted on the training labels are judges of their own work: held-out and "
-        "oracle judges are the stronger evidence."
+        "Voters judge a model trained on their own votes: held-out and oracle judges are the "
+        "stronger evidence."
     )
 
 
 def latex(comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """The table for a paper (needs booktabs)."""
+    """The win rates as a LaTeX table (needs booktabs)."""
     lines = [r"\begin{tabular}{llrrr}", r"\toprule"]
     lines += [r"model & metric & win rate (\%) & 95\,\% interval & verdict \\", r"\midrule"]
     for comparison in comparisons:
@@ -109,7 +109,7 @@ def csv_of(path: Path) -> str:
 
 
 def row(rate: Mapping[str, Any]) -> tuple[str, ...]:
-    """One metric as words, in the order of `HEADINGS`."""
+    """One metric's cells, in the order of `HEADINGS`."""
     return (
         rate["metric"],
         rate["role"].replace("_", " "),
