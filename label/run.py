@@ -136,7 +136,7 @@ def inspect(
     voting_rule = voting_rule_of(job)
     statistics = compute_statistics(labelled, voting_rule, generators(pairs))
     print_statistics(console, labelled, statistics)
-    shown = galleries(labelled, voting_rule, pairs, job.label.gallery_pairs)
+    shown = galleries(labelled, pairs, job.label.gallery_pairs)
     path = write_report(label_set.folder, statistics, shown, label_set.facts())
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
 

@@ -1,7 +1,7 @@
 """Which pairs the label report shows, and their images."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -9,39 +9,9 @@ import polars as pl
 from data.images import UnreadableImageError, decode, encode_jpeg, to_pixels
 from data.pairs.schema import PairSource
 from label.analysis.agreement import HUMAN_VOTE, LABEL_VOTE
-from label.analysis.tables import NONE
-from label.config import HUMAN
-from label.voting.rules import VotingRule
 
 LARGEST_SIDE = 320
 """Images are shown no larger, so that a report stays a few megabytes."""
-SMALL_SIDE = 128
-"""Images up to this size are shown with their pixels sharp."""
-
-
-class Line(NamedTuple):
-    """One voter's view of a pair."""
-
-    voter: str
-    scores: tuple[str, str]
-    """As text; empty for people, who give none."""
-    vote: int
-    """+1, -1, or 0 for no vote."""
-    counts: bool
-    """Whether the vote is counted."""
-
-
-class Card(NamedTuple):
-    """A pair in a gallery."""
-
-    prompt: str
-    images: tuple[str, str]
-    """Data URIs; empty where an image cannot be read."""
-    small: bool
-    winner: int | None
-    decided_by: str
-    tally: tuple[int, int]
-    lines: list[Line]
 
 
 class Gallery(NamedTuple):
@@ -52,12 +22,11 @@ class Gallery(NamedTuple):
     """Which pairs these are."""
     num_pairs: int
     """How many there are, shown or not."""
-    cards: list[Card]
+    pairs: list[dict[str, Any]]
+    """Rows of the label set, with `vote_human`, and `images` as data URIs."""
 
 
-def galleries(
-    labelled: pl.DataFrame, voting_rule: VotingRule, pairs: PairSource, limit: int
-) -> list[Gallery]:
+def galleries(labelled: pl.DataFrame, pairs: PairSource, limit: int) -> list[Gallery]:
     """Unanimous, split, and flipped pairs: the first `limit` of each in the order of their ids.
 
     Ids are hashes, so these are as good as random, and the same every time.
@@ -70,13 +39,17 @@ def galleries(
         ("Flipped", "the label is not the human choice",
          (LABEL_VOTE != HUMAN_VOTE) & (HUMAN_VOTE != 0)),
     ]  # fmt: skip
-    members = [labelled.filter(pl.col("status") == "ok", kind) for _, _, kind in kinds]
+    scored = labelled.with_columns(vote_human=HUMAN_VOTE).filter(pl.col("status") == "ok")
+    members = [scored.filter(kind) for _, _, kind in kinds]
     shown = [frame.bottom_k(limit, by="pair_id").sort("pair_id") for frame in members]
     images = read_images(pairs, pl.concat(shown).select("source", "row").unique().rows())
     return [
         Gallery(
             title, rule, len(frame),
-            [_card(row, voting_rule, images) for row in some.iter_rows(named=True)],
+            [
+                row | {"images": images.get((row["source"], row["row"]), ("", ""))}
+                for row in some.iter_rows(named=True)
+            ],
         )
         for (title, rule, _), frame, some in zip(kinds, members, shown, strict=True)
     ]  # fmt: skip
@@ -108,35 +81,3 @@ def data_uri(content: bytes | None) -> str:
         return ""
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(to_pixels(image))).decode()
-
-
-def _card(
-    row: dict[str, Any],
-    voting_rule: VotingRule,
-    images: Mapping[tuple[str, int], tuple[str, str]],
-) -> Card:
-    lines = [
-        Line(
-            metric,
-            (_text(row[f"score_{metric}_0"]), _text(row[f"score_{metric}_1"])),
-            row[f"vote_{metric}"] or 0,
-            metric in voting_rule.voters,
-        )
-        for metric in voting_rule.metrics
-    ]
-    if (human := row["human"]) is not None:
-        vote = (human > 0.5) - (human < 0.5)
-        lines.append(Line(HUMAN, ("", ""), vote, voting_rule.spec.human_votes))
-    return Card(
-        prompt=row["prompt"],
-        images=images.get((row["source"], row["row"]), ("", "")),
-        small=max(row["width_0"], row["height_0"], row["width_1"], row["height_1"]) <= SMALL_SIDE,
-        winner=row["winner"],
-        decided_by=row["decided_by"].replace("_", " "),
-        tally=(row["votes_0"], row["votes_1"]),
-        lines=lines,
-    )
-
-
-def _text(score: float | None) -> str:
-    return NONE if score is None else f"{score:.4g}"

@@ -32,6 +32,7 @@ def write_report(
         study=statistics,
         rule=rule_words(statistics.voting_rule),
         galleries=galleries,
+        voters=statistics.tables["agreement"].frame["voter"].to_list(),
         classes={word: class_of(word, statistics) for word in statistics.outcomes},
     )
     path = folder / "report.html"
