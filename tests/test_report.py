@@ -8,11 +8,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from data.artifacts.html import flat
 from data.artifacts.manifest import Manifest, describe, write_manifest
 from data.artifacts.parquet_io import write_table
 from evaluate.reporting import gallery, plots
 from evaluate.reporting.label_facts import label_facts
-from evaluate.reporting.report import flat, latex, markdown
+from evaluate.reporting.report import latex, markdown
 from tests.helpers_report import NASTY, NUMBER, finished_comparison, write_page
 
 

@@ -1,15 +1,14 @@
 """Writes a comparison for people: one self-contained HTML file, Markdown, CSV and LaTeX."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import polars as pl
 from markupsafe import Markup
 
 from data.artifacts.atomic import write_bytes
+from data.artifacts.html import render
 from evaluate.reporting import gallery, plots
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
@@ -40,15 +39,16 @@ def write_report(
         for comparison in comparisons
     ]
     curves = plots.training(journal)
-    page = _environment().from_string(TEMPLATE.read_text()).render(
+    page = render(
+        TEMPLATE,
+        {"span": span, "percent": lambda value: f"{value:.1%}"},
+        summary["provenance"],
         summary=summary,
         sections=sections,
         curves=Markup(curves) if curves else None,
         protocol=protocol(summary),
-        facts=list(flat(summary["provenance"])),
-        now=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-    )  # fmt: skip
-    write_bytes(folder / "report.html", page.encode())
+    )
+    write_bytes(folder / "report.html", page)
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
@@ -125,25 +125,5 @@ def span(estimate: Mapping[str, float]) -> str:
     return f"{estimate['value']:.1%} ({estimate['low']:.1%} to {estimate['high']:.1%})"
 
 
-def flat(value: Any, path: str = "") -> list[tuple[str, str]]:
-    """Nested settings as (path, value) lines."""
-    if isinstance(value, Mapping):
-        return [
-            line
-            for key, child in value.items()
-            for line in flat(child, f"{path}.{key}" if path else str(key))
-        ]
-    return [(path, ", ".join(map(str, value)) if isinstance(value, list) else str(value))]
-
-
 def _tex(text: str) -> str:
     return "".join("\\" + letter if letter in "_%&#$" else letter for letter in text)
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["span"] = span
-    environment.filters["percent"] = lambda value: f"{value:.1%}"
-    return environment
