@@ -1,4 +1,4 @@
-"""Interrupted anywhere and repeated, a run ends with the same bits; damage is named, never used."""
+"""A resumed run ends with the same bits; a damaged checkpoint is named and never used."""
 
 import json
 import pickle

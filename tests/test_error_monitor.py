@@ -1,4 +1,4 @@
-"""Both errors rising is noticed, told once, and remembered over a restart."""
+"""Both errors rising is noticed, reported once, and remembered over a restart."""
 
 from itertools import pairwise
 

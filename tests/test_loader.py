@@ -1,4 +1,4 @@
-"""The stream over pair files: the right images, free to go on anywhere, honest about damage."""
+"""The stream over pair files: the right images, resumable anywhere, refuses damage."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""A process that keeps its freed memory asks the system for none again."""
+"""A process that keeps its freed memory reuses it."""
 
 import subprocess
 import sys

@@ -21,7 +21,7 @@ def test_a_snapshot_is_a_copy_and_an_average_moves_by_alpha():
 
 @pytest.mark.parametrize("numel", [1, 2, 5, 16, 17])
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
-def test_shares_are_a_partition(numel: int, world: int):
+def test_shards_are_a_partition(numel: int, world: int):
     bounds = [shard_bounds(numel, rank, world) for rank in range(world)]
     covered = [i for first, length in bounds for i in range(first, first + length)]
     assert covered == list(range(numel))

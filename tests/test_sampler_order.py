@@ -62,7 +62,7 @@ def test_orders_differ_by_key_and_mix_within_the_window():
 
 
 def test_the_order_is_pinned():
-    """A change of order makes checkpoints go on with other pairs; it must not come by accident."""
+    """A change of order makes checkpoints resume with other pairs; it must not come by accident."""
     order = epoch_order(np.repeat(np.arange(4), 3), 2, "golden")
     assert order.tolist() == [2, 10, 11, 0, 1, 9, 7, 3, 6, 5, 8, 4]
     assert deal(order, 4, 0, 1).tolist() == [[2, 10, 11, 0], [1, 9, 7, 3], [6, 5, 8, 4]]
@@ -251,9 +251,7 @@ def test_an_epoch_is_a_partition_into_global_batches_that_any_number_of_ranks_sh
 
 @settings(max_examples=40, deadline=None)
 @given(cases(), st.data())
-def test_going_on_anywhere_gives_the_rest_and_does_no_work_for_what_was_done(
-    case: Case, data: st.DataObject
-):
+def test_resuming_anywhere_gives_the_rest_and_repeats_no_work(case: Case, data: st.DataObject):
     rank = data.draw(st.integers(0, case.world - 1))
     stream = case.stream(rank)
     per_epoch = stream.epoch_batches

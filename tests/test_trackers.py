@@ -1,4 +1,4 @@
-"""Weights & Biases is asked for by name, never needed, and gets what the journal gets."""
+"""Weights & Biases is optional, and gets what the metrics log gets."""
 
 import importlib.machinery
 import sys
@@ -78,7 +78,7 @@ def test_the_board_gets_numbers_and_images(run: TrainRun, wandb: Any):
     assert stub.exit_code == 1
 
 
-def test_the_same_folder_goes_on_with_the_same_run(run: TrainRun, wandb: Any, tmp_path: Path):
+def test_the_same_folder_resumes_the_same_run(run: TrainRun, wandb: Any, tmp_path: Path):
     trackers.WeightsAndBiases(run)
     trackers.WeightsAndBiases(run)
     trackers.WeightsAndBiases(replace(run, folder=tmp_path / "other" / "train"))
@@ -96,7 +96,7 @@ def test_without_the_package_it_says_so_before_a_weight_is_loaded(
     trackers.check_trackers(replace(run, train=TrainSpec()))  # not asked for, not missed
 
 
-def test_nothing_is_sent_unless_asked_for(run: TrainRun, wandb: Any):
+def test_nothing_is_sent_by_default(run: TrainRun, wandb: Any):
     opened = trackers.open_trackers(replace(run, train=TrainSpec()), 0)
     assert [type(tracker) for tracker in opened] == [trackers.TensorBoard]
     for tracker in opened:
