@@ -41,7 +41,7 @@ def exit_at_once() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if Rank.from_environment().world_size == 1:
+        if _is_alone():
             raise
         if not isinstance(error, SystemExit):
             traceback.print_exc()
@@ -49,6 +49,14 @@ def exit_at_once() -> Iterator[None]:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else 1)
+
+
+def _is_alone() -> bool:
+    """Whether no other process waits for this one, as far as the launcher's variables tell."""
+    try:
+        return Rank.from_environment().world_size == 1
+    except ValueError:
+        return True
 
 
 def describe(job: Job) -> TrainRun:
