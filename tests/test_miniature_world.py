@@ -13,9 +13,10 @@ from PIL import Image
 
 from data.miniature import world
 from data.miniature.oracle import attributes, oracle
-from data.miniature.pairs import PICKAPIC, ensure_pairs, write_pairs
+from data.miniature.pairs import PICKAPIC, write_pairs
 from data.miniature.taste import HUMAN
 from data.miniature.world import Look, Scene
+from data.pairs.miniature import ensure_pairs
 
 SCENE = Scene("small", "red", "circle", "left", "blue")
 

@@ -19,7 +19,6 @@ from pathlib import Path, PurePosixPath
 
 from data.artifacts.atomic import ShardError, write_json
 from data.storage.base import Store, StoreError
-from data.storage.local import LocalStore
 
 LARGEST_BYTES = 256 << 20
 """Larger members are not read at all: no encoded image is that large, and bombs are."""
@@ -86,7 +85,7 @@ def _scan_zip(store: Store, archive: str) -> Iterator[tuple[str, Place]]:
                     size, packed = member.file_size, member.compress_size
                     place = Place(archive, member.header_offset, size, packed, member.CRC)
                     yield PurePosixPath(member.filename).as_posix(), place
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, struct.error) as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, struct.error) as error:
         raise StoreError(f"{where} is not a readable zip file: {error}") from error
 
 
@@ -148,9 +147,9 @@ def _indexed_tar(store: Store, tar: str) -> dict[str, list[int]]:
 
 
 def _index_path(store: Store, tar: str) -> Path:
-    """Beside the tar; for one in an object store in the user's cache."""
-    if isinstance(store, LocalStore):
-        return store.folder / f"{tar}.index"
+    """Beside a local tar; in the user's cache for one in an object store."""
+    if not store.remote:
+        return Path(store.folder) / f"{tar}.index"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return cache / "balanceddpo" / f"{sha256(f'{store.url}/{tar}'.encode()).hexdigest()}.index"
 
@@ -179,7 +178,7 @@ def _scan_tar(store: Store, tar: str) -> Iterator[tuple[str, list[int]]]:
                     name = PurePosixPath(member.name).as_posix()
                     yield name, [member.offset_data, member.size]
                 archive.members = []  # type: ignore[attr-defined]  # else all headers stay in memory
-    except (tarfile.ReadError, OSError, EOFError) as error:
+    except (tarfile.ReadError, EOFError) as error:
         raise StoreError(f"{where} is not a readable tar file: {error}") from error
 
 
