@@ -118,7 +118,7 @@ def test_a_damaged_page_names_its_rows(tmp_path: Path):
         source.read_row_group(shard, 1)
     batches = source.read(shard, batch_rows=5)
     assert next(batches).num_rows == 5
-    with pytest.raises(PairsError, match=r"parquet row 5, or one soon after it, .* fetch the file"):
+    with pytest.raises(PairsError, match=r"parquet row 5, or one soon after it, .* fetch it again"):
         next(batches)
 
 

@@ -1,4 +1,4 @@
-"""Working ahead in a thread changes nothing but the time."""
+"""Prefetching in a thread changes nothing but the time."""
 
 import time
 from itertools import islice
@@ -10,49 +10,49 @@ from data.prefetch import prefetch
 
 
 @pytest.mark.parametrize("depth", [0, 1, 4])
-def test_working_ahead_changes_nothing(depth: int):
+def test_prefetching_changes_nothing(depth: int):
     with prefetch(iter(range(20)), depth) as items:
         assert list(islice(items, 15)) == list(range(15))
 
 
-def test_the_next_items_are_made_before_they_are_asked_for():
-    made = []
+def test_the_next_items_are_ready_before_they_are_wanted():
+    produced = []
 
     def items():
         for number in range(100):
-            made.append(number)
+            produced.append(number)
             yield number
 
-    with prefetch(items(), 3) as found:
+    with prefetch(items(), 3) as ready:
         for taken in range(5):
-            assert next(found) == taken
+            assert next(ready) == taken
             deadline = time.monotonic() + 60
-            while len(made) < taken + 5 and time.monotonic() < deadline:
+            while len(produced) < taken + 5 and time.monotonic() < deadline:
                 time.sleep(0.001)
-            assert len(made) == taken + 5  # what was taken, three that wait, one to be put there
+            assert len(produced) == taken + 5  # those taken, three that wait, one in the hand
 
 
-def test_an_error_ahead_comes_in_its_turn():
+def test_an_error_is_raised_in_its_items_turn():
     def items():
         yield 1
         raise ShardError("broken")
 
-    with prefetch(items(), 4) as found:
-        assert next(found) == 1
+    with prefetch(items(), 4) as ready:
+        assert next(ready) == 1
         with pytest.raises(ShardError, match="broken"):
-            next(found)
+            next(ready)
 
 
 def test_leaving_stops_the_thread():
-    made = []
+    produced = []
 
     def items():
         while True:
-            made.append(1)
+            produced.append(1)
             yield 1
 
-    with prefetch(items(), 2) as found:
-        next(found)
-    count = len(made)
+    with prefetch(items(), 2) as ready:
+        next(ready)
+    count = len(produced)
     assert count <= 5
-    assert len(made) == count
+    assert len(produced) == count
