@@ -17,7 +17,7 @@ from data.images import FORMATS, MAX_ASPECT, MAX_PIXELS
 from data.pairs import built_in_kinds, open_pairs
 from data.pairs.image_store import LARGEST_BYTES
 from data.storage import HUB_PATH
-from tests.helpers_pairs import KINDS, pickapic, rows_of
+from tests.helpers_pairs import KINDS, pickapic, rows_of, write_images
 from tests.helpers_train import image
 from tests.test_conf import job
 
@@ -118,6 +118,27 @@ def test_the_command_reads_the_tree(name: str, text: str, command: str, tmp_path
     rows = rows_of(open_pairs(spec))
     assert len(rows) >= 1
     assert all(row["image_0"] and row["image_1"] for row in rows)
+
+
+def test_a_layout_of_ones_own_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The code and the command of the page, from a package beside the program."""
+    section = TEXT.partition("## A layout of your own")[2]
+    code, command = (
+        re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)[0]
+        for language in ("python", "sh")
+    )
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "my_layout.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    root = tmp_path / "data" / "tables"
+    write_images(root, ["a.png", "b.png"])
+    (root / "x.tsv").write_text("a cat\ta.png\tb.png\na dog\tb.png\tgone.png\n")
+    settings = overrides(command.strip().removeprefix("make labels "))
+    spec = job(*(one.replace("=/data/", f"={tmp_path}/data/") for one in settings)).pairs
+    rows = rows_of(open_pairs(spec))
+    assert [(row["prompt"], row["image_0"], row["image_1"], row["human"]) for row in rows] == [
+        ("a cat", image(0), image(1), 1.0), ("a dog", image(1), None, 1.0),
+    ]  # fmt: skip
 
 
 def test_urls_compose():

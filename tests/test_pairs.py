@@ -181,3 +181,33 @@ def test_a_pair_is_named_by_what_it_is():
     assert len(name) == 32
     assert name == pair_key(image_key(b"cat"), image_key(b"dog"), "a pet")
     assert len({name, pair_key(dog, cat, "a pet"), pair_key(cat, dog, "a pet ")}) == 3
+
+
+# --- kinds ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("pickapick", r"pairs\.kind=pickapick is no layout; did you mean pickapic\?.*my_package"),
+        (
+            "schema",
+            r"is no layout; .*allowed are hpdv2, hpdv3, imagereward, jsonl, miniature, parq",
+        ),
+        ("nowhere.layout", r"nowhere\.layout cannot be imported \(No module named 'nowhere'\)"),
+        (".pickapic", r"\.pickapic cannot be imported"),
+        ("", r"pairs\.kind= is no layout"),
+        ("json.decoder", r"json\.decoder has no function open_layout"),
+        ("broken_package.layout", r"cannot be imported \(No module named 'its_dependency'\)"),
+        ("broken_package.opener", r"open_layout gave dict, which lacks methods"),
+    ],
+)
+def test_a_kind_that_is_none_is_refused(
+    kind: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "broken_package").mkdir()
+    (tmp_path / "broken_package" / "layout.py").write_text("import its_dependency")
+    (tmp_path / "broken_package" / "opener.py").write_text("def open_layout(spec):\n    return {}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(PairsError, match=says):
+        open_pairs(PairsSpec(kind=kind, root="/nowhere"))
