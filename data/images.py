@@ -1,4 +1,4 @@
-"""Encoded bytes <-> pixels. The only file with PIL, so the only one that meets hostile images."""
+"""Decodes images to pixels and encodes them; the only file with PIL that meets hostile bytes."""
 
 import io
 import warnings
@@ -42,7 +42,7 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         TooLargeImageError: More than `max_pixels` pixels, or one side `MAX_ASPECT` times the other.
         UnreadableImageError: Not an image, torn, or of a format outside `FORMATS`.
-        MemoryError: This machine has too little for it, which says nothing of the image.
+        MemoryError: This machine has too little memory, which says nothing about the image.
     """
     if not content:
         raise UnreadableImageError("no bytes")

@@ -20,7 +20,7 @@ COLUMNS = {"prompt": "text", "image_0": "left", "image_1": "right", "human": "ch
 
 
 def pickapic(rows: int = 10, **columns: list[object]) -> pa.Table:
-    made = {
+    values = {
         "caption": [f"a cat {i}" for i in range(rows)],
         "image_0_uid": [f"u{i}" for i in range(rows)],
         "image_1_uid": [f"v{i}" for i in range(rows)],
@@ -30,7 +30,7 @@ def pickapic(rows: int = 10, **columns: list[object]) -> pa.Table:
         "label_1": [0.0] * rows,
         "has_label": [True] * rows,
     } | columns
-    return pa.table({name: value for name, value in made.items() if value is not None})
+    return pa.table({name: value for name, value in values.items() if value is not None})
 
 
 def write_images(folder: Path, names: list[str]) -> None:
@@ -52,7 +52,7 @@ def write_tar(path: Path, members: dict[str, bytes], **fields: Any) -> None:
 def rows_of(source: PairSource) -> list[dict[str, Any]]:
     """All pairs; also checks what holds for every source."""
     assert isinstance(source, PairSource)
-    found = []
+    rows = []
     for shard in source.shards:
         batches = list(source.read(shard, batch_rows=2))
         assert all(batch.schema.equals(PAIR) for batch in batches)
@@ -65,8 +65,8 @@ def rows_of(source: PairSource) -> list[dict[str, Any]]:
         assert pa.concat_tables(parts).drop_columns("row").equals(table.drop_columns("row"))
         labels = pa.concat_tables(source.read(shard, images=False))
         assert set(labels.schema.names) == set(PAIR.names[:-2])
-        found += table.to_pylist()
-    return found
+        rows += table.to_pylist()
+    return rows
 
 
 def write_zip(path: Path, members: dict[str, bytes], **fields: Any) -> None:

@@ -119,10 +119,10 @@ def test_any_bytes_give_an_image_or_a_reason(noise: bytes, form: str, data: st.D
     try:
         image = images.decode(content)
     except UnreadableImageError as error:
-        found = str(error)
+        answer = str(error)
     else:
-        found = image.mode
-    assert found == "RGB" or len(found) > 3
+        answer = image.mode
+    assert answer == "RGB" or len(answer) > 3
 
 
 def test_png_is_lossless():

@@ -167,13 +167,13 @@ def test_any_columns(tmp_path: Path, kind: str, images: Images):
             for row in rows
         ]
         (tmp_path / "some.jsonl").write_text("\n\n".join(lines))
-    found = rows_of(open_pairs(spec_of(tmp_path, kind, images)))
-    assert [row["prompt"] for row in found] == [f"cat {i}" for i in range(5)]
-    assert [row["human"] for row in found] == [1.0, 0.0, 0.5, None, 1.0]
-    assert [row["image_0"] for row in found] == [image(2 * i) for i in range(5)]
-    assert [row["image_1"] for row in found] == [*(image(2 * i + 1) for i in range(4)), None]
+    rows = rows_of(open_pairs(spec_of(tmp_path, kind, images)))
+    assert [row["prompt"] for row in rows] == [f"cat {i}" for i in range(5)]
+    assert [row["human"] for row in rows] == [1.0, 0.0, 0.5, None, 1.0]
+    assert [row["image_0"] for row in rows] == [image(2 * i) for i in range(5)]
+    assert [row["image_1"] for row in rows] == [*(image(2 * i + 1) for i in range(4)), None]
     uid = names[2][1] if images is Images.paths else image_key(image(5)).hex()
-    assert found[2]["uid_1"] == uid
+    assert rows[2]["uid_1"] == uid
 
 
 def test_hugging_face_image_columns(tmp_path: Path):
@@ -425,13 +425,13 @@ def test_images_elsewhere_are_named(tmp_path: Path):
 def test_paths_stay_below_the_root(tmp_path: Path):
     write_images(tmp_path / "root", ["in.png"])
     write_images(tmp_path, ["out.png"])
-    found = image_store.open_images(
+    opened = image_store.open_images(
         open_store("pairs.root", str(tmp_path / "root")), ("",), ["in.png"]
     )
     inside = str(tmp_path / "root" / "in.png")
-    assert found.read(inside) == found.read("./in.png") == image(0)
+    assert opened.read(inside) == opened.read("./in.png") == image(0)
     for path in ("../out.png", str(tmp_path / "out.png"), "a/../../out.png", "", ".", "\0"):
-        assert found.read(path) is None
+        assert opened.read(path) is None
 
 
 def test_too_large_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -98,8 +98,8 @@ def test_text_that_is_no_utf8_keeps_its_row(tmp_path: Path):
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=5), st.booleans())
 def test_any_bytes_of_text_become_text(texts: list[bytes], large: bool):
     column = pa.chunked_array([pa.array(texts, pa.binary()).view(pa.string())])
-    found = valid_text(column.cast(pa.large_string()) if large else column)
-    assert found.to_pylist() == [text.decode("utf-8", "replace") for text in texts]
+    checked = valid_text(column.cast(pa.large_string()) if large else column)
+    assert checked.to_pylist() == [text.decode("utf-8", "replace") for text in texts]
 
 
 def test_a_damaged_page_names_its_rows(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""VAE latents of a pair set on disk: what they are of, how they are laid out and written.
+"""VAE latents of a pair set on disk: their identity, their format, and how they are written.
 
 A set `latents/<vae>-<size>/` has one file per pair shard, row for row beside it. A latent is the
 VAE's own number, before the model's scaling and shift; a row's bytes are its mean, followed by its
@@ -68,7 +68,7 @@ def find_vae(model: Path, fingerprint: Callable[[Path], str] = sha256_of) -> Vae
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentFormat:
-    """All that decides the bytes of a set apart from the pairs."""
+    """Everything apart from the pairs that decides the bytes of a set."""
 
     vae: str
     """SHA-256 of the VAE's weights."""

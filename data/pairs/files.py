@@ -42,7 +42,7 @@ def find_files(root: Store, prefix: str, suffix: str, *, deep: bool = True) -> l
 
 
 def size_of(root: Store, name: str) -> int:
-    """Bytes of a file that was listed.
+    """The bytes of a file that was listed.
 
     Raises:
         PairsError: It is gone.

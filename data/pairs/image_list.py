@@ -1,4 +1,4 @@
-"""Pairs listed in a text or table, with images named by path or written in the list itself.
+"""Pairs listed in a text or table, with images named by path or contained in the list itself.
 
 Such files have no row groups and may hold a million pairs, so a list is cut into shards of
 `SHARD_ROWS` and these into row groups of `GROUP_ROWS`.

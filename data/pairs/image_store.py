@@ -34,8 +34,7 @@ class ImageStore:
         """The encoded image, or None when there is no such file below the folder.
 
         Raises:
-            StoreError: The disk or the store fails.
-            PairsError: The archive that has it is damaged.
+            StoreError: The disk or the store fails, or the archive is damaged.
         """
         place = self._find(path)
         if place is None or max(place.bytes, place.zipped or 0) > LARGEST_BYTES:
@@ -54,7 +53,7 @@ class ImageStore:
         return content
 
     def read_all(self, values: Sequence[str | bytes | None]) -> list[bytes | None]:
-        """Images by path; bytes and None are their own answer. Remote ones come side by side."""
+        """Read images by path, remote ones side by side; bytes and None stay as they are."""
 
         def content(value: str | bytes | None) -> bytes | None:
             return self.read(value) if isinstance(value, str) else value
