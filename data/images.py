@@ -107,7 +107,7 @@ class Square:
     """Where an image's central square lies after its shortest side was resized; all in pixels."""
 
     width: int
-    """Of the resized image."""
+    """Size of the resized image."""
     height: int
     left: int
     """Cut from the resized image before the square begins."""

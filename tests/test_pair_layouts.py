@@ -455,7 +455,7 @@ PARQUET = pa.table({"text": ["a"], "left": [b"x"], "right": [b"y"], "chose": [1]
         ("parquet", "x.parquet", PARQUET.rename_columns(["tekst", "left", "right", "chose"]),
          "lacks the columns text; did you mean tekst"),
         ("parquet", "x.parquet", PARQUET.set_column(1, "left", [["a.png"]]),
-         "column left is string.*image_0 is to be bytes.*pairs.images=inline"),
+         "column left is string.*image_0 must be bytes.*pairs.images=inline"),
         ("parquet", "x.parquet", PARQUET.set_column(3, "chose", [[-1]]), "chose has -1; a human"),
         ("parquet", "x.parquet", PARQUET.set_column(3, "chose", [["left"]]), "chose has 'left'"),
         ("parquet", "x.parquet", "torn", "not a readable Parquet file"),

@@ -165,19 +165,19 @@ def test_labels_and_training_from_an_object_store(
     """The same bytes as from a folder, and the same batches."""
     spec = write_set(served.folder / "set", "hpdv2")
     weights = tiny.build_weights(tmp_path / "weights")
-    near, _, folder = label(spec, weights, tmp_path / "near")
-    far, sets, far_folder = label(
+    local, _, folder = label(spec, weights, tmp_path / "local")
+    remote, sets, remote_folder = label(
         replace(spec, root=served.hub("set"), image_root=served.s3("set")),
         weights,
-        tmp_path / "far",
+        tmp_path / "remote",
     )
-    assert tiny.hashes(tmp_path / "far") == tiny.hashes(tmp_path / "near")
-    assert len(tiny.hashes(tmp_path / "far")) == 3
-    assert read_settings(sets.path(FACTS, far.shards[0]))["source"]["sha256"]
+    assert tiny.hashes(tmp_path / "remote") == tiny.hashes(tmp_path / "local")
+    assert len(tiny.hashes(tmp_path / "remote")) == 3
+    assert read_settings(sets.path(FACTS, remote.shards[0]))["source"]["sha256"]
     plan_ = StreamPlan(seed=1, batch=32, micro_batch=8, window=1, side=SIDE)
     batches = [
         next(PairStream(decided_pairs(labels, source), source, plan_).batches(Position()))
-        for labels, source in ((folder, near), (far_folder, far))
+        for labels, source in ((folder, local), (remote_folder, remote))
     ]
     assert batches[0].pair_ids == batches[1].pair_ids
     assert torch.equal(batches[0].winner, batches[1].winner)

@@ -69,5 +69,5 @@ def check_names(where: str, wanted: Iterable[str], names: Sequence[str]) -> None
 
 
 def text_of(value: Any) -> str | None:
-    """The string, or None for anything that is none; surrogates, which Arrow refuses, become ?."""
+    """The value if it is text, else None; surrogates, which Arrow refuses, become ?."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None

@@ -58,7 +58,7 @@ class InMemory:
     """A list without images is small: a hundred bytes a pair."""
 
     table: pa.Table
-    """Of the schema `LISTED`."""
+    """Has the schema `LISTED`."""
 
     @property
     def num_rows(self) -> int:
@@ -79,7 +79,7 @@ class ListedPairs:
     """Where the lists lie."""
     shards: tuple[PairShard, ...]
     listings: Mapping[str, Listing]
-    """By the list's file."""
+    """The list of each file."""
     images: ImageStore
 
     @property

@@ -62,7 +62,7 @@ def refuse_strangers(folder: Path) -> None:
     """Never draw among, let alone over, files that are not the miniature's.
 
     Raises:
-        PairsError: There is one; says how to name the layout of a pair set of one's own.
+        PairsError: There is one; the message says how to name the layout of other pair sets.
     """
     strangers = [p.name for p in sorted(folder.glob("[!.]*")) if not _is_miniature(p)]
     if strangers:

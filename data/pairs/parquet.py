@@ -52,7 +52,7 @@ def _check_types(
         inline = ours in BLOBS and images is Images.inline
         if str(kind) not in (BYTES if inline else TEXT):
             raise PairsError(
-                f"{path}: column {name} is {kind}, but {ours} is to be "
+                f"{path}: column {name} is {kind}, but {ours} must be "
                 f"{'bytes' if inline else 'text'} with pairs.images={images.value}; name another "
                 f"column (pairs.columns.{ours}=...), or set pairs.images=inline for bytes, paths "
                 "for text"

@@ -44,7 +44,7 @@ class PairShard:
     """The file's path relative to the set's root."""
     rows: int
     bytes: int
-    """Of the whole file."""
+    """Size of the whole file."""
     first: int = 0
     """Row of the file where the stretch begins."""
     reading: str = ""

@@ -36,7 +36,7 @@ class Place:
     offset: int
     bytes: int
     zipped: int | None = None
-    """In a zip: bytes there, behind the header at `offset`."""
+    """Bytes that a zip has of it, behind the header at `offset`; None outside of zips."""
     crc: int = 0
 
 
@@ -147,7 +147,7 @@ def _indexed_tar(store: Store, tar: str) -> dict[str, list[int]]:
 
 
 def _index_path(store: Store, tar: str) -> Path:
-    """Beside a local tar; in the user's cache for one in an object store."""
+    """The index lies beside a local tar, or in the user's cache for one in an object store."""
     if not store.remote:
         return Path(store.folder) / f"{tar}.index"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()

@@ -159,7 +159,7 @@ def find_model(spec: ModelSpec) -> Path:
     wanted = Wanted(
         patterns=[WANTED],
         usable=lambda path: (path / "model_index.json").is_file(),
-        missing=" is not a diffusers folder (no model_index.json)",
+        missing=" is not a diffusers folder (no model_index.json); give one, or a hub id",
         refresh=True,  # stage one fetches the VAE alone
     )
     return resolve("model.path", spec.path, spec.revision, wanted)
