@@ -211,3 +211,10 @@ def test_a_kind_that_is_none_is_refused(
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(PairsError, match=says):
         open_pairs(PairsSpec(kind=kind, root="/nowhere"))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_pairs": 0}, {"num_pairs": "many"}])
+def test_the_miniature_needs_a_number_of_pairs(options: dict, tmp_path: Path):
+    with pytest.raises(PairsError, match=r"pairs\.options\.num_pairs=.* 1 or more"):
+        open_pairs(PairsSpec(kind="miniature", root=str(tmp_path), options=options))
+    assert not list(tmp_path.iterdir())
