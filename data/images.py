@@ -9,6 +9,9 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """Formats that are opened at all; PIL registers about seventy, most of them attack surface."""
+UNIDENTIFIED = f"not a picture of {', '.join(FORMATS)}"
+"""A reason that stands in label files: its wording is kept, so that labels made by older versions
+and by this one are equal to the byte."""
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused unread: no generator makes them, and bombs do."""
@@ -58,7 +61,7 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except (UnreadableImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:  # its own message holds an address in memory
-        raise UnreadableImageError(f"not an image of {', '.join(FORMATS)}") from error
+        raise UnreadableImageError(UNIDENTIFIED) from error
     except Exception as error:  # PIL's plugins raise nearly anything on damaged bytes
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
 

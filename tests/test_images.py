@@ -37,11 +37,11 @@ def test_names_are_not_trusted():
     ("content", "reason"),
     [
         (b"", "no bytes"),
-        (b"\0" * 100, "not an image of JPEG"),
-        (b"<html><body>404 Not Found</body></html>", "not an image of JPEG"),
+        (b"\0" * 100, "not a picture of JPEG"),
+        (b"<html><body>404 Not Found</body></html>", "not a picture of JPEG"),
         (encoded(format="JPEG")[:-200], "truncated"),
         (encoded()[:400], "truncated|Truncated"),
-        (encoded(format="TIFF"), "not an image of JPEG"),
+        (encoded(format="TIFF"), "not a picture of JPEG"),
     ],
     ids=["empty", "zeros", "html", "half a jpeg", "half a png", "tiff"],
 )
