@@ -73,9 +73,9 @@ check: $(READY) ## Lint, format and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-docs: $(READY) ## Build the documentation strictly into site/ (index.html opens without a server)
+docs: $(READY) ## Build the documentation strictly into site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet --site-dir site
-	@echo "documentation: site/index.html"
+	@echo "documentation: site/index.html; with search: python3 -m http.server --directory site"
 
 examples: $(READY) ## Run the three scripts of examples/ one after the other into runs/example
 	$(PY) -m examples.label_pairs
