@@ -30,7 +30,7 @@ TEXTS = texts()
 
 
 def exists(message: str) -> bool:
-    pattern = ".+?".join(map(re.escape, message.split("...")))
+    pattern = ".+?".join(re.escape(part) for part in message.split("...") if part)
     return any(re.search(pattern, text, re.DOTALL) for text in TEXTS)
 
 
