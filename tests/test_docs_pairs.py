@@ -17,7 +17,6 @@ from data.images import FORMATS, MAX_ASPECT, MAX_PIXELS
 from data.pairs import open_pairs
 from data.pairs.config import PairsKind
 from data.pairs.image_store import LARGEST_BYTES
-from data.storage.remote import HUB_PATH
 from tests.helpers_pairs import pickapic, rows_of
 from tests.helpers_train import image
 from tests.test_conf import job
@@ -118,13 +117,6 @@ def test_the_command_reads_the_tree(name: str, text: str, command: str, tmp_path
     rows = rows_of(open_pairs(spec))
     assert len(rows) >= 1
     assert all(row["image_0"] and row["image_1"] for row in rows)
-
-
-def test_urls_compose():
-    commands = re.findall(r"^make labels (.*(?:hf|s3)://.*)$", TEXT, re.M)
-    roots = [job(*overrides(command)).pairs.root for command in commands]
-    assert [root.partition("://")[0] for root in roots] == ["hf", "s3"]
-    assert HUB_PATH.fullmatch(roots[0].removeprefix("hf://"))
 
 
 def test_numbers_and_words_are_those_of_the_code():

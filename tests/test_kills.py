@@ -126,10 +126,6 @@ def test_sigkill_at_twenty_moments(stage: int, precision: str):
     same_bits(place, name, expected)
 
 
-def test_twenty_moments_are_twenty():
-    assert sum(MOMENTS.values()) == 20
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("refresh", "precision", "world"), [("snapshot", "bf16", 2), ("ema", "bf16", 1)]
