@@ -1,7 +1,7 @@
-"""`python -m tests.as_fork train ...`, for launchers: a rank that starts in 0.1 s instead of 15 s.
+"""`python -m tests.as_fork`, for launchers: `python -m train` that starts in 0.1 s instead of 15 s.
 
 This process only stands for the rank, with its environment, output, exit status and death. The fork
-server of the tests runs the module; see `launcher_environment` in helpers_ranks.
+server of the tests runs the training; see `launcher_environment` in helpers_ranks.
 """
 
 import os

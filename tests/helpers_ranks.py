@@ -120,7 +120,7 @@ def _be_rank_of_launcher(
     os.environ.update(variables)
     for descriptor, output in enumerate(outputs, start=1):
         os.dup2(output.detach(), descriptor)
-    be_module(arguments[0], arguments[1:])
+    be_module("train", arguments)
 
 
 def _serve_fork(connection: Connection) -> None:
@@ -145,7 +145,7 @@ def _serve_fork(connection: Connection) -> None:
 
 @cache
 def launcher_environment() -> dict[str, str]:
-    """What a launcher hands on to `python -m tests.as_fork`, so that it finds these tests."""
+    """What a launcher hands on to `python -m tests.as_fork`, so that it reaches these tests."""
     listener = Listener(family="AF_UNIX")
 
     def serve() -> None:

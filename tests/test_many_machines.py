@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from data.distributed import adopt_srun, first_machine, without_local_rank
+from tests import as_fork
 from tests.helpers_ranks import ROOT, free_port, launcher_environment, shared_place
 from tests.test_conf import job
 
@@ -50,8 +51,7 @@ def stubs(tmp_path: Path) -> Path:
         path = tmp_path / name
         path.write_text(text + "\n")
         path.chmod(0o755)
-    script = SCRIPT.replace('"${STAGE:-train}"', 'tests.as_fork "${STAGE:-train}"')
-    (tmp_path / "job.sh").write_text(script)
+    (tmp_path / "job.sh").write_text(SCRIPT)
     return tmp_path
 
 
@@ -69,11 +69,12 @@ def start(command: str, name: str, stubs: Path, port: int) -> subprocess.Popen:
     for old, new in (
         ("--nproc-per-node=8", "--nproc-per-node=1"), ("29500", str(port)),
         ("10.0.0.1", "127.0.0.1"), ("node1", "127.0.0.1"), ("hosts", f"{stubs}/hosts"),
-        ("--module", f"--master_port={port} --module"), (" train", " tests.as_fork train"),
+        ("--module", f"--master_port={port} --module"), (" train ", f" {as_fork.__name__} "),
     ):  # fmt: skip
         command = command.replace(old, new)
     path = f"{stubs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     own = launcher_environment() | {"PATH": path, "PY": sys.executable, "PORT": str(port)}
+    own |= {"STAGE": as_fork.__name__}
     with (stubs / f"{len(list(stubs.iterdir()))}.log").open("w") as log:
         return subprocess.Popen(
             [*shlex.split(command), *place.overrides(name, *TWO)],
