@@ -73,7 +73,7 @@ def test_it_scores_and_votes(copy: Path):
     assert shlex.split(command)[:2] == ["make", "labels"]
     ((module, *overrides),) = started(command)
     assert module == "label"
-    small = [f"pairs.root={copy}/pairs", "pairs.miniature_pairs=40", "label.workers=0"]
+    small = [f"pairs.root={copy}/pairs", "pairs.options.num_pairs=40", "label.workers=0"]
     python(copy, "-m", "label", *overrides, *small, "label.device=cpu")
     labelled = pl.read_parquet(copy / "runs/miniature/labels/colour/part-*.parquet")
     files = sorted((copy / "pairs").glob("train-*.parquet"))

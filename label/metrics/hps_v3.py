@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from label.metrics.backbones import DTYPES
 from label.metrics.preprocessing import CELL
 from label.metrics.registry import CLIP_MEAN, CLIP_STD, ResolvedMetric
 from label.metrics.state_dict import check_state, read_state
@@ -33,7 +32,7 @@ class HpsV3:
         assert identity.weights is not None
         assert identity.template is not None
         self.identity = identity
-        self._device, self._dtype = device, DTYPES[identity.spec.dtype]
+        self._device, self._dtype = device, identity.spec.dtype.torch
         self._template = read_template(identity.name, identity.template)
         self._tokenizer = _tokenizer(identity.name, identity.weights)
         self._network = _load(identity.weights, len(self._tokenizer), self._dtype).to(device)
