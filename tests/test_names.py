@@ -28,8 +28,11 @@ TEXTS = sorted(
 )
 QUOTES = {
     "tests/helpers_golden.py": "How well does the picture show this?",
+    **dict.fromkeys(
+        ("data/images.py", "docs/pairs.md", "tests/test_images.py"), "not a picture of"
+    ),
 }
-"""File -> a prompt that golden scores depend on, so its words stay."""
+"""File -> words that golden scores depend on, or that label files hold as a reason; they stay."""
 
 TODO = frozenset(
     {
