@@ -17,6 +17,9 @@ READY := $(VENV)/.ready
 LAUNCH := $(if $(filter 1,$(NPROC)),$(PY) -m,$(VENV)/bin/torchrun --standalone --nproc-per-node=$(NPROC) -m)
 JOB    := experiment=$(EXP) run=$(RUN) $(if $(VOTE),vote=$(VOTE)) $(ARGS)
 
+# Tests side by side, one thread each: threads of several processes only wait for each other.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n logical --maxprocesses 4 --dist loadgroup
+
 TARGETS := help setup labels train eval smoke inspect reproduce miniature test test-fast check docs examples parity bench-label bench-vote bench-stream bench-train lock
 .PHONY: $(TARGETS)
 
@@ -63,10 +66,10 @@ miniature: $(READY) ## Rebuild the embedded weights from nothing into runs/minia
 	$(PY) -m data.miniature --folder runs/miniature-weights $(ARGS)
 
 test: $(READY) ## All tests that need neither GPU nor download
-	$(PY) -m pytest -m "not gpu and not weights" $(ARGS)
+	$(PYTEST) -m "not gpu and not weights" $(ARGS)
 
-test-fast: $(READY) ## The quick ones, in one process
-	$(PY) -m pytest -m "not gpu and not weights and not ranks and not slow" $(ARGS)
+test-fast: $(READY) ## The quick ones
+	$(PYTEST) -m "not gpu and not weights and not ranks and not slow" $(ARGS)
 
 check: $(READY) ## Lint, format and types
 	$(VENV)/bin/ruff check .

@@ -35,15 +35,25 @@ def peak_by_stage(world: str, root: Path, stages: Sequence[int]) -> dict[str, di
     return {str(stage): _in_ranks(world, own, stage) for stage in stages}
 
 
+def arguments(world: str, root: Path, stage: int) -> list[str]:
+    """The command line of `main`."""
+    return [world, str(root), str(stage)]
+
+
 def _in_ranks(world: str, root: Path, stage: int) -> dict[str, float]:
     launch = ["torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
-    what = ["-m", "benchmarks.memory", world, str(root), str(stage)]
+    program = ["-m", "benchmarks.memory", *arguments(world, root, stage)]
     done = subprocess.run(
-        [sys.executable, "-m", *launch, *what], capture_output=True, text=True, check=False
+        [sys.executable, "-m", *launch, *program], capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise RuntimeError(f"stage {stage} on {RANKS} ranks failed:\n{done.stderr[-4000:]}")
-    peaks: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return read_peaks(done.stdout)
+
+
+def read_peaks(output: str) -> dict[str, float]:
+    """What the first rank prints last."""
+    peaks: dict[str, float] = json.loads(output.splitlines()[-1])
     return peaks
 
 
@@ -63,11 +73,11 @@ def main() -> None:
     parser.add_argument("world")
     parser.add_argument("root", type=Path)
     parser.add_argument("stage", type=int)
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     warnings.filterwarnings("ignore")
     here = start("auto")
     run = training_run(
-        WORLDS[arguments.world], arguments.root, batch=RANKS, micro_batch=1, stage=arguments.stage,
+        WORLDS[given.world], given.root, batch=RANKS, micro_batch=1, stage=given.stage,
         precision=Precision.bf16,
     )  # fmt: skip
     stream = open_stream(run, here)

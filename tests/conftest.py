@@ -1,8 +1,21 @@
-"""Fixtures of several test files."""
+"""Fixtures of several test files, and which tests run in one process."""
 
 from collections.abc import Iterator
 
 import pytest
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group tests for `--dist loadgroup`, which sends a group to one worker.
+
+    A file is a group, so that its fixtures are made once. Tests with ranks are one group of all
+    files: they share a fork server, whose imports take 20 s of a core, and runs to compare with.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            ranks = item.get_closest_marker("ranks") is not None
+            item.add_marker(pytest.mark.xdist_group("ranks" if ranks else item.path.name))
 
 
 @pytest.fixture(scope="module")

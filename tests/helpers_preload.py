@@ -1,6 +1,7 @@
-"""What the fork server imports once, so that the ranks of a test start at once."""
+"""What the fork server imports once, so that ranks and programs of tests start at once."""
 
 import logging
+from importlib import import_module
 
 import torch
 from jaxtyping import install_import_hook
@@ -9,6 +10,11 @@ with install_import_hook("train", "beartype.beartype"):  # shapes are checked in
     import train.distributed.library
     import train.execute  # noqa: F401
 
+for name in (
+    "label.run", "label.metrics", "label.scoring.shard_scorer", "evaluate.run", "evaluate.steps",
+    "generate.sampler", "benchmarks.worlds",
+):  # fmt: skip
+    import_module(name)
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 torch.set_num_threads(1)
 with train.distributed.library.quiet():

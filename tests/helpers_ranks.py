@@ -1,21 +1,28 @@
-"""Runs of `python -m train` in tests: one or several gloo ranks, that can be killed."""
+"""Programs and gloo ranks in tests, forked from a server that has imported everything once."""
 
 import atexit
+import contextlib
 import json
 import multiprocessing
 import os
 import runpy
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import resource_sharer
+from multiprocessing.connection import Connection, Listener, wait
+from multiprocessing.reduction import recv_handle
 from pathlib import Path
+from threading import Thread
 
 from data.artifacts.atomic import sha256_of
+from tests import as_fork
 from tests.helpers_train import SIDE, write_base, write_labels, write_pairs
 
 ROOT = Path(__file__).parent.parent
@@ -55,18 +62,98 @@ def _be_rank(rank: int, world: int, port: int, log: str, target: Callable, args:
     if world == 1:  # as `python -m train` without a launcher
         for name in (*names, *address):
             os.environ.pop(name)
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     target(*args)
     sys.stdout.flush()
 
 
-def train_main(overrides: list[str]) -> None:
-    """What `python -m train ...` does, without starting an interpreter."""
+def be_module(module: str, arguments: Sequence[str]) -> None:
+    """What `python -m module ...` does, without starting an interpreter."""
     os.chdir(ROOT)
-    sys.argv = ["train", *overrides]
-    runpy.run_module("train", run_name="__main__", alter_sys=True)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def train_main(overrides: list[str]) -> None:
+    """What `python -m train ...` does."""
+    be_module("train", overrides)
+
+
+def _be_program(module: str, arguments: Sequence[str], stdout: str, stderr: str) -> None:
+    os.environ.update(environment())
+    for descriptor, path in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
+    be_module(module, arguments)
+
+
+def start_module(folder: Path, module: str, *arguments: str) -> "multiprocessing.Process":
+    """Start `python -m module ...` as a fork; what it prints goes to two files in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    out, err = (str(folder / name) for name in ("stdout", "stderr"))
+    process = context().Process(target=_be_program, args=(module, arguments, out, err))
+    process.start()
+    return process
+
+
+def run_module(
+    folder: Path, module: str, *arguments: str, timeout_s: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m module ...` as a fork to its end."""
+    process = start_module(folder, module, *arguments)
+    process.join(timeout_s)
+    out, err = ((folder / name).read_text() for name in ("stdout", "stderr"))
+    if process.exitcode is None:
+        process.kill()
+        raise TimeoutError(f"{module} takes more than {timeout_s} s:\n{out}{err}")
+    return subprocess.CompletedProcess([module, *arguments], process.exitcode, out, err)
+
+
+# --- ranks of a real launcher --------------------------------------------------------------------
+
+
+def _be_rank_of_launcher(
+    variables: dict[str, str], arguments: Sequence[str], *outputs: resource_sharer.DupFd
+) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
+    for descriptor, output in enumerate(outputs, start=1):
+        os.dup2(output.detach(), descriptor)
+    be_module("train", arguments)
+
+
+def _serve_fork(connection: Connection) -> None:
+    """Run what one `tests.as_fork` asks for; when that is killed, so is its fork."""
+    variables, arguments = connection.recv()
+    descriptors = [recv_handle(connection) for _ in range(2)]
+    outputs = [resource_sharer.DupFd(descriptor) for descriptor in descriptors]
+    process = context().Process(
+        target=_be_rank_of_launcher, args=(variables, arguments, *outputs), daemon=False
+    )
+    process.start()
+    for descriptor in descriptors:
+        os.close(descriptor)
+    wait([connection, process.sentinel])
+    if process.is_alive():
+        process.kill()
+    process.join()
+    with contextlib.suppress(OSError):
+        connection.send(process.exitcode)
+    connection.close()
+
+
+@cache
+def launcher_environment() -> dict[str, str]:
+    """What a launcher hands on to `python -m tests.as_fork`, so that it reaches these tests."""
+    listener = Listener(family="AF_UNIX")
+
+    def serve() -> None:
+        while True:
+            Thread(target=_serve_fork, args=(listener.accept(),), daemon=True).start()
+
+    Thread(target=serve, daemon=True).start()
+    return environment() | {as_fork.ADDRESS: str(listener.address)}
 
 
 @dataclass

@@ -14,14 +14,14 @@ def test_the_last_line_has_the_figures(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["stream", "--quick"])
     bench.main()
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert set(told["pairs_per_s"]) == {"images", "decoding alone", "latents", "reading alone"}
-    assert all(speed > 0 for speed in told["pairs_per_s"].values())
-    assert told["latents_ratio"] > 1
-    assert 100 < told["kb_an_image"] < 300
-    for row in told["memory"]:
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(figures["pairs_per_s"]) == {"images", "decoding alone", "latents", "reading alone"}
+    assert all(speed > 0 for speed in figures["pairs_per_s"].values())
+    assert figures["latents_ratio"] > 1
+    assert 100 < figures["kb_an_image"] < 300
+    for row in figures["memory"]:
         assert 0 < row["held_mib"] <= row["stated_mib"]
-    assert set(told["going_on_ms"]) == {"at_0%", "at_50%", "at_99%"}
+    assert set(figures["going_on_ms"]) == {"at_0%", "at_50%", "at_99%"}
 
 
 def test_eight_ranks_read_each_row_group_about_twice_and_not_eight_times() -> None:

@@ -17,11 +17,11 @@ def test_last_line_has_every_figure():
         cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True, timeout=300,
     )  # fmt: skip
     *table, last = done.stdout.splitlines()
-    found = json.loads(last)
-    assert (found["pairs"], found["files"], found["metrics"]) == (301, 3, len(METRICS))
+    figures = json.loads(last)
+    assert (figures["pairs"], figures["files"], figures["metrics"]) == (301, 3, len(METRICS))
     for name, words in WORDS.items():
-        assert found[f"{name}_s"] >= found[f"{name}_best_s"] > 0
-        assert found[f"{name}_cpu_s"] >= 0
+        assert figures[f"{name}_s"] >= figures[f"{name}_best_s"] > 0
+        assert figures[f"{name}_cpu_s"] >= 0
         assert any(words[:20] in line for line in table)
     # a whole command does all that its parts do, and starts an interpreter
-    assert found["command_s"] > found["total_s"]
+    assert figures["command_s"] > figures["total_s"]

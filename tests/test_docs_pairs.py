@@ -16,7 +16,6 @@ from data.artifacts.schemas import Status
 from data.images import FORMATS, MAX_ASPECT, MAX_PIXELS
 from data.pairs import built_in_kinds, open_pairs
 from data.pairs.image_store import LARGEST_BYTES
-from data.storage import HUB_PATH
 from tests.helpers_pairs import KINDS, pickapic, rows_of, write_images
 from tests.helpers_train import image
 from tests.test_conf import job
@@ -139,13 +138,6 @@ def test_a_layout_of_ones_own_is_read(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [(row["prompt"], row["image_0"], row["image_1"], row["human"]) for row in rows] == [
         ("a cat", image(0), image(1), 1.0), ("a dog", image(1), None, 1.0),
     ]  # fmt: skip
-
-
-def test_urls_compose():
-    commands = re.findall(r"^make labels (.*(?:hf|s3)://.*)$", TEXT, re.M)
-    roots = [job(*overrides(command)).pairs.root for command in commands]
-    assert [root.partition("://")[0] for root in roots] == ["hf", "s3"]
-    assert HUB_PATH.fullmatch(roots[0].removeprefix("hf://"))
 
 
 def test_numbers_and_words_are_those_of_the_code():

@@ -68,9 +68,9 @@ def test_the_default_run_fits_any_machine():
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )  # fmt: skip
 def test_settings(overrides: list[str], says: list[str]):
-    with pytest.raises(Exception) as found:  # noqa: B017, PT011 - Hydra's, OmegaConf's or ours
+    with pytest.raises(Exception) as refusal:  # noqa: B017, PT011 - Hydra's, OmegaConf's or ours
         composed(overrides)
-    answer = explain(found.value)
+    answer = explain(refusal.value)
     for words in says:
         assert words in answer
     assert "hydra.cc" not in answer

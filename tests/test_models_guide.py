@@ -1,44 +1,10 @@
-"""Every command in the models' guide and in the experiments' headers composes."""
+"""The published models' experiments: the paper's settings, their baselines, pinned weights."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-from tests.test_conf import CONF, ROOT, job
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-PAGES = [ROOT / "docs/models.md", *sorted((CONF / "experiment").glob("*_pickapic.yaml"))]
-
-
-def commands(page: Path) -> list[list[str]]:
-    """The overrides of each `make` line, as the Makefile hands them on."""
-    text = re.sub(r"\n# +", " ", page.read_text())
-    found = []
-    for line in re.finditer(r"make (?:labels|train|eval)((?: [A-Z]+=(?:\"[^\"]*\"|\S+))+)", text):
-        values = dict(re.findall(r" (ARGS)=\"([^\"]*)\"", line.group(1)))
-        named = dict(re.findall(r" (EXP|RUN|VOTE)=(\w+)", line.group(1)))
-        more = values.get("ARGS", "").replace("=...", f"={COMMIT}").split()
-        groups = {"EXP": "experiment", "RUN": "run", "VOTE": "vote"}
-        found.append([f"{groups[key]}={value}" for key, value in named.items()] + more)
-    return found
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_compose(page: Path):
-    found = commands(page)
-    assert found or page.name != "models.md"
-    for overrides in found:
-        made = job(*overrides)
-        assert made.run
-        for name, path in made.evaluate.models.items():
-            assert path, name
-
-
-def test_the_guide_has_its_commands():
-    assert len(commands(PAGES[0])) >= 3
-    lora = next(line for line in commands(PAGES[0]) if "tuning=lora" in line)
-    assert job(*lora).train.lora.rank == 16
+from tests.test_conf import job
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl"])

@@ -1,8 +1,6 @@
 """Every arrow, from image pairs to the report, on the miniature world with its own weights."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
@@ -11,25 +9,22 @@ import pytest
 from data.artifacts import schemas
 from data.artifacts.manifest import read_manifest, verify
 from tests.helpers_docs import PAGES, blocks
+from tests.helpers_ranks import run_module
 
-ROOT = Path(__file__).parent.parent
 VOTERS = ["hps", "clip", "pickscore", "aesthetic"]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
 
 def run_stage(stage: str, folder: Path, *overrides: str) -> str:
     """One stage as the Makefile starts it, small; what it printed."""
-    done = subprocess.run(
-        [
-            sys.executable, "-m", stage, f"runs={folder}", "run=small",
-            f"pairs.root={folder}/pairs", "pairs.options.num_pairs=160",
-            "train.steps=4", "train.batch=8", "train.micro_batch=4", "train.reference.every=2",
-            "train.checkpoint_every=2", "train.warmup=1",
-            "evaluate.prompts.max_prompts=6", "evaluate.steps=2", "evaluate.resamples=200",
-            *overrides,
-        ],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    done = run_module(
+        folder / "logs", stage, f"runs={folder}", "run=small",
+        f"pairs.root={folder}/pairs", "pairs.options.num_pairs=160",
+        "train.steps=4", "train.batch=8", "train.micro_batch=4", "train.reference.every=2",
+        "train.checkpoint_every=2", "train.warmup=1",
+        "evaluate.prompts.max_prompts=6", "evaluate.steps=2", "evaluate.resamples=200",
+        *overrides,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -39,7 +34,7 @@ def run_stage(stage: str, folder: Path, *overrides: str) -> str:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for stage in ("label", "train", "evaluate"):
-        run_stage(stage, folder)
+        (folder / f"{stage}.txt").write_text(run_stage(stage, folder))
     return folder / "small"
 
 
@@ -141,11 +136,11 @@ def test_the_pages_python_runs(
     if any(part in code for part in NOT_RUN):
         return
     exec(compiled, {})
-    said = capsys.readouterr().out
-    assert said or "print(" not in code
+    output = capsys.readouterr().out
+    assert output or "print(" not in code
     if "decided_by" in code:  # the README's look at the labels
         for word in ("majority", "vote_clip", "unreadable_image", "the prompt is empty"):
-            assert word in said
+            assert word in output
 
 
 def test_what_is_not_run_is_on_a_page():
@@ -157,9 +152,9 @@ def test_another_run_may_share_the_scores(run: Path):
     other = run.parent / "other"
     other.mkdir()
     (other / "scores").symlink_to("../small/scores")
-    said = run_stage("label", run.parent, "run=other", "vote=human")
-    assert "pairs on cpu" in run_stage("label", run.parent, "run=fresh")
-    assert "pairs on cpu" not in said
+    output = run_stage("label", run.parent, "run=other", "vote=human")
+    assert "pairs on cpu" in (run.parent / "label.txt").read_text()
+    assert "pairs on cpu" not in output
     assert read_manifest(other / "labels" / "human", "labels") is not None
 
 
