@@ -18,7 +18,7 @@ CHUNK = 2048
 
 @runtime_checkable
 class Scorers(Protocol):
-    """What is needed of `label.metrics.Panel`."""
+    """What is needed of `label.scoring.panel.Panel`."""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from generate.image_files import Model, Sample, agree, missing, share
 from label.config import MetricSpec
 
 if TYPE_CHECKING:
-    from label.metrics import Panel
+    from label.scoring.panel import Panel
 
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "polars", "scipy")
 
@@ -113,7 +113,7 @@ def score_images(
 def load_panel(contest: ComparisonPlan, specs: Mapping[str, MetricSpec]) -> "Panel":
     """Load every judge, and note which weights they are."""
     from generate.sampler import device_of
-    from label.metrics import Panel
+    from label.scoring.panel import Panel
 
     device = device_of(contest.spec.device, Rank.from_environment().local_rank)
     panel = Panel.load({judge.metric: specs[judge.metric] for judge in contest.judges}, device)

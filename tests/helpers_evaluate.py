@@ -65,7 +65,7 @@ def write_tiny_model(folder, seed):
 
 
 class FakePanel:
-    """Judges that look at pixels alone; as `label.metrics.Panel`, without weights."""
+    """Judges that look at pixels alone; as `label.scoring.panel.Panel`, without weights."""
 
     names = ("bright", "red", "green", "truth")
 

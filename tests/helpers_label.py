@@ -27,7 +27,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from data.artifacts.atomic import sha256_of
 from data.miniature import tokenizer, world
-from label.config import MetricKind, MetricSpec
+from label.config import MetricSpec
 
 SIDE = 32
 DIM = 24
@@ -122,15 +122,15 @@ def build_weights(root: Path) -> Path:
 
 def specs(root: Path) -> dict[str, MetricSpec]:
     return {
-        "clip": MetricSpec(kind=MetricKind.clip, weights=str(root / "clip")),
-        "pickscore": MetricSpec(kind=MetricKind.pickscore, weights=str(root / "pickscore")),
-        "hps": MetricSpec(kind=MetricKind.hps, weights=str(root / "hps")),
+        "clip": MetricSpec(kind="clip", weights=str(root / "clip")),
+        "pickscore": MetricSpec(kind="pickscore", weights=str(root / "pickscore")),
+        "hps": MetricSpec(kind="hps", weights=str(root / "hps")),
         "aesthetic": MetricSpec(
-            kind=MetricKind.aesthetic,
+            kind="aesthetic",
             weights=str(root / "clip"),
             head=str(root / "aesthetic.safetensors"),
         ),
-        "oracle": MetricSpec(kind=MetricKind.oracle),
+        "oracle": MetricSpec(kind="oracle"),
     }
 
 

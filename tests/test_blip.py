@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,17 @@ from transformers import BlipTextModel
 
 from data.dtypes import Dtype
 from data.miniature import world
-from label.config import MetricKind, MetricSpec
-from label.metrics import CrossMetric, Panel
+from label.config import MetricSpec
 from label.metrics.architectures import BLIP_LARGE
-from label.metrics.blip_reward import RECIPES, Blip, blip_to_hf, empty_network
+from label.metrics.base import ResolvedMetric
+from label.metrics.blip import Recipe
+from label.metrics.blip_reward import Blip, blip_to_hf, empty_network
 from label.metrics.fingerprints import Fingerprints
 from label.metrics.preprocessing import ImageTransform, ResizeMode
-from label.metrics.registry import ResolvedMetric, resolve
+from label.metrics.protocols import CrossMetric
+from label.metrics.registry import resolve
 from label.metrics.weights import WeightsError
+from label.scoring.panel import Panel
 from tests import helpers_label as tiny
 from tests.helpers_blip import HEAD_LAYERS, official_shapes
 
@@ -163,18 +167,24 @@ def save(folder: Path, state: dict[str, Tensor]) -> None:
 
 
 def spec_of(root: Path, reward: str, weights: Path | None = None, **more: Any) -> MetricSpec:
-    kind, where = MetricKind(reward), str(weights or root / reward)
-    return MetricSpec(kind=kind, weights=where, tokenizer=str(root / "bert"), **more)
+    where = str(weights or root / reward)
+    return MetricSpec(kind=reward, weights=where, tokenizer=str(root / "bert"), **more)
 
 
 def native(seed: int) -> tuple[bytes, Tensor]:
-    """An image that need not be resized, and what the vision tower is fed of it."""
+    """An image that need not be resized, and what the vision model is fed of it."""
     pixels = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
     return buffer.getvalue(), ((torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std)[None]
+
+
+def recipe_of(reward: str) -> Recipe:
+    recipe = import_module(f"label.metrics.{reward}").RECIPE
+    assert isinstance(recipe, Recipe)
+    return recipe
 
 
 def score(panel: Panel, prompts: list[str], **more: Any) -> np.ndarray:
@@ -188,7 +198,7 @@ def score(panel: Panel, prompts: list[str], **more: Any) -> np.ndarray:
 
 @REWARDS
 def test_published_checkpoints_fit_key_for_key(reward: str) -> None:
-    network = empty_network(BLIP_LARGE, RECIPES[MetricKind(reward)])
+    network = empty_network(BLIP_LARGE, recipe_of(reward))
     shapes = official_shapes(BLIP_LARGE, reward)
     state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     assert len(state) > 600
@@ -291,8 +301,8 @@ class Counting:
     """A judge that has no memory for more than two rows."""
 
     def __init__(self) -> None:
-        self.identity = ResolvedMetric(
-            "judge", MetricSpec(kind=MetricKind.oracle), ImageTransform(ResizeMode.NONE)
+        self.resolved = ResolvedMetric(
+            "judge", MetricSpec(kind="oracle"), ImageTransform(ResizeMode.NONE)
         )
         self.sizes: list[int] = []
 
@@ -346,7 +356,7 @@ def test_one_reward_is_not_taken_for_the_other(root: Path) -> None:
 
 def test_a_bare_file_is_the_published_size(root: Path) -> None:
     spec = spec_of(root, "image_reward", weights=root / "image_reward" / "pytorch_model.bin")
-    assert resolve("reward", spec).view == ImageTransform(ResizeMode.CROP_EVEN, 224)
+    assert resolve("reward", spec).transform == ImageTransform(ResizeMode.CROP_EVEN, 224)
     with pytest.raises(WeightsError, match=r"missing .* and \d+ more"):
         Panel.load({"reward": spec}, CPU)
 

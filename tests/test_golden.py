@@ -12,9 +12,9 @@ from open_clip.model import CLIP
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
-from label.config import MetricKind, MetricSpec
-from label.metrics import Panel
+from label.config import MetricSpec
 from label.metrics.preprocessing import ImageTransform, ResizeMode
+from label.scoring.panel import Panel
 from tests.helpers_blip import official_shapes
 from tests.helpers_golden import (
     BERT_WORDS,
@@ -124,7 +124,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spec(root: Path, kind: str, weights: str, words: str = "", **more: Any) -> MetricSpec:
     words = str(root / words) if words else ""
     where = str(root / weights)
-    return MetricSpec(kind=MetricKind(kind), weights=where, tokenizer=words, **more)
+    return MetricSpec(kind=kind, weights=where, tokenizer=words, **more)
 
 
 @pytest.fixture(scope="module")

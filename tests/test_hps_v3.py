@@ -13,13 +13,14 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from data.dtypes import Dtype
 from data.images import decode
-from label.config import MetricKind, MetricSpec
-from label.metrics import CrossMetric, Panel
+from label.config import MetricSpec
 from label.metrics.architectures import QWEN2_VL_7B
-from label.metrics.hps_v3 import empty_network, hps_v3_to_ours, read_template, to_patches
+from label.metrics.hps_v3_network import empty_network, hps_v3_to_ours, read_template, to_patches
 from label.metrics.preprocessing import ImageTransform, ResizeMode, cells
+from label.metrics.protocols import CrossMetric
 from label.metrics.registry import resolve
 from label.metrics.weights import WeightsError
+from label.scoring.panel import Panel
 from tests import helpers_label as tiny
 from tests.helpers_golden import (
     INSTRUCTION,
@@ -50,7 +51,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spec(root: Path, **more: Any) -> MetricSpec:
     given = {"weights": "weights", "tokenizer": "words", "template": "template.txt"} | more
     paths = {key: str(root / value) for key, value in given.items() if key != "dtype"}
-    return MetricSpec(kind=MetricKind.hps_v3, dtype=given.get("dtype", Dtype.fp32), **paths)
+    return MetricSpec(kind="hps_v3", dtype=given.get("dtype", Dtype.fp32), **paths)
 
 
 def images(count: int) -> list[bytes]:

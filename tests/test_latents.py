@@ -27,12 +27,11 @@ from data.images import UnreadableImageError, decode, fit_square
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import PairSource
-from label.metrics import Panel
 from label.metrics.fingerprints import Fingerprints
 from label.run import latent_format
 from label.scoring.batching import Batch
-from label.scoring.claims import Claims
 from label.scoring.decode_pool import DecodePool
+from label.scoring.panel import Panel
 from label.scoring.score_sets import FACTS, ScoreSets, plan
 from label.scoring.scoring_pass import Clock
 from label.scoring.shard_scorer import ScoringTools, score_shards
@@ -69,7 +68,7 @@ def write(folder: Path, pairs: PairSource, encoder: VaeEncoder) -> ScoreSets:
     sets = ScoreSets(folder / "scores", pairs.shards, {}, encoder.form)
     with DecodePool(0) as decoder:
         tools = ScoringTools(
-            pairs, Panel({}), sets, Claims(sets.folder / "claims"), decoder, Batch(8), Clock(), 0,
+            pairs, Panel({}), sets, decoder, Batch(8), Clock(), 0,
             encoder,
         )  # fmt: skip
         score_shards(plan(sets, Rank()), tools)

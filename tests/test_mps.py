@@ -14,13 +14,14 @@ from transformers import CLIPConfig, CLIPModel
 
 from data.dtypes import Dtype
 from data.miniature import tokenizer, world
-from label.config import MetricKind, MetricSpec
-from label.metrics import CrossMetric, Panel
+from label.config import MetricSpec
 from label.metrics.architectures import MPS_H
-from label.metrics.mps import Mps, empty_network, mps_to_ours, visible
+from label.metrics.mps_network import Mps, empty_network, mps_to_ours, visible
 from label.metrics.preprocessing import ImageTransform, ResizeMode
+from label.metrics.protocols import CrossMetric
 from label.metrics.registry import resolve
 from label.metrics.weights import WeightsError
+from label.scoring.panel import Panel
 from tests import helpers_label as tiny
 from tests.helpers_golden import cross_shapes, shapes_of, weights
 
@@ -68,7 +69,7 @@ def save(folder: Path, state: Any) -> Path:
 
 def spec(weights: Path, **more: Any) -> MetricSpec:
     given = {"condition": "circle, red, left", "threshold": 0.6} | more
-    return MetricSpec(kind=MetricKind.mps, weights=str(weights), **given)
+    return MetricSpec(kind="mps", weights=str(weights), **given)
 
 
 def score(folder: Path, prompts: list[str], batch: int = 8, **more: Any) -> np.ndarray:
@@ -109,7 +110,7 @@ def test_a_folder_that_describes_nothing_is_of_the_published_size(
     shutil.copytree(root, tmp_path / "hub")
     (tmp_path / "hub" / "config.json").write_text("{}")
     found = resolve("mps", spec(tmp_path / "hub"))
-    assert found.view == ImageTransform(ResizeMode.CROP, 224)
+    assert found.transform == ImageTransform(ResizeMode.CROP, 224)
     assert found.weights is not None
     assert found.weights.config is MPS_H
     with pytest.raises(WeightsError, match=r"does not fit its architecture: missing clip\."):
@@ -163,7 +164,7 @@ def test_each_prompt_of_a_batch_is_read_once(root: Path, monkeypatch: pytest.Mon
     panel.score(images, [PROMPTS[i // 3] for i in range(6)], batch=8)
     panel.score(images[:3], [f"prompt {i}" for i in range(3)], batch=8)
     assert sizes == [8, 8]  # a batch of a fixed size for two prompts, and for three
-    monkeypatch.setattr("label.metrics.mps.PROMPTS", 2)
+    monkeypatch.setattr("label.metrics.mps_network.PROMPTS", 2)
     panel.score(images, [PROMPTS[i // 3] for i in range(6)], batch=8)
     assert sizes == [8, 8, 2]
 
@@ -220,10 +221,10 @@ def test_other_checkpoints_are_refused(root: Path, tmp_path: Path, change: Any, 
 
 
 def test_settings_that_make_no_sense(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"threshold=1\.0 of a metric; it must be in \[0, 1\)"):
-        spec(root, threshold=1.0)
-    with pytest.raises(ValueError, match=r"needs `condition`.*conf/metric/mps\.yaml"):
-        spec(root, condition=" ")
+    with pytest.raises(ValueError, match=r"metrics\.mps\.threshold=1\.0; it must be in \[0, 1\)"):
+        resolve("mps", spec(root, threshold=1.0))
+    with pytest.raises(ValueError, match=r"mps\.condition is empty.*conf/metric/mps\.yaml"):
+        resolve("mps", spec(root, condition=" "))
     shutil.copytree(root, tmp_path / "mute")
     for path in (tmp_path / "mute").glob("tokenizer*"):
         path.unlink()

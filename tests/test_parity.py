@@ -11,7 +11,7 @@ import pytest
 
 from conf.job import Job
 from data.artifacts.atomic import sha256_of
-from label.config import MetricKind, MetricSpec, ParitySpec
+from label.config import MetricSpec, ParitySpec
 from label.parity.__main__ import main, measured
 from label.parity.accuracy import cross_fitted, measure, strict, with_ties, without_inversions
 from label.parity.references import REFERENCES, Reference, ReferenceImage, check
@@ -93,7 +93,7 @@ def test_the_chance_of_a_pair_is_a_softmax() -> None:
 def reference(path: Path, **more: object) -> Reference:
     image = ReferenceImage(path.name, sha256_of(path))
     given = {"images": (image,), "prompts": ("a", "b"), "expected": (1.0, 2.0)} | more
-    return Reference("somewhere", MetricKind.clip, "tiny", tolerance=0.1, **given)
+    return Reference("somewhere", "clip", "tiny", tolerance=0.1, **given)
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,9 @@ def test_scores_are_compared(
         return np.array(scores, np.float32)
 
     metrics = {
-        "mine": MetricSpec(kind=MetricKind.clip, weights="folder/tiny-clip"),
-        "other": MetricSpec(kind=MetricKind.clip, weights="folder/large"),
-        "hps": MetricSpec(kind=MetricKind.hps, weights="tiny"),
+        "mine": MetricSpec(kind="clip", weights="folder/tiny-clip"),
+        "other": MetricSpec(kind="clip", weights="folder/large"),
+        "hps": MetricSpec(kind="hps", weights="tiny"),
     }
     (finding,) = check(metrics, tmp_path, score)
     assert asked == [("mine", 2, ("a", "b"))]
@@ -141,7 +141,7 @@ def test_missing_and_wrong_images_are_named(
     path = tmp_path / "one.png"
     path.write_bytes(tiny.image(1))
     monkeypatch.setattr("label.parity.references.REFERENCES", (reference(path),))
-    metrics = {"mine": MetricSpec(kind=MetricKind.clip, weights="tiny")}
+    metrics = {"mine": MetricSpec(kind="clip", weights="tiny")}
     (tmp_path / "empty").mkdir()
     for folder, says in (
         (None, "parity.images is not set"),

@@ -14,23 +14,24 @@ from torch import Tensor
 
 from data.artifacts.atomic import ShardError, sha256_of
 from data.artifacts.manifest import read_manifest, verify
+from data.artifacts.parquet_io import write_table
 from data.artifacts.schemas import PAIR_FACTS, SCORES, Status
 from data.distributed import Rank
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
-from data.pairs.schema import PairSource
+from data.pairs.schema import PairShard, PairSource
 from label.config import MetricSpec
-from label.metrics import Panel
 from label.metrics.backbones import HfClipBackbone
-from label.metrics.clip_score import CosineMetric
+from label.metrics.cosine import CosineMetric
 from label.metrics.preprocessing import process_image
 from label.metrics.registry import resolve
 from label.scoring import shard_scorer as module
 from label.scoring.batching import Batch, Batcher
-from label.scoring.claims import Claims
 from label.scoring.decode_pool import DecodePool
+from label.scoring.panel import Panel
+from label.scoring.progress import PairCount
 from label.scoring.runner import device_of
-from label.scoring.score_sets import FACTS, ScoreSets, ShardTask, plan
+from label.scoring.score_sets import FACTS, ScoreSets, ShardTask, plan, remaining, work_order
 from label.scoring.scoring_pass import Clock
 from label.scoring.shard_scorer import ScoringTools, score_shards
 from tests import helpers_label as tiny
@@ -70,9 +71,8 @@ def score_all(
     pairs: PairSource, panel: Panel, sets: ScoreSets, cache_bytes: int = 2**20
 ) -> list[ShardTask]:
     work = plan(sets, Rank())
-    claims = Claims(sets.folder / "claims")
     with DecodePool(0) as decoder:
-        tools = ScoringTools(pairs, panel, sets, claims, decoder, Batch(8), Clock(), cache_bytes)
+        tools = ScoringTools(pairs, panel, sets, decoder, Batch(8), Clock(), cache_bytes)
         score_shards(work, tools)
     return work
 
@@ -168,8 +168,8 @@ def test_how_pairs_are_grouped_and_remembered_changes_no_byte(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "READ_ROWS", 3)
-    monkeypatch.setattr(module, "STRETCH", 5)
-    monkeypatch.setattr(module, "OPEN", 1)
+    monkeypatch.setattr(module, "CHUNK_PAIRS", 5)
+    monkeypatch.setattr(module, "OPEN_CHUNKS", 1)
     sets = sets_of(tmp_path)
     score_all(pairs, panel, sets, cache_bytes)
     assert tiny.hashes(tmp_path) == tiny.hashes(scored.folder)
@@ -226,9 +226,7 @@ def test_uneven_networks_still_give_every_rank_the_same(
         sets = sets_of(tmp_path / name, "clip")
         for rank in range(size):
             with DecodePool(0) as decoder:
-                tools = ScoringTools(
-                    pairs, panel, sets, Claims(sets.folder / "claims"), decoder, Batch(8), Clock()
-                )
+                tools = ScoringTools(pairs, panel, sets, decoder, Batch(8), Clock())
                 score_shards(plan(sets, Rank(rank, size)), tools)
         found.append(tiny.hashes(sets.folder))
     assert found[0] == found[1]
@@ -324,8 +322,78 @@ def test_a_changed_score_shard_is_noticed_and_never_declared_right(
     verify(tmp_path / "clip", found)
 
 
+# --- ranks share the shards ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def ten(tmp_path: Path) -> ScoreSets:
+    shards = [PairShard(i, f"{i}.parquet", f"{i}.parquet", 10 + i, 1) for i in range(10)]
+    return ScoreSets(tmp_path, tuple(shards), {})
+
+
+def finish(sets: ScoreSets, *indices: int) -> None:
+    """Write a set's files as another rank would."""
+    for index in indices:
+        settings = sets.settings(FACTS, sets.shards[index])
+        write_table(sets.path(FACTS, sets.shards[index]), pa.table({"x": [1]}), settings)
+
+
+def test_blocks_are_of_neighbours_and_every_rank_comes_to_every_shard(ten: ScoreSets) -> None:
+    assert [task.shard.index for task in plan(ten, Rank(1, 3))] == [3, 4, 5]
+    for world in (1, 2, 3, 7, 12):
+        blocks = [[task.shard.index for task in plan(ten, Rank(r, world))] for r in range(world)]
+        assert sum(blocks, []) == list(range(10))  # neighbours stay together
+        for rank, block in enumerate(blocks):
+            order = [shard.index for shard in work_order(ten, Rank(rank, world))]
+            assert order[: len(block)] == block
+            assert sorted(order) == list(range(10))
+
+
+def test_those_who_help_with_a_block_begin_at_different_places(ten: ScoreSets) -> None:
+    orders = [[shard.index for shard in work_order(ten, Rank(rank, 3))] for rank in range(3)]
+    last = range(6, 10)  # the block of the third rank: forwards itself, backwards the others
+    assert [[i for i in order if i in last] for order in orders] == [
+        [7, 6, 9, 8], [9, 8, 7, 6], [6, 7, 8, 9],
+    ]  # fmt: skip
+
+
+def test_what_was_finished_meanwhile_is_not_done_again(ten: ScoreSets) -> None:
+    finish(ten, 9)
+    tasks = remaining(ten, Rank(0, 2))
+    assert next(tasks).shard.index == 0
+    finish(ten, 1, 5)
+    assert [task.shard.index for task in tasks] == [2, 3, 4, 8, 7, 6]
+
+
+def test_a_file_that_is_there_is_never_replaced(
+    pairs: PairSource, panel: Panel, sets_of: Callable[..., ScoreSets], tmp_path: Path
+) -> None:
+    """Two ranks that do the same shard: the second one's files are dropped."""
+    sets = sets_of(tmp_path, "clip")
+    work = plan(sets, Rank())
+    with DecodePool(0) as decoder:
+        tools = ScoringTools(pairs, panel, sets, decoder, Batch(8), Clock())
+        score_shards(work, tools)
+        before = {path: path.stat().st_ino for path in tmp_path.rglob("*.parquet")}
+        assert score_shards(work, tools) == sum(shard.rows for shard in pairs.shards)
+    assert {path: path.stat().st_ino for path in tmp_path.rglob("*")
+            if path.is_file()} == before  # fmt: skip
+
+
+def test_progress_counts_files_of_all_and_what_this_process_has_read(ten: ScoreSets) -> None:
+    count = PairCount(ten)
+    assert (count.total, count.done()) == (sum(range(10, 20)), 0)
+    finish(ten, 0, 4)
+    count.advance(ten.shards[4], 14)  # finished, too
+    count.advance(ten.shards[5], 4)
+    count.advance(ten.shards[5], 3)
+    count.advance(ten.shards[6], 12)
+    count.advance(ten.shards[6], 12)  # never more than it has
+    assert count.done() == 10 + 14 + 7 + 16
+
+
 def test_a_set_cannot_be_called_like_the_facts(scored: ScoreSets) -> None:
-    for name in ("pairs", "claims"):
+    for name in ("pairs", "latents"):
         with pytest.raises(ValueError, match=f"cannot be named '{name}'"):
             ScoreSets(scored.folder, scored.shards, {name: {}})
 

@@ -14,6 +14,7 @@ TOKEN = secrets.token_hex(4)
 """Ours and our forks'."""
 
 
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -21,16 +22,38 @@ class ShardError(ValueError):
     """A file is missing, damaged, or was made with other settings; the message says what to do."""
 
 
-def replace_atomically(partial: Path, path: Path) -> None:
-    """Make a finished partial file the file at `path`, on disk before it is seen."""
+def publish(partial: Path, path: Path, *, keep_existing: bool = False) -> None:
+    """Make a finished partial file the file at `path`, on disk before it is seen.
+
+    With `keep_existing` a file that is there stays, even if another process puts it there at this
+    very moment.
+    """
     with partial.open("rb") as file:
         os.fsync(file.fileno())
-    partial.replace(path)
+    if keep_existing:
+        _link_unless_there(partial, path)
+    else:
+        partial.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the rename itself must outlive a power cut
     finally:
         os.close(folder)
+
+
+def _link_unless_there(partial: Path, path: Path) -> None:
+    """Give the partial file its final name, unless a file has that name."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if not path.exists():  # a file system without hard links leaves a moment in between
+            partial.replace(path)
+            return
+    partial.unlink()
 
 
 def partial_path(path: Path) -> Path:
@@ -42,8 +65,10 @@ def partial_path(path: Path) -> Path:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, keep_existing: bool = False) -> Iterator[Path]:
     """A file to fill beside `path`, which takes its place at the end of the block, or nothing does.
+
+    With `keep_existing` a file that is at `path` by then stays.
 
     Raises:
         ShardError: The disk is full or cannot be written; says what to do.
@@ -52,7 +77,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        replace_atomically(partial, path)
+        publish(partial, path, keep_existing=keep_existing)
     except OSError as error:
         cure = "free some space" if error.errno in NO_SPACE else "make its folder writable"
         raise ShardError(

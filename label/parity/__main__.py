@@ -17,13 +17,12 @@ from data.artifacts.manifest import Manifest, read_manifest, verify
 from data.artifacts.parquet_io import read_table
 from data.pairs.config import PairsKind
 from label.analysis.console import number, share
-from label.config import MetricKind
 from label.metrics.registry import resolve
 from label.parity.accuracy import Accuracy, measure
 from label.parity.references import Finding, check
 from label.scoring.score_sets import FACTS
 
-LOGITS = {MetricKind.clip.value: 100.0, MetricKind.hps.value: 100.0}
+LOGITS = {"clip": 100.0, "hps": 100.0}
 """Kinds whose score lacks the factor of CLIP's logits; its trained value is 100."""
 OWN = {
     PairsKind.imagereward: "strict",
@@ -56,8 +55,8 @@ def references(job: Job) -> list[Finding]:
         raise ValueError(f"parity.images={folder}: no such folder")
 
     def score(name: str, images: Sequence[bytes], prompts: Sequence[str]) -> np.ndarray:
-        resolve(name, job.metrics[name])  # what is missing is said before torch is imported
-        from label.metrics import Panel
+        resolve(name, job.metrics[name])  # missing files are reported before torch is imported
+        from label.scoring.panel import Panel
         from label.scoring.runner import device_of
 
         panel = Panel.load({name: job.metrics[name]}, device_of(job.label.device, 0))

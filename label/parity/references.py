@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data.artifacts.atomic import sha256_of
-from label.config import MetricKind, MetricSpec
+from label.config import MetricSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Reference:
 
     source: str
     """Where the images and the numbers are."""
-    kind: MetricKind
+    kind: str
     weights: str
     """What the name of the weights has in it (a regular expression)."""
     images: tuple[ReferenceImage, ...]
@@ -39,7 +39,7 @@ class Reference:
 
     def is_about(self, spec: MetricSpec) -> bool:
         """Whether a metric should reproduce these numbers."""
-        return spec.kind is self.kind and re.search(self.weights, spec.weights) is not None
+        return spec.kind == self.kind and re.search(self.weights, spec.weights) is not None
 
     def of(self, scores: np.ndarray) -> np.ndarray:
         """Scores as they were published."""
@@ -53,7 +53,7 @@ class Reference:
 REFERENCES = (
     Reference(
         "README of THUDM/ImageReward, assets/images",
-        MetricKind.image_reward,
+        "image_reward",
         "",  # there is but one
         (
             ReferenceImage(
@@ -75,7 +75,7 @@ REFERENCES = (
     ),
     Reference(
         "issue 27 of tgxs002/HPSv2, hpsv2/assets",
-        MetricKind.hps,
+        "hps",
         r"HPS_v2_",
         (
             ReferenceImage(
@@ -89,7 +89,7 @@ REFERENCES = (
     ),
     Reference(
         "README of openai/CLIP",
-        MetricKind.clip,
+        "clip",
         r"clip-vit-base-patch32",
         (
             ReferenceImage(
