@@ -1,1 +1,1 @@
-"""The judge: trained and base model -> samples -> scores -> win rates -> report."""
+"""Judges models: trained and base model -> samples -> scores -> win rates -> report."""

@@ -1,4 +1,4 @@
-"""`python -m evaluate`: sample, score, compare, report. The same command again resumes."""
+"""`python -m evaluate`: sample, score, compare, report. If interrupted, rerun it; it resumes."""
 
 import sys
 

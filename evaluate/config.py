@@ -1,4 +1,4 @@
-"""Settings of the judge."""
+"""Settings of a comparison of models."""
 
 import re
 from dataclasses import dataclass, field
@@ -12,30 +12,30 @@ class EvaluateSpec:
     """How models are compared."""
 
     prompts: PromptsSpec = field(default_factory=PromptsSpec)
-    """The prompts to draw."""
+    """The prompts to sample images for."""
     models: dict[str, str] = field(default_factory=dict)
-    """Name -> diffusers folder, hub id with its commit (`id@commit`), or LoRA weights to draw on
+    """Name -> diffusers folder, hub id with its commit (`id@commit`), or LoRA weights for
     `model.path`. Empty compares the run's base and trained model. On the command line:
     models.NAME=PATH."""
     base: str = "base"
-    """Name of the model that the others are compared with."""
+    """The name of the model that the others are compared with."""
     seeds: int = 1
-    """Images a prompt and model, each with its own initial noise."""
+    """Images per prompt and model, each with its own initial noise."""
     steps: int = 50
     """Denoising steps."""
     scheduler: Scheduler = Scheduler.ddim
-    """Which sampler draws."""
+    """The scheduler that images are sampled with."""
     dtype: Dtype = Dtype.fp32
-    """Format of the generator's weights and activations."""
+    """The format of the models' weights and activations."""
     guidance: float = 7.5
     """Classifier-free guidance scale; 1 switches it off."""
     batch: int = 16
-    """Images drawn together; halved when the device runs out of memory; results do not depend on
-    it."""
+    """Images sampled together; halved when the device runs out of memory. Results do not depend
+    on it."""
     judge_batch: int = 64
     """Images scored together."""
     judge_workers: int = 0
-    """Threads that decode images ahead of the scorers; 0 decodes in the main thread."""
+    """Threads that decode images before they are scored; 0 decodes in the main thread."""
     device: str = "auto"
     """auto, cpu or cuda."""
     resamples: int = 10_000
@@ -43,12 +43,12 @@ class EvaluateSpec:
     gallery_pairs: int = 12
     """Side-by-side examples in each gallery of the report."""
     folder: str = "evaluate"
-    """Folder below the run's; another prompt set or other settings need another one."""
+    """Subfolder of the run's folder; another prompt set or other settings need another one."""
     fail_when_worse: bool = False
-    """End with exit status 3 when a model is shown to be worse by any metric (a gate)."""
+    """Exit with status 3 when any metric shows a model to be worse (a gate)."""
     scores_only: bool = False
-    """Make statistics and report anew from `scores.parquet` as it is; needs no model, no judge's
-    weights and, but for the galleries, no images."""
+    """Recompute statistics and report from the existing `scores.parquet`; needs no model and no
+    judge's weights, and images only for the galleries."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "steps", "batch", "judge_batch", "resamples"):

@@ -1,4 +1,4 @@
-"""Scores every image with every judge, once; statistics need no model afterwards."""
+"""Scores every image with every judge, once, so that the statistics need no model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,12 +13,12 @@ from data.artifacts.parquet_io import read_settings, write_table
 from generate.image_files import Sample
 
 CHUNK = 2048
-"""Images whose bytes are in memory together."""
+"""How many images' bytes are in memory at a time."""
 
 
 @runtime_checkable
 class Scorers(Protocol):
-    """What is needed of `label.scoring.panel.Panel`."""
+    """The part of `label.scoring.panel.Panel` that judging uses."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -28,16 +28,16 @@ class Scorers(Protocol):
     def score(
         self, images: Sequence[bytes], prompts: Sequence[str], *, batch: int = 64, workers: int = 0
     ) -> dict[str, np.ndarray]:
-        """Every metric's float32 score of each (image, prompt); NaN when unreadable."""
+        """Every metric's float32 score of each (image, prompt); NaN for an unreadable image."""
         ...
 
     def provenance(self) -> dict[str, Any]:
-        """Which weights score, and how."""
+        """Each metric's weights and settings."""
         ...
 
 
 def is_judged(path: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether the scores at `path` are complete and made with these settings."""
+    """Whether the scores at `path` are complete and were made with these settings."""
     return path.exists() and not differences(read_settings(path), wanted)
 
 
@@ -47,11 +47,11 @@ def judge(
     *,
     batch: int,
     workers: int,
-    scored: Callable[[int], None],
+    advance: Callable[[int], None],
 ) -> dict[str, np.ndarray]:
-    """Every judge's float32 scores, row for row; `scored` hears how many images were added.
+    """Every judge's float32 scores, row for row; `advance` gets the number of images added.
 
-    Images of the same prompt are scored together, so that its text is embedded once.
+    Images of a prompt are scored together, so that its text is embedded once.
     """
     order = sorted(range(len(samples)), key=lambda i: (samples[i].prompt.id, i))
     columns = {name: np.full(len(samples), np.nan, np.float32) for name in scorers.names}
@@ -62,7 +62,7 @@ def judge(
         scores = scorers.score(images, texts, batch=batch, workers=workers)
         for name in scorers.names:
             columns[name][rows] = scores[name]
-        scored(len(rows))
+        advance(len(rows))
     return columns
 
 
@@ -75,7 +75,7 @@ def write_scores(
     prompts_name: str,
     settings: Mapping[str, Any],
 ) -> None:
-    """Write scores of samples; one that is not finite is null, paths begin at `folder`."""
+    """Write scores of samples: null where not finite, with paths relative to `folder`."""
     columns = [
         pa.array([prompts_name] * len(samples), pa.string()),
         pa.array([image.prompt.id for image in samples], pa.int32()),

@@ -1,6 +1,6 @@
-"""A comparison as it is planned: models, prompts, seeds, judges, and what decides its results.
+"""The plan of a comparison: models, prompts, seeds, judges, and the settings its results depend on.
 
-Built by `__main__` from the configuration and checked whole, before any model is loaded.
+Built by `evaluate.run` from the configuration and checked completely before any model is loaded.
 """
 
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from typing import Any
 
 from evaluate.config import EvaluateSpec
 from evaluate.statistics.winrate import Judge
-from generate.image_files import Model, Sample, plan
+from generate.image_files import Model, Sample, list_samples
 from generate.prompts.prompt_set import PromptSet
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonPlan:
-    """Several models, one of them the base, drawing the same prompts from the same noise."""
+    """Several models, one of them the base, sampled for the same prompts from the same noise."""
 
     folder: Path
     spec: EvaluateSpec
@@ -27,14 +27,15 @@ class ComparisonPlan:
     metrics: Mapping[str, Any]
     """Each judge's settings and the hash of its weights, as JSON values."""
     resolution: int
-    """Side of the images in pixels."""
+    """The side of the images in pixels."""
     seed: int
     recorded: Mapping[str, Any] | None = None
-    """The settings in `scores.parquet`, where it is taken as it is (`evaluate.scores_only`)."""
+    """The settings in an existing `scores.parquet` that is used as it is
+    (`evaluate.scores_only`)."""
 
     @property
     def samples(self) -> Path:
-        """Folder of the images, one below it for each model."""
+        """The folder of the images, with a subfolder for each model."""
         return self.folder / "samples"
 
     @property
@@ -44,7 +45,7 @@ class ComparisonPlan:
 
     @property
     def judges_json(self) -> Path:
-        """Which weights and libraries scored."""
+        """The weights and libraries that the scores were made with."""
         return self.folder / "judges.json"
 
     def model_scores(self, name: str) -> Path:
@@ -53,25 +54,25 @@ class ComparisonPlan:
 
     @property
     def seeds(self) -> list[int]:
-        """Each prompt is drawn once from each."""
+        """The seeds of the initial noise: one image per prompt, model and seed."""
         return list(range(self.seed, self.seed + self.spec.seeds))
 
     @property
     def candidates(self) -> list[str]:
-        """The models that are compared with the base."""
+        """The models compared with the base."""
         return [model.name for model in self.models if model.name != self.spec.base]
 
     @cached_property
     def images(self) -> dict[str, list[Sample]]:
-        """Model name -> all images it has to draw."""
+        """Model name -> all images it has to sample."""
         return {
-            model.name: plan(self.samples, model.name, self.prompts, self.seeds)
+            model.name: list_samples(self.samples, model.name, self.prompts, self.seeds)
             for model in self.models
         }
 
     @cached_property
     def sample_settings(self) -> dict[str, dict[str, Any]]:
-        """Model name -> what decides its images, apart from the seed in their names."""
+        """Model name -> the settings its images depend on, except the seed in their file names."""
         return {
             model.name: {
                 "model": model.fingerprint(),
@@ -87,7 +88,7 @@ class ComparisonPlan:
 
     @property
     def score_settings(self) -> dict[str, Any]:
-        """What decides `scores.parquet`."""
+        """The settings that `scores.parquet` depends on."""
         if self.recorded is not None:
             return dict(self.recorded)
         return {
@@ -97,12 +98,12 @@ class ComparisonPlan:
         }
 
     def model_score_settings(self, name: str) -> dict[str, Any]:
-        """What decides one model's scores."""
+        """The settings that one model's scores depend on."""
         return self.score_settings | {"samples": {name: self.sample_settings[name]}}
 
     @property
     def rate_settings(self) -> dict[str, Any]:
-        """What decides win rates and report."""
+        """The settings that win rates and report depend on."""
         return {
             "scores": self.score_settings,
             "base": self.spec.base,

@@ -1,6 +1,6 @@
-"""The judge: sample, score, compare, report. The same command again resumes.
+"""Compares models: sample, score, compare, report. If interrupted, rerun the command; it resumes.
 
-Light at the top on purpose: torch is imported only when there is something to draw or to score.
+torch is imported only when there is something to sample or to score.
 """
 
 import json
@@ -28,32 +28,32 @@ from label.metrics.registry import score_settings
 
 
 def main(job: Job) -> None:
-    """Compare the models of a job, as this process of those that the launcher started."""
+    """Compare the models of a job, as one of the processes that the launcher started."""
     here = Rank.from_environment()
     run(job, here.rank, here.world_size)
 
 
-def run(job: Job, rank: int, world: int) -> None:
-    """Draw a part of the images; the first process scores and reports. Done is done at once."""
-    contest, console = recorded(job) if job.evaluate.scores_only else planned(job), Console()
-    summary = finished(contest)
+def run(job: Job, rank: int, world_size: int) -> None:
+    """Sample this rank's images; rank 0 also scores and reports. A finished run only prints."""
+    plan, console = recorded_plan(job) if job.evaluate.scores_only else new_plan(job), Console()
+    summary = finished(plan)
     if summary is None:
-        if contest.recorded is None:
-            sample_images(contest, console, rank, world)
+        if plan.recorded is None:
+            sample_images(plan, console, rank, world_size)
             if rank:
                 return
-            score_images(contest, job.metrics, console)
+            score_images(plan, job.metrics, console)
         if rank == 0:
-            summary = report(job, contest)
+            summary = report(job, plan)
     if summary is not None and rank == 0:
-        print_summary(console, summary, contest.folder / "report.html")
+        print_summary(console, summary, plan.folder / "report.html")
         worse = [c["model"] for c in summary["comparisons"] if c["balance"] == "not balanced"]
-        if worse and contest.spec.fail_when_worse:
+        if worse and plan.spec.fail_when_worse:
             raise SystemExit(3)
 
 
-def planned(job: Job) -> ComparisonPlan:
-    """The comparison that a job asks for, checked before any model is loaded.
+def new_plan(job: Job) -> ComparisonPlan:
+    """The comparison that a job describes, checked before any model is loaded.
 
     Raises:
         ValueError: A model, a judge or the prompt set cannot be used.
@@ -64,7 +64,7 @@ def planned(job: Job) -> ComparisonPlan:
 
 
 def plan_of(job: Job, models: list[Model]) -> ComparisonPlan:
-    """These models on the job's prompts before its judges."""
+    """The comparison of these models on the job's prompts by its judges."""
     judges = judges_of(job)
     specs = {judge.metric: job.metrics[judge.metric] for judge in judges}
     return ComparisonPlan(
@@ -79,39 +79,40 @@ def plan_of(job: Job, models: list[Model]) -> ComparisonPlan:
     )
 
 
-def recorded(job: Job) -> ComparisonPlan:
-    """The comparison whose scores are there already; asks for no model and no judge's weights.
+def recorded_plan(job: Job) -> ComparisonPlan:
+    """The comparison whose scores exist already; needs no model and no judge's weights.
 
     Raises:
-        ValueError: There are no scores, or not those of the models and judges that are asked for.
+        ValueError: There are no scores, or none of a model or judge that the job names.
     """
     spec, folder = job.evaluate, job.folder / job.evaluate.folder
     path = folder / "scores.parquet"
     if not path.exists():
-        raise ValueError(f"{path} is not there; run without evaluate.scores_only to make it")
-    made, judges = read_settings(path), judges_of(job)
-    if absent := [judge.metric for judge in judges if judge.metric not in made["metrics"]]:
+        raise ValueError(f"{path} does not exist; run without evaluate.scores_only to make it")
+    recorded, judges = read_settings(path), judges_of(job)
+    if absent := [judge.metric for judge in judges if judge.metric not in recorded["metrics"]]:
         raise ValueError(
-            f"{path} has no scores of {', '.join(absent)}; it has {', '.join(made['metrics'])}: "
-            "choose among them with panel.voters, panel.held_out and panel.oracle"
+            f"{path} has no scores of {', '.join(absent)}; it has "
+            f"{', '.join(recorded['metrics'])}: choose among them with panel.voters, "
+            "panel.held_out and panel.oracle"
         )
     names = read_table(path, ["model"])["model"].unique().to_pylist()
     check_models(spec, names)
     return ComparisonPlan(
         folder=folder,
         spec=spec,
-        models=tuple(Model(name=name, path=made["samples"][name]["model"]) for name in names),
+        models=tuple(Model(name=name, path=recorded["samples"][name]["model"]) for name in names),
         prompts=load_prompts(spec.prompts, job.pairs),
         judges=tuple(judges),
-        metrics=made["metrics"],
+        metrics=recorded["metrics"],
         resolution=job.model.resolution,
         seed=job.seed,
-        recorded=made,
+        recorded=recorded,
     )
 
 
 def judges_of(job: Job) -> list[Judge]:
-    """Who judges, voters first."""
+    """The job's judges, voters first."""
     roles = {
         Role.VOTER: job.panel.voters,
         Role.HELD_OUT: job.panel.held_out,
@@ -125,17 +126,18 @@ def judges_of(job: Job) -> list[Judge]:
 
 
 def check_models(spec: EvaluateSpec, names: list[str]) -> None:
-    """Refuse a comparison without a base or without anything to compare it with."""
+    """Refuse a comparison without a base, or without a model to compare with it."""
     if spec.base not in names:
         raise ValueError(unknown(f"model {spec.base!r} in evaluate.base", spec.base, names))
     if len(names) < 2:
         raise ValueError(
-            f"evaluate.models has {spec.base!r} alone; name a model to compare it with"
+            f"evaluate.models has only {spec.base!r}; add a model to compare it with: "
+            "models.NAME=PATH"
         )
 
 
 def models_of(job: Job) -> list[Model]:
-    """The models to compare; without `evaluate.models`, the run's base and what it trained."""
+    """The models to compare; without `evaluate.models`, the run's base and its trained model."""
     if job.evaluate.models:
         models = [model_at(job, name, path) for name, path in job.evaluate.models.items()]
         advice = (
@@ -153,7 +155,7 @@ def models_of(job: Job) -> list[Model]:
 
 
 def model_at(job: Job, name: str, value: str) -> Model:
-    """A model of `evaluate.models`; LoRA weights are drawn on the job's own base, `model.path`."""
+    """A model of `evaluate.models`; LoRA weights are loaded onto `model.path`."""
     path, _, revision = value.partition("@")
     adapter = adapter_at(path)
     if adapter is None:
@@ -162,64 +164,62 @@ def model_at(job: Job, name: str, value: str) -> Model:
     return Model(name=name, path=base, revision=commit, adapter=str(adapter))
 
 
-def finished(contest: ComparisonPlan) -> dict[str, Any] | None:
-    """The summary of a comparison that is complete and of these settings, or None."""
-    path = contest.folder / "winrates.json"
-    if not path.exists() or not (contest.folder / "report.html").exists():
+def finished(plan: ComparisonPlan) -> dict[str, Any] | None:
+    """The summary of the comparison if it is complete with these settings, else None."""
+    path = plan.folder / "winrates.json"
+    if not path.exists() or not (plan.folder / "report.html").exists():
         return None
     summary: dict[str, Any] = json.loads(path.read_text())
-    same = not differences(summary["settings"], contest.rate_settings)
-    return summary if same and is_judged(contest.scores, contest.score_settings) else None
+    same = not differences(summary["settings"], plan.rate_settings)
+    return summary if same and is_judged(plan.scores, plan.score_settings) else None
 
 
-def report(job: Job, contest: ComparisonPlan) -> dict[str, Any]:
-    """Win rates and report from `scores.parquet`; needs no model."""
+def report(job: Job, plan: ComparisonPlan) -> dict[str, Any]:
+    """Make win rates and report from `scores.parquet`; needs no model."""
     import polars as pl
 
     from evaluate.reporting.label_facts import label_facts
     from evaluate.reporting.report import write_report
-    from evaluate.reporting.summary import summarise
-    from evaluate.statistics import winrate
+    from evaluate.reporting.summary import summarise, win_rate_table
+    from evaluate.statistics.winrate import compare
 
-    folder, spec = contest.folder, contest.spec
-    scores = pl.read_parquet(contest.scores)
+    folder, spec = plan.folder, plan.spec
+    scores = pl.read_parquet(plan.scores)
     comparisons = [
-        winrate.compare(
-            scores, contest.judges, spec.base, name, resamples=spec.resamples, seed=contest.seed
-        )
-        for name in contest.candidates
+        compare(scores, plan.judges, spec.base, name, resamples=spec.resamples, seed=plan.seed)
+        for name in plan.candidates
     ]
     labels = label_facts(job.folder / "labels" / job.vote.name)
-    summary = summarise(contest, comparisons, scores, provenance(job, contest), labels)
-    (folder / "winrates.json").unlink(missing_ok=True)  # its presence says "complete"
-    rates = winrate.table(comparisons, contest.prompts.name)
-    write_table(folder / "winrates.parquet", rates, contest.rate_settings)
+    summary = summarise(plan, comparisons, scores, provenance(job, plan), labels)
+    (folder / "winrates.json").unlink(missing_ok=True)  # its presence means "complete"
+    rates = win_rate_table(comparisons, plan.prompts.name)
+    write_table(folder / "winrates.parquet", rates, plan.rate_settings)
     write_report(
         folder,
         summary,
         scores,
         journal=job.folder / "train" / "journal.jsonl",
         num_pairs=spec.gallery_pairs,
-        seed=contest.seed,
+        seed=plan.seed,
     )
     write_json(folder / "winrates.json", summary)
     return summary
 
 
-def provenance(job: Job, contest: ComparisonPlan) -> dict[str, Any]:
-    """What the result was made with."""
+def provenance(job: Job, plan: ComparisonPlan) -> dict[str, Any]:
+    """The code, models, judges and settings that the result was made with."""
     return {
         "code_revision": code_revision(),
         "models": {
             model.name: {"path": model.path, "revision": model.revision}
             | ({"adapter": model.adapter} if model.adapter else {})
-            for model in contest.models
+            for model in plan.models
         },
-        **(json.loads(judges.read_text()) if (judges := contest.judges_json).exists() else {}),
+        **(json.loads(judges.read_text()) if (judges := plan.judges_json).exists() else {}),
         "settings": settings(job),
     }
 
 
 def expanded(argument: str) -> str:
-    """`models.ours=PATH` on the command line adds a model; Hydra would want `+evaluate.` before."""
+    """`models.ours=PATH` with the prefix that Hydra needs to add a model."""
     return re.sub(r"^(?:evaluate\.)?models\.", "++evaluate.models.", argument)

@@ -1,6 +1,6 @@
-"""The judge's two heavy steps: draw the images that are missing, score them all.
+"""The two expensive steps of a comparison: sample the missing images, then score all images.
 
-Light at the top: torch is imported only when there is something to do.
+torch is imported only when there is something to do.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,14 +10,27 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from data.artifacts.atomic import write_json
 from data.artifacts.parquet_io import read_table, write_table
 from data.distributed import Rank
 from evaluate.judging import Scorers, is_judged, judge, write_scores
 from evaluate.plan import ComparisonPlan
-from evaluate.reporting.console import progress
-from generate.image_files import Model, Sample, agree, missing, share
+from generate.image_files import (
+    Model,
+    Sample,
+    ensure_same_settings,
+    missing,
+    samples_of_rank,
+)
 from label.config import MetricSpec
 
 if TYPE_CHECKING:
@@ -26,124 +39,136 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "polars", "scipy")
 
 
-def sample_images(contest: ComparisonPlan, console: Console, rank: int, world: int) -> None:
-    """Draw this process's part of the images that are not there yet.
+def sample_images(plan: ComparisonPlan, console: Console, rank: int, world_size: int) -> None:
+    """Sample this rank's part of the missing images.
 
-    The first process ends with what the others have not drawn by then, whether they are slower or
-    dead, so that nothing is missing afterwards.
+    Rank 0 then samples whatever the other ranks have not sampled yet, whether they are slow or
+    dead, so that no image is missing at the end.
     """
-    for model in contest.models:
-        agree_on(contest, model)
-    own = {name: share(images, rank, world) for name, images in contest.images.items()}
-    left = sum(len(missing(images)) for images in own.values())
+    for model in plan.models:
+        check_sample_folder(plan, model)
+    own = {name: samples_of_rank(images, rank, world_size) for name, images in plan.images.items()}
+    num_missing = sum(len(missing(images)) for images in own.values())
     if rank == 0:
-        console.print(contest.prompts.counts)
+        console.print(plan.prompts.counts)
     total = sum(map(len, own.values()))
-    if left:
+    if num_missing:
         with progress(console, shown=rank == 0) as bar:
-            task = bar.add_task("drawing", total=total, completed=total - left)
-            draw_models(contest, own, lambda n: bar.advance(task, n))
-    if rank == 0 and world > 1:
-        # From the far end, where nobody is for the longest time
-        backwards = {name: images[::-1] for name, images in contest.images.items()}
-        draw_models(contest, backwards, _nobody)
+            task = bar.add_task("sampling", total=total, completed=total - num_missing)
+            sample_models(plan, own, lambda n: bar.advance(task, n))
+    if rank == 0 and world_size > 1:
+        # Last images first: the other ranks reach those last
+        backwards = {name: images[::-1] for name, images in plan.images.items()}
+        sample_models(plan, backwards, _ignore)
 
 
-def agree_on(contest: ComparisonPlan, model: Model) -> None:
-    """Make sure that a model's folder of images is of this comparison."""
-    agree(contest.samples / model.name, contest.sample_settings[model.name])
+def check_sample_folder(plan: ComparisonPlan, model: Model) -> None:
+    """Refuse a model's folder of images that were made with other settings."""
+    ensure_same_settings(plan.samples / model.name, plan.sample_settings[model.name])
 
 
-def _nobody(_: int) -> None:
-    """Nobody counts what is drawn for others."""
+def _ignore(_: int) -> None:
+    """Show no progress for images sampled in place of other ranks."""
 
 
-def draw_models(
-    contest: ComparisonPlan, images: Mapping[str, list[Sample]], drawn: Callable[[int], None]
+def sample_models(
+    plan: ComparisonPlan, images: Mapping[str, list[Sample]], advance: Callable[[int], None]
 ) -> None:
-    """Draw what is missing of these images, model by model."""
-    for model in contest.models:
+    """Sample what is missing of these images, model by model."""
+    for model in plan.models:
         if missing(images[model.name]):
-            draw_model(contest, model, images[model.name], drawn)
+            sample_model(plan, model, images[model.name], advance)
 
 
-def draw_model(
-    contest: ComparisonPlan, model: Model, images: list[Sample], drawn: Callable[[int], None]
+def sample_model(
+    plan: ComparisonPlan, model: Model, images: list[Sample], advance: Callable[[int], None]
 ) -> None:
-    """Load one model and draw what is missing of its images."""
-    from generate.sampler import ImageGenerator, device_of, draw_missing
+    """Load one model and sample what is missing of its images."""
+    from generate.sampler import ImageGenerator, device_of, sample_missing
 
-    spec = contest.spec
+    spec = plan.spec
     generator = ImageGenerator.load(
         model,
         device_of(spec.device, Rank.from_environment().local_rank),
         scheduler=spec.scheduler,
         dtype=spec.dtype,
-        resolution=contest.resolution,
+        resolution=plan.resolution,
         steps=spec.steps,
         guidance=spec.guidance,
     )
-    draw_missing(generator, images, spec.batch, drawn)
+    sample_missing(generator, images, spec.batch, advance)
 
 
-def score_images(
-    contest: ComparisonPlan, specs: Mapping[str, MetricSpec], console: Console
-) -> None:
-    """Score all images with all judges, model by model; what has been scored stays."""
-    if is_judged(contest.scores, contest.score_settings):
+def score_images(plan: ComparisonPlan, specs: Mapping[str, MetricSpec], console: Console) -> None:
+    """Score all images with all judges, model by model; existing scores are kept."""
+    if is_judged(plan.scores, plan.score_settings):
         return
-    names = [model.name for model in contest.models]
+    names = [model.name for model in plan.models]
     todo = [
         name
         for name in names
-        if not is_judged(contest.model_scores(name), contest.model_score_settings(name))
+        if not is_judged(plan.model_scores(name), plan.model_score_settings(name))
     ]
     if todo:
-        panel = load_panel(contest, specs)
-        total = sum(len(contest.images[name]) for name in names)
-        done = total - sum(len(contest.images[name]) for name in todo)
+        panel = load_panel(plan, specs)
+        total = sum(len(plan.images[name]) for name in names)
+        done = total - sum(len(plan.images[name]) for name in todo)
         with progress(console, shown=True) as bar:
             task = bar.add_task("scoring", total=total, completed=done)
             for name in todo:
-                score_model(contest, name, panel, lambda n: bar.advance(task, n))
-    parts = [read_table(contest.model_scores(name)) for name in names]
-    write_table(contest.scores, pa.concat_tables(parts), contest.score_settings)
+                score_model(plan, name, panel, lambda n: bar.advance(task, n))
+    tables = [read_table(plan.model_scores(name)) for name in names]
+    write_table(plan.scores, pa.concat_tables(tables), plan.score_settings)
 
 
-def load_panel(contest: ComparisonPlan, specs: Mapping[str, MetricSpec]) -> "Panel":
-    """Load every judge, and note which weights they are."""
+def load_panel(plan: ComparisonPlan, specs: Mapping[str, MetricSpec]) -> "Panel":
+    """Load every judge, and record its weights and the libraries in `judges.json`."""
     from generate.sampler import device_of
     from label.scoring.panel import Panel
 
-    device = device_of(contest.spec.device, Rank.from_environment().local_rank)
-    panel = Panel.load({judge.metric: specs[judge.metric] for judge in contest.judges}, device)
-    made = {"judges": panel.provenance(), "device": str(device), "packages": versions()}
-    write_json(contest.judges_json, made)
+    device = device_of(plan.spec.device, Rank.from_environment().local_rank)
+    panel = Panel.load({judge.metric: specs[judge.metric] for judge in plan.judges}, device)
+    provenance = {"judges": panel.provenance(), "device": str(device), "packages": versions()}
+    write_json(plan.judges_json, provenance)
     return panel
 
 
 def score_model(
-    contest: ComparisonPlan, name: str, panel: Scorers, scored: Callable[[int], None]
+    plan: ComparisonPlan, name: str, panel: Scorers, advance: Callable[[int], None]
 ) -> None:
-    """Score one model's images and keep its scores in a file of its own."""
-    images = contest.images[name]
+    """Score one model's images and write the scores to the model's own file."""
+    images = plan.images[name]
     scores = judge(
         images,
         panel,
-        batch=contest.spec.judge_batch,
-        workers=contest.spec.judge_workers,
-        scored=scored,
+        batch=plan.spec.judge_batch,
+        workers=plan.spec.judge_workers,
+        advance=advance,
     )
     write_scores(
-        contest.model_scores(name),
+        plan.model_scores(name),
         images,
         scores,
-        folder=contest.folder,
-        prompts_name=contest.prompts.name,
-        settings=contest.model_score_settings(name),
+        folder=plan.folder,
+        prompts_name=plan.prompts.name,
+        settings=plan.model_score_settings(name),
+    )
+
+
+def progress(console: Console, *, shown: bool) -> Progress:
+    """A progress bar with counts and the remaining time."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not shown,
     )
 
 
 def versions() -> dict[str, str]:
-    """The libraries that drew and scored."""
+    """The versions of Python and of the libraries that sample and score."""
     return {"python": python_version()} | {name: version(name) for name in PACKAGES}

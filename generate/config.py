@@ -1,39 +1,39 @@
-"""Settings of prompts and samplers."""
+"""Settings of prompt sets and of the sampler."""
 
 from dataclasses import dataclass
 from enum import Enum
 
 
 class PromptsKind(Enum):
-    """Where prompts come from."""
+    """Where prompts come from, and in which layout."""
 
     miniature = "miniature"
     """Held-out prompts of the embedded world (`split`: test or validation)."""
     lines = "lines"
     """A text file, one prompt a line."""
     parti = "parti"
-    """PartiPrompts.tsv: columns Prompt, Category, Challenge; quotes mean nothing."""
+    """PartiPrompts.tsv: columns Prompt, Category, Challenge; quotes are ordinary characters."""
     hpd = "hpd"
     """HPDv2's benchmark: a JSON list of prompts, or a folder of such lists, one for each style."""
     table = "table"
-    """A Parquet, TSV or CSV file, a JSON list or JSON lines, with a column of prompts (and of
-    `category` and `challenge`, where there are such); or a folder of Parquet files (`split`)."""
+    """A Parquet, TSV or CSV file, a JSON list or JSON lines, with a column of prompts and optional
+    columns `category` and `challenge`; or a folder of Parquet files (`split`)."""
     pairs = "pairs"
     """The prompts of the run's own pair set, from files of another `split` than it trains on."""
 
 
 class Scheduler(Enum):
-    """Which sampler draws the images."""
+    """The scheduler that images are sampled with."""
 
     ddim = "ddim"
     """Deterministic DDIM (eta 0) on the model's own noise schedule."""
     own = "own"
-    """The scheduler in the model's folder, as it is configured there."""
+    """The scheduler in the model's folder, configured as it is there."""
 
 
 @dataclass(kw_only=True, slots=True)
 class PromptsSpec:
-    """A set of prompts."""
+    """A set of prompts to sample images for."""
 
     name: str = "???"
     """Its name in tables and reports."""
@@ -44,10 +44,10 @@ class PromptsSpec:
     revision: str | None = None
     """The hub's 40-digit commit; never a branch."""
     split: str = "test"
-    """The part of it, where the kind has parts: files whose name begins with this."""
+    """The part of the source, where it has parts: files whose names begin with this."""
     column: str = ""
-    """The column of a table; empty takes `prompt` or `caption`, whichever there is."""
+    """The table's column of prompts; empty takes `prompt` or `caption`, whichever exists."""
     max_prompts: int = 0
-    """Take at most this many, from the first; 0 takes all."""
+    """Take at most this many, starting with the first; 0 takes all."""
     exclude_trained: bool = False
-    """Leave out prompts that stand in a training pair, whatever their capitals and spaces."""
+    """Leave out prompts that occur in a training pair; case and whitespace are ignored."""

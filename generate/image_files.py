@@ -1,6 +1,6 @@
-"""Which images a comparison needs, where they lie, and what they were made with.
+"""Which images have to be sampled, where their files are, and what they were made with.
 
-Knows no torch: the question "is everything drawn?" has to be answered in no time.
+Does not import torch, so that "is every image there?" is answered at once.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ class SamplesError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A generator to compare: a diffusers folder or a hub id with its commit, perhaps with LoRA."""
+    """A model to sample: a diffusers folder or a hub id with its commit, optionally with LoRA."""
 
     name: str
     path: str
     revision: str | None = None
     adapter: str = ""
-    """A safetensors file of LoRA weights to load on it."""
+    """A safetensors file of LoRA weights to load onto it."""
 
     @property
     def is_local(self) -> bool:
@@ -41,10 +41,10 @@ class Model:
         return Path(self.path).is_dir()
 
     def check(self, advice: str) -> None:
-        """Refuse a model that cannot be loaded, before any other one is.
+        """Refuse a model that cannot be loaded, before any model is loaded.
 
         Raises:
-            SamplesError: Ends with `advice`.
+            SamplesError: The model is not there; the message ends with `advice`.
         """
         if self.is_local and (Path(self.path) / "model_index.json").is_file():
             return
@@ -55,13 +55,13 @@ class Model:
                 f"model {self.name!r}: {self.path} has revision {self.revision!r}; give the "
                 "40-digit commit, because a branch changes under your images"
             )
-        found = "has no model_index.json" if self.is_local else "is no folder"
-        raise SamplesError(f"model {self.name!r}: {self.path} {found}; {advice}")
+        problem = "has no model_index.json" if self.is_local else "is no folder"
+        raise SamplesError(f"model {self.name!r}: {self.path} {problem}; {advice}")
 
     def fingerprint(self) -> str:
-        """What images depend on: a hash over the folder's weights and settings, or the commit.
+        """What the images depend on: a hash over the folder's weights and settings, or the commit.
 
-        The model card is left out, because people edit it and no image changes.
+        The model card is left out: people edit it, and no image changes.
         """
         if self.adapter:
             return f"{self._base()}+{sha256_of(Path(self.adapter))}"
@@ -79,7 +79,7 @@ class Model:
 
 
 def adapter_at(path: str) -> Path | None:
-    """The file of LoRA weights that a path means, or None where it means something else."""
+    """The file of LoRA weights that a path refers to, or None where it refers to something else."""
     place = Path(path).expanduser()
     if place.suffix == ".safetensors" and place.is_file():
         return place
@@ -89,7 +89,7 @@ def adapter_at(path: str) -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image of one model: drawn when its file is there."""
+    """One image of one model; it has been sampled when its file exists."""
 
     model: str
     prompt: Prompt
@@ -97,8 +97,10 @@ class Sample:
     path: Path
 
 
-def plan(folder: Path, model: str, prompts: PromptSet, seeds: Sequence[int]) -> list[Sample]:
-    """All images that a model has to draw, prompt by prompt."""
+def list_samples(
+    folder: Path, model: str, prompts: PromptSet, seeds: Sequence[int]
+) -> list[Sample]:
+    """All images that a model has to sample, prompt by prompt."""
     return [
         Sample(model, prompt, seed, folder / model / f"{prompt.id:05d}-{seed}.png")
         for prompt in prompts.prompts
@@ -106,21 +108,21 @@ def plan(folder: Path, model: str, prompts: PromptSet, seeds: Sequence[int]) -> 
     ]
 
 
-def share(images: Sequence[Sample], rank: int, world: int) -> list[Sample]:
-    """The part of one process; whole prompts, so that all of a prompt's seeds stay together."""
+def samples_of_rank(images: Sequence[Sample], rank: int, world_size: int) -> list[Sample]:
+    """The images that one rank samples: whole prompts, so that a prompt's seeds stay together."""
     order = {key: place for place, key in enumerate(dict.fromkeys(p.prompt.id for p in images))}
-    return [image for image in images if order[image.prompt.id] % world == rank]
+    return [image for image in images if order[image.prompt.id] % world_size == rank]
 
 
 def missing(images: Iterable[Sample]) -> list[Sample]:
-    """The images that are still to be drawn; files appear whole or not at all."""
+    """The images that have not been sampled yet; files appear whole or not at all."""
     return [image for image in images if not image.path.exists()]
 
 
-def agree(folder: Path, wanted: Mapping[str, Any]) -> None:
-    """Make sure that a folder's images are made with these settings, or refuse to add to them.
+def ensure_same_settings(folder: Path, wanted: Mapping[str, Any]) -> None:
+    """Refuse to add images to a folder whose images were made with other settings.
 
-    Whichever process comes first writes them down.
+    The first process to come records its settings in the folder.
 
     Raises:
         ShardError: The folder's images were made with other settings; names each difference.
@@ -128,5 +130,5 @@ def agree(folder: Path, wanted: Mapping[str, Any]) -> None:
     path = folder / SETTINGS
     if not path.exists():
         write_json(path, wanted)
-    found = json.loads(path.read_text())
-    refuse_other_settings(folder, found, json.loads(json.dumps(wanted)))
+    recorded = json.loads(path.read_text())
+    refuse_other_settings(folder, recorded, json.loads(json.dumps(wanted)))

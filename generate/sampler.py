@@ -1,7 +1,7 @@
-"""Draws images with any diffusers model, from noise that belongs to (prompt, seed) alone.
+"""Samples images with any diffusers model, from noise that depends on (prompt, seed) alone.
 
-So every model starts from the same noise, and no image depends on the batch it was drawn in, on
-the number of processes, or on what was drawn before.
+So every model starts from the same noise, and no image depends on the batch it is sampled in, on
+the number of processes, or on what was sampled before.
 """
 
 import json
@@ -26,14 +26,14 @@ from generate.image_files import Model, Sample, SamplesError, missing
 
 DTYPES = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16}
 SLICED_ABOVE = 512
-"""Sides in pixels from which the decoder takes one image at a time, to bound its memory."""
+"""From this side in pixels on, the VAE decodes one image at a time, to bound its memory."""
 
 
 @runtime_checkable
-class Draws(Protocol):
-    """Anything that draws one image for each prompt and seed."""
+class SamplesImages(Protocol):
+    """Anything that samples one image for each prompt and seed."""
 
-    def draw(
+    def sample(
         self, prompts: Sequence[str], seeds: Sequence[int]
     ) -> UInt8[np.ndarray, "image height width 3"]:
         """The images, in order."""
@@ -41,25 +41,25 @@ class Draws(Protocol):
 
 
 def device_of(name: str, local_rank: int) -> torch.device:
-    """The device of a process; with `auto` or `cuda` each takes its own GPU.
+    """The device of a process; with `auto` or `cuda` each process takes its own GPU.
 
     Raises:
-        SamplesError: A GPU is asked for and there is none.
+        SamplesError: The name is unknown, or names a GPU and torch sees none.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise SamplesError(f"evaluate.device={name}, but torch sees no GPU; use auto or cpu")
+        raise SamplesError(f"device={name}, but torch sees no GPU; use device=auto or device=cpu")
     if name in ("auto", "cuda"):
         return torch.device("cuda", local_rank % torch.cuda.device_count())
     try:
         return torch.device(name)
     except RuntimeError as error:
-        raise SamplesError(f"evaluate.device={name!r}; use auto, cpu, cuda or cuda:N") from error
+        raise SamplesError(f"device={name!r} is unknown; use auto, cpu, cuda or cuda:N") from error
 
 
 def generator(prompt: str, seed: int, use: str) -> torch.Generator:
-    """The random numbers of one image, for one use; a function of these three alone."""
+    """The random numbers of one image, for one use; they depend on these three alone."""
     key = blake2b(f"{use}/{seed}/{prompt}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
 
@@ -67,7 +67,7 @@ def generator(prompt: str, seed: int, use: str) -> torch.Generator:
 def initial_noise(
     prompts: Sequence[str], seeds: Sequence[int], shape: tuple[int, int, int]
 ) -> Float[Tensor, "image channel height width"]:
-    """Standard normal latents to start from, drawn in fp32 on the CPU whatever the device is."""
+    """Standard normal latents to start from, drawn in fp32 on the CPU whatever the device."""
     return torch.stack(
         [
             torch.randn(shape, generator=generator(prompt, seed, "latents"))
@@ -77,7 +77,7 @@ def initial_noise(
 
 
 class ImageGenerator:
-    """A diffusers pipeline that draws batches from given noise."""
+    """A diffusers pipeline that samples batches of images from given noise."""
 
     def __init__(
         self, pipeline: Any, device: torch.device, *, resolution: int, steps: int, guidance: float
@@ -115,7 +115,7 @@ class ImageGenerator:
         """
         for library in (logging, transformers_logging):
             library.disable_progress_bar()
-            library.set_verbosity_error()  # else each long prompt is reported as cut
+            library.set_verbosity_error()  # else every truncated prompt gives a warning
         try:
             pipeline = DiffusionPipeline.from_pretrained(
                 model.path,
@@ -131,13 +131,13 @@ class ImageGenerator:
         if model.adapter:
             _load_adapter(pipeline, model)
         if getattr(pipeline, "watermark", None) is not None:
-            pipeline.watermark = None  # SDXL's, where its library is installed: judges see pixels
+            pipeline.watermark = None  # SDXL's, where its library is installed; it changes pixels
         if scheduler is Scheduler.ddim:
             pipeline.scheduler = deterministic(pipeline.scheduler)
         return cls(pipeline, device, resolution=resolution, steps=steps, guidance=guidance)
 
     @torch.inference_mode()
-    def draw(
+    def sample(
         self, prompts: Sequence[str], seeds: Sequence[int]
     ) -> UInt8[np.ndarray, "image height width 3"]:
         """One image for each prompt and seed."""
@@ -179,45 +179,45 @@ def _load_adapter(pipeline: Any, model: Model) -> None:
 
 
 def _without_safety_checker(model: Model) -> dict[str, Any]:
-    """Stable Diffusion's checker blackens images, which no judge can compare."""
+    """Options that leave out Stable Diffusion's checker, which replaces images by black ones."""
     index = Path(model.path) / "model_index.json"
     if index.is_file() and "safety_checker" in json.loads(index.read_text()):
         return {"safety_checker": None, "requires_safety_checker": False}
     return {}
 
 
-def draw_missing(
-    draws: Draws, samples: Sequence[Sample], batch: int, drawn: Callable[[int], None]
+def sample_missing(
+    source: SamplesImages, samples: Sequence[Sample], batch: int, advance: Callable[[int], None]
 ) -> None:
-    """Draw what is not there yet, and write each image whole; `drawn` hears how many were added.
+    """Sample the images without a file and write each whole; `advance` gets the number added.
 
-    A device that runs out of memory gets half the batch, for the rest of the run.
+    When the device runs out of memory, the batch is halved for the rest of the call.
 
     Raises:
-        SamplesError: One image alone is too much for the device.
+        SamplesError: The device has not enough memory for a single image.
     """
     left = missing(samples)
     while left:
-        part = missing(left[:batch])  # another process may have drawn some by now
-        pixels = _attempt(draws, part) if part else np.empty(0)
+        part = missing(left[:batch])  # another process may have sampled some by now
+        pixels = _attempt(source, part) if part else np.empty(0)
         if pixels is None:
             if batch == 1:
                 raise SamplesError(
-                    f"the device has not the memory to draw one image of {part[0].model!r}; "
-                    "lower model.resolution or choose evaluate.dtype=bf16"
+                    f"not enough device memory to sample one image of {part[0].model!r}; lower "
+                    "model.resolution, or set dtype=bf16"
                 )
             batch = max(1, min(batch, len(part)) // 2)
             continue
         for sample, image in zip(part, pixels, strict=True):
             write_bytes(sample.path, encode_png(image))
         left = left[batch:]
-        drawn(len(part))
+        advance(len(part))
 
 
-def _attempt(draws: Draws, samples: Sequence[Sample]) -> np.ndarray | None:
-    """The images, or None when they need more memory than the device has."""
+def _attempt(source: SamplesImages, samples: Sequence[Sample]) -> np.ndarray | None:
+    """The images, or None when the device has not enough memory for them."""
     try:
-        return draws.draw([s.prompt.text for s in samples], [s.seed for s in samples])
+        return source.sample([s.prompt.text for s in samples], [s.seed for s in samples])
     except torch.OutOfMemoryError:
         pass  # the cache is emptied outside, when the failed batch's tensors are gone
     torch.cuda.empty_cache()

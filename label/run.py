@@ -16,7 +16,7 @@ from data.distributed import Rank
 from data.dtypes import Dtype
 from data.pairs import open_pairs
 from data.pairs.schema import PairSource
-from label.analysis.console import print_study, print_summary
+from label.analysis.console import print_statistics, print_summary
 from label.metrics.fingerprints import Fingerprints
 from label.metrics.registry import definition_of, score_settings
 from label.metrics.weights import locate
@@ -132,12 +132,12 @@ def inspect(
     from label.analysis.gallery import galleries
     from label.analysis.generators import generators
     from label.analysis.report import write_report
-    from label.analysis.statistics import study
+    from label.analysis.statistics import compute_statistics
 
     voting_rule = voting_rule_of(job)
-    statistics = study(labelled, voting_rule, generators(pairs))
-    print_study(console, labelled, statistics)
-    shown = galleries(labelled, voting_rule, pairs, job.label.gallery_pairs)
+    statistics = compute_statistics(labelled, voting_rule, generators(pairs))
+    print_statistics(console, labelled, statistics)
+    shown = galleries(labelled, pairs, job.label.gallery_pairs)
     path = write_report(label_set.folder, statistics, shown, label_set.facts())
     console.print(f"report: {path}", highlight=False, soft_wrap=True)
 

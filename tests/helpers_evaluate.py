@@ -1,4 +1,4 @@
-"""A Stable Diffusion of a few hundred thousand random weights, and judges that need none."""
+"""A Stable Diffusion pipeline with few, random weights, and judges without weights."""
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ def tiny_tokenizer():
 
 
 def tiny_pipeline(seed, *, width=16):
-    """Random weights: images mean nothing, but depend on noise, prompt and `seed`."""
+    """A pipeline with random weights; its images depend on noise, prompt and `seed`."""
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer()
     text = CLIPTextConfig(
@@ -65,7 +65,7 @@ def write_tiny_model(folder, seed):
 
 
 class FakePanel:
-    """Judges that look at pixels alone; as `label.scoring.panel.Panel`, without weights."""
+    """A stand-in for `label.scoring.panel.Panel` whose judges look only at pixels."""
 
     names = ("bright", "red", "green", "truth")
 

@@ -12,9 +12,8 @@ from data.images import encode_png
 from evaluate.config import EvaluateSpec
 from evaluate.plan import ComparisonPlan
 from evaluate.reporting.report import write_report
-from evaluate.reporting.summary import summarise
-from evaluate.statistics import winrate
-from evaluate.statistics.winrate import Judge
+from evaluate.reporting.summary import summarise, win_rate_table
+from evaluate.statistics.winrate import Judge, compare
 from generate.image_files import Model
 from generate.prompts.files import Prompt
 from generate.prompts.prompt_set import PromptSet
@@ -47,7 +46,7 @@ def finished_comparison(folder):
         Prompt(i, f"{NASTY} {i}", "even" if i % 2 == 0 else "odd", ("few", "some", "many")[i // 10])
         for i in range(NUMBER)
     )
-    contest = ComparisonPlan(
+    plan = ComparisonPlan(
         folder=folder,
         spec=EvaluateSpec(resamples=200, gallery_pairs=4),
         models=tuple(Model(name=name, path=f"a/{name}", revision="1") for name in ("base", "new")),
@@ -57,14 +56,14 @@ def finished_comparison(folder):
         resolution=64,
         seed=0,
     )  # fmt: skip
-    found = winrate.compare(scores, JUDGES, "base", "new", resamples=200, seed=0)
-    summary = summarise(contest, [found], scores, {"packages": {"torch": "2"}, "note": NASTY})
-    write_table(folder / "winrates.parquet", winrate.table([found], "set"))
+    comparison = compare(scores, JUDGES, "base", "new", resamples=200, seed=0)
+    summary = summarise(plan, [comparison], scores, {"packages": {"torch": "2"}, "note": NASTY})
+    write_table(folder / "winrates.parquet", win_rate_table([comparison], "set"))
     return folder, summary, scores
 
 
-def write_page(made, journal=None):
-    folder, summary, scores = made
+def write_page(finished, journal=None):
+    folder, summary, scores = finished
     write_report(
         folder, summary, scores, journal=journal or folder / "none.jsonl", num_pairs=4, seed=0
     )

@@ -76,7 +76,7 @@ def evaluate(monkeypatch, *arguments):
 
 
 def refused(monkeypatch, capsys, *arguments):
-    """Run into a mistake of the user and return what is said about it."""
+    """Run a command that must be refused; returns the message."""
     with pytest.raises(SystemExit) as ended:
         evaluate(monkeypatch, *arguments)
     assert ended.value.code not in (0, None)
@@ -108,7 +108,7 @@ def test_from_nothing_to_the_report_and_again(world, monkeypatch, capsys):
     for name in ("report.html", "report.md", "winrates.csv", "winrates.tex", "judges.json"):
         assert (folder / name).stat().st_size > 100
 
-    # again: the same words, nothing drawn, scored or written
+    # again: the same output, nothing sampled, scored or written
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     evaluate(monkeypatch, *world)
     again = capsys.readouterr().out
@@ -165,7 +165,7 @@ def test_scores_alone_are_enough_for_new_statistics(world, monkeypatch, tmp_path
         monkeypatch, capsys, *world, *gone, *renamed
     )
     said = refused(monkeypatch, capsys, *world, *gone, "evaluate.folder=never")
-    assert "never/scores.parquet is not there" in said
+    assert "never/scores.parquet does not exist" in said
 
 
 def test_a_model_that_has_been_scored_is_not_scored_again(world, models, monkeypatch):
@@ -213,12 +213,12 @@ def test_other_settings_are_refused_and_named(world, monkeypatch, capsys):
     assert (folder_of(world).with_name("evaluate-3") / "report.html").exists()
 
 
-@pytest.mark.parametrize(("found", "status"), [("not balanced", 3), ("balanced", None)])
-def test_a_script_can_stop_at_a_loss(world, monkeypatch, found, status):
+@pytest.mark.parametrize(("balance", "status"), [("not balanced", 3), ("balanced", None)])
+def test_a_script_can_stop_at_a_loss(world, monkeypatch, balance, status):
     evaluate(monkeypatch, *world)
     path = folder_of(world) / "winrates.json"
     summary = json.loads(path.read_text())
-    summary["comparisons"][0]["balance"] = found
+    summary["comparisons"][0]["balance"] = balance
     path.write_text(json.dumps(summary))
     evaluate(monkeypatch, *world)
     gate = "evaluate.fail_when_worse=true"
@@ -247,7 +247,7 @@ def test_a_script_can_stop_at_a_loss(world, monkeypatch, found, status):
         ("evaluate.folder=a/b", r"evaluate\.folder has the name 'a/b'"),
     ],
 )
-def test_mistakes_are_told_before_a_model_is_loaded(world, monkeypatch, capsys, change, message):
+def test_mistakes_are_refused_before_a_model_is_loaded(world, monkeypatch, capsys, change, message):
     monkeypatch.setattr("generate.sampler.ImageGenerator.load", None)
     assert re.search(message, refused(monkeypatch, capsys, *world, change))
 
@@ -265,16 +265,16 @@ def test_weights_are_hashed_once_for_both_stages(world, monkeypatch):
     assert first > 4
     evaluate(monkeypatch, *world)
     assert len(hashed) == first
-    found = json.loads((folder_of(world) / "winrates.json").read_text())["settings"]
+    settings = json.loads((folder_of(world) / "winrates.json").read_text())["settings"]
     name = "data/miniature/weights/aesthetic/model.safetensors"
-    assert sha256_of(ROOT / name) in json.dumps(found)
+    assert sha256_of(ROOT / name) in json.dumps(settings)
 
 
 def test_an_unknown_base_names_the_models(world, models, monkeypatch, capsys):
     named = [f"+evaluate.models.one={models[0]}", f"+evaluate.models.two={models[1]}"]
     said = refused(monkeypatch, capsys, *world, *named, "evaluate.base=oen")
     assert re.search(r"'oen' in evaluate\.base; did you mean one\?.*one, two", said)
-    assert "'one' alone" in refused(monkeypatch, capsys, *world, named[0], "evaluate.base=one")
+    assert "only 'one'" in refused(monkeypatch, capsys, *world, named[0], "evaluate.base=one")
 
 
 def test_several_models_are_each_compared_with_the_base(world, models, monkeypatch):
@@ -293,7 +293,7 @@ def test_several_models_are_each_compared_with_the_base(world, models, monkeypat
 
 @pytest.mark.parametrize("ranks", [(1, 0), (0,)], ids=["all", "the first alone"])
 def test_two_ranks_end_with_the_scores_of_one(world, monkeypatch, ranks):
-    """They meet on disk alone; the first one draws what one that died has left."""
+    """They meet on disk alone; the first one samples what one that died has left."""
     evaluate(monkeypatch, *world)
     one = pl.read_parquet(folder_of(world) / "scores.parquet")
     for rank in ranks:

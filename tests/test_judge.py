@@ -5,78 +5,80 @@ import pytest
 from data.artifacts import schemas
 from data.artifacts.atomic import write_bytes
 from data.images import encode_png
-from evaluate import judging as judging
+from evaluate import judging
 from evaluate.judging import Scorers, is_judged, judge, write_scores
 from generate.config import PromptsSpec
-from generate.image_files import plan
+from generate.image_files import list_samples
 from generate.prompts.prompt_set import load_prompts
 from tests.helpers_evaluate import FakePanel
 
 
 @pytest.fixture
-def drawn(tmp_path):
+def images(tmp_path):
     """Images of two models for five prompts and two seeds, each of one colour."""
     path = tmp_path / "prompts.txt"
     path.write_text("a\nb\nc\nd\ne\n")
     prompts = load_prompts(PromptsSpec(name="set", path=str(path)))
     rng = np.random.default_rng(0)
-    images = [
-        p for name in ("base", "new") for p in plan(tmp_path / "samples", name, prompts, [0, 1])
+    samples = [
+        sample
+        for name in ("base", "new")
+        for sample in list_samples(tmp_path / "samples", name, prompts, [0, 1])
     ]
-    for image in images:
+    for sample in samples:
         colour = rng.integers(0, 256, 3, dtype=np.uint8)
-        write_bytes(image.path, encode_png(np.tile(colour, (8, 8, 1))))
-    return images
+        write_bytes(sample.path, encode_png(np.tile(colour, (8, 8, 1))))
+    return samples
 
 
 def run(images, panel=None):
     counts = []
-    found = judge(images, panel or FakePanel(), batch=4, workers=0, scored=counts.append)
+    scores = judge(images, panel or FakePanel(), batch=4, workers=0, advance=counts.append)
     assert sum(counts) == len(images)
-    return found
+    return scores
 
 
-def test_the_panel_keeps_the_protocol():
+def test_the_panel_follows_the_protocol():
     from label.scoring.panel import Panel
 
     assert isinstance(FakePanel(), Scorers)
     assert isinstance(Panel({}), Scorers)
 
 
-def test_every_image_gets_its_own_score(drawn):
-    scores = run(drawn)
-    for row, image in enumerate(drawn):
+def test_every_image_gets_its_own_score(images):
+    scores = run(images)
+    for row, image in enumerate(images):
         expected = FakePanel._row(image.path.read_bytes())
         assert [scores[name][row] for name in FakePanel.names] == pytest.approx(expected)
 
 
-def test_images_of_a_prompt_are_scored_together_in_bounded_parts(drawn, monkeypatch):
-    whole = run(drawn)
+def test_images_of_a_prompt_are_scored_together_in_bounded_parts(images, monkeypatch):
+    whole = run(images)
     monkeypatch.setattr(judging, "CHUNK", 4)
     panel, seen = FakePanel(), []
     score = panel.score
     panel.score = lambda images, prompts, **more: seen.append(prompts) or score(images, prompts)
-    parts = run(drawn, panel)
+    parts = run(images, panel)
     assert [set(texts) for texts in seen] == [{"a"}, {"b"}, {"c"}, {"d"}, {"e"}]
     for name in FakePanel.names:
         assert np.array_equal(parts[name], whole[name])
 
 
-def test_scores_file(drawn, tmp_path):
-    drawn[3].path.write_bytes(b"torn")
+def test_scores_file(images, tmp_path):
+    images[3].path.write_bytes(b"torn")
     path, settings = (
         tmp_path / "scores.parquet",
         {"seeds": [0, 1], "metrics": {"red": {"tie": 0.0}}},
     )
     assert not is_judged(path, settings)
-    write_scores(path, drawn, run(drawn), folder=tmp_path, prompts_name="set", settings=settings)
+    write_scores(path, images, run(images), folder=tmp_path, prompts_name="set", settings=settings)
     frame = pl.read_parquet(path)
     assert frame.columns == schemas.sample_scores(FakePanel.names).names
     assert frame["score_red"].null_count() == 1  # null, not NaN: unreadable
     assert frame["score_red"].is_nan().sum() == 0
     assert frame.row(3, named=True)["score_red"] is None
     assert frame["path"][0] == "samples/base/00000-0.png"
-    assert (tmp_path / frame["path"][19]) == drawn[19].path
+    assert (tmp_path / frame["path"][19]) == images[19].path
     assert frame["seed"].to_list() == [0, 1] * 10
     assert is_judged(path, settings)
     assert not is_judged(path, settings | {"seeds": [0]})

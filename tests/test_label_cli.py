@@ -148,11 +148,11 @@ def test_new_voter_scores_only_itself(run: Run, copy: Path) -> None:
 def test_inspect_writes_a_report_that_carries_its_images(run: Run, copy: Path, world: Path) -> None:
     status, said = run("label.inspect=true")
     assert status == 0, said
-    assert "fleiss kappa" in said
+    assert "Krippendorff's alpha" in said
     html = (copy / "labels" / "majority" / "report.html").read_text()
     assert html.count("data:image/jpeg;base64,") >= 4
     assert not re.search(r"(src|href)=\"(?!data:|#)", html)
-    for title in ("Unanimous", "Split", "Flipped", "Each metric", "Without one of the voters"):
+    for title in ("Unanimous", "Split", "Flipped", "Each voter", "Without one of the voters"):
         assert title in html
     (copy / "labels" / "majority" / "manifest.json").unlink()
     status, said = run("label.inspect=true")

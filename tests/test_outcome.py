@@ -4,7 +4,7 @@ import pytest
 
 from label.analysis import breakdowns
 from label.analysis.agreement import ballots
-from label.analysis.statistics import study
+from label.analysis.statistics import compute_statistics
 from label.config import Rule, TieRule, VoteSpec
 from label.voting.rules import VotingRule, label_pairs
 from tests.test_agreement import HUMAN, VOTES
@@ -22,51 +22,44 @@ def labelled(
 
 
 def test_margins_and_flips_add_up() -> None:
-    counted = ballots(labelled(VOTES, HUMAN)[0])
-    found = breakdowns.margins(counted)
-    assert found["margin"].to_list() == [1, 2, 3]
-    assert found["pairs"].to_list() == [2, 1, 2]
-    assert found["human"].to_list() == [2, 0, 2]  # a human tie is no choice
-    assert found["flips"].to_list() == [0.5, None, 0.5]
-    whole = breakdowns.overall(counted)
-    assert whole["flips"] == 2
-    assert whole["human_agreement"] == 0.5
-    assert whole["human_choices"] == 4
-    assert whole["human_ties"] == 1
-    assert whole["human_side_0"] == 0.5
-    assert whole["winner_side_0"] == 0.6
+    frame, voting_rule = labelled(VOTES, HUMAN)
+    margins = breakdowns.margins(ballots(frame))
+    assert margins["margin"].to_list() == [1, 2, 3]
+    assert margins["pairs"].to_list() == [2, 1, 2]
+    assert margins["flips"].to_list() == [0.5, None, 0.5]  # a human tie is no choice
+    statistics = compute_statistics(frame, voting_rule)
+    assert statistics.human_agreement == 0.5
+    assert (statistics.decided, statistics.num_pairs) == (5, 5)
 
 
 def test_leaving_one_of_an_even_number_out_decides_ties() -> None:
     rows = [(1, 1, -1, -1), (1, -1, 1, -1), (1, 1, 1, -1), (1, 1, 1, 1)]
     frame, voting_rule = labelled(votes(*rows), [1.0, 0.0, 1.0, 1.0])
-    found = {
-        row["without"]: row
-        for row in breakdowns.leave_one_out(ballots(frame), voting_rule).to_dicts()
-    }
-    assert list(found) == ["nobody", *NAMES]
-    assert found["nobody"]["changed"] == 0
-    assert found["nobody"]["human"] == 1.0
-    assert found["a"]["changed"] == 0.5
-    assert [found["a"][k] for k in ("ties_made", "ties_broken", "reversed")] == [0, 2, 0]
-    assert found["a"]["human_broken"] == 0.5  # -1 and -1: against people, with people
-    assert found["d"]["human_broken"] == 0.5
-    assert found["b"]["human_broken"] == 0.0  # -1 where people said 0, +1 where they said 1
-    assert found["c"]["human_broken"] == 1.0
+    rows = breakdowns.leave_one_out(ballots(frame), voting_rule).to_dicts()
+    without = {row["without"]: row for row in rows}
+    assert list(without) == ["nobody", *NAMES]
+    assert without["nobody"]["human"] == 1.0
+    changes = ("ties_made", "ties_broken", "reversed")
+    assert [without["nobody"][name] for name in changes] == [0, 0, 0]
+    assert [without["a"][name] for name in changes] == [0, 2, 0]
+    assert without["a"]["human_broken"] == 0.5  # -1 and -1: against people, with people
+    assert without["d"]["human_broken"] == 0.5
+    assert without["b"]["human_broken"] == 0.0  # -1 where people said 0, +1 where they said 1
+    assert without["c"]["human_broken"] == 1.0
 
 
 def test_leaving_one_of_an_odd_number_out_makes_ties() -> None:
     frame, voting_rule = labelled(votes((1, 1, -1), (1, 1, 1)))
-    found = breakdowns.leave_one_out(ballots(frame), voting_rule)
-    assert found["ties_made"].to_list() == [0, 1, 1, 0]
-    assert found["ties_broken"].sum() == found["reversed"].sum() == 0
-    assert found["human"].to_list() == [None] * 4
+    without = breakdowns.leave_one_out(ballots(frame), voting_rule)
+    assert without["ties_made"].to_list() == [0, 1, 1, 0]
+    assert without["ties_broken"].sum() == without["reversed"].sum() == 0
+    assert without["human"].to_list() == [None] * 4
 
 
 def test_leaving_a_heavy_voter_out_reverses() -> None:
     frame, voting_rule = labelled(votes((1, -1, -1), (1, 1, 1)), weights={"a": 3.0})
-    found = breakdowns.leave_one_out(ballots(frame), voting_rule)
-    assert found["reversed"].to_list() == [0, 1, 0, 0]
+    without = breakdowns.leave_one_out(ballots(frame), voting_rule)
+    assert without["reversed"].to_list() == [0, 1, 0, 0]
     alone, voting_rule = labelled(votes((1, -1), (1, 1)), rule=Rule.majority, human_votes=False)
     assert breakdowns.leave_one_out(ballots(alone), voting_rule)["ties_broken"].to_list() == [
         0,
@@ -77,25 +70,25 @@ def test_leaving_a_heavy_voter_out_reverses() -> None:
 
 def test_human_voter_can_be_left_out_too() -> None:
     frame, voting_rule = labelled(votes((1, -1), (1, 1)), [0.0, 1.0], human_votes=True)
-    found = breakdowns.leave_one_out(ballots(frame), voting_rule)
-    assert found["without"].to_list() == ["nobody", "a", "b", "human"]
-    assert found["ties_made"].to_list() == [0, 0, 1, 1]
+    without = breakdowns.leave_one_out(ballots(frame), voting_rule)
+    assert without["without"].to_list() == ["nobody", "a", "b", "human"]
+    assert without["ties_made"].to_list() == [0, 0, 1, 1]
 
 
 def test_ties_say_how_each_was_decided() -> None:
     rows = [(1, 1, -1, -1)] * 3 + [(1, -1, 0, 0)] + [(1, 1, 1, -1)]
     human = [1.0, 0.0, None, 0.5, 1.0]
     frame, voting_rule = labelled(votes(*rows), human, tie_rule=TieRule.human)
-    found = breakdowns.ties(ballots(frame), voting_rule.spec.rule.value)
-    assert found.rows() == [
-        ("2 : 2", "human", True, 2, None),  # people agree with themselves
-        ("2 : 2", "tie", False, 1, None),
-        ("1 : 1", "tie", False, 1, None),
+    ties = breakdowns.ties(ballots(frame), voting_rule.spec.rule.value)
+    assert ties.rows() == [
+        ("2 : 2", "human", 2, None),  # people agree with themselves
+        ("2 : 2", "tie", 1, None),
+        ("1 : 1", "tie", 1, None),
     ]
-    assert breakdowns.overall(ballots(frame))["human_agreement"] == 1.0  # the last pair alone
-    assert breakdowns.margins(ballots(frame))["human"].to_list() == [0, 1]
+    assert compute_statistics(frame, voting_rule).human_agreement == 1.0  # the last pair alone
+    assert breakdowns.margins(ballots(frame))["flips"].to_list() == [None, 0.0]
     frame, voting_rule = labelled(votes(*rows), human, tie_rule=TieRule.metric, tie_metric="a")
-    assert breakdowns.ties(ballots(frame), "majority").row(0) == ("2 : 2", "metric:a", True, 3, 0.5)
+    assert breakdowns.ties(ballots(frame), "majority").row(0) == ("2 : 2", "metric:a", 3, 0.5)
     frame, voting_rule = labelled(votes(*rows), human, rule=Rule.unanimous)
     words = breakdowns.ties(ballots(frame), voting_rule.spec.rule.value)["outcome"].to_list()
     assert sorted(set(words)) == ["not_unanimous", "tie"]
@@ -104,47 +97,35 @@ def test_ties_say_how_each_was_decided() -> None:
 def test_coalitions_know_no_side() -> None:
     rows = [(1, 1, -1, 0), (-1, -1, 1, 0), (1, 1, 1, 1), (-1, 1, 0, 0)]
     frame, voting_rule = labelled(votes(*rows), [1.0, 1.0, 0.5, 0.0])
-    found = breakdowns.coalitions(ballots(frame), voting_rule, 10).rows()
-    assert found[0] == ("a, b", "c", "d", 2, 0.5)
-    assert set(found[1:]) == {("a, b, c, d", "", "", 1, None), ("a", "b", "c, d", 1, 1.0)}
-    assert sum(row[3] for row in found) == 4
+    divisions = breakdowns.coalitions(ballots(frame), voting_rule, 10).rows()
+    assert divisions[0] == ("a, b", "c", "d", 2, 0.5)
+    assert set(divisions[1:]) == {("a, b, c, d", "", "", 1, None), ("a", "b", "c, d", 1, 1.0)}
+    assert sum(row[3] for row in divisions) == 4
 
 
-def test_groups_by_size_shape_and_generator() -> None:
+def test_groups_by_size_and_generator() -> None:
     rows = [(1, 1), (1, 1), (-1, -1), (1, -1)]
-    frame, voting_rule = labelled(votes(*rows), [1.0, 0.0, 0.0, None])
+    frame, _ = labelled(votes(*rows), [1.0, 0.0, 0.0, None])
     frame = frame.with_columns(
         width_0=pl.Series([8, 8, 16, 8], dtype=pl.Int32),
         width_1=pl.Series([8, 8, 8, 8], dtype=pl.Int32),
     )
-    sizes = {row["group"]: row for row in breakdowns.by_size(frame, 9).to_dicts()}
+    sizes = {row["size"]: row for row in breakdowns.by_size(frame, 9).to_dicts()}
     assert sizes["8 x 8"]["pairs"] == 3
     assert sizes["8 x 8"]["decided"] == pytest.approx(2 / 3)
+    assert sizes["8 x 8"]["unanimous"] == pytest.approx(2 / 3)
     assert sizes["8 x 8"]["human"] == 0.5
-    assert sizes["8 x 8"]["side_0"] == 1.0
     assert sizes["two sizes"]["human"] == 1.0
-    shapes = dict(breakdowns.by_shape(frame).select("group", "pairs").iter_rows())
-    assert shapes == {"square": 3, "two shapes": 1}
-    # the third pair's label, both metrics and people take image 1, the smaller one
-    assert breakdowns.larger_wins(frame) == {"label": 0.0, "human": 0.0, "a": 0.0, "b": 0.0}
-    makers = pl.DataFrame(
+    assert breakdowns.by_size(frame, 1)["size"].to_list() == ["8 x 8"]
+    generators = pl.DataFrame(
         {"generator_0": ["x", "y", "y", None], "generator_1": ["y", "x", "y", "x"]}
     )
-    found = {row["group"]: row for row in breakdowns.by_generator(frame, makers).to_dicts()}
-    assert found["x / y"]["pairs"] == 2
-    assert found["x / y"]["first_wins"] == 0.5  # x as image 0, then y as image 0
-    assert found["y / y"]["first_wins"] is None
-    assert len(found) == 2
-
-
-def test_tall_and_wide() -> None:
-    frame, _ = labelled(votes((1, 1), (1, 1), (1, 1)))
-    frame = frame.with_columns(
-        width_0=pl.Series([9, 4, 8]), width_1=pl.Series([16, 4, 8]),
-        height_0=pl.Series([8, 8, 8]), height_1=pl.Series([8, 8, 8]),
-    )  # fmt: skip
-    shapes = dict(breakdowns.by_shape(frame).select("group", "pairs").iter_rows())
-    assert shapes == {"wide": 1, "tall": 1, "square": 1}
+    groups = breakdowns.by_generator(frame, generators, 9).to_dicts()
+    groups = {row["generators"]: row for row in groups}
+    assert groups["x / y"]["pairs"] == 2
+    assert groups["x / y"]["first_wins"] == 0.5  # x as image 0, then y as image 0
+    assert groups["y / y"]["first_wins"] is None
+    assert len(groups) == 2
 
 
 def test_reasons_are_counted_by_kind() -> None:
@@ -167,15 +148,16 @@ def test_reasons_are_counted_by_kind() -> None:
     assert labelled["reason"].to_list() == [reason for _, reason in given]  # in full
 
 
-def test_study_counts_every_pair_everywhere() -> None:
+def test_statistics_count_every_pair_everywhere() -> None:
     rng = np.random.default_rng(7)
     human = rng.choice([0.0, 0.5, 1.0], 500).tolist()
     frame, voting_rule = labelled(rng.normal(size=(500, 4, 2)), human)
-    found = study(frame, voting_rule)
-    assert sum(found.outcomes.values()) == sum(found.statuses.values()) == 500
-    assert found.margins["pairs"].sum() == found.sizes["pairs"].sum() == 500
-    assert found.coalitions["pairs"].sum() == found.shapes["pairs"].sum() == 500
-    assert found.ties["pairs"].sum() == found.outcomes["tie"]
-    assert found.without["ties_broken"].to_list() == [0, *[found.outcomes["tie"]] * 4]
-    for gaps in found.gaps:
+    statistics = compute_statistics(frame, voting_rule)
+    assert sum(statistics.outcomes.values()) == sum(statistics.statuses.values()) == 500
+    frames = {name: table.frame for name, table in statistics.tables.items()}
+    for name in ("margins", "sizes", "coalitions"):
+        assert frames[name]["pairs"].sum() == 500
+    assert frames["ties"]["pairs"].sum() == statistics.outcomes["tie"]
+    assert frames["without"]["ties_broken"].to_list() == [0, *[statistics.outcomes["tie"]] * 4]
+    for gaps in statistics.gaps:
         assert sum(gaps.counts) == pytest.approx(495, abs=1)  # all but the outermost 1 %

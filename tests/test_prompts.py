@@ -21,7 +21,7 @@ def texts(prompts):
     return [prompt.text for prompt in prompts.prompts]
 
 
-def test_lines_leave_out_empty_and_repeated_ones_and_count_them(tmp_path):
+def test_empty_and_repeated_lines_are_left_out_and_counted(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("a cat\n\n  a dog \na cat\r\n\u201ca\u2028house\u201d\n")
     prompts = load_prompts(spec(path))
@@ -40,11 +40,11 @@ def test_max_prompts_takes_the_first_distinct_ones(tmp_path):
 def test_a_set_without_prompts_is_refused(tmp_path, content):
     path = tmp_path / "prompts.txt"
     path.write_text(content)
-    with pytest.raises(PromptsError, match="holds no prompt"):
+    with pytest.raises(PromptsError, match="has no prompt"):
         load_prompts(spec(path))
 
 
-def test_partiprompts_are_tab_separated_and_quotes_are_letters(tmp_path):
+def test_partiprompts_are_tab_separated_and_quotes_are_ordinary(tmp_path):
     rows = [("Prompt", "Category", "Challenge", "Note")]
     rows += [(f'a "sign {i}', "Arts", "Writing & Symbols", "") for i in range(1632)]
     path = tmp_path / "PartiPrompts.tsv"
@@ -62,7 +62,7 @@ def test_another_tsv_is_refused_with_its_columns(tmp_path):
         load_prompts(spec(path, PromptsKind.parti))
 
 
-def test_hpd_folder_keeps_styles_and_numbers_run_on(tmp_path):
+def test_hpd_folder_keeps_styles_and_numbers_prompts_across_files(tmp_path):
     (tmp_path / "anime.json").write_text(json.dumps(["a", "b"]))
     (tmp_path / "photo.json").write_text(json.dumps(["c"]))
     prompts = load_prompts(spec(tmp_path, PromptsKind.hpd)).prompts
@@ -173,21 +173,21 @@ def test_an_unknown_table_says_what_can_be_read(tmp_path):
         load_prompts(spec(path, PromptsKind.table))
 
 
-def test_a_folder_of_parquet_files_gives_the_split_that_is_asked_for(tmp_path):
+def test_a_folder_of_parquet_files_gives_the_named_split(tmp_path):
     for split, seed in (("validation_unique", 1), ("train", 2)):
         write_pairs(tmp_path, 30, seed, 1, "validation" if seed == 1 else "train")
-        made = tmp_path / f"{'validation' if seed == 1 else 'train'}-00000-of-00001.parquet"
-        made.rename(tmp_path / f"{split}-00000-of-00001.parquet")
+        file = tmp_path / f"{'validation' if seed == 1 else 'train'}-00000-of-00001.parquet"
+        file.rename(tmp_path / f"{split}-00000-of-00001.parquet")
     wanted = spec(tmp_path, PromptsKind.table, split="validation_unique", column="caption")
     captions = pl.read_parquet(tmp_path / "validation_unique-*.parquet")["caption"].to_list()
-    found = load_prompts(wanted)
-    assert texts(found) == [text for text in dict.fromkeys(captions) if text]
-    assert len(found.prompts) + found.empty + found.repeated == 30
+    prompts = load_prompts(wanted)
+    assert texts(prompts) == [text for text in dict.fromkeys(captions) if text]
+    assert len(prompts.prompts) + prompts.empty + prompts.repeated == 30
     with pytest.raises(PromptsError, match=r"has no test\*\.parquet; name the split"):
         load_prompts(spec(tmp_path, PromptsKind.table, split="test"))
 
 
-def test_held_out_prompts_stand_in_no_training_pair(tmp_path):
+def test_held_out_prompts_occur_in_no_training_pair(tmp_path):
     write_pairs(tmp_path, 60, 1, 2, "train")
     write_pairs(tmp_path, 40, 2, 1, "validation")
     pairs = PairsSpec(root=str(tmp_path), split="train", max_pairs=1)
@@ -200,11 +200,11 @@ def test_held_out_prompts_stand_in_no_training_pair(tmp_path):
         frame[0, "caption"] = text
         frame.write_parquet(file)
     wanted = spec("", PromptsKind.pairs, split="validation", exclude_trained=True)
-    found = load_prompts(wanted, pairs)
-    assert shared[0] not in texts(found)  # capitals and spaces do not hide it
-    assert shared[1] in texts(found)  # not trained on: its file is not taken
-    assert found.trained == own.filter(pl.col("caption") == shared[0]).height
-    assert found.counts.endswith(f"in training pairs {found.trained} · total 40")
+    held_out = load_prompts(wanted, pairs)
+    assert shared[0] not in texts(held_out)  # case and whitespace do not hide it
+    assert shared[1] in texts(held_out)  # not trained on: max_pairs leaves its file out
+    assert held_out.trained == own.filter(pl.col("caption") == shared[0]).height
+    assert held_out.counts.endswith(f"in training pairs {held_out.trained} · total 40")
     everything = load_prompts(spec("", PromptsKind.pairs, split="validation"), pairs)
     assert shared[0] in texts(everything)
     with pytest.raises(PromptsError, match="rows have a training pair's prompt"):

@@ -8,16 +8,17 @@ import numpy as np
 import polars as pl
 import pytest
 
+from data.artifacts.html import flat
 from data.artifacts.manifest import Manifest, describe, write_manifest
 from data.artifacts.parquet_io import write_table
 from evaluate.reporting import gallery, plots
 from evaluate.reporting.label_facts import label_facts
-from evaluate.reporting.report import flat, latex, markdown
+from evaluate.reporting.report import latex, markdown
 from tests.helpers_report import NASTY, NUMBER, finished_comparison, write_page
 
 
 @pytest.fixture
-def made(tmp_path):
+def finished(tmp_path):
     return finished_comparison(tmp_path)
 
 
@@ -44,8 +45,8 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-def test_the_page_is_whole_and_needs_no_network(made):
-    text = write_page(made)
+def test_the_page_is_whole_and_needs_no_network(finished):
+    text = write_page(finished)
     page = Page(text)
     assert page.open == []
     assert "script" not in {tag for tag, _ in page.tags}
@@ -56,9 +57,9 @@ def test_the_page_is_whole_and_needs_no_network(made):
     assert not re.search(r"@import|url\((?!#)", text)
 
 
-def test_everything_can_be_reached_without_a_pointer(made):
+def test_everything_can_be_reached_without_a_pointer(finished):
     """What scrolls has a name and the focus, links lead somewhere, nothing hides in a title."""
-    page = Page(write_page(made))
+    page = Page(write_page(finished))
     ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
     links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
     assert len(links) >= 2
@@ -73,15 +74,15 @@ def test_everything_can_be_reached_without_a_pointer(made):
     assert [tag for tag, _ in page.tags].count("h1") == 1
 
 
-def test_an_image_that_is_gone_is_said_to_be_gone(made):
-    for path in made[0].rglob("*.png"):
+def test_a_missing_image_is_reported_on_the_page(finished):
+    for path in finished[0].rglob("*.png"):
         path.unlink()
-    page = write_page(made)
+    page = write_page(finished)
     assert "image not found" in page
     assert "<img" not in page
 
 
-def test_labels_of_the_run_stand_in_the_page(made, tmp_path):
+def test_the_page_shows_the_labels_of_the_run(finished, tmp_path):
     folder = tmp_path / "labels" / "majority"
     votes = {"vote_a": [1, 1, -1, 0, None], "vote_b": [1, -1, -1, 1, 1]}
     human = [1.0, 0.0, 0.0, 0.5, None]  # agrees with a on 2 of 3, with b on 3 of 3
@@ -98,20 +99,22 @@ def test_labels_of_the_run_stand_in_the_page(made, tmp_path):
     assert (facts["pairs"], facts["decided"], facts["voters"]) == (5, 4, ["a", "b", "human"])
     assert facts["agreement"] == [[1, 2 / 3, 2 / 3], [2 / 3, 1, 1], [2 / 3, 1, 1]]
     words = " ".join(
-        " ".join(Page(write_page((made[0], made[1] | {"labels": facts}, made[2]))).words).split()
+        " ".join(
+            Page(write_page((finished[0], finished[1] | {"labels": facts}, finished[2]))).words
+        ).split()
     )
     assert "4 of 5 pairs have a winner: majority 4, tie 1." in words
     assert "66.7%" in words
 
 
-def test_prompts_are_text_and_never_markup(made):
-    text = write_page(made)
+def test_prompts_are_text_and_never_markup(finished):
+    text = write_page(finished)
     assert "<script>" not in text
     assert any(NASTY in words for words in Page(text).words)
 
 
-def test_the_page_says_what_the_numbers_say(made):
-    words = " ".join(" ".join(Page(write_page(made)).words).split())
+def test_the_page_shows_the_numbers(finished):
+    words = " ".join(" ".join(Page(write_page(finished)).words).split())
     assert (
         "new is better than base on 1 of 2 voting metrics and worse on hps: not balanced." in words
     )
@@ -119,11 +122,11 @@ def test_the_page_says_what_the_numbers_say(made):
     assert "0 / 0 / 30" in words  # hps: all losses
     assert "0 / 30 / 0" in words  # truth: all ties
     assert "50.0% average win rate of the voters" in words
-    assert "0.0% of prompts better by every voter at once" in words
+    assert "0.0% of prompts better according to every voter" in words
 
 
-def test_galleries_follow_their_rules(made):
-    folder, summary, scores = made
+def test_galleries_follow_their_rules(finished):
+    folder, summary, scores = finished
     gains = np.linspace(-1, 1, NUMBER)  # both voters fall for the first half, rise for the second
     order = {i: float(g) for i, g in enumerate(gains)}
     base = scores.filter(pl.col("model") == "base")
@@ -135,8 +138,8 @@ def test_galleries_follow_their_rules(made):
         ],
     )
     (comparison,) = summary["comparisons"]
-    found = gallery.galleries(pl.concat([base, moved]), folder, comparison, 3, seed=0)
-    by_title = {g.title: [card.prompt.split()[-1] for card in g.cards] for g in found}
+    shown = gallery.galleries(pl.concat([base, moved]), folder, comparison, 3, seed=0)
+    by_title = {g.title: [card.prompt.split()[-1] for card in g.cards] for g in shown}
     assert by_title["Best wins"] == ["29", "28", "27"]
     assert by_title["Worst losses"] == ["0", "1", "2"]
     assert "Metrics disagree" not in by_title
@@ -145,8 +148,8 @@ def test_galleries_follow_their_rules(made):
     assert "Metrics disagree" in {g.title for g in apart}
 
 
-def test_random_pairs_are_the_same_each_time(made):
-    folder, summary, scores = made
+def test_random_pairs_are_the_same_each_time(finished):
+    folder, summary, scores = finished
     (comparison,) = summary["comparisons"]
     one, two, other = (
         gallery.galleries(scores, folder, comparison, 5, seed)[0].cards for seed in (0, 0, 1)
@@ -154,8 +157,8 @@ def test_random_pairs_are_the_same_each_time(made):
     assert one == two != other
 
 
-def test_large_images_are_made_small_and_small_ones_left_alone(made):
-    folder, _, _ = made
+def test_large_images_are_scaled_down_and_small_ones_kept(finished):
+    folder, _, _ = finished
     large = gallery.inline(folder / "samples/base/00000-0.png")
     small = gallery.inline(folder / "samples/base/00001-0.png")
     assert large.startswith("data:image/jpeg;base64,")
@@ -164,12 +167,12 @@ def test_large_images_are_made_small_and_small_ones_left_alone(made):
     assert gallery.inline(folder / "torn.png") == ""
 
 
-def test_drawings_are_valid_and_repeatable(made):
-    (comparison,) = made[1]["comparisons"]
-    for draw in (plots.forest, plots.changes):
-        text = draw(comparison)
+def test_plots_are_valid_and_repeatable(finished):
+    (comparison,) = finished[1]["comparisons"]
+    for plot in (plots.forest, plots.changes):
+        text = plot(comparison)
         ElementTree.fromstring(text)
-        assert text == draw(comparison)
+        assert text == plot(comparison)
         assert "currentColor" in text
         assert plots.INK not in text
         for metric in ("clip_1", "hps", "truth"):
@@ -199,46 +202,46 @@ def test_training_curves_from_a_journal(tmp_path):
     assert plots.training(journal) is None
 
 
-def test_training_curves_stand_in_the_page(made, tmp_path):
+def test_the_page_shows_the_training_curves(finished, tmp_path):
     journal = tmp_path / "journal.jsonl"
     journal.write_text("".join(json.dumps({"step": s, "loss": 0.6}) + "\n" for s in range(5)))
-    assert '<h2 id="training">Training</h2>' in write_page(made, journal)
-    assert '<h2 id="training">Training</h2>' not in write_page(made)
+    assert '<h2 id="training">Training</h2>' in write_page(finished, journal)
+    assert '<h2 id="training">Training</h2>' not in write_page(finished)
 
 
-def test_categories_and_challenges_have_their_own_win_rates(made):
-    (comparison,) = made[1]["comparisons"]
-    found = {
+def test_categories_and_challenges_have_their_own_win_rates(finished):
+    (comparison,) = finished[1]["comparisons"]
+    breakdowns = {
         b["by"]: [(p["name"], p["prompts"]) for p in b["parts"]] for b in comparison["breakdowns"]
     }
-    assert found == {
+    assert breakdowns == {
         "category": [("even", 15), ("odd", 15)],
         "challenge": [("few", 10), ("some", 10), ("many", 10)],
     }
     assert comparison["breakdowns"][1]["parts"][2]["rates"][0]["win_rate"]["value"] == 1.0
-    page = write_page(made)
+    page = write_page(finished)
     assert "Win rates by category" in page
     assert "Win rates by challenge" in page
 
 
-def test_markdown_is_a_table_for_a_model_card(made):
-    text = markdown(made[1])
+def test_markdown_is_a_table_for_a_model_card(finished):
+    text = markdown(finished[1])
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
     assert lines[0].startswith("| metric | role | win rate")
     assert "| clip_1 | voter | 100.0% |" in text
-    assert made[1]["prompts"]["sha256"][:12] in text
+    assert finished[1]["prompts"]["sha256"][:12] in text
 
 
-def test_latex_escapes_names(made):
-    text = latex(made[1]["comparisons"])
+def test_latex_escapes_names(finished):
+    text = latex(finished[1]["comparisons"])
     assert r"clip\_1 & 100.0 & [88.4, 100.0] & better \\" in text
     assert text.count(r"\\") == 4
 
 
-def test_csv_is_the_parquet_file(made):
-    write_page(made)
-    rows = list(csv.DictReader((made[0] / "winrates.csv").read_text().splitlines()))
+def test_csv_is_the_parquet_file(finished):
+    write_page(finished)
+    rows = list(csv.DictReader((finished[0] / "winrates.csv").read_text().splitlines()))
     assert [row["metric"] for row in rows] == ["clip_1", "hps", "truth"]
     assert float(rows[0]["win_rate"]) == 1.0
 

@@ -16,7 +16,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
 PHONE, DESK = (390, 3600), (1280, 3200)
 OWN = "not an origin"
-"""Who starts the requests that the browser makes for itself."""
+"""The initiator of requests that the browser makes for itself."""
 LOOK = """<script>
 const frame = document.querySelector("iframe");
 frame.addEventListener("load", () => {
@@ -45,19 +45,19 @@ def page(tmp_path_factory):
     journal = folder / "journal.jsonl"
     lines = [{"step": s, "loss": 0.69 - s / 100, "accuracy": 0.5} for s in range(9)]
     journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    made, summary, scores = finished_comparison(folder)
+    _, summary, scores = finished_comparison(folder)
     voters = ["hps", "clip", "pickscore", "aesthetic", "human"]
     facts = {
         "folder": "runs/x/labels/majority", "pairs": 3000, "decided": 2400, "voters": voters,
         "outcomes": {"majority": 2400, "tie": 580, "status": 20},
         "agreement": [[0.7 if i != j else 1.0 for i in range(5)] for j in range(5)],
     }  # fmt: skip
-    write_page((made, summary | {"labels": facts}, scores), journal)
+    write_page((folder, summary | {"labels": facts}, scores), journal)
     return folder / "report.html"
 
 
 def browse(page: Path, folder: Path, size: tuple[int, int], *more: str) -> tuple[str, str]:
-    """Open a page without a window; what it printed and what it complained of."""
+    """Open a page in the headless browser; returns its output and its console messages."""
     done = subprocess.run(
         [
             BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
@@ -72,14 +72,14 @@ def browse(page: Path, folder: Path, size: tuple[int, int], *more: str) -> tuple
     return done.stdout, "\n".join(console)
 
 
-def requests_of(log: Path) -> list[str]:
-    """What a page asked the network for, by the browser's own protocol of it."""
-    text = log.read_text().rstrip()
-    found = json.loads(text if text.endswith("}") else text.rstrip(",") + "]}")
-    names = {number: name for name, number in found["constants"]["logEventTypes"].items()}
+def requests_of(path: Path) -> list[str]:
+    """The URLs that a page requested, from the browser's own log of network events."""
+    text = path.read_text().rstrip()
+    log = json.loads(text if text.endswith("}") else text.rstrip(",") + "]}")
+    names = {number: name for name, number in log["constants"]["logEventTypes"].items()}
     started = [
         event["params"]
-        for event in found["events"]
+        for event in log["events"]
         if names[event["type"]] == "URL_REQUEST_START_JOB" and "url" in event.get("params", {})
     ]
     return [request["url"] for request in started if request.get("initiator") != OWN]
@@ -96,7 +96,7 @@ def framed(page: Path, folder: Path, size: tuple[int, int], *, opened: bool = Fa
 
 
 @pytest.mark.parametrize("size", [PHONE, DESK])
-def test_the_page_loads_without_error_and_asks_for_nothing(page, tmp_path, size):
+def test_the_page_loads_without_error_or_request(page, tmp_path, size):
     log, image = tmp_path / "net.json", tmp_path / "page.png"
     shown = framed(page, tmp_path, size) if size == PHONE else page
     _, said = browse(shown, tmp_path, size, f"--log-net-log={log}", f"--screenshot={image}")
@@ -119,7 +119,7 @@ def test_an_error_or_a_request_would_be_seen(tmp_path):
 def test_nothing_is_wider_than_the_window(page, tmp_path, size):
     """Tables scroll inside their panels; the page itself never scrolls sideways."""
     dom, _ = browse(framed(page, tmp_path, size, opened=True), tmp_path, size, "--dump-dom")
-    found = json.loads(unescape(re.search(r"<title>(.*?)</title>", dom, re.DOTALL).group(1)))
-    assert found["window"] == size[0]
-    assert found["wide"] == []
-    assert found["page"] <= size[0]
+    widths = json.loads(unescape(re.search(r"<title>(.*?)</title>", dom, re.DOTALL).group(1)))
+    assert widths["window"] == size[0]
+    assert widths["wide"] == []
+    assert widths["page"] <= size[0]

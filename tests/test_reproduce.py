@@ -1,6 +1,8 @@
-"""The comparison of arms: its arithmetic by hand, its processes, and a short run that is killed."""
+"""The comparison of arms: its arithmetic by hand, its processes, and a short killed run."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from benchmarks.reproduce import children, page, report, tables
+from benchmarks.reproduce import page, report, tables
 from benchmarks.reproduce.arms import ARMS, LOOSE_BETA, OURS, Group, named
 from benchmarks.reproduce.plan import Plan, estimate, note_seconds
 from benchmarks.reproduce.results import contrast
@@ -50,24 +52,24 @@ def against(scores, arm, other="base"):
 
 def test_training_seeds_are_pooled_and_shown_apart():
     """Voter a wins 30 and 20 of 40, b 40 and 10: rates .75 .5, 1 .25; average of all .625."""
-    found = against(scores_of(x_0=(30, 40, 0), x_1=(20, 10, 40)), "x")
-    assert [rate.win_rate.value for rate in found.comparison.rates] == [0.625, 0.625, 0.5]
-    assert found.average.value == 0.625
-    assert [seed["average"] for seed in found.by_seed] == [0.875, 0.375]
-    low, high, deviation = found.spread()
+    contrast = against(scores_of(x_0=(30, 40, 0), x_1=(20, 10, 40)), "x")
+    assert [rate.win_rate.value for rate in contrast.comparison.rates] == [0.625, 0.625, 0.5]
+    assert contrast.average.value == 0.625
+    assert [seed["average"] for seed in contrast.by_seed] == [0.875, 0.375]
+    low, high, deviation = contrast.spread()
     assert (low, high) == (0.375, 0.875)
     assert deviation == pytest.approx(np.std([0.375, 0.875], ddof=1))
-    assert found.gain == pytest.approx((2 * 0.625 - 1) / 1.0)  # scores of 1 and -1 against zeros
-    assert found.comparison.rates[0].prompts == PROMPTS
-    assert found.comparison.rates[0].seeds == 2
-    assert found.held == "is not shown"  # the second seed says the opposite
+    assert contrast.gain == pytest.approx((2 * 0.625 - 1) / 1.0)  # scores of 1 and -1 against zeros
+    assert contrast.comparison.rates[0].prompts == PROMPTS
+    assert contrast.comparison.rates[0].seeds == 2
+    assert contrast.conclusion == "is not shown"  # the second seed says the opposite
 
 
 def test_arms_of_the_same_seed_are_compared():
     scores = scores_of(x_0=(40, 40, 40), x_1=(0, 0, 0), y_0=(0, 0, 0), y_1=(40, 40, 40))
-    found = against(scores, "x", "y")
-    assert [seed["a"] for seed in found.by_seed] == [1.0, 0.0]
-    assert found.average.value == 0.5
+    contrast = against(scores, "x", "y")
+    assert [seed["a"] for seed in contrast.by_seed] == [1.0, 0.0]
+    assert contrast.average.value == 0.5
     only = {name: frame for name, frame in scores.items() if name != "y-1"}
     assert [seed["a"] for seed in against(only, "x", "y").by_seed] == [1.0]
     with pytest.raises(ValueError, match="x and z have no training seed in common"):
@@ -75,13 +77,13 @@ def test_arms_of_the_same_seed_are_compared():
 
 
 @pytest.mark.parametrize(
-    ("wins", "held"), [((36, 38, 0), "holds"), ((2, 4, 40), "is contradicted")]
+    ("wins", "conclusion"), [((36, 38, 0), "holds"), ((2, 4, 40), "is contradicted")]
 )
-def test_a_claim_needs_the_interval_and_every_seed(wins, held):
-    found = against(scores_of(x_0=wins, x_1=wins), "x")
-    assert found.held == held
-    assert found.weakest.metric == "a"
-    assert found.verdicts == ((2, 1) if held == "holds" else (1, 2))
+def test_a_claim_needs_the_interval_and_every_seed(wins, conclusion):
+    contrast = against(scores_of(x_0=wins, x_1=wins), "x")
+    assert contrast.conclusion == conclusion
+    assert contrast.weakest.metric == "a"
+    assert contrast.verdicts == ((2, 1) if conclusion == "holds" else (1, 2))
 
 
 def test_prompts_and_not_images_are_resampled():
@@ -91,32 +93,32 @@ def test_prompts_and_not_images_are_resampled():
     assert one == three
 
 
-def found_of(*arms):
+def contrasts_of(*arms):
     scores = scores_of(**{f"{arm}_{seed}": (30, 28, 26) for arm in arms for seed in (0, 1)})
     return {(arm, "base"): against(scores, arm) for arm in arms}
 
 
 def test_tables_are_whole():
-    found = found_of("majority", "human")
-    alone = report.with_base(found)
+    contrasts = contrasts_of("majority", "human")
+    alone = report.with_base(contrasts)
     for text in (
         tables.against_base(alone, ARMS, JUDGES, {"human": 2646}),
         tables.steadiness(alone, ARMS),
-        tables.claims({("majority", "human"): found["majority", "base"]}, ARMS),
+        tables.claims({("majority", "human"): contrasts["majority", "base"]}, ARMS),
     ):
         assert len({line.count("|") for line in text.splitlines()}) == 1
         assert len(text.splitlines()) >= 3
     first = tables.against_base(alone, ARMS, JUDGES, {"human": 2646}).splitlines()
     assert first[2].startswith("| human labels | 2646 | 72.5 (")  # arms in their order
     assert first[3].startswith("| majority, frozen reference | – | 72.5 (")
-    flat = tables.rows(found.values())
+    flat = tables.rows(contrasts.values())
     assert {(row["arm"], row["metric"]) for row in flat} == {
         (arm, metric) for arm in ("majority", "human") for metric in ("a", "b", "truth", "average")
     }
 
 
-def test_figures_are_drawn_from_what_is_there(tmp_path):
-    alone = report.with_base(found_of(OURS, "human", "majority"))
+def test_figures_show_the_finished_arms(tmp_path):
+    alone = report.with_base(contrasts_of(OURS, "human", "majority"))
     from benchmarks.reproduce import figures
 
     figures.save(figures.win_rates(alone, ARMS), tmp_path / "a.svg")
@@ -125,7 +127,7 @@ def test_figures_are_drawn_from_what_is_there(tmp_path):
     assert figures.snapshots(alone) is None  # fewer than three cadences
 
 
-def test_the_page_keeps_what_stands_around_the_results(tmp_path):
+def test_the_page_keeps_the_text_around_the_results(tmp_path):
     path = tmp_path / "docs" / "page.md"
     path.parent.mkdir()
     path.write_text("nothing here")
@@ -146,8 +148,8 @@ def test_the_page_keeps_what_stands_around_the_results(tmp_path):
 
 
 def tiny_plan(folder, **changes):
-    given = {"seeds": 2, "steps": 200, "prompts": 10, "pairs": 160, "arms": ARMS} | changes
-    return Plan(folder=folder / "reproduce", **given)
+    settings = {"seeds": 2, "steps": 200, "prompts": 10, "pairs": 160, "arms": ARMS} | changes
+    return Plan(folder=folder / "reproduce", **settings)
 
 
 @pytest.mark.slow
@@ -172,11 +174,11 @@ def test_every_arm_is_a_run_that_differs_in_one_thing(tmp_path):
     assert coins == {"random_0", "random_1"}
 
 
-def test_claims_are_about_arms_that_there_are():
+def test_claims_are_about_known_arms():
     known = {arm.name for arm in ARMS}
     for arm, others in tables.CLAIMS.values():
         assert {arm, *others} <= known
-    with pytest.raises(ValueError, match="no arm majorty; there are human"):
+    with pytest.raises(ValueError, match="unknown arm majorty; the arms are human"):
         named(["majorty"])
 
 
@@ -185,7 +187,7 @@ def test_the_estimate_learns_from_what_was_measured(tmp_path):
     (plan.folder / "shared").mkdir(parents=True)
     before = estimate(plan, set(), jobs=1)
     note_seconds(plan, "human-0", 100.0)
-    note_seconds(plan, "human-0", 5.0)  # a repetition that found it done
+    note_seconds(plan, "human-0", 5.0)  # a repetition that had nothing left to do
     after = estimate(plan, {"human-0", "base"}, jobs=2)
     assert after == pytest.approx(3 * 100 / 2)
     assert after != before
@@ -193,35 +195,103 @@ def test_the_estimate_learns_from_what_was_measured(tmp_path):
 
 # --- processes -----------------------------------------------------------------------------------
 
+PIECES = """
+import os, sys, time
+from functools import partial
+from pathlib import Path
+from benchmarks.reproduce import children
+
+children.PRELOAD.clear()
+folder = Path(sys.argv[1])
+
+
+def meet(own, other):
+    (folder / own).touch()
+    deadline = time.monotonic() + 30
+    while not (folder / other).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    print(f"{own} met {other}")
+    os.system("echo so does a child")
+
+
+def fail():
+    raise ValueError("as it should")
+
+
+def killed():
+    os.kill(os.getpid(), 9)
+
+
+def sleep():
+    (folder / f"pid-{os.getpid()}").touch()
+    time.sleep(600)
+
+
+def compute():
+    end = time.process_time() + 0.2
+    while time.process_time() < end:
+        pass
+
+
+if __name__ == "__main__":
+    works = {"1": partial(meet, "a", "b"), "2": fail, "3": partial(meet, "b", "a"), "4": killed,
+             "5": compute}
+    if "sleep" in sys.argv:
+        works = {"1": sleep, "2": sleep}
+    pieces = [children.Piece(name, folder / name / "log.txt", work) for name, work in works.items()]
+    for end in children.run(pieces, jobs=2):
+        print(end.piece.name, end.failed, end.seconds > 0.15)
+"""
+
+
+def pieces_program(folder: Path, *more: str) -> list[str]:
+    """A program that runs pieces; without torch, so that it starts at once."""
+    (folder / "pieces.py").write_text(PIECES)
+    return [sys.executable, str(folder / "pieces.py"), str(folder), *more]
+
 
 def test_pieces_run_side_by_side_and_a_failure_stops_no_other(tmp_path):
-    def piece(name, work):
-        return children.Piece(name, tmp_path / name / "log.txt", work)
-
-    def meet(own, other):
-        (tmp_path / own).touch()
-        deadline = time.monotonic() + 20
-        while not (tmp_path / other).exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        print(f"{own} met {other}")
-
-    def fail():
-        raise ValueError("as it should")
-
-    pieces = [
-        piece("1", lambda: meet("a", "b")),
-        piece("2", fail),
-        piece("3", lambda: meet("b", "a")),
-    ]
-    ends = {end.piece.name: end for end in children.run(pieces, jobs=2) if end}
-    assert {name: end.failed for name, end in ends.items()} == {"1": False, "2": True, "3": False}
-    assert "a met b" in (tmp_path / "1" / "log.txt").read_text()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(pieces_program(tmp_path), env=environment, capture_output=True,
+                          text=True, timeout=120, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ends = {name: (failed, long) for name, failed, long in map(str.split, done.stdout.splitlines())}
+    failed = {name: value[0] for name, value in ends.items()}
+    assert failed == {"1": "False", "2": "True", "3": "False", "4": "True", "5": "False"}
+    assert ends["5"][1] == "True"  # its CPU seconds
+    assert (tmp_path / "1" / "log.txt").read_text() == "a met b\nso does a child\n"
     assert "ValueError: as it should" in (tmp_path / "2" / "log.txt").read_text()
 
 
-def children_of(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_children_end_with_their_parent(tmp_path, how):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen(pieces_program(tmp_path, "sleep"), env=environment,
+                              stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("pid-*"))) < 2:
+        assert parent.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    family = descendants(parent.pid)
+    pieces = {int(path.name.removeprefix("pid-")) for path in tmp_path.glob("pid-*")}
+    assert pieces <= set(family)
+    parent.send_signal(how)
+    parent.wait(30)
+    wait_for_end(family, deadline)
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below this one."""
+    below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [process for child in map(int, below) for process in (child, *descendants(child))]
+
+
+def wait_for_end(processes: list[int], deadline: float) -> None:
+    while alive := [pid for pid in processes if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.05)
 
 
 def quick(folder: Path, *more: str) -> list[str]:
@@ -231,7 +301,7 @@ def quick(folder: Path, *more: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.ranks
-def test_a_killed_comparison_goes_on_and_then_has_nothing_left_to_do(tmp_path):
+def test_a_killed_comparison_resumes(tmp_path):
     folder, docs = tmp_path / "reproduce", tmp_path / "page.md"
     first = subprocess.Popen(
         quick(folder), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -241,13 +311,11 @@ def test_a_killed_comparison_goes_on_and_then_has_nothing_left_to_do(tmp_path):
         assert first.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    workers = children_of(first.pid)
-    assert workers
-    first.kill()  # the parent alone: nobody may go on behind its back
+    family = descendants(first.pid)
+    assert len(family) >= 2  # the fork server and a piece
+    first.kill()  # only the parent: its children must not continue without it
     first.wait()
-    while any(Path(f"/proc/{pid}").exists() for pid in workers):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for_end(family, deadline)
     assert not (folder / "results").exists()
     base = (folder / "judge/evaluate/scores/base.parquet").stat().st_mtime_ns
     docs.write_text(f"{page.BEGIN}\n{page.END}\n")
@@ -255,11 +323,11 @@ def test_a_killed_comparison_goes_on_and_then_has_nothing_left_to_do(tmp_path):
                           text=True, timeout=300, check=False)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert (folder / "judge/evaluate/scores/base.parquet").stat().st_mtime_ns == base
-    made = json.loads((folder / "results" / "results.json").read_text())
-    assert {(row["arm"], row["against"]) for row in made["results"]} == {
+    results = json.loads((folder / "results" / "results.json").read_text())
+    assert {(row["arm"], row["against"]) for row in results["results"]} == {
         ("random", "base"), ("balanced", "base"),
     }  # fmt: skip
-    assert {row["metric"] for row in made["results"]} == {
+    assert {row["metric"] for row in results["results"]} == {
         "hps", "clip", "pickscore", "aesthetic", "held_out", "oracle", "average",
     }  # fmt: skip
     assert "| BalancedDPO |" in docs.read_text()

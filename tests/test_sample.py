@@ -9,9 +9,22 @@ from data.dtypes import Dtype
 from data.images import decode, to_pixels
 from generate import image_files
 from generate.config import PromptsSpec, Scheduler
-from generate.image_files import Model, SamplesError, agree, missing, plan, share
+from generate.image_files import (
+    Model,
+    SamplesError,
+    ensure_same_settings,
+    list_samples,
+    missing,
+    samples_of_rank,
+)
 from generate.prompts.prompt_set import load_prompts
-from generate.sampler import ImageGenerator, deterministic, device_of, draw_missing, initial_noise
+from generate.sampler import (
+    ImageGenerator,
+    deterministic,
+    device_of,
+    initial_noise,
+    sample_missing,
+)
 from tests.helpers_evaluate import SIDE, tiny_pipeline, write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -83,44 +96,44 @@ def test_noise_does_not_change_between_versions():
 def test_images_do_not_depend_on_the_batch(generator):
     """Measured on this CPU: no pixel differs. One step of 255 is allowed for other kernels."""
     prompts, seeds = list(PROMPTS) * 2, [0] * 6 + [1] * 6
-    whole = generator.draw(prompts, seeds)
+    whole = generator.sample(prompts, seeds)
     assert whole.shape == (12, SIDE, SIDE, 3)
     for size in (1, 5):
         parts = [
-            generator.draw(prompts[i : i + size], seeds[i : i + size]) for i in range(0, 12, size)
+            generator.sample(prompts[i : i + size], seeds[i : i + size]) for i in range(0, 12, size)
         ]
         assert np.abs(np.concatenate(parts).astype(int) - whole).max() <= 1
-    turned = generator.draw(prompts[::-1], seeds[::-1])[::-1]
+    turned = generator.sample(prompts[::-1], seeds[::-1])[::-1]
     assert np.abs(turned.astype(int) - whole).max() <= 1
 
 
 def test_the_same_batch_again_gives_the_same_bytes(generator):
-    assert np.array_equal(generator.draw(PROMPTS, [0] * 6), generator.draw(PROMPTS, [0] * 6))
+    assert np.array_equal(generator.sample(PROMPTS, [0] * 6), generator.sample(PROMPTS, [0] * 6))
 
 
 def test_prompt_seed_and_model_matter(generator, tmp_path):
-    one = generator.draw(["red cat", "a dog", "red cat"], [0, 0, 1]).astype(int)
+    one = generator.sample(["red cat", "a dog", "red cat"], [0, 0, 1]).astype(int)
     assert np.abs(one[0] - one[1]).mean() > 1
     assert np.abs(one[0] - one[2]).mean() > 1
     other = load(Model(name="other", path=str(write_tiny_model(tmp_path, seed=1))))
-    assert np.abs(one - other.draw(["red cat", "a dog", "red cat"], [0, 0, 1])).mean() > 1
+    assert np.abs(one - other.sample(["red cat", "a dog", "red cat"], [0, 0, 1])).mean() > 1
 
 
-def test_a_noisy_scheduler_draws_its_noise_per_image(model, generator):
+def test_a_noisy_scheduler_has_its_own_noise_per_image(model, generator):
     """DDPM adds noise at every step; it too belongs to (prompt, seed)."""
     from diffusers import DDPMScheduler
 
     own = load(model, Scheduler.own)
     own.pipeline.scheduler = DDPMScheduler.from_config(own.pipeline.scheduler.config)
-    whole = own.draw(PROMPTS, range(6))
-    alone = np.concatenate([own.draw([p], [s]) for s, p in enumerate(PROMPTS)])
+    whole = own.sample(PROMPTS, range(6))
+    alone = np.concatenate([own.sample([p], [s]) for s, p in enumerate(PROMPTS)])
     assert np.abs(whole.astype(int) - alone).max() <= 1
-    assert np.abs(whole.astype(int) - generator.draw(PROMPTS, range(6))).mean() > 1
+    assert np.abs(whole.astype(int) - generator.sample(PROMPTS, range(6))).mean() > 1
 
 
 def test_guidance_matters_and_one_switches_it_off(model, generator):
-    free = load(model, guidance=1.0).draw(PROMPTS, [0] * 6)
-    assert not np.array_equal(free, generator.draw(PROMPTS, [0] * 6))
+    free = load(model, guidance=1.0).sample(PROMPTS, [0] * 6)
+    assert not np.array_equal(free, generator.sample(PROMPTS, [0] * 6))
 
 
 def test_ddim_keeps_the_noise_schedule_and_never_clips_latents():
@@ -163,25 +176,25 @@ def test_devices():
 # --- the folder of images ----------------------------------------------------------------------
 
 
-def test_drawing_continues_image_by_image(generator, tmp_path, prompt_set):
-    planned = plan(tmp_path, "tiny", prompt_set, seeds=[0, 1])
+def test_sampling_resumes_image_by_image(generator, tmp_path, prompt_set):
+    planned = list_samples(tmp_path, "tiny", prompt_set, seeds=[0, 1])
     assert planned[3].path == tmp_path / "tiny" / "00001-1.png"
-    drawn = []
-    draw_missing(generator, planned, 4, drawn.append)
-    assert drawn == [4, 4, 4]
+    counts = []
+    sample_missing(generator, planned, 4, counts.append)
+    assert counts == [4, 4, 4]
     before = {image.path: image.path.read_bytes() for image in planned}
     gone = planned[2:9:3]
     for image in gone:
         image.path.unlink()
-    drawn.clear()
+    counts.clear()
     stamps = {p.path: p.path.stat().st_mtime_ns for p in planned if p not in gone}
-    draw_missing(generator, planned, 4, drawn.append)
-    assert drawn == [3]
+    sample_missing(generator, planned, 4, counts.append)
+    assert counts == [3]
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     for image in planned:
         change = read(image).astype(int) - to_pixels(decode(before[image.path]))
         assert np.abs(change).max() <= 1
-    assert not list((tmp_path / "tiny").glob(".*"))  # nothing half written is left
+    assert not list((tmp_path / "tiny").glob(".*"))  # no partial file is left
 
 
 class OutOfMemory:
@@ -190,7 +203,7 @@ class OutOfMemory:
     def __init__(self, room):
         self.room, self.calls = room, []
 
-    def draw(self, prompts, seeds):
+    def sample(self, prompts, seeds):
         self.calls.append(len(prompts))
         if len(prompts) > self.room:
             raise torch.OutOfMemoryError("too much")
@@ -198,57 +211,61 @@ class OutOfMemory:
 
 
 def test_a_full_device_gets_half_the_batch(tmp_path, prompt_set):
-    draws, drawn = OutOfMemory(room=2), []
-    planned = plan(tmp_path, "m", prompt_set, seeds=[0])
-    draw_missing(draws, planned, 16, drawn.append)
-    assert draws.calls == [6, 3, 1, 1, 1, 1, 1, 1]
-    assert sum(drawn) == 6
+    source, counts = OutOfMemory(room=2), []
+    planned = list_samples(tmp_path, "m", prompt_set, seeds=[0])
+    sample_missing(source, planned, 16, counts.append)
+    assert source.calls == [6, 3, 1, 1, 1, 1, 1, 1]
+    assert sum(counts) == 6
     assert not missing(planned)
 
 
-def test_one_image_too_many_is_an_error(tmp_path, prompt_set):
-    with pytest.raises(SamplesError, match=r"model\.resolution"):
-        draw_missing(OutOfMemory(room=0), plan(tmp_path, "m", prompt_set, [0]), 4, lambda _: None)
+def test_too_little_memory_for_one_image_is_an_error(tmp_path, prompt_set):
+    with pytest.raises(
+        SamplesError, match=r"not enough device memory to sample one image.*model\.resolution"
+    ):
+        sample_missing(
+            OutOfMemory(room=0), list_samples(tmp_path, "m", prompt_set, [0]), 4, lambda _: None
+        )
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 7])
-def test_ranks_share_the_images_without_overlap(tmp_path, prompt_set, world):
-    planned = plan(tmp_path, "m", prompt_set, seeds=[5, 6])
-    shares = [share(planned, rank, world) for rank in range(world)]
-    assert sorted(p.path for part in shares for p in part) == sorted(p.path for p in planned)
-    assert max(map(len, shares)) - min(map(len, shares)) <= 2
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_ranks_divide_the_images_without_overlap(tmp_path, prompt_set, world_size):
+    planned = list_samples(tmp_path, "m", prompt_set, seeds=[5, 6])
+    parts = [samples_of_rank(planned, rank, world_size) for rank in range(world_size)]
+    assert sorted(p.path for part in parts for p in part) == sorted(p.path for p in planned)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 2
 
 
-def test_two_ranks_draw_what_one_draws(generator, tmp_path, prompt_set):
-    alone = plan(tmp_path / "one", "m", prompt_set, seeds=[0])
-    together = plan(tmp_path / "two", "m", prompt_set, seeds=[0])
-    draw_missing(generator, alone, 6, lambda _: None)
+def test_two_ranks_sample_what_one_samples(generator, tmp_path, prompt_set):
+    alone = list_samples(tmp_path / "one", "m", prompt_set, seeds=[0])
+    together = list_samples(tmp_path / "two", "m", prompt_set, seeds=[0])
+    sample_missing(generator, alone, 6, lambda _: None)
     for rank in range(2):
-        draw_missing(generator, share(together, rank, 2), 6, lambda _: None)
+        sample_missing(generator, samples_of_rank(together, rank, 2), 6, lambda _: None)
     for one, two in zip(alone, together, strict=True):
         assert np.abs(read(one).astype(int) - read(two)).max() <= 1
 
 
-def test_what_another_process_draws_meanwhile_is_not_drawn_again(tmp_path, prompt_set):
-    """The first process goes through what is left from the far end, the other from the near one."""
-    planned = plan(tmp_path, "m", prompt_set, seeds=[0])
+def test_what_another_process_samples_meanwhile_is_not_sampled_again(tmp_path, prompt_set):
+    """The first process starts with the last image, the other with the first one."""
+    planned = list_samples(tmp_path, "m", prompt_set, seeds=[0])
     other, counts = iter(planned), []
 
-    def drawn(count):
+    def advance(count):
         counts.append(count)
-        draw_missing(OutOfMemory(9), [next(other)], 1, lambda _: None)
+        sample_missing(OutOfMemory(9), [next(other)], 1, lambda _: None)
 
-    draw_missing(OutOfMemory(9), planned[::-1], 2, drawn)
+    sample_missing(OutOfMemory(9), planned[::-1], 2, advance)
     assert not missing(planned)
     assert sum(counts) == 4
 
 
 def test_images_made_with_other_settings_are_refused(tmp_path):
     wanted = {"steps": 15, "prompts": {"sha256": "x"}}
-    agree(tmp_path, wanted)
-    agree(tmp_path, wanted)
+    ensure_same_settings(tmp_path, wanted)
+    ensure_same_settings(tmp_path, wanted)
     with pytest.raises(ShardError, match="steps: found 15, now 20"):
-        agree(tmp_path, wanted | {"steps": 20})
+        ensure_same_settings(tmp_path, wanted | {"steps": 20})
 
 
 # --- models --------------------------------------------------------------------------------------

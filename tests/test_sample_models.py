@@ -1,4 +1,4 @@
-"""The judge draws every family that can be trained, and LoRA weights on their base."""
+"""Every model family that can be trained can be sampled, and LoRA weights on their base."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def load(model: Model, scheduler: Scheduler = Scheduler.ddim) -> ImageGenerator:
 
 
 def write_adapter(base: Path, folder: Path) -> dict[str, torch.Tensor]:
-    """What a training with LoRA leaves: the adapter, and the pipeline with it merged."""
+    """Write what training with LoRA writes: the adapter, and the pipeline with it merged."""
     unet, spec = load_unet(base), LoraSpec(rank=2, alpha=4.0)
     attach(unet, spec, seed=0, moving=False)
     train_a_little(unet)
@@ -55,26 +55,26 @@ def write_adapter(base: Path, folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", ["sd_v", "sdxl"])
 def test_images_do_not_depend_on_the_batch(bases: dict[str, Path], name: str):
     generator = load(Model(name=name, path=str(bases[name])))
-    whole = generator.draw(PROMPTS, [0, 1, 2])
+    whole = generator.sample(PROMPTS, [0, 1, 2])
     assert whole.shape == (3, SIDE, SIDE, 3)
-    alone = np.concatenate([generator.draw([p], [s]) for s, p in enumerate(PROMPTS)])
+    alone = np.concatenate([generator.sample([p], [s]) for s, p in enumerate(PROMPTS)])
     assert np.abs(alone.astype(int) - whole).max() <= 1
     assert np.abs(whole[0].astype(int) - whole[1]).mean() > 1
 
 
 @pytest.mark.parametrize("name", ["sd_v", "sdxl"])
-def test_lora_weights_draw_what_the_merged_pipeline_draws(
+def test_lora_weights_sample_what_the_merged_pipeline_samples(
     bases: dict[str, Path], tmp_path: Path, name: str
 ):
     base = bases[name]
     write_adapter(base, tmp_path)
-    made = job(f"model.path={base}")
-    models = [model_at(made, "m", str(tmp_path / part)) for part in ("lora", "pipeline")]
+    a_job = job(f"model.path={base}")
+    models = [model_at(a_job, "m", str(tmp_path / part)) for part in ("lora", "pipeline")]
     assert models[0].path == str(base)
     assert models[1].adapter == ""
-    first, second = (load(model).draw(PROMPTS, [0, 1, 2]).astype(int) for model in models)
+    first, second = (load(model).sample(PROMPTS, [0, 1, 2]).astype(int) for model in models)
     assert np.abs(first - second).max() <= 1
-    plain = load(Model(name="base", path=str(base))).draw(PROMPTS, [0, 1, 2])
+    plain = load(Model(name="base", path=str(base))).sample(PROMPTS, [0, 1, 2])
     assert np.abs(first - plain).mean() > 1
 
 

@@ -1,6 +1,6 @@
 """`python -m benchmarks.reproduce` (`make reproduce`): the paper's comparison, in miniature.
 
-The same command again goes on where it was stopped. See docs/reproduction.md.
+If interrupted, rerun the same command; it resumes. See docs/reproduction.md.
 """
 
 import argparse
@@ -21,15 +21,15 @@ QUICK = {
     "steps": 4, "prompts": 6, "pairs": 160,
 }  # fmt: skip
 SHORT_S = 5.0
-"""Computing of a piece that found everything done."""
+"""CPU time below which a piece had nothing left to do."""
 PAGE, SEEDS = Path("docs/reproduction.md"), 3
-"""Where the results of all arms go, and how many trainings of each that takes."""
+"""The page that gets the results of all arms, and how many trainings of each that takes."""
 QUICK_EXTRA = ("train.batch=8", "train.micro_batch=8", "train.reference.every=2",
                "train.warmup=1", "evaluate.steps=2", "evaluate.resamples=200")  # fmt: skip
 
 
 def arguments(words: list[str]) -> argparse.Namespace:
-    """The command line; `--quick` changes every default."""
+    """Parse the command line; `--quick` changes every default."""
     quick = "--quick" in words
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduce", description=__doc__)
     add, default = parser.add_argument, QUICK if quick else {}
@@ -41,53 +41,56 @@ def arguments(words: list[str]) -> argparse.Namespace:
     add("--prompts", type=int, default=default.get("prompts", 400), help="held-out prompts")
     add("--pairs", type=int, default=default.get("pairs", 3000), help="pairs to train on")
     add("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes side by side")
-    add("--docs", type=Path, help=f"page that gets the results; {PAGE} when all arms are run")
-    add("--plan", action="store_true", help="only say what would be done")
-    add("--report", action="store_true", help="only write the tables and figures of what is there")
-    add("--quick", action="store_true", help="two arms, a few steps: shows that it works")
+    add("--docs", type=Path, help=f"page to write the results into; {PAGE} when all arms are run")
+    add("--plan", action="store_true", help="only print what would be done")
+    add(
+        "--report",
+        action="store_true",
+        help="only write the tables and figures of the finished models",
+    )
+    add("--quick", action="store_true", help="two arms, a few steps: a test that it works")
     return parser.parse_args(words)
 
 
-def plan_of(given: argparse.Namespace) -> Plan:
-    """The comparison that a command line asks for.
+def plan_of(options: argparse.Namespace) -> Plan:
+    """The comparison that a command line describes.
 
     Raises:
-        ValueError: An arm is unknown, or one of its settings is wrong, such as snapshots that never
-            come within the steps.
+        ValueError: An arm is unknown, or one of its settings is invalid, such as snapshots that
+            never happen within the steps.
     """
     plan = Plan(
-        folder=given.folder,
-        arms=arms.named(given.arms),
-        seeds=given.seeds,
-        steps=given.steps,
-        prompts=given.prompts,
-        pairs=given.pairs,
-        extra=QUICK_EXTRA if given.quick else (),
+        folder=options.folder,
+        arms=arms.named(options.arms),
+        seeds=options.seeds,
+        steps=options.steps,
+        prompts=options.prompts,
+        pairs=options.pairs,
+        extra=QUICK_EXTRA if options.quick else (),
     )
     for arm in plan.arms:
-        plan.train_job(Unit(arm, 0))  # a setting that cannot be is refused before anything runs
+        plan.train_job(Unit(arm, 0))  # refuses invalid settings before anything runs
     return plan
 
 
 def main(words: list[str]) -> int:
-    """Run what is missing, then compare; 1 when a piece failed."""
-    given, console = arguments(words), Console(highlight=False)
-    plan = plan_of(given)
-    whole = len(plan.arms) == len(arms.ARMS) and plan.seeds >= SEEDS and not given.quick
-    if (docs := given.docs or (PAGE if whole else None)) is not None:
+    """Run what is missing, then compare; returns 1 when a piece failed."""
+    options, console = arguments(words), Console(highlight=False)
+    plan = plan_of(options)
+    whole = len(plan.arms) == len(arms.ARMS) and plan.seeds >= SEEDS and not options.quick
+    if (docs := options.docs or (PAGE if whole else None)) is not None:
         check_page(docs)
     from benchmarks.reproduce import work
 
-    show(console, plan, set(work.judged(plan)), given.jobs)
-    if given.plan:
+    show(console, plan, set(work.judged(plan)), options.jobs)
+    if options.plan:
         return 0
-    if not given.report:
-        # Read when torch is imported. One thread a process: the same weights on any number of
-        # cores, and two processes with a thread each do more than one with two.
+    if not options.report:
+        # Read when torch is imported. One thread per process gives the same weights on any number
+        # of cores, and two processes with one thread each are faster than one process with two.
         os.environ["OMP_NUM_THREADS"] = "1"
-        work.import_all()
         pieces = [[work.label_piece(plan)], [work.unit_piece(plan, u) for u in plan.units()]]
-        if not all(do(console, plan, stage, given.jobs) for stage in pieces):
+        if not all(do(console, plan, stage, options.jobs) for stage in pieces):
             return 1
     from benchmarks.reproduce.report import write
 
@@ -96,7 +99,7 @@ def main(words: list[str]) -> int:
 
 
 def show(console: Console, plan: Plan, done: set[str], jobs: int) -> None:
-    """The plan, and about how long it takes."""
+    """Print the plan and an estimate of its duration."""
     table = Table(title="arms", title_justify="left")
     for name in ("arm", "compared by", "settings"):
         table.add_column(name)
@@ -108,34 +111,32 @@ def show(console: Console, plan: Plan, done: set[str], jobs: int) -> None:
     models, minutes = len(list(plan.units())), estimate(plan, done, jobs) / 60
     console.print(
         f"{len(plan.arms)} arms x {plan.seeds} seeds: {models - 1} trainings of {plan.steps} "
-        f"steps; with the base, {models} models draw {plan.prompts} prompts each",
-        f"{len(done)} of {models} models are there; the rest takes about {minutes:.0f} min with "
+        f"steps; with the base, {models} models sample {plan.prompts} prompts each",
+        f"{len(done)} of {models} models are finished; the rest takes about {minutes:.0f} min with "
         f"{jobs} processes · {plan.folder}",
         sep="\n",
     )
 
 
 def do(console: Console, plan: Plan, pieces: list[children.Piece], jobs: int) -> bool:
-    """Do one stage with a bar; False when a piece failed, whose last words are shown."""
+    """Do one stage with a progress bar; False, after showing the logs, when a piece failed."""
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                "{task.fields[left]}")  # fmt: skip
     done: dict[str, children.Finished] = {}
-    with Progress(*columns, console=console, auto_refresh=False) as bar:  # no thread: we fork
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task("labels" if len(pieces) == 1 else "models", total=len(pieces), left="")
         for end in children.run(pieces, jobs):
-            if end is not None:
-                done[end.piece.name] = end
-                if not end.failed and end.seconds > SHORT_S:
-                    note_seconds(plan, end.piece.name, end.seconds)
+            done[end.piece.name] = end
+            if not end.failed and end.seconds > SHORT_S:
+                note_seconds(plan, end.piece.name, end.seconds)
             left = f"about {estimate(plan, set(done), jobs) / 60:.0f} min left"
             bar.update(task, completed=len(done), left=left)
-            bar.refresh()
     failed = [end.piece for end in done.values() if end.failed]
     for piece in failed:
         tail = "\n".join(piece.log.read_text().splitlines()[-15:])
         console.print(f"{piece.name} failed; {piece.log} ends:\n{tail}", markup=False)
     if failed:
-        console.print("the same command again goes on")
+        console.print("rerun the same command to resume")
     return not failed
 
 
@@ -145,4 +146,4 @@ if __name__ == "__main__":
     except ValueError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command again goes on")
+        sys.exit("interrupted; rerun the same command to resume")

@@ -1,7 +1,7 @@
-"""The arms of the comparison: what each trains on, and what its reference does.
+"""The arms of the comparison: which labels each trains on, and how its reference moves.
 
-One thing differs between arms that are compared: the labels where the reference is frozen, the
-reference where the labels are the majority's, the tie rule where both are BalancedDPO's.
+Arms that are compared differ in one thing: the labels under a frozen reference, the reference
+under majority labels, or the tie rule under BalancedDPO's labels and reference.
 """
 
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ VOTERS = ("hps", "clip", "pickscore", "aesthetic")
 OURS = "balanced"
 """The arm that the paper is about."""
 K = 50
-"""Optimizer steps between two snapshots, as `experiment=miniature` has it."""
+"""Optimizer steps between two snapshots, as in `experiment=miniature`."""
 OTHER_K = (10, 100)
 TIE_METRIC = "pickscore"
 LOOSE_BETA = 1250.0
-"""A quarter of `experiment=miniature`'s: the control of the moving reference, which also lets the
-policy go further from the base. Added after the first full run."""
+"""A quarter of `experiment=miniature`'s beta: the control for a moving reference, which also lets
+the policy move further from the base. Added after the first full run."""
 
 
 class Group(StrEnum):
-    """What an arm is there to be compared for."""
+    """What an arm varies."""
 
     LABELS = "labels"
     REFERENCE = "reference"
@@ -29,7 +29,7 @@ class Group(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way to train, from the same base with the same budget."""
+    """One way to train; all arms start from the same base and have the same budget."""
 
     name: str
     title: str
@@ -39,7 +39,7 @@ class Arm:
 
     @property
     def is_majority(self) -> bool:
-        """Whether its labels are the majority's, whatever its reference and its ties."""
+        """Whether it trains on majority labels, with any reference and any tie rule."""
         return self.group is not Group.LABELS or self.name == "majority"
 
     def settings(self, seed: int) -> list[str]:
@@ -84,7 +84,7 @@ ARMS = (
         ("vote=majority", f"vote.name=majority_{TIE_METRIC}", "vote.tie_rule=metric",
          f"vote.tie_metric={TIE_METRIC}", *_snapshots(K))),
 )  # fmt: skip
-"""Beside the base itself, which is not trained."""
+"""Every arm; the base, which is not trained, is none."""
 
 
 def named(names: list[str]) -> tuple[Arm, ...]:
@@ -96,6 +96,6 @@ def named(names: list[str]) -> tuple[Arm, ...]:
     known = {arm.name for arm in ARMS}
     if unknown := [name for name in names if name not in known]:
         raise ValueError(
-            f"no arm {', '.join(unknown)}; there are {', '.join(a.name for a in ARMS)}"
+            f"unknown arm {', '.join(unknown)}; the arms are {', '.join(a.name for a in ARMS)}"
         )
     return tuple(arm for arm in ARMS if arm.name in names)

@@ -1,4 +1,4 @@
-"""The comparison's drawings, for a page on any background."""
+"""The comparison's figures, for a page on any background."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -28,18 +28,18 @@ STYLE: Any = {
 GROUPS = {Group.LABELS: "#8b93a1", Group.REFERENCE: "#4f7cdb", Group.TIES: "#1f9d66"}
 MARKERS = {Role.VOTER: "o", Role.HELD_OUT: "D", Role.ORACLE: "*"}
 COLOURS = ("#d1495b", "#edae49", "#00798c", "#7f5aa8", "#30343f", "#30343f")
-"""Of the judges, voters first."""
+"""Colours of the judges, voters first."""
 
 
-def win_rates(found: Mapping[str, Contrast], arms: Sequence[Arm]) -> Figure:
-    """Every arm against the base: the voters' average with its seeds, and each judge by itself."""
-    shown = [arm for arm in arms if arm.name in found]
+def win_rates(contrasts: Mapping[str, Contrast], arms: Sequence[Arm]) -> Figure:
+    """Every arm against the base: the voters' average with its seeds, and every judge."""
+    shown = [arm for arm in arms if arm.name in contrasts]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 1.3 + 0.36 * len(shown)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for place, arm in enumerate(shown):
-            _average(left, place, found[arm.name], GROUPS[arm.group])
-            _judges(right, place, found[arm.name], labelled=place == 0)
+            _average(left, place, contrasts[arm.name], GROUPS[arm.group])
+            _judges(right, place, contrasts[arm.name], labelled=place == 0)
         left.set_yticks(range(len(shown)), [arm.title for arm in shown])
         for label, arm in zip(left.get_yticklabels(), shown, strict=True):
             label.set_fontweight("bold" if arm.name == OURS else "normal")
@@ -54,16 +54,18 @@ def win_rates(found: Mapping[str, Contrast], arms: Sequence[Arm]) -> Figure:
         return figure
 
 
-def _average(axes: Axes, place: int, one: Contrast, colour: str) -> None:
-    low, value, high = (100 * v for v in (one.average.low, one.average.value, one.average.high))
+def _average(axes: Axes, place: int, contrast: Contrast, colour: str) -> None:
+    low, value, high = (
+        100 * v for v in (contrast.average.low, contrast.average.value, contrast.average.high)
+    )
     axes.plot([low, high], [place, place], color=colour, linewidth=2.4, solid_capstyle="round")
     axes.plot([value], [place], "o", color=colour, markersize=6.5)
-    seeds = [100 * seed["average"] for seed in one.by_seed]
+    seeds = [100 * seed["average"] for seed in contrast.by_seed]
     axes.plot(seeds, [place + 0.27] * len(seeds), "|", color=colour, markersize=7, alpha=0.8)
 
 
-def _judges(axes: Axes, place: int, one: Contrast, *, labelled: bool) -> None:
-    rates = one.comparison.rates
+def _judges(axes: Axes, place: int, contrast: Contrast, *, labelled: bool) -> None:
+    rates = contrast.comparison.rates
     values = [100 * rate.win_rate.value for rate in rates]
     axes.plot([min(values), max(values)], [place, place], color="#c9ced6", linewidth=2, zorder=1)
     for rate, value, colour in zip(rates, values, COLOURS, strict=False):
@@ -72,21 +74,21 @@ def _judges(axes: Axes, place: int, one: Contrast, *, labelled: bool) -> None:
         axes.plot([value], [place], MARKERS[rate.role], color=colour, markersize=size, label=label)
 
 
-def snapshots(found: Mapping[str, Contrast]) -> Figure | None:
-    """What the cadence of snapshots does; None without at least three of them."""
+def snapshots(contrasts: Mapping[str, Contrast]) -> Figure | None:
+    """Win rates over the cadence of snapshots; None with fewer than three cadences."""
     names = {k: f"{OURS}_k{k}" for k in OTHER_K} | {K: OURS}
-    every = [k for k in sorted(names) if names[k] in found]
+    every = [k for k in sorted(names) if names[k] in contrasts]
     if len(every) < 3:
         return None
     arms = [names[k] for k in every]
     ticks = [str(k) for k in every]
-    if "majority" in found:
+    if "majority" in contrasts:
         arms, ticks = [*arms, "majority"], [*ticks, "never"]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.add_subplot()
         places = np.arange(len(arms))
-        _line(axes, places, [found[arm] for arm in arms])
+        _line(axes, places, [contrasts[arm] for arm in arms])
         axes.set_xticks(places, ticks)
         axes.set_xlabel("optimizer steps between two snapshots (K)")
         axes.set_ylabel("win rate against the base, %")
@@ -97,8 +99,10 @@ def snapshots(found: Mapping[str, Contrast]) -> Figure | None:
 
 def _line(axes: Axes, places: np.ndarray, contrasts: Sequence[Contrast]) -> None:
     judges = [rate.metric for rate in contrasts[0].comparison.rates if rate.role is not Role.VOTER]
-    series = {"voters' average": [one.average for one in contrasts]}
-    series |= {metric: [one.rate(metric).win_rate for one in contrasts] for metric in judges}
+    series = {"voters' average": [contrast.average for contrast in contrasts]}
+    series |= {
+        metric: [contrast.rate(metric).win_rate for contrast in contrasts] for metric in judges
+    }
     for shift, (name, estimates), colour in zip(
         (-0.08, 0, 0.08), series.items(), ("#4f7cdb", "#30343f", "#d1495b"), strict=False
     ):

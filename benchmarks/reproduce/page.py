@@ -1,4 +1,4 @@
-"""The page in docs/ that the results are written into, between two marks."""
+"""Writes the results into a page of docs/, between two marks."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ def check_page(page: Path) -> None:
     """Refuse a page that has no place for results, before anything is trained.
 
     Raises:
-        ValueError: The page is not there or has no marks.
+        ValueError: The page does not exist or has no marks.
     """
     text = page.read_text() if page.exists() else ""
     if BEGIN not in text or END not in text:
@@ -22,12 +22,12 @@ def check_page(page: Path) -> None:
 
 
 def publish(page: Path, text: str, images: list[Path]) -> None:
-    """Put text and images between the marks; all else in the page is left as it is."""
+    """Replace what is between the marks by text and images; the rest of the page stays."""
     check_page(page)
     links = [
         f"![{path.stem.replace('-', ' ')}]({path.relative_to(page.parent)})" for path in images
     ]
-    made = "\n\n".join([BEGIN, text, *links, END])
+    section = "\n\n".join([BEGIN, text, *links, END])
     pattern = f"{re.escape(BEGIN)}.*{re.escape(END)}"
-    written = re.sub(pattern, lambda _: made, page.read_text(), flags=re.DOTALL)
+    written = re.sub(pattern, lambda _: section, page.read_text(), flags=re.DOTALL)
     write_bytes(page, written.encode())

@@ -1,4 +1,4 @@
-"""What is trained, drawn and judged, and about how long it takes."""
+"""What is trained, sampled and judged, and about how long it takes."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,18 +11,18 @@ from conf.job import Job, composed
 from data.artifacts.atomic import write_json
 
 SHARED = "shared"
-"""The run that scores the pairs once and votes in every way."""
+"""The run that scores the pairs once and makes the labels of every arm."""
 JUDGE = "judge"
 """The run whose folder holds all images and their scores."""
 BASE = "base"
 
 LATENTS = ("latents=model", "label.latents.moments=true", "label.latents.dtype=fp32",
            "train.latents=always")  # fmt: skip
-"""Each image goes through the VAE once for all trainings; their weights stay, to the bit."""
+"""Each image is encoded once for all trainings; the trained weights are the same to the bit."""
 
 SECONDS = {"labels": 60.0, "step": 0.6, "image": 0.065, "judgement": 0.005, "start": 6.0}
-"""Of computing on one core of a two-core cloud machine (AMD EPYC); used until a unit of this
-folder has been timed."""
+"""CPU seconds on one core of a two-core cloud machine (AMD EPYC); used until a unit of this folder
+has been timed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +37,11 @@ class Plan:
     prompts: int
     pairs: int
     extra: tuple[str, ...] = ()
-    """Further settings of every run, which have the last word."""
+    """Further settings of every run; they override all others."""
 
     @property
     def common(self) -> list[str]:
-        """Settings that every run shares."""
+        """The settings that every run shares."""
         return [
             "experiment=miniature",
             f"runs={self.folder}",
@@ -55,14 +55,14 @@ class Plan:
         ]
 
     def units(self) -> Iterator["Unit"]:
-        """The base, then seed after seed, so that what is finished early can be compared."""
+        """The base, then seed after seed, so that finished arms can be compared early."""
         yield Unit(None, 0)
         for seed in range(self.seeds):
             for arm in self.arms:
                 yield Unit(arm, seed)
 
     def labels_job(self, arm: Arm, seed: int) -> Job:
-        """Stage one of an arm, in the folder that all share."""
+        """Stage one of an arm, in the folder shared by all arms."""
         own = [f"seed={seed}", f"run={SHARED}"]
         return composed([*self.common, *arm.settings(seed), *own, *self.extra])
 
@@ -74,7 +74,7 @@ class Plan:
 
     @property
     def judge_job(self) -> Job:
-        """Drawing and judging; the noise is the same for every arm and training seed."""
+        """Sampling and judging; the initial noise is the same for every arm and training seed."""
         return _composed((*self.common, "seed=0", f"run={JUDGE}", *self.extra))
 
 
@@ -85,38 +85,38 @@ def _composed(overrides: tuple[str, ...]) -> Job:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A model that is trained, draws and is judged; without an arm it is the base."""
+    """A model to train, sample and judge; without an arm it is the base."""
 
     arm: Arm | None
     seed: int
 
     @property
     def name(self) -> str:
-        """Of its run folder and of its images' folder."""
+        """The name of its run folder and of its images' folder."""
         return f"{self.arm.name}-{self.seed}" if self.arm else BASE
 
 
 def seconds_file(plan: Plan) -> Path:
-    """Where the measured seconds of finished units are."""
+    """The file with the measured seconds of finished units."""
     return plan.folder / "seconds.json"
 
 
 def measured(plan: Plan) -> dict[str, float]:
-    """Unit -> seconds of computing it took, where it was made in one go."""
+    """Unit -> CPU seconds, for units that were made without interruption."""
     path = seconds_file(plan)
-    found: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
-    return found
+    seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    return seconds
 
 
 def note_seconds(plan: Plan, name: str, seconds: float) -> None:
-    """Remember how long a unit took; a repetition that finds it done changes nothing."""
+    """Record how long a unit took; the first measurement is kept."""
     known = measured(plan)
     if name not in known:
         write_json(seconds_file(plan), known | {name: round(seconds, 1)})
 
 
 def expected(plan: Plan, unit: Unit, known: Mapping[str, float]) -> float:
-    """Seconds that a unit is likely to take on a core of its own: as long as those like it."""
+    """CPU seconds that a unit is likely to take, from the units measured so far."""
     if unit.name in known:
         return known[unit.name]
     if unit.arm and (trained := [seconds for name, seconds in known.items() if "-" in name]):
@@ -126,7 +126,7 @@ def expected(plan: Plan, unit: Unit, known: Mapping[str, float]) -> float:
 
 
 def estimate(plan: Plan, done: set[str], jobs: int) -> float:
-    """Seconds that are left, with so many processes side by side."""
+    """Seconds that are left with `jobs` processes."""
     known = measured(plan)
     left = sum(expected(plan, unit, known) for unit in plan.units() if unit.name not in done)
     return left / jobs + (0.0 if (plan.folder / SHARED).exists() else SECONDS["labels"])

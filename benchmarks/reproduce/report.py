@@ -1,4 +1,4 @@
-"""Writes what came of the comparison: Parquet, JSON, Markdown, figures, and the page in docs/."""
+"""Writes the results: Parquet, JSON, Markdown, figures, and the page in docs/."""
 
 import json
 from collections.abc import Mapping
@@ -17,58 +17,58 @@ from data.artifacts.atomic import write_bytes, write_json
 from data.artifacts.manifest import code_revision
 from data.artifacts.parquet_io import write_table
 
-Found = dict[tuple[str, str], Contrast]
+Contrasts = dict[tuple[str, str], Contrast]
 
 
 def write(console: Console, plan: Plan, docs: Path | None) -> None:
-    """Compare all arms that are there; `docs` gets the results when every model is.
+    """Compare all finished arms; the results go into the page `docs` when all are finished.
 
     Raises:
-        ValueError: Not even the base and one arm are there.
+        ValueError: The base, or every arm, is missing.
     """
     paths = work.judged(plan)
     if BASE not in paths or len(paths) < 2:
         raise ValueError(
-            f"{plan.folder} has no scores of the base and an arm yet; run without --report"
+            f"{plan.folder} has no scores of the base and of an arm yet; run without --report"
         )
     scores = {name: pl.read_parquet(path) for name, path in paths.items()}
-    found = contrasts(plan, scores)
-    text = results(plan, found, len(paths))
+    contrasts = compare_arms(plan, scores)
+    text = results(plan, contrasts, len(paths))
     folder = plan.folder / "results"
-    write_table(folder / "results.parquet", pa.Table.from_pylist(tables.rows(found.values())))
-    write_json(folder / "results.json", as_json(plan, found))
-    draw(plan, found, folder)
+    write_table(folder / "results.parquet", pa.Table.from_pylist(tables.rows(contrasts.values())))
+    write_json(folder / "results.json", as_json(plan, contrasts))
+    save_figures(plan, contrasts, folder)
     write_bytes(folder / "results.md", (text + "\n").encode())
-    console.print(tables.short(with_base(found), plan.arms))
+    console.print(tables.short(with_base(contrasts), plan.arms))
     console.print(f"results: {folder}", soft_wrap=True)
     if docs is not None and len(paths) == len(list(plan.units())):
-        publish(docs, text, draw(plan, found, docs.with_suffix("")))
+        publish(docs, text, save_figures(plan, contrasts, docs.with_suffix("")))
         console.print(f"page: {docs}", soft_wrap=True)
 
 
-def contrasts(plan: Plan, scores: Mapping[str, pl.DataFrame]) -> Found:
-    """Every arm against the base, and the arms that the claims set against each other."""
+def compare_arms(plan: Plan, scores: Mapping[str, pl.DataFrame]) -> Contrasts:
+    """Compare every arm with the base, and the arms that the claims compare."""
     judges = work.plan_of(plan, Unit(None, 0)).judges
-    there = {name.rpartition("-")[0] for name in scores if name != BASE}
+    finished = {name.rpartition("-")[0] for name in scores if name != BASE}
     wanted = [(arm.name, BASE) for arm in plan.arms]
     wanted += [(arm, other) for arm, others in tables.CLAIMS.values() for other in others]
     resamples = plan.judge_job.evaluate.resamples
-    found: Found = {}
+    contrasts: Contrasts = {}
     for arm, other in dict.fromkeys(wanted):
-        if arm in there and (other in there or other == BASE):
-            found[arm, other] = contrast(scores, judges, arm, other, resamples=resamples)
-    return found
+        if arm in finished and (other in finished or other == BASE):
+            contrasts[arm, other] = contrast(scores, judges, arm, other, resamples=resamples)
+    return contrasts
 
 
-def with_base(found: Found) -> dict[str, Contrast]:
-    """The arms against the base alone."""
-    return {arm: one for (arm, other), one in found.items() if other == BASE}
+def with_base(contrasts: Contrasts) -> dict[str, Contrast]:
+    """The contrasts with the base, by arm."""
+    return {arm: contrast for (arm, other), contrast in contrasts.items() if other == BASE}
 
 
-def results(plan: Plan, found: Found, models: int) -> str:
+def results(plan: Plan, contrasts: Contrasts, models: int) -> str:
     """The tables with their headings."""
     judges = work.plan_of(plan, Unit(None, 0)).judges
-    alone = with_base(found)
+    alone = with_base(contrasts)
     job = plan.judge_job
     return "\n\n".join(
         [
@@ -81,30 +81,30 @@ def results(plan: Plan, found: Found, models: int) -> str:
             " scores, in standard deviations of the base's: how much is won, not how often.",
             tables.against_base(alone, plan.arms, judges, work.decided(plan)),
             "### Arm against arm",
-            tables.claims(found, plan.arms),
+            tables.claims(contrasts, plan.arms),
             "### Steadiness",
             tables.steadiness(alone, plan.arms),
         ]
     )
 
 
-def draw(plan: Plan, found: Found, folder: Path) -> list[Path]:
-    """The figures, as SVG and PNG; the SVGs' paths."""
-    alone = with_base(found)
-    drawn = {
+def save_figures(plan: Plan, contrasts: Contrasts, folder: Path) -> list[Path]:
+    """Write the figures as SVG and PNG; returns the paths of the SVGs."""
+    alone = with_base(contrasts)
+    plots = {
         "win-rates": figures.win_rates(alone, plan.arms),
         "snapshots": figures.snapshots(alone),
     }
     paths = []
-    for name, figure in drawn.items():
+    for name, figure in plots.items():
         if figure is not None:
             paths.append(folder / f"{name}.svg")
             figures.save(figure, paths[-1])
     return paths
 
 
-def as_json(plan: Plan, found: Found) -> dict[str, Any]:
-    """Plan, figures and provenance, for programs."""
+def as_json(plan: Plan, contrasts: Contrasts) -> dict[str, Any]:
+    """Plan, results and provenance as JSON values, for programs."""
     value = {
         "plan": {
             "arms": {arm.name: list(arm.overrides) for arm in plan.arms},
@@ -114,9 +114,10 @@ def as_json(plan: Plan, found: Found) -> dict[str, Any]:
             "pairs": plan.pairs,
             "extra": list(plan.extra),
         },
-        "results": tables.rows(found.values()),
+        "results": tables.rows(contrasts.values()),
         "by_seed": [
-            {"arm": one.arm, "against": one.against, "rates": one.by_seed} for one in found.values()
+            {"arm": contrast.arm, "against": contrast.against, "rates": contrast.by_seed}
+            for contrast in contrasts.values()
         ],
         "seconds": measured(plan),
         "provenance": work.provenance(plan),

@@ -1,8 +1,8 @@
 """Scores of all models -> win rates of arms, pooled over training seeds. Pure.
 
-An image pair is what two arms of the same training seed drew for one prompt from one noise. The
-pairs of all training seeds count; prompts are resampled as wholes, so the interval is over prompts.
-What a training seed changes is shown beside it: the lowest and the highest rate of a single seed.
+An image pair is the images of two arms with the same training seed, for one prompt from one
+initial noise. The pairs of all training seeds are pooled and whole prompts are resampled, so the
+interval is over prompts. The lowest and highest rates of single training seeds are given beside it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from evaluate.statistics.winrate import (
 )
 
 APART = 1_000_000
-"""Between the image seeds of two training seeds, to keep them apart in one column."""
+"""Offset of the image seeds per training seed, to keep them apart in one column."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,21 +35,21 @@ class Contrast:
     against: str
     comparison: Comparison
     by_seed: list[dict[str, float]]
-    """Each training seed's win rates by judge, and `average` over the voters."""
+    """Each training seed's win rates by judge, and their `average` over the voters."""
 
     def rate(self, metric: str) -> WinRate:
-        """What one judge says."""
+        """The win rate according to one judge."""
         return next(rate for rate in self.comparison.rates if rate.metric == metric)
 
     @property
     def weakest(self) -> WinRate:
-        """The voter that is won least: what balance is about."""
+        """The lowest win rate of a voter: what balance is about."""
         voters = [rate for rate in self.comparison.rates if rate.role is Role.VOTER]
         return min(voters, key=lambda rate: rate.win_rate.value)
 
     @property
     def others(self) -> list[WinRate]:
-        """What the judges say that have no vote."""
+        """The win rates according to the judges without a vote."""
         return [rate for rate in self.comparison.rates if rate.role is not Role.VOTER]
 
     @property
@@ -61,28 +61,28 @@ class Contrast:
     def gain(self) -> float:
         """Mean change of the voters' scores, each in standard deviations of the other's scores.
 
-        How much is won, where a win rate says how often.
+        It says how much is won; a win rate says how often.
         """
         voters = [rate for rate in self.comparison.rates if rate.role is Role.VOTER]
         return float(np.mean([rate.change.value / (rate.std_base or 1.0) for rate in voters]))
 
-    def spread(self, what: str = "average") -> tuple[float, float, float]:
+    def spread(self, judge: str = "average") -> tuple[float, float, float]:
         """Lowest, highest and standard deviation (n - 1) over training seeds; NaN for one seed."""
-        rates = np.array([seed[what] for seed in self.by_seed])
+        rates = np.array([seed[judge] for seed in self.by_seed])
         deviation = float(rates.std(ddof=1)) if len(rates) > 1 else float("nan")
         return float(rates.min()), float(rates.max()), deviation
 
     @property
     def verdicts(self) -> tuple[int, int]:
-        """By how many judges, voters or not, it is shown to be better and to be worse."""
-        found = [rate.verdict for rate in self.comparison.rates]
-        return found.count(Verdict.BETTER), found.count(Verdict.WORSE)
+        """The number of judges that show `arm` to be better, and to be worse."""
+        verdicts = [rate.verdict for rate in self.comparison.rates]
+        return verdicts.count(Verdict.BETTER), verdicts.count(Verdict.WORSE)
 
     @property
-    def held(self) -> str:
-        """Whether `arm` is better on the voters' average: what the claims are about.
+    def conclusion(self) -> str:
+        """Whether the claim that `arm` is better on the voters' average holds.
 
-        It takes the interval over prompts and every single training seed.
+        The interval over prompts and every single training seed must agree.
         """
         low, high, _ = self.spread()
         if self.average.low > 0.5 and low > 0.5:
@@ -98,7 +98,7 @@ def contrast(
     *,
     resamples: int,
 ) -> Contrast:
-    """Compare two arms by the training seeds that both have; an arm of one model has it for all.
+    """Compare two arms on the training seeds that both have; the base counts for every seed.
 
     `scores` maps `<arm>-<seed>` (and the base's name) to that model's rows of `scores.parquet`.
 
@@ -116,12 +116,12 @@ def contrast(
         for seed in seeds
     ]
     pooled = pl.concat(frames)
-    found = compare(pooled, judges, against, arm, resamples=resamples, seed=0)
+    comparison = compare(pooled, judges, against, arm, resamples=resamples, seed=0)
     by_seed = [
         _rates(pooled.filter(pl.col("seed") // APART == seed), judges, arm, against)
         for seed in seeds
     ]
-    return Contrast(arm=arm, against=against, comparison=found, by_seed=by_seed)
+    return Contrast(arm=arm, against=against, comparison=comparison, by_seed=by_seed)
 
 
 def _seeds(scores: Mapping[str, pl.DataFrame], arm: str) -> set[int]:

@@ -11,7 +11,7 @@ from evaluate.statistics.bootstrap import Estimate
 from evaluate.statistics.winrate import Judge
 
 MARKS = {"better": "", "worse": " ▼", "not shown": " ·"}
-"""Behind a win rate: shown to be worse, or nothing shown."""
+"""The mark after a win rate, by its verdict."""
 CLAIMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "The consensus is better than each single metric": (
         "majority", tuple(f"single_{metric}" for metric in VOTERS),
@@ -26,22 +26,25 @@ CLAIMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "BalancedDPO is better than mixing scores": (OURS, ("sum", "zscore_sum")),
     "BalancedDPO is better than Diffusion-DPO on human labels": (OURS, ("human",)),
     "A moving reference is better than a frozen one": (OURS, ("majority",)),
-    "A moving reference is better than a frozen one that holds less": (OURS, ("majority_loose",)),
+    "A moving reference is better than a frozen one with beta / 4": (OURS, ("majority_loose",)),
     "K = 50 is better than another K": (OURS, tuple(f"{OURS}_k{k}" for k in OTHER_K)),
     "Snapshots are better than an average": (OURS, ("ema",)),
-    "Dropping ties is better than run_identity them": (OURS, ("ties_human", "ties_metric")),
+    "Dropping ties is better than deciding them": (OURS, ("ties_human", "ties_metric")),
 }  # fmt: skip
-"""Claim -> the arm that should win, and against whom. The consensus alone is `majority`, whose
-reference is frozen like that of the arms it is compared with."""
+"""Claim -> the arm that should win, and the arms it should win against. The consensus alone is
+`majority`, whose reference is frozen like that of the arms it is compared with."""
 
 
 def against_base(
-    found: Mapping[str, Contrast],
+    contrasts: Mapping[str, Contrast],
     arms: Sequence[Arm],
     judges: Sequence[Judge],
     pairs: Mapping[str, int],
 ) -> str:
-    """Every arm against the base: one row an arm, one column a judge; `pairs` had a winner."""
+    """Every arm against the base, with a row per arm and a column per judge.
+
+    `pairs` maps an arm to the number of pairs with a winner.
+    """
     names = [judge.metric.replace("_", " ") for judge in judges]
     head = [
         "arm",
@@ -55,89 +58,97 @@ def against_base(
     ]
     rows = []
     for arm in arms:
-        if arm.name not in found:
+        if arm.name not in contrasts:
             continue
-        one = found[arm.name]
-        low, high, _ = one.spread()
+        contrast = contrasts[arm.name]
+        low, high, _ = contrast.spread()
         rates = [
-            f"{percent(rate.win_rate.value)}{MARKS[rate.verdict]}" for rate in one.comparison.rates
+            f"{percent(rate.win_rate.value)}{MARKS[rate.verdict]}"
+            for rate in contrast.comparison.rates
         ]
-        weakest = f"{percent(one.weakest.win_rate.value)} {one.weakest.metric}"
-        dominance = percent(one.comparison.joint_dominance.value)
+        weakest = f"{percent(contrast.weakest.win_rate.value)} {contrast.weakest.metric}"
+        dominance = percent(contrast.comparison.joint_dominance.value)
         over = f"{percent(low)} to {percent(high)}"
         known = str(pairs.get(arm.name, "–"))
-        gain = f"{one.gain:+.2f}"
-        rows.append([arm.title, known, span(one.average), over, gain, *rates, weakest, dominance])
+        gain = f"{contrast.gain:+.2f}"
+        rows.append(
+            [arm.title, known, span(contrast.average), over, gain, *rates, weakest, dominance]
+        )
     return markdown(head, rows)
 
 
-def claims(found: Mapping[tuple[str, str], Contrast], arms: Sequence[Arm]) -> str:
-    """What the paper says, arm against arm, and whether it holds here."""
+def claims(contrasts: Mapping[tuple[str, str], Contrast], arms: Sequence[Arm]) -> str:
+    """The paper's claims, arm against arm, and whether they hold here."""
     titles = {arm.name: arm.title for arm in arms}
     head = ["claim", "against", "voters' average", "over seeds", "judges better / worse", "it"]
     rows = []
     for claim, (arm, others) in CLAIMS.items():
         for other in others:
-            if one := found.get((arm, other)):
-                low, high, _ = one.spread()
-                better, worse = one.verdicts
+            if contrast := contrasts.get((arm, other)):
+                low, high, _ = contrast.spread()
+                better, worse = contrast.verdicts
                 over, count = f"{percent(low)} to {percent(high)}", f"{better} / {worse}"
-                rows.append([claim, titles[other], span(one.average), over, count, one.held])
+                rows.append(
+                    [claim, titles[other], span(contrast.average), over, count, contrast.conclusion]
+                )
     return markdown(head, rows)
 
 
-def steadiness(found: Mapping[str, Contrast], arms: Sequence[Arm]) -> str:
-    """The arms whose labels are the majority's: how far apart their training seeds end."""
-    shown = [arm for arm in arms if arm.name in found and arm.is_majority]
-    judges = [r.metric for arm in shown[:1] for r in found[arm.name].others]
+def steadiness(contrasts: Mapping[str, Contrast], arms: Sequence[Arm]) -> str:
+    """How much the results of majority arms vary over training seeds."""
+    shown = [arm for arm in arms if arm.name in contrasts and arm.is_majority]
+    judges = [r.metric for arm in shown[:1] for r in contrasts[arm.name].others]
     head = ["arm", "voters' average", "deviation", *(
         word for metric in judges for word in (metric.replace("_", " "), "deviation")
     )]  # fmt: skip
     rows = []
     for arm in shown:
-        one = found[arm.name]
-        row = [arm.title, span(one.average), percent(one.spread()[2])]
+        contrast = contrasts[arm.name]
+        row = [arm.title, span(contrast.average), percent(contrast.spread()[2])]
         for metric in judges:
-            row += [percent(one.rate(metric).win_rate.value), percent(one.spread(metric)[2])]
+            row += [
+                percent(contrast.rate(metric).win_rate.value),
+                percent(contrast.spread(metric)[2]),
+            ]
         rows.append(row)
     return markdown(head, rows)
 
 
-def short(found: Mapping[str, Contrast], arms: Sequence[Arm]) -> Table:
-    """The first table for a terminal: average, weakest voter, and the judges that never vote."""
+def short(contrasts: Mapping[str, Contrast], arms: Sequence[Arm]) -> Table:
+    """The first table for a terminal: average, weakest voter, and the judges without a vote."""
     table = Table(title="Win rates against the base, %", title_justify="left")
     for name in ("arm", "voters' average", "weakest voter", "others"):
         table.add_column(name)
     for arm in arms:
-        if one := found.get(arm.name):
-            weakest, others = one.weakest, one.others
+        if contrast := contrasts.get(arm.name):
+            weakest, others = contrast.weakest, contrast.others
             table.add_row(
                 arm.title,
-                span(one.average),
+                span(contrast.average),
                 f"{percent(weakest.win_rate.value)} {weakest.metric}",
                 ", ".join(f"{r.metric} {percent(r.win_rate.value)}" for r in others),
             )
     return table
 
 
-def rows(found: Iterable[Contrast]) -> list[dict[str, Any]]:
-    """Every contrast and judge as a flat row, `average` among the judges."""
+def rows(contrasts: Iterable[Contrast]) -> list[dict[str, Any]]:
+    """A flat row for each contrast and judge, with `average` as one of the judges."""
     flat = []
-    for one in found:
-        shared = {"arm": one.arm, "against": one.against, "seeds": len(one.by_seed)}
+    for contrast in contrasts:
+        shared = {"arm": contrast.arm, "against": contrast.against, "seeds": len(contrast.by_seed)}
         flat += [
             shared
-            | _numbers(rate.metric, rate.win_rate, one)
+            | _numbers(rate.metric, rate.win_rate, contrast)
             | {"role": rate.role.value, "verdict": rate.verdict.value, "prompts": rate.prompts}
             | {"p_value": rate.p_value, "change": rate.change.value / (rate.std_base or 1.0)}
-            for rate in one.comparison.rates
+            for rate in contrast.comparison.rates
         ]
-        flat.append(shared | _numbers("average", one.average, one) | {"role": "average"})
+        flat.append(shared | _numbers("average", contrast.average, contrast) | {"role": "average"})
     return flat
 
 
-def _numbers(metric: str, estimate: Estimate, one: Contrast) -> dict[str, Any]:
-    low, high, deviation = one.spread(metric)
+def _numbers(metric: str, estimate: Estimate, contrast: Contrast) -> dict[str, Any]:
+    low, high, deviation = contrast.spread(metric)
     return {
         "metric": metric,
         "win_rate": estimate.value,
@@ -150,7 +161,7 @@ def _numbers(metric: str, estimate: Estimate, one: Contrast) -> dict[str, Any]:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -161,5 +172,5 @@ def span(estimate: Estimate) -> str:
 
 
 def percent(value: float) -> str:
-    """A rate in %, one digit; a dash for one seed's deviation."""
+    """A rate in %, with one digit; a dash for NaN, the deviation of a single seed."""
     return "–" if value != value else f"{100 * value:.1f}"

@@ -1,39 +1,17 @@
-"""The comparison in the terminal."""
+"""Prints a comparison to the terminal."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 COLOURS = {"better": "green", "worse": "red", "not shown": "dim"}
 
 
-def progress(console: Console, *, shown: bool) -> Progress:
-    """A bar with counts and the time that is left."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not shown,
-    )
-
-
 def print_summary(console: Console, summary: Mapping[str, Any], report: Path) -> None:
-    """Win rates, one table a model, one sentence each, and where the images are."""
+    """Print a table of win rates and a sentence for each model, and the report's path."""
     for comparison in summary["comparisons"]:
         console.print(_table(summary, comparison))
         console.print(comparison["sentence"])

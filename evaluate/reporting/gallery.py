@@ -1,4 +1,4 @@
-"""Which image pairs the report shows, and their bytes for the page."""
+"""Chooses the image pairs that the report shows, and embeds their images."""
 
 import base64
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import polars as pl
 from data.images import UnreadableImageError, decode, encode_jpeg, to_pixels
 
 SIDE = 384
-"""Larger images are made this small for the report; the originals stay in `samples/`."""
+"""Larger images are scaled down to this side for the report; the originals stay in `samples/`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Change:
 
     @property
     def gap(self) -> float:
-        """Above 0 the model's image is better."""
+        """The model's score minus the base's; above 0 the model's image is better."""
         return self.model - self.base
 
 
@@ -36,7 +36,7 @@ class Card:
     prompt: str
     seed: int
     base: str
-    """Data URI; empty when the image is not there any more."""
+    """Data URI; empty if the image does not exist any more."""
     model: str
     changes: list[Change]
 
@@ -53,7 +53,7 @@ class Gallery:
 def galleries(
     scores: pl.DataFrame, root: Path, comparison: dict[str, Any], number: int, seed: int
 ) -> list[Gallery]:
-    """Random pairs first (nobody chose them), then wins, losses and disagreements of the voters."""
+    """Random pairs first, then the voters' best wins, worst losses and disagreements."""
     rates = comparison["rates"]
     pairs = side_by_side(scores, comparison["base"], comparison["model"])
     metrics = [rate["metric"] for rate in rates]
@@ -62,11 +62,11 @@ def galleries(
         return []
     mean = np.nan_to_num(scaled.mean(1))
     split = np.nan_to_num(np.minimum(scaled.max(1), -scaled.min(1)))
-    drawn = np.random.default_rng(seed).permutation(len(pairs))[:number]
+    random = np.random.default_rng(seed).permutation(len(pairs))[:number]
     falling, rising = np.argsort(-mean, kind="stable"), np.argsort(mean, kind="stable")
     apart = np.argsort(-split, kind="stable")
     chosen: list[tuple[str, str, Sequence[int] | np.ndarray]] = [
-        ("Not chosen", "pairs drawn at random", drawn),
+        ("Not chosen", "pairs drawn at random", random),
         ("Best wins", "the voters' mean gain is largest", [i for i in falling if mean[i] > 0]),
         ("Worst losses", "the voters' mean loss is largest", [i for i in rising if mean[i] < 0]),
         (
@@ -92,7 +92,7 @@ def side_by_side(scores: pl.DataFrame, base: str, model: str) -> pl.DataFrame:
 
 
 def _scaled(pairs: pl.DataFrame, voters: list[dict[str, Any]]) -> np.ndarray:
-    """Score gaps (pair, voter) in standard deviations of the base's scores; NaN is unscored."""
+    """Score gaps (pair, voter) in standard deviations of the base's scores; NaN if unscored."""
     gaps = [
         (pairs[f"score_{rate['metric']}"] - pairs[f"score_{rate['metric']}_base"])
         .cast(pl.Float64)
@@ -115,10 +115,7 @@ def _card(row: dict[str, Any], metrics: list[str], root: Path) -> Card:
 
 
 def inline(path: Path) -> str:
-    """An image as a data URI: small ones as they are, large ones as a smaller JPEG.
-
-    Empty when there is no image that can be read.
-    """
+    """An image as a data URI, scaled down to a JPEG if it is large; empty if it cannot be read."""
     try:
         content, kind = path.read_bytes(), "png"
         image = decode(content)

@@ -1,16 +1,17 @@
-"""What the run's label set says of itself, for the report; the two stages meet on disk alone."""
+"""The run's label set, summarised for the report; the two stages meet on disk alone."""
 
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from data.artifacts.manifest import read_manifest
+from data.artifacts.votes import equal_votes
 
 
 def label_facts(folder: Path) -> dict[str, Any] | None:
-    """Counts and agreement of a complete label set; None where there is none."""
+    """Counts of a complete label set, and how often its voters agree; None if there is no set."""
     manifest = read_manifest(folder, "labels")
     if manifest is None:
         return None
@@ -22,26 +23,14 @@ def label_facts(folder: Path) -> dict[str, Any] | None:
     ).collect()
     if frame["vote_human"].abs().sum():
         votes = [*votes, "vote_human"]
+    matrix = equal_votes(frame.select(pl.col(votes).fill_null(0)).to_numpy(), np.ones(len(frame)))
     return {
         "folder": str(folder),
         "pairs": len(frame),
         "decided": len(frame) - frame["winner"].null_count(),
         "outcomes": manifest.counts,
         "voters": [name.removeprefix("vote_") for name in votes],
-        "agreement": agreement(frame, votes),
+        "agreement": [[None if np.isnan(v) else v for v in row] for row in matrix.tolist()],
         "identity": manifest.identity,
         "code_revision": manifest.code_revision,
     }
-
-
-def agreement(frame: pl.DataFrame, votes: list[str]) -> list[list[float | None]]:
-    """Share of equal votes of each two voters, where neither abstains; None without such pairs."""
-    found: list[list[float | None]] = [
-        [1.0 if row == column else None for column in votes] for row in votes
-    ]
-    for (i, left), (j, right) in combinations(enumerate(votes), 2):
-        both = frame.filter((pl.col(left) * pl.col(right)).fill_null(0) != 0)
-        if len(both):
-            share = (both[left] == both[right]).sum() / len(both)
-            found[i][j] = found[j][i] = float(share)
-    return found

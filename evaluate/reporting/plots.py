@@ -1,4 +1,4 @@
-"""The report's drawings as inline SVG; text and axes take the page's colour, light or dark."""
+"""The report's plots as inline SVG; text and axes take the page's colour, light or dark."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK = "#010203"
-"""Stands for the page's text colour: replaced by `currentColor` in the finished SVG."""
+"""Placeholder for the page's text colour; replaced by `currentColor` in the finished SVG."""
 COLOURS = {"better": "#1f9d66", "worse": "#d1495b", "not shown": "#8b93a1"}
 ACCENT = "#4f7cdb"
 PANELS = {
@@ -23,7 +23,7 @@ PANELS = {
 }
 """Training curves: title -> the journal's keys."""
 NEUTRAL = {"loss": float(np.log(2)), "implicit accuracy": 0.5}
-"""What a policy that equals its reference has."""
+"""The values of a policy that equals its reference."""
 STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -39,7 +39,7 @@ STYLE: Any = {
 
 
 def forest(comparison: dict[str, Any]) -> str:
-    """Win rates with their intervals, one line a metric, and the voters' average."""
+    """A forest plot: win rates with intervals, one line per metric, and the voters' average."""
     rates = comparison["rates"]
     names = [*(_label(rate) for rate in rates), "average of voters"]
     estimates = [*(rate["win_rate"] for rate in rates), comparison["average"]]
@@ -56,7 +56,7 @@ def forest(comparison: dict[str, Any]) -> str:
 
 
 def changes(comparison: dict[str, Any]) -> str:
-    """Mean change of each score in standard deviations of the base's scores."""
+    """Bars: each score's mean change, in standard deviations of the base's scores."""
     rates = [rate for rate in comparison["rates"] if rate["std_base"] > 0]
     scaled = [
         {key: value / rate["std_base"] for key, value in rate["change"].items()} for rate in rates
@@ -74,9 +74,9 @@ def changes(comparison: dict[str, Any]) -> str:
 
 
 def training(journal: Path) -> str | None:
-    """Loss, implicit accuracy and denoising errors over the steps; None without anything to show.
+    """Training curves of loss, implicit accuracy and denoising errors; None if there are none.
 
-    Winner's and loser's errors rising together is the known failure of Diffusion-DPO.
+    In Diffusion-DPO's known failure the errors of winner and loser rise together.
     """
     lines = _journal(journal)
     panels = {
@@ -138,7 +138,7 @@ def _label(rate: dict[str, Any]) -> str:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Running mean over a tenth of the series, shorter at its ends."""
+    """The running mean over a tenth of the series, with a shorter window at its ends."""
     width = max(1, len(values) // 10)
     kernel = np.ones(width)
     weight = np.convolve(np.ones(len(values)), kernel, "same")
@@ -147,7 +147,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _journal(path: Path) -> list[dict[str, Any]]:
-    """The journal's lines; a torn or foreign one is passed over, it is only a drawing."""
+    """The lines of the metrics log that can be plotted; truncated and foreign ones are skipped."""
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -168,7 +168,7 @@ def _has(line: dict[str, Any], key: str) -> bool:
 
 
 def _svg(figure: Figure, label: str, salt: str) -> str:
-    """The figure as an `<svg>` element that scales with the page; equal input, equal text."""
+    """The figure as an `<svg>` element that scales with the page; equal figures give equal text."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": salt}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

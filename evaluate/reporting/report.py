@@ -1,15 +1,14 @@
-"""The comparison for people: one HTML file without any outside part, Markdown, CSV and LaTeX."""
+"""Writes a comparison for people: one self-contained HTML file, Markdown, CSV and LaTeX."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import polars as pl
 from markupsafe import Markup
 
 from data.artifacts.atomic import write_bytes
+from data.artifacts.html import render
 from evaluate.reporting import gallery, plots
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
@@ -25,7 +24,7 @@ def write_report(
     num_pairs: int,
     seed: int,
 ) -> None:
-    """Write every readable form of `winrates.json` beside it; `report.html` last."""
+    """Write `winrates.json` in every readable form beside it, `report.html` last."""
     comparisons = summary["comparisons"]
     write_bytes(folder / "report.md", markdown(summary).encode())
     write_bytes(folder / "winrates.tex", latex(comparisons).encode())
@@ -40,19 +39,20 @@ def write_report(
         for comparison in comparisons
     ]
     curves = plots.training(journal)
-    page = _environment().from_string(TEMPLATE.read_text()).render(
+    page = render(
+        TEMPLATE,
+        {"span": span, "percent": lambda value: f"{value:.1%}"},
+        summary["provenance"],
         summary=summary,
         sections=sections,
         curves=Markup(curves) if curves else None,
         protocol=protocol(summary),
-        facts=list(flat(summary["provenance"])),
-        now=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-    )  # fmt: skip
-    write_bytes(folder / "report.html", page.encode())
+    )
+    write_bytes(folder / "report.html", page)
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """The comparison for a model card."""
+    """The comparison as Markdown, for a model card."""
     parts = []
     for comparison in summary["comparisons"]:
         rows = [HEADINGS, ("---",) * len(HEADINGS), *(row(rate) for rate in comparison["rates"])]
@@ -67,30 +67,30 @@ def markdown(summary: Mapping[str, Any]) -> str:
 
 
 def protocol(summary: Mapping[str, Any]) -> str:
-    """How the comparison was made, in a few sentences."""
-    prompts, made = summary["prompts"], summary["protocol"]
-    seeds = made["seeds"]
-    drawn = f"{seeds} image{'s' if seeds > 1 else ''} for each prompt and model"
+    """How images were sampled and compared, in a few sentences."""
+    prompts, settings = summary["prompts"], summary["protocol"]
+    seeds = settings["seeds"]
+    images = f"{seeds} image{'s' if seeds > 1 else ''} for each prompt and model"
     left = ", ".join(f"{prompts[key]} {key}" for key in ("empty", "repeated") if prompts[key])
     if prompts["trained"]:
         left = ", ".join([*filter(None, [left]), f"{prompts['trained']} that were trained on"])
-    shown = made["detectable"]
-    power = f" So many prompts find a win rate of {shown:.1%} four times in five." if shown else ""
+    rate = settings["detectable"]
+    power = f" So many prompts detect a win rate of {rate:.1%} with 80 % power." if rate else ""
     return (
         f"Prompt set {prompts['name']}: {prompts['prompts']} prompts, sha256 "
-        f"{prompts['sha256'][:12]}{f', left out: {left}' if left else ''}. {drawn} "
-        f"from the same initial noise for every model; {made['scheduler']} scheduler, "
-        f"{made['steps']} steps, guidance {made['guidance']}, {made['resolution']} px. "
+        f"{prompts['sha256'][:12]}{f', left out: {left}' if left else ''}. {images} "
+        f"from the same initial noise for every model; {settings['scheduler']} scheduler, "
+        f"{settings['steps']} steps, guidance {settings['guidance']}, {settings['resolution']} px. "
         "Win rates count ties half; intervals are 95 % paired bootstrap over prompts "
-        f"({made['resamples']} resamples). A verdict needs the interval and an exact sign test."
+        f"({settings['resamples']} resamples). A verdict needs the interval and an exact sign test."
         f"{power} "
-        "Metrics that voted on the training labels are judges of their own work: held-out and "
-        "oracle judges are the stronger evidence."
+        "Voters judge a model trained on their own votes: held-out and oracle judges are the "
+        "stronger evidence."
     )
 
 
 def latex(comparisons: Sequence[Mapping[str, Any]]) -> str:
-    """The table for a paper (needs booktabs)."""
+    """The win rates as a LaTeX table (needs booktabs)."""
     lines = [r"\begin{tabular}{llrrr}", r"\toprule"]
     lines += [r"model & metric & win rate (\%) & 95\,\% interval & verdict \\", r"\midrule"]
     for comparison in comparisons:
@@ -109,7 +109,7 @@ def csv_of(path: Path) -> str:
 
 
 def row(rate: Mapping[str, Any]) -> tuple[str, ...]:
-    """One metric as words, in the order of `HEADINGS`."""
+    """One metric's cells, in the order of `HEADINGS`."""
     return (
         rate["metric"],
         rate["role"].replace("_", " "),
@@ -125,25 +125,5 @@ def span(estimate: Mapping[str, float]) -> str:
     return f"{estimate['value']:.1%} ({estimate['low']:.1%} to {estimate['high']:.1%})"
 
 
-def flat(value: Any, path: str = "") -> list[tuple[str, str]]:
-    """Nested settings as (path, value) lines."""
-    if isinstance(value, Mapping):
-        return [
-            line
-            for key, child in value.items()
-            for line in flat(child, f"{path}.{key}" if path else str(key))
-        ]
-    return [(path, ", ".join(map(str, value)) if isinstance(value, list) else str(value))]
-
-
 def _tex(text: str) -> str:
     return "".join("\\" + letter if letter in "_%&#$" else letter for letter in text)
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["span"] = span
-    environment.filters["percent"] = lambda value: f"{value:.1%}"
-    return environment

@@ -1,4 +1,4 @@
-"""Comparisons as `winrates.json` holds them: numbers, verdicts, and a sentence for people."""
+"""Comparisons as `winrates.json` and `winrates.parquet` hold them: numbers, verdicts, sentences."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,34 +6,36 @@ from dataclasses import asdict
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
+from data.artifacts import schemas
 from data.artifacts.schemas import Role
 from evaluate.plan import ComparisonPlan
 from evaluate.statistics.power import detectable
 from evaluate.statistics.winrate import Balance, Comparison, Verdict, WinRate, compare
 
 PART_RESAMPLES = 1000
-"""Bootstrap resamples of a category: many small intervals that nothing is decided by."""
+"""Bootstrap resamples of a category: there are many, and no verdict depends on them."""
 
 
 def summarise(
-    contest: ComparisonPlan,
+    plan: ComparisonPlan,
     comparisons: Sequence[Comparison],
     scores: pl.DataFrame,
     provenance: Mapping[str, Any],
     labels: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything that is known of a comparison, as JSON values; `labels` as in `label_facts`."""
+    """Everything known about a comparison, as JSON values; `labels` comes from `label_facts`."""
     summary = {
-        "base": contest.spec.base,
-        "prompts": prompts(contest),
-        "protocol": protocol(contest),
+        "base": plan.spec.base,
+        "prompts": prompts(plan),
+        "protocol": protocol(plan),
         "comparisons": [
-            as_json(comparison) | {"breakdowns": breakdowns(contest, comparison, scores)}
+            as_json(comparison) | {"breakdowns": breakdowns(plan, comparison, scores)}
             for comparison in comparisons
         ],
         "labels": labels,
-        "settings": contest.rate_settings,
+        "settings": plan.rate_settings,
         "provenance": dict(provenance),
     }
     plain: dict[str, Any] = json.loads(json.dumps(summary, default=str))
@@ -41,7 +43,7 @@ def summarise(
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """A comparison with its verdicts."""
+    """A comparison with its verdicts, as JSON values."""
     return asdict(comparison) | {
         "rates": [_rate(rate) for rate in comparison.rates],
         "balance": comparison.balance,
@@ -50,7 +52,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def sentence(comparison: Comparison) -> str:
-    """What has been shown, in one sentence."""
+    """The result in one sentence."""
     voters = [rate for rate in comparison.rates if rate.role is Role.VOTER]
     better = sum(rate.verdict is Verdict.BETTER for rate in voters)
     worse = [rate.metric for rate in comparison.rates if rate.verdict is Verdict.WORSE]
@@ -65,14 +67,34 @@ def sentence(comparison: Comparison) -> str:
     )
 
 
+def win_rate_table(comparisons: Sequence[Comparison], prompts_name: str) -> pa.Table:
+    """Win rates as rows of `winrates.parquet` (`schemas.WIN_RATES`)."""
+    rows = [
+        {
+            **{
+                name: getattr(rate, name) for name in schemas.WIN_RATES.names if hasattr(rate, name)
+            },
+            "prompts_name": prompts_name,
+            "base": comparison.base,
+            "model": comparison.model,
+            "win_rate": rate.win_rate.value,
+            "ci_low": rate.win_rate.low,
+            "ci_high": rate.win_rate.high,
+        }
+        for comparison in comparisons
+        for rate in comparison.rates
+    ]
+    return pa.Table.from_pylist(rows, schema=schemas.WIN_RATES)
+
+
 def breakdowns(
-    contest: ComparisonPlan, comparison: Comparison, scores: pl.DataFrame
+    plan: ComparisonPlan, comparison: Comparison, scores: pl.DataFrame
 ) -> list[dict[str, Any]]:
-    """The same win rates within each category and each challenge, where the set has several."""
-    found = []
+    """The win rates within each category and challenge, if the set has several."""
+    tables = []
     for by in ("category", "challenge"):
         members: dict[str, list[int]] = {}
-        for prompt in contest.prompts.prompts:
+        for prompt in plan.prompts.prompts:
             if part := getattr(prompt, by):
                 members.setdefault(part, []).append(prompt.id)
         if len(members) > 1:
@@ -80,54 +102,53 @@ def breakdowns(
                 {
                     "name": name,
                     "prompts": len(ids),
-                    "rates": _part(contest, comparison, scores, ids),
+                    "rates": _part(plan, comparison, scores, ids),
                 }
                 for name, ids in members.items()
             ]
-            found.append({"by": by, "parts": parts})
-    return found
+            tables.append({"by": by, "parts": parts})
+    return tables
 
 
 def _part(
-    contest: ComparisonPlan, comparison: Comparison, scores: pl.DataFrame, ids: Sequence[int]
+    plan: ComparisonPlan, comparison: Comparison, scores: pl.DataFrame, ids: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Win rates on some prompts; none where a judge scored nothing there."""
+    """Win rates on some of the prompts; empty if a judge scored none of them."""
     try:
         part = compare(
             scores.filter(pl.col("prompt_id").is_in(ids)),
-            contest.judges,
+            plan.judges,
             comparison.base,
             comparison.model,
             resamples=PART_RESAMPLES,
-            seed=contest.seed,
+            seed=plan.seed,
         )
     except ValueError:
         return []
     return [_rate(rate) for rate in part.rates]
 
 
-def prompts(contest: ComparisonPlan) -> dict[str, Any]:
-    """The prompt set, and what was left out of it."""
+def prompts(plan: ComparisonPlan) -> dict[str, Any]:
+    """The prompt set, with counts of the rows left out."""
     return {
-        "name": contest.prompts.name,
-        "prompts": len(contest.prompts.prompts),
-        "empty": contest.prompts.empty,
-        "repeated": contest.prompts.repeated,
-        "trained": contest.prompts.trained,
-        "sha256": contest.prompts.sha256,
+        "name": plan.prompts.name,
+        "prompts": len(plan.prompts.prompts),
+        "empty": plan.prompts.empty,
+        "repeated": plan.prompts.repeated,
+        "trained": plan.prompts.trained,
+        "sha256": plan.prompts.sha256,
     }
 
 
-def protocol(contest: ComparisonPlan) -> dict[str, Any]:
-    """How images were drawn and compared."""
-    made = contest.score_settings
-    drawn = made["samples"][contest.spec.base]
-    shown = ("steps", "guidance", "scheduler", "resolution")
+def protocol(plan: ComparisonPlan) -> dict[str, Any]:
+    """How images were sampled and compared."""
+    settings = plan.score_settings
+    of_base = settings["samples"][plan.spec.base]
     return {
-        "seeds": len(made["seeds"]),
-        **{name: drawn[name] for name in shown},
-        "resamples": contest.spec.resamples,
-        "detectable": detectable(len(contest.prompts.prompts)),
+        "seeds": len(settings["seeds"]),
+        **{name: of_base[name] for name in ("steps", "guidance", "scheduler", "resolution")},
+        "resamples": plan.spec.resamples,
+        "detectable": detectable(len(plan.prompts.prompts)),
     }
 
 

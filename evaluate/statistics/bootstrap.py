@@ -1,4 +1,4 @@
-"""How sure a mean over prompts is: paired bootstrap, sign test, Holm's adjustment. Pure."""
+"""Uncertainty of means over prompts: paired bootstrap, sign test, Holm's adjustment. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 CONFIDENCE = 0.95
 CHUNK = 500
-"""Bootstrap resamples whose weights are in memory together."""
+"""How many resamples' weights are in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class PerPrompt:
-    """Values summed within each prompt, so that prompts can be drawn as wholes."""
+    """Values summed within each prompt, so that whole prompts can be resampled."""
 
     total: Float[np.ndarray, " prompt"]
     number: Float[np.ndarray, " prompt"]
@@ -35,35 +35,37 @@ class PerPrompt:
 
 
 def per_prompt(values: Float[np.ndarray, " pair"], prompt: Int[np.ndarray, " pair"]) -> PerPrompt:
-    """Sum and number of each prompt's values, NaN left out; prompts are numbered from 0."""
+    """Sum and number of each prompt's values without NaN; prompts are numbered from 0."""
     known, size = ~np.isnan(values), int(prompt.max()) + 1
     total = np.bincount(prompt[known], values[known], minlength=size)
     number = np.bincount(prompt[known], minlength=size)
-    return PerPrompt(total.astype(float), number.astype(float))  # bincount of nothing gives ints
+    # Without a single value, bincount returns integers
+    return PerPrompt(total.astype(float), number.astype(float))
 
 
 def ratio(
     total: Float[np.ndarray, "*shape"], number: Float[np.ndarray, "*shape"]
 ) -> Float[np.ndarray, "*shape"]:
-    """Means from sums and numbers; NaN where there is nothing to average."""
+    """Means from sums and numbers; NaN where the number is 0."""
     means: np.ndarray = np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0)
     return means
 
 
 class Bootstrap:
-    """Prompts drawn with replacement, the same draws for every column (Efron 1979)."""
+    """Prompts resampled with replacement, the same ones for every column (Efron 1979)."""
 
     def __init__(self, columns: Mapping[str, PerPrompt], *, resamples: int, seed: int) -> None:
         self.columns = dict(columns)
         sums = np.stack([part for c in columns.values() for part in (c.total, c.number)], axis=1)
-        drawn = resampled(sums, resamples, seed)
-        self.spread = dict(zip(columns, ratio(drawn[:, 0::2], drawn[:, 1::2]).T, strict=True))
+        totals = resampled(sums, resamples, seed)
+        means = ratio(totals[:, 0::2], totals[:, 1::2])
+        self.spread = dict(zip(columns, means.T, strict=True))
 
     def mean(self, *names: str, is_rate: bool) -> Estimate:
         """Mean over image pairs, averaged over the named columns, with its interval.
 
-        A rate of exactly 0 or 1 leaves the bootstrap without spread; its open side is the exact
-        binomial limit (Clopper and Pearson 1934), so that a handful of prompts proves little.
+        For a rate of exactly 0 or 1 all resamples are equal; one end of the interval is then the
+        exact binomial limit (Clopper and Pearson 1934), so that a few prompts prove little.
         """
         columns = [self.columns[name] for name in names]
         value = np.mean([c.total.sum() / c.number.sum() for c in columns])
@@ -82,7 +84,7 @@ class Bootstrap:
 def resampled(
     sums: Float[np.ndarray, "prompt column"], resamples: int, seed: int
 ) -> Float[np.ndarray, "resample column"]:
-    """Column sums over as many prompts as there are, drawn with replacement."""
+    """Column sums over resamples of the prompts, each as large as the original."""
     rng, size = np.random.default_rng(seed), len(sums)
     parts = []
     for start in range(0, resamples, CHUNK):
@@ -94,13 +96,13 @@ def resampled(
 
 
 def sign_test(outcomes: Float[np.ndarray, " prompt"]) -> float:
-    """Exact two-sided p-value of wins against losses; outcomes of exactly a half say nothing."""
+    """Exact two-sided p-value of wins against losses; outcomes of exactly a half are left out."""
     wins, losses = int((outcomes > 0.5).sum()), int((outcomes < 0.5).sum())
     return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted so that the chance of any false finding stays bounded (Holm 1979)."""
+    """p-values adjusted to bound the chance of any false finding (Holm 1979)."""
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))

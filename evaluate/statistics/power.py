@@ -1,8 +1,8 @@
-"""How many prompts a comparison needs, and how small a difference a number of prompts can show.
+"""How many prompts a comparison needs, and how small a difference so many prompts can detect.
 
-Pure. Both are about the exact two-sided sign test at 5 % over n prompts that are no tie, by its
-normal approximation with continuity correction (Fleiss 1981, one proportion): a share of wins
-p = 1/2 + d is found with the given power where
+Pure. Both are about the exact two-sided sign test at 5 % over n prompts without ties, by its
+normal approximation with continuity correction (Fleiss 1981, one proportion): a win fraction
+p = 1/2 + d is detected with the given power where
 
     sqrt(n) (d - 1 / (2 n)) = z_0.975 / 2 + z_power sqrt(p (1 - p))
 """
@@ -13,15 +13,15 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 POWER = 0.8
-"""How often a difference of this size is to be found: the usual four times in five."""
+"""The probability that a difference of this size is detected; 0.8 is customary."""
 FEWEST = 6
-"""Five wins of five are not yet 5 %."""
+"""With five prompts even five wins are not significant at 5 %."""
 _Z = float(norm.ppf(0.975))
 
 
-def needed_prompts(share: float, power: float = POWER) -> int | None:
-    """Prompts (ties not counted) that find a share of wins other than a half; None for a half."""
-    d = abs(share - 0.5)
+def needed_prompts(win_fraction: float, power: float = POWER) -> int | None:
+    """Prompts, not counting ties, that detect a win fraction other than a half; None for a half."""
+    d = abs(win_fraction - 0.5)
     if d == 0:
         return None
     plain = (_spread(d, power) / d) ** 2
@@ -30,12 +30,12 @@ def needed_prompts(share: float, power: float = POWER) -> int | None:
 
 
 def detectable(num_prompts: int, power: float = POWER) -> float | None:
-    """The smallest share of wins above a half that this many prompts find; None when none is."""
+    """The smallest win fraction above a half that so many prompts detect; None if there is none."""
     n = num_prompts
     if n < FEWEST:
         return None
-    found: float = brentq(lambda d: math.sqrt(n) * (d - 1 / (2 * n)) - _spread(d, power), 0.0, 0.5)
-    return 0.5 + found
+    d: float = brentq(lambda d: math.sqrt(n) * (d - 1 / (2 * n)) - _spread(d, power), 0.0, 0.5)
+    return 0.5 + d
 
 
 def _spread(d: float, power: float) -> float:

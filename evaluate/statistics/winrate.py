@@ -1,8 +1,8 @@
-"""Scores -> win rates with their uncertainty. Pure: knows no files and no models.
+"""Scores -> win rates with their uncertainty. Pure: no files, no models.
 
-An image pair is what two models drew for one prompt from one noise. It is a win when the model's
-score is above the base's by more than the judge's tie threshold; ties count half. Images of one
-prompt are alike, so prompts and not images are what is resampled and what the sign test counts.
+An image pair is two models' images for one prompt from one initial noise. It is a win when the
+model's score exceeds the base's by more than the judge's tie threshold; ties count half. Images of
+one prompt are alike, so the bootstrap and the sign test are over prompts, not images.
 """
 
 import math
@@ -12,10 +12,8 @@ from enum import StrEnum
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 from jaxtyping import Float, Int
 
-from data.artifacts import schemas
 from data.artifacts.schemas import Role
 from evaluate.statistics.bootstrap import (
     CONFIDENCE,
@@ -31,16 +29,16 @@ from evaluate.statistics.power import needed_prompts
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """A metric and how it judges."""
+    """A metric, its role, and its tie threshold."""
 
     metric: str
     role: Role
     tie: float = 0.0
-    """Score gaps up to this are ties; in the metric's units."""
+    """Score gaps up to this, in the metric's units, are ties."""
 
 
 class Verdict(StrEnum):
-    """What a comparison has shown about one metric."""
+    """What the comparison shows for one metric."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -48,32 +46,32 @@ class Verdict(StrEnum):
 
 
 class Balance(StrEnum):
-    """What a comparison has shown about all metrics together."""
+    """What the comparison shows for all metrics together."""
 
     BALANCED = "balanced"
     """No metric is worse and at least one is better."""
     NOT_BALANCED = "not balanced"
-    """Some metric is worse."""
+    """At least one metric is worse."""
     NOT_SHOWN = "not shown"
-    """None is worse, none is better."""
+    """No metric is worse and none is better."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WinRate:
-    """How a model fares against the base by one judge."""
+    """The result of a model against the base, according to one judge."""
 
     metric: str
     role: Role
     prompts: int
-    """Prompts with at least one image pair that could be scored."""
+    """Prompts with at least one scored image pair."""
     seeds: int
     wins: int
     ties: int
     losses: int
     unscored: int
-    """Image pairs left out because one of the two has no score."""
+    """Image pairs left out because an image has no score."""
     win_rate: Estimate
-    """Mean over image pairs, ties half, in [0, 1]."""
+    """Mean over image pairs, in [0, 1]; ties count half."""
     change: Estimate
     """Mean score of the model minus that of the base, in the metric's units."""
     mean_base: float
@@ -81,16 +79,16 @@ class WinRate:
     std_base: float
     """Standard deviation of the base's scores over images: the scale of `change`."""
     p_value: float
-    """Exact two-sided sign test over prompts, ties left out."""
+    """Exact two-sided sign test over prompts, without ties."""
     holm: float
-    """The same, adjusted for the number of judges (Holm 1979)."""
+    """The p-value adjusted for the number of judges (Holm 1979)."""
     needed: int | None
-    """Prompts of this kind that would find a difference as large as the one seen, four times in
-    five; None where none was seen."""
+    """Prompts needed to detect a difference of the observed size with 80 % power; None if no
+    difference was observed."""
 
     @property
     def verdict(self) -> Verdict:
-        """Better or worse only when the interval and the sign test both say so."""
+        """Better or worse only if the interval and the sign test agree."""
         if self.p_value > 1 - CONFIDENCE:
             return Verdict.NOT_SHOWN
         if self.win_rate.low > 0.5:
@@ -100,7 +98,7 @@ class WinRate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One model against the base, by all judges."""
+    """One model against the base, according to all judges."""
 
     base: str
     model: str
@@ -108,13 +106,13 @@ class Comparison:
     average: Estimate
     """Mean of the voters' win rates."""
     joint_dominance: Estimate
-    """Share of prompts on which every voter sees the model win."""
+    """Fraction of prompts on which the model wins according to every voter."""
     joint_loss: Estimate
-    """Share of prompts on which every voter sees it lose."""
+    """Fraction of prompts on which the model loses according to every voter."""
 
     @property
     def balance(self) -> Balance:
-        """Whether the model gained without losing anywhere; over every judge, voter or not."""
+        """Whether the model gained without losing anywhere, according to all judges."""
         verdicts = {rate.verdict for rate in self.rates}
         if Verdict.WORSE in verdicts:
             return Balance.NOT_BALANCED
@@ -130,10 +128,10 @@ def compare(
     resamples: int,
     seed: int,
 ) -> Comparison:
-    """Compare two models whose images have been scored (`tables.sample_scores`).
+    """Compare two models by the scores of their images (`schemas.sample_scores`).
 
     Raises:
-        ValueError: A judge scored no image pair at all, or the voters share no prompt.
+        ValueError: A judge scored no image pair, or no prompt was scored by all voters.
     """
     metrics = [judge.metric for judge in judges]
     voters = [judge.metric for judge in judges if judge.role is Role.VOTER]
@@ -145,28 +143,28 @@ def compare(
     for metric in metrics:
         if not won[metric].number.any():
             raise ValueError(f"metric {metric!r} scored no image of both models")
-    draws = Bootstrap(
+    bootstrap = Bootstrap(
         {f"win {metric}": won[metric] for metric in metrics}
         | {f"change {metric}": changed[metric] for metric in metrics}
         | joint({metric: won[metric] for metric in voters}),
         resamples=resamples,
         seed=seed,
     )
-    rates = [_rate(pairs, judge, outcomes[judge.metric], prompt, draws) for judge in judges]
+    rates = [_rate(pairs, judge, outcomes[judge.metric], prompt, bootstrap) for judge in judges]
     return Comparison(
         base=base,
         model=model,
         rates=with_holm(rates),
-        average=draws.mean(*[f"win {metric}" for metric in voters], is_rate=True),
-        joint_dominance=draws.mean("dominance", is_rate=True),
-        joint_loss=draws.mean("loss", is_rate=True),
+        average=bootstrap.mean(*[f"win {metric}" for metric in voters], is_rate=True),
+        joint_dominance=bootstrap.mean("dominance", is_rate=True),
+        joint_loss=bootstrap.mean("loss", is_rate=True),
     )
 
 
 def paired(scores: pl.DataFrame, metrics: Sequence[str], base: str, model: str) -> pl.DataFrame:
     """One row per image pair: `prompt` (0, 1, ...), `seed`, and `<metric>`, `<metric>_base`.
 
-    An image that only one of the models has gives a row with nulls: nothing vanishes.
+    An image that only one model has gives a row with nulls, so that it is counted.
     """
     columns = [pl.col(f"score_{metric}").cast(pl.Float64).alias(metric) for metric in metrics]
     one, other = (
@@ -188,18 +186,19 @@ def gap(pairs: pl.DataFrame, metric: str) -> Float[np.ndarray, " pair"]:
 
 
 def outcome(pairs: pl.DataFrame, judge: Judge) -> Float[np.ndarray, " pair"]:
-    """1 for a win, 0 for a loss, 0.5 for a tie, NaN without both scores."""
+    """1 for a win, 0 for a loss, 0.5 for a tie; NaN without both scores."""
     change = gap(pairs, judge.metric)
     return (1 + np.where(np.abs(change) <= judge.tie, 0, np.sign(change))) / 2
 
 
 def joint(voters: Mapping[str, PerPrompt]) -> dict[str, PerPrompt]:
-    """`dominance` and `loss`: of each prompt that all voters scored, do all see a win, a loss.
+    """`dominance` and `loss`: 1 for a prompt that is a win (a loss) according to every voter.
 
-    With several seeds a prompt is won when the mean outcome over its seeds is above a half.
+    Only prompts scored by all voters count. With several seeds a prompt is won when the mean
+    outcome over its seeds is above a half.
 
     Raises:
-        ValueError: No prompt was scored by all of them.
+        ValueError: No prompt was scored by all voters.
     """
     means = np.stack([voter.means for voter in voters.values()])
     known = (~np.isnan(means).any(0)).astype(float)
@@ -212,29 +211,9 @@ def joint(voters: Mapping[str, PerPrompt]) -> dict[str, PerPrompt]:
 
 
 def with_holm(rates: Sequence[WinRate]) -> list[WinRate]:
-    """The same win rates, their p-values adjusted for each other."""
+    """The same win rates, with `holm` computed from all their p-values."""
     adjusted = holm([rate.p_value for rate in rates])
     return [replace(rate, holm=value) for rate, value in zip(rates, adjusted, strict=True)]
-
-
-def table(comparisons: Sequence[Comparison], prompts_name: str) -> pa.Table:
-    """Win rates as `winrates.parquet` holds them (`tables.WIN_RATES`)."""
-    rows = [
-        {
-            **{
-                name: getattr(rate, name) for name in schemas.WIN_RATES.names if hasattr(rate, name)
-            },
-            "prompts_name": prompts_name,
-            "base": comparison.base,
-            "model": comparison.model,
-            "win_rate": rate.win_rate.value,
-            "ci_low": rate.win_rate.low,
-            "ci_high": rate.win_rate.high,
-        }
-        for comparison in comparisons
-        for rate in comparison.rates
-    ]
-    return pa.Table.from_pylist(rows, schema=schemas.WIN_RATES)
 
 
 def _rate(
@@ -242,7 +221,7 @@ def _rate(
     judge: Judge,
     outcomes: Float[np.ndarray, " pair"],
     prompt: Int[np.ndarray, " pair"],
-    draws: Bootstrap,
+    bootstrap: Bootstrap,
 ) -> WinRate:
     known = ~np.isnan(outcomes)
     means = per_prompt(outcomes, prompt).means
@@ -258,8 +237,8 @@ def _rate(
         ties=int((outcomes == 0.5).sum()),
         losses=int((outcomes == 0).sum()),
         unscored=int((~known).sum()),
-        win_rate=draws.mean(f"win {judge.metric}", is_rate=True),
-        change=draws.mean(f"change {judge.metric}", is_rate=False),
+        win_rate=bootstrap.mean(f"win {judge.metric}", is_rate=True),
+        change=bootstrap.mean(f"change {judge.metric}", is_rate=False),
         mean_base=float(base.mean()),
         mean_model=float(pairs[judge.metric].to_numpy()[known].mean()),
         std_base=float(base.std()),
@@ -270,7 +249,7 @@ def _rate(
 
 
 def _needed(means: Float[np.ndarray, " prompt"]) -> int | None:
-    """Prompts to draw, given how many of them end in a tie."""
+    """Prompts needed, given that some of them will end in a tie."""
     decided = means[means != 0.5]
     if not len(decided):
         return None

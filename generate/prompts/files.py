@@ -1,4 +1,4 @@
-"""Where prompts are read: text, tables, JSON, published sets, pair files; here or on the hub."""
+"""Reads prompts from text files, tables, JSON, published sets and pair files, local or hub."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from data.storage.hub import HubError, cached, fetch
 from generate.config import PromptsKind, PromptsSpec
 
 COLUMNS = ("prompt", "caption")
-"""Where a table's prompts are looked for when no column is named; case does not matter."""
+"""The columns that hold a table's prompts when none is named; case is ignored."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+/[\w./-]+")
 """owner/name/file of a data set, the file being a folder or a file inside it."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -29,19 +29,19 @@ class Prompt:
     """One prompt of a set."""
 
     id: int
-    """Its row in the set's source, from 0; stable whatever is left out."""
+    """Its row in the source, counted from 0 and including the rows left out."""
     text: str
     category: str | None = None
-    """Style or subject, where the set has such."""
+    """Style or subject, if the set has categories."""
     challenge: str | None = None
-    """What makes it hard, where the set says so (PartiPrompts)."""
+    """What makes it hard, if the set says so (PartiPrompts)."""
 
 
 def read_prompts(spec: PromptsSpec, pairs: PairsSpec) -> Iterator[Prompt]:
-    """Every row of the set, empty and repeated ones too; `pairs` are what the run trains on.
+    """Every row of the set, including empty and repeated ones; `pairs` are what the run trains on.
 
     Raises:
-        PromptsError: The file is missing or of another layout.
+        PromptsError: The file is missing or has another layout.
     """
     if spec.kind is PromptsKind.miniature:
         return _miniature(spec)
@@ -54,12 +54,12 @@ def read_prompts(spec: PromptsSpec, pairs: PairsSpec) -> Iterator[Prompt]:
 
 
 def trained_prompts(pairs: PairsSpec) -> set[str]:
-    """The `wording` of every prompt that a run trains on; reads no image."""
+    """The `wording` of every prompt that a run trains on; no image is read."""
     return {wording(text) for text in _pair_prompts(pairs)}
 
 
 def wording(text: str) -> str:
-    """What two prompts that say the same share: capitals and spaces do not count."""
+    """The prompt without the differences that do not count: case and whitespace."""
     return " ".join(text.casefold().split())
 
 
@@ -67,7 +67,7 @@ def wording(text: str) -> str:
 
 
 def _miniature(spec: PromptsSpec) -> Iterator[Prompt]:
-    from data.miniature import world  # needs PIL: only when asked for
+    from data.miniature import world  # imports PIL, so only for this kind
 
     if spec.split not in ("test", "validation"):
         raise PromptsError(
@@ -81,8 +81,8 @@ def _miniature(spec: PromptsSpec) -> Iterator[Prompt]:
 def _of_pairs(spec: PromptsSpec, pairs: PairsSpec) -> Iterator[Prompt]:
     if not spec.split:
         raise PromptsError(
-            "evaluate.prompts.split is empty; name the split of the pair files whose prompts are "
-            "drawn (evaluate.prompts.split=validation)"
+            "evaluate.prompts.split is empty; name the split of the pair files to take prompts "
+            "from, such as evaluate.prompts.split=validation"
         )
     for index, text in enumerate(_pair_prompts(replace(pairs, split=spec.split, max_pairs=0))):
         yield Prompt(index, text.strip())
@@ -154,7 +154,7 @@ def _records(path: Path, spec: PromptsSpec) -> Iterable[Any]:
 
 
 def _parquet(path: Path, column: str) -> list[dict[str, Any]]:
-    """The columns that matter; the others of a pair file are images."""
+    """Rows with the columns that are used; a pair file also has columns of images."""
     import polars as pl
 
     names = list(pl.read_parquet_schema(path))
@@ -165,7 +165,7 @@ def _parquet(path: Path, column: str) -> list[dict[str, Any]]:
 
 
 def _separated(path: Path) -> Iterable[dict[str, Any]]:
-    """Tab- or comma-separated; quotes are letters between tabs, as PartiPrompts needs it."""
+    """Rows of a TSV or CSV; in a TSV quotes are ordinary characters, as PartiPrompts needs."""
     lines = _read(path).replace("\r", "").split("\n")  # splitlines() would cut at rare characters
     if path.suffix == ".csv":
         return csv.DictReader([line + "\n" for line in lines])  # a quoted text may span lines

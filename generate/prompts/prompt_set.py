@@ -1,8 +1,8 @@
-"""A prompt set: one list of distinct prompts, and what became of the others.
+"""A prompt set: a list of distinct prompts, with counts of the rows left out.
 
-The initial noise of an image belongs to its prompt's text, so a prompt that stands twice in a set
-would give the same image twice and count twice. Repeats and empty lines are left out and counted,
-and so are, where asked for, prompts that the run trains on.
+The initial noise of an image depends on its prompt's text, so a prompt that occurs twice in a set
+would give the same image twice and count twice. Repeated and empty rows are left out and counted,
+and so are the prompts that the run trains on, with `exclude_trained`.
 """
 
 import json
@@ -16,7 +16,7 @@ from generate.prompts.files import Prompt, PromptsError, read_prompts, trained_p
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptSet:
-    """The prompts of a comparison."""
+    """Distinct prompts, in the order of their source."""
 
     name: str
     prompts: tuple[Prompt, ...]
@@ -29,13 +29,13 @@ class PromptSet:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 over ids and texts in order: two sets with the same one ask for the same."""
+        """SHA-256 over ids and texts in order: equal hashes mean the same prompts."""
         rows = [[prompt.id, prompt.text] for prompt in self.prompts]
         return sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
     @property
     def counts(self) -> str:
-        """What became of the rows; the numbers add up to the rows read."""
+        """How many rows were kept and left out; the numbers add up to the rows read."""
         total = len(self.prompts) + self.empty + self.repeated + self.trained
         left_out = f"empty {self.empty} · repeated {self.repeated}"
         if self.trained:
@@ -44,13 +44,13 @@ class PromptSet:
 
 
 def load_prompts(spec: PromptsSpec, pairs: PairsSpec | None = None) -> PromptSet:
-    """Read a prompt set; with `max_prompts`, the first that many distinct prompts.
+    """Read a prompt set; with `max_prompts`, only that many distinct prompts from the start.
 
     `pairs` are what the run trains on: the source of `kind: pairs`, and what `exclude_trained`
-    compares with.
+    leaves out.
 
     Raises:
-        PromptsError: The file is missing, of another layout, or holds no prompt.
+        PromptsError: The file is missing, has another layout, or has no prompt.
     """
     pairs = pairs or PairsSpec()
     known = trained_prompts(pairs) if spec.exclude_trained else set()
@@ -68,9 +68,9 @@ def load_prompts(spec: PromptsSpec, pairs: PairsSpec | None = None) -> PromptSet
         else:
             kept[prompt.text] = prompt
     if not kept:
-        used = f", and {trained} rows have a training pair's prompt" if trained else ""
+        used = f"; {trained} of its rows have a training pair's prompt" if trained else ""
         raise PromptsError(
-            f"the prompt set {spec.name!r} ({spec.path or spec.split}) holds no prompt{used}; "
+            f"the prompt set {spec.name!r} ({spec.path or spec.split}) has no prompt{used}; "
             "choose another with prompts=... or evaluate.prompts.path=..."
         )
     return PromptSet(

@@ -1,4 +1,4 @@
-"""Which model made which image, where the pair files say so."""
+"""Reads which model generated which image, where the pair files say so."""
 
 import polars as pl
 import pyarrow as pa
@@ -10,10 +10,10 @@ READ_ROWS = 65_536
 
 
 def generators(pairs: PairSource) -> pl.DataFrame | None:
-    """`generator_0` and `generator_1` of every pair, in the set's order; None where nobody says.
+    """`generator_0` and `generator_1` of every pair, in the set's order; None if there are none.
 
-    Label shards do not have them: they are read again, without images, when somebody asks. A set
-    whose first file names none is not read further.
+    Label shards do not have these columns, so they are read from the pair files, without images. If
+    the first file names no generator, the others are not read.
     """
     tables: list[pa.Table] = []
     for shard in pairs.shards:

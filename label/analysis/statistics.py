@@ -1,20 +1,21 @@
-"""Everything that `make inspect` says of a label set, computed once."""
+"""Everything that `make inspect` says about a label set, computed once."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from math import sqrt
 
 import numpy as np
 import polars as pl
 
-from label.analysis import agreement, breakdowns, crowd
+from label.analysis import agreement, breakdowns
+from label.analysis.tables import Table, matrix
 from label.voting.label_set import outcomes, statuses
 from label.voting.rules import VotingRule
 
-MOST_GROUPS = 10
-"""Groups that are listed of what may have thousands: reasons, sizes, generators, divisions."""
+MAX_GROUPS = 10
+"""Rows of tables that might have thousands: reasons, sizes, generators, divisions."""
 BINS = 61
-"""Of a histogram of score gaps; odd, so that 0 lies in the middle of one."""
+"""Bins of a histogram of score gaps; odd, so that 0 lies in the middle of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Gaps:
 
 
 @dataclass(frozen=True, slots=True)
-class Study:
+class Statistics:
     """Statistics of a label set."""
 
     voting_rule: VotingRule
@@ -38,58 +39,75 @@ class Study:
     """Status -> rows, `ok` first."""
     outcomes: Mapping[str, int]
     """`decided_by` -> rows."""
-    overall: Mapping[str, Any]
-    names: list[str]
-    """The metrics, and `human` where people chose."""
-    shares: np.ndarray
-    kappas: np.ndarray
-    """(name, name) Shares of equal votes, and Cohen's kappas."""
-    metrics: pl.DataFrame
-    pairwise: pl.DataFrame
-    margins: pl.DataFrame
-    ties: pl.DataFrame
-    coalitions: pl.DataFrame
-    without: pl.DataFrame
-    """What the majority would be without each voter."""
-    reasons: pl.DataFrame
-    sizes: pl.DataFrame
-    shapes: pl.DataFrame
-    larger: Mapping[str, float | None]
-    generators: pl.DataFrame | None
-    """None where the pair set does not say who made its images."""
+    decided: int
+    """Pairs with a winner."""
+    human_agreement: float | None
+    """Fraction of labels that are the human choice, where the one did not decide the other."""
+    alpha: float | None
+    """Krippendorff's alpha of the metrics."""
+    tables: Mapping[str, Table]
+    """Name -> table, in the order to read them in."""
     gaps: list[Gaps]
-    crowd: crowd.Comparison | None
+
+    @property
+    def num_pairs(self) -> int:
+        """All rows, scored or not."""
+        return sum(self.outcomes.values())
+
+    @property
+    def chance_deviation(self) -> float:
+        """How far from 0.5 the fraction of votes for image 0 is by chance, in 95 % of such sets."""
+        return 0.98 / sqrt(self.statuses.get("ok", 0) or 1)
 
 
-def study(
+def compute_statistics(
     labelled: pl.DataFrame, voting_rule: VotingRule, generators: pl.DataFrame | None = None
-) -> Study:
+) -> Statistics:
     """All statistics; `generators` has `generator_0` and `generator_1`, row for row."""
     counted = agreement.ballots(labelled)
-    names, shares, kappas = agreement.matrices(counted)
-    made_by = None if generators is None else breakdowns.by_generator(labelled, generators)
-    return Study(
+    return Statistics(
         voting_rule=voting_rule,
         statuses=statuses(labelled),
         outcomes=outcomes(labelled),
-        overall=breakdowns.overall(counted),
-        names=names,
-        shares=shares,
-        kappas=kappas,
-        metrics=agreement.per_metric(counted),
-        pairwise=agreement.pairwise(counted, agreement.rank_correlations(labelled)),
-        margins=breakdowns.margins(counted),
-        ties=breakdowns.ties(counted, voting_rule.spec.rule.value),
-        coalitions=breakdowns.coalitions(counted, voting_rule, MOST_GROUPS),
-        without=breakdowns.leave_one_out(counted, voting_rule),
-        reasons=breakdowns.reasons(labelled, MOST_GROUPS),
-        sizes=breakdowns.by_size(labelled, MOST_GROUPS),
-        shapes=breakdowns.by_shape(labelled),
-        larger=breakdowns.larger_wins(labelled),
-        generators=None if made_by is None or made_by.is_empty() else made_by.head(MOST_GROUPS),
+        decided=agreement.num_pairs(counted, agreement.DECIDED),
+        human_agreement=agreement.rate(counted, agreement.LABEL_AGREES, agreement.JUDGED),
+        alpha=agreement.krippendorff_alpha(counted),
+        tables=make_tables(labelled, counted, voting_rule, generators),
         gaps=[gaps(labelled, metric, voting_rule) for metric in agreement.metrics_of(labelled)],
-        crowd=crowd.compare(counted, voting_rule.voters),
     )
+
+
+def make_tables(
+    labelled: pl.DataFrame,
+    counted: pl.DataFrame,
+    voting_rule: VotingRule,
+    generators: pl.DataFrame | None,
+) -> dict[str, Table]:
+    """The tables of the terminal and the page."""
+    ties = breakdowns.ties(counted, voting_rule.spec.rule.value)
+    coalitions = breakdowns.coalitions(counted, voting_rule, MAX_GROUPS)
+    tables = {
+        "reasons": Table("Why rows could not be scored; N stands for any number",
+                         breakdowns.reasons(labelled, MAX_GROUPS)),
+        "ties": Table("What the rule left open", ties),
+        "coalitions": Table("Who votes with whom, whichever image they choose", coalitions),
+        "voters": Table("Each voter, and the label", agreement.voters(counted)),
+        "agreement": agreement_table(counted),
+        "margins": Table("By lead in votes", breakdowns.margins(counted)),
+        "without": Table("The majority without one of the voters",
+                         breakdowns.leave_one_out(counted, voting_rule)),
+        "sizes": Table("By size", breakdowns.by_size(labelled, MAX_GROUPS)),
+    }  # fmt: skip
+    if generators is not None:
+        frame = breakdowns.by_generator(labelled, generators, MAX_GROUPS)
+        tables["generators"] = Table("By generators", frame)
+    return {name: table for name, table in tables.items() if len(table.frame)}
+
+
+def agreement_table(counted: pl.DataFrame) -> Table:
+    """The matrix of equal votes, also printed by itself after `make labels`."""
+    frame = agreement.agreement_matrix(counted)
+    return matrix("Equal votes, where neither abstains", frame)
 
 
 def gaps(labelled: pl.DataFrame, metric: str, voting_rule: VotingRule) -> Gaps:

@@ -16,7 +16,7 @@ from conf.job import Job, entry
 from data.artifacts.manifest import Manifest, read_manifest, verify
 from data.artifacts.parquet_io import read_table
 from data.pairs.config import PairsKind
-from label.analysis.console import number, share
+from label.analysis.tables import coefficient, number
 from label.metrics.registry import resolve
 from label.parity.accuracy import Accuracy, measure
 from label.parity.references import Finding, check
@@ -138,7 +138,7 @@ def report_accuracies(console: Console, job: Job, accuracies: Sequence[Accuracy]
     for key, title in titles.items():
         table.add_column(f"{title} *" if key == own else title, justify="right")
     for one in accuracies:
-        rates = [share(getattr(one, key)) for key in ("strict", "inversions", "thresholded")]
+        rates = [coefficient(getattr(one, key)) for key in ("strict", "inversions", "thresholded")]
         table.add_row(one.metric, number(one.pairs), number(one.ties), *rates)
     console.print(table)
     if own:
