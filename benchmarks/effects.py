@@ -30,7 +30,7 @@ def reuse(num_pairs: int, per_shard: int = 1500) -> dict[str, float]:
     rows = list(inputs.repetition(num_pairs))
     images = len({image for _, *pair in rows for image in pair})
 
-    def made(limit: int, forget: bool = False) -> float:
+    def built(limit: int, forget: bool = False) -> float:
         memory, new = EmbeddingCache(limit, IMAGE_BYTES, IMAGE_BYTES), 0
         for number, (_, *pair) in enumerate(rows):
             if forget and number % per_shard == 0:
@@ -40,10 +40,10 @@ def reuse(num_pairs: int, per_shard: int = 1500) -> dict[str, float]:
 
     return {
         "every_slot": 2 * num_pairs / images,
-        "within_a_shard": made(2**60, forget=True),
-        "label.cache_mb=256": made(2**28),
-        "label.cache_mb=1024": made(2**30),
-        "always": made(2**60),
+        "within_a_shard": built(2**60, forget=True),
+        "label.cache_mb=256": built(2**28),
+        "label.cache_mb=1024": built(2**30),
+        "always": built(2**60),
     }
 
 

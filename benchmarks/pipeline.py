@@ -52,8 +52,8 @@ class Bench:
 
     def pipeline(self) -> tuple[float, float, Clock]:
         """Score all pairs into a new folder; seconds, CPU seconds, and parts."""
-        found = {name: resolve(name, spec).settings() for name, spec in self.specs.items()}
-        sets = ScoreSets(Path(mkdtemp(dir=self.folder)), self.pairs.shards, found)
+        resolved = {name: resolve(name, spec).settings() for name, spec in self.specs.items()}
+        sets = ScoreSets(Path(mkdtemp(dir=self.folder)), self.pairs.shards, resolved)
         clock = Clock()
         tools = ScoringTools(
             self.pairs, self.panel, sets, self.decoder,
@@ -165,8 +165,8 @@ def sized(size: dict[str, int], pairs: int, batch: int, rounds: int, one: int) -
         bench = Bench(
             folder, specs, Panel.load(specs, device), source, decoder, Batch(batch), device
         )
-        found = compare(bench, num_images, one, rounds) | predicted(bench, num_images)
-        return found | {"slots_per_image": slots, "batch": bench.batch.size}
+        result = compare(bench, num_images, one, rounds) | predicted(bench, num_images)
+        return result | {"slots_per_image": slots, "batch": bench.batch.size}
 
 
 def distinct(num_pairs: int) -> int:
@@ -190,11 +190,11 @@ def on_gpu(num_images: int) -> dict[str, Any]:
             alone.floor(num_images)
             rates[metric] = num_images // 64 * 64 / alone.floor(num_images)[0]
         took_s, busy = _watched(bench.pipeline)
-        made = distinct(num_images)
+        built = distinct(num_images)
         return {
             "bare_images_per_s": rates,
-            "panel_images_per_s": made / took_s,
-            "floor_ratio": bench.floor(made)[0] / took_s,
+            "panel_images_per_s": built / took_s,
+            "floor_ratio": bench.floor(built)[0] / took_s,
             "utilisation": busy,
             "batch": bench.batch.size,
         }

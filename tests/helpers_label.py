@@ -298,14 +298,14 @@ class Nursery:
 @cache
 def nursery() -> Nursery:
     """The one nursery of this test session."""
-    made = Nursery()
-    atexit.register(made.close)
-    return made
+    built = Nursery()
+    atexit.register(built.close)
+    return built
 
 
 def members(group: int) -> dict[int, str]:
     """The living processes of a process group, with their command lines."""
-    found = {}
+    results = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, pgrp = path.read_text().rpartition(")")[2].split()[:3]
@@ -313,8 +313,8 @@ def members(group: int) -> dict[int, str]:
         except OSError:
             continue
         if int(pgrp) == group and state != "Z":
-            found[int(path.parent.name)] = command
-    return found
+            results[int(path.parent.name)] = command
+    return results
 
 
 def status_path(out: Path) -> Path:

@@ -304,10 +304,10 @@ def test_every_hostile_row_gets_a_status(nursery: tiny.Nursery, place: Place) ->
     place.arguments.append(f"pairs.root={place.root}/pairs")
     status, said = nursery.run([*place.arguments, "label.workers=2"], place.out)
     assert status == 0, said
-    found = pl.read_parquet(place.folder / "labels" / "majority" / "part-*.parquet")
-    assert found.height == 2 * len(twice)
-    assert found["pair_id"].n_unique() == found.height  # equal pairs are counted
-    first = found.head(len(table))
+    labelled = pl.read_parquet(place.folder / "labels" / "majority" / "part-*.parquet")
+    assert labelled.height == 2 * len(twice)
+    assert labelled["pair_id"].n_unique() == labelled.height  # equal pairs are counted
+    first = labelled.head(len(table))
     assert dict(zip(cases, first["status"], strict=True)) == dict(zip(cases, statuses, strict=True))
     assert (first.filter(pl.col("status") != "ok")["reason"].str.len_chars() > 0).all()
     assert first.filter(pl.col("status") == "ok")["reason"].to_list() == [""] * statuses.count("ok")
@@ -317,12 +317,12 @@ def test_every_hostile_row_gets_a_status(nursery: tiny.Nursery, place: Place) ->
     assert prompt_of["not UTF-8"] == "a caf\ufffd \ufffd\ufffd"
     assert prompt_of["a NUL"] == "a \0 cat"
     assert prompt_of["long"] == "a small red circle " * 527
-    counted = Counter(found["status"].to_list())
+    counted = Counter(labelled["status"].to_list())
     line = next(line for line in said.splitlines() if line.startswith("scored "))
     assert line == (
         f"scored {counted['ok']} · unreadable image {counted['unreadable_image']} · "
         f"too large {counted['too_large']} · empty prompt {counted['empty_prompt']} · "
-        f"total {found.height}"
+        f"total {labelled.height}"
     )
     before = tiny.hashes(place.folder)
     shutil.rmtree(place.folder)

@@ -79,20 +79,20 @@ def native(seed: int) -> tuple[bytes, torch.Tensor]:
 @torch.inference_mode()
 def test_scores_equal_the_libraries_own(root: Path, panel: Panel) -> None:
     content, pixels = native(0)
-    found = panel.score([content], [PROMPTS[0]])
-    assert found.keys() == set(tiny.VOTERS)
+    scores = panel.score([content], [PROMPTS[0]])
+    assert scores.keys() == set(tiny.VOTERS)
     tokens = tokenizer.hf_tokenizer()(PROMPTS[0], return_tensors="pt")
     for name, scaled in (("clip", False), ("pickscore", True)):
         model = CLIPModel.from_pretrained(root / name)
         logit = model(pixel_values=pixels, **tokens).logits_per_image.item()
         expected = logit if scaled else logit / model.logit_scale.exp().item()
-        assert found[name][0] == pytest.approx(expected, abs=1e-5)
+        assert scores[name][0] == pytest.approx(expected, abs=1e-5)
     model = tiny.random_open_clip(3)
     text = torch.zeros(1, tokenizer.CONTEXT, dtype=torch.long)
     ids = tokens.input_ids[0]
     text[0, : len(ids)] = ids  # open_clip pads with 0
     cosine = functional.cosine_similarity(model.encode_image(pixels), model.encode_text(text))
-    assert found["hps"][0] == pytest.approx(cosine.item(), abs=1e-5)
+    assert scores["hps"][0] == pytest.approx(cosine.item(), abs=1e-5)
     image = CLIPModel.from_pretrained(root / "clip").get_image_features(pixels).pooler_output
     layers = [nn.Linear(*w.T.shape) for w in head_weights(root)]
     head = nn.Sequential(*layers)
@@ -102,7 +102,7 @@ def test_scores_equal_the_libraries_own(root: Path, panel: Panel) -> None:
          for p in ("weight", "bias")}
     )  # fmt: skip
     expected = head(functional.normalize(image, dim=-1)).item()
-    assert found["aesthetic"][0] == pytest.approx(expected, abs=1e-5)
+    assert scores["aesthetic"][0] == pytest.approx(expected, abs=1e-5)
 
 
 def head_weights(root: Path) -> list[torch.Tensor]:
@@ -149,10 +149,10 @@ def test_compiled_backbones_give_the_same_scores_up_to_rounding(
 ) -> None:
     images = [tiny.image(i) for i in range(5)]
     compiled = Panel.load({"clip": specs["clip"]}, CPU, compiled=True)
-    found = compiled.score(images, PROMPTS[:5], batch=4)["clip"]
+    scores = compiled.score(images, PROMPTS[:5], batch=4)["clip"]
     expected = panel.score(images, PROMPTS[:5], batch=4)["clip"]
-    assert not np.array_equal(found, np.zeros(5))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert not np.array_equal(scores, np.zeros(5))
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,11 +308,11 @@ SIZES = [(512, 512), (700, 513), (64, 200), (37, 36), (224, 224), (225, 448)]
 @pytest.mark.parametrize("size", SIZES)
 def test_crop_equals_the_pil_processor_bit_for_bit(size: tuple[int, int]) -> None:
     image = Image.open(BytesIO(tiny.image(7, size, "PNG")))
-    found = ImageTransform(ResizeMode.CROP, 224)(image)
+    result = ImageTransform(ResizeMode.CROP, 224)(image)
     processor = CLIPImageProcessorPil(do_rescale=False, do_normalize=False)
     expected = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-    assert found.dtype == np.uint8
-    assert np.array_equal(found, expected)
+    assert result.dtype == np.uint8
+    assert np.array_equal(result, expected)
 
 
 @pytest.mark.parametrize("size", [*SIZES, (296, 200), (180, 311)])
@@ -332,21 +332,21 @@ def test_both_ways_to_crop_share_the_resizing(monkeypatch: pytest.MonkeyPatch) -
         lambda image, side: (resized.append(side), resize_short_side(image, side))[1],
     )
     several = [ImageTransform(mode, side) for mode in CROPS for side in (8, 16)]
-    found = process_image(tiny.image(1, (40, 27)), several)
+    processed = process_image(tiny.image(1, (40, 27)), several)
     assert sorted(resized) == [8, 16]
     image = decode(tiny.image(1, (40, 27)))
-    assert all(np.array_equal(found.arrays[one], one(image)) for one in several)
+    assert all(np.array_equal(processed.arrays[one], one(image)) for one in several)
 
 
 def test_dark_16_bit_images_stay_dark() -> None:
     values = np.array([[0, 255, 256], [4096, 40000, 65535]], np.uint16)
     buffer = BytesIO()
     Image.fromarray(values).save(buffer, format="PNG")
-    found = process_image(buffer.getvalue(), [ImageTransform(ResizeMode.NONE)]).arrays[
+    processed = process_image(buffer.getvalue(), [ImageTransform(ResizeMode.NONE)]).arrays[
         ImageTransform(ResizeMode.NONE)
     ]
-    assert found[..., 0].tolist() == [[0, 0, 1], [16, 156, 255]]
-    assert np.ptp(found, axis=-1).max() == 0
+    assert processed[..., 0].tolist() == [[0, 0, 1], [16, 156, 255]]
+    assert np.ptp(processed, axis=-1).max() == 0
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -354,16 +354,16 @@ def test_dark_16_bit_images_stay_dark() -> None:
 def test_pad_equals_torch_on_float_tensors(size: tuple[int, int], antialias: bool) -> None:
     width, height = size
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    found = pad_to(pixels, 224, antialias)
+    result = pad_to(pixels, 224, antialias)
     scale = 224 / max(size)
     tall, wide = round(height * scale), round(width * scale)
     floats = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
     expected = functional.interpolate(floats, (tall, wide), mode="bicubic", antialias=antialias)
     top, left = (224 - tall) // 2, (224 - wide) // 2
-    inside = found[top : top + tall, left : left + wide]
+    inside = result[top : top + tall, left : left + wide]
     np.testing.assert_allclose(inside, expected[0].permute(1, 2, 0), atol=2e-5)
-    assert np.count_nonzero(found) == np.count_nonzero(inside)
-    assert found.shape == (224, 224, 3)
+    assert np.count_nonzero(result) == np.count_nonzero(inside)
+    assert result.shape == (224, 224, 3)
 
 
 def test_antialias_matters_and_is_part_of_the_settings(specs: dict[str, MetricSpec]) -> None:
@@ -388,11 +388,13 @@ def test_antialias_matters_and_is_part_of_the_settings(specs: dict[str, MetricSp
 def test_images_are_sniffed_and_bad_ones_have_a_lasting_reason(
     content: bytes, status: Status
 ) -> None:
-    found = process_image(content, [ImageTransform(ResizeMode.CROP, 8)])
-    assert found.status is status
-    assert (found.reason == "") == (status is Status.OK)
-    assert "0x" not in found.reason  # an address would differ from run to run
-    assert (found.width, found.height) == ((40, 32) if status is Status.OK else (None, None))
+    processed = process_image(content, [ImageTransform(ResizeMode.CROP, 8)])
+    assert processed.status is status
+    assert (processed.reason == "") == (status is Status.OK)
+    assert "0x" not in processed.reason  # an address would differ from run to run
+    assert (processed.width, processed.height) == (
+        (40, 32) if status is Status.OK else (None, None)
+    )
 
 
 def test_too_many_pixels_is_another_reason() -> None:
@@ -430,17 +432,17 @@ def test_bare_files_load_as_folders_do(root: Path, tmp_path: Path, panel: Panel,
         ),
     }
     images = [tiny.image(i) for i in range(3)]
-    found = Panel.load(bare, CPU).score(images, PROMPTS[:3])
+    scores = Panel.load(bare, CPU).score(images, PROMPTS[:3])
     expected = panel.score(images, PROMPTS[:3])
     for name in bare:
-        np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+        np.testing.assert_allclose(scores[name], expected[name], atol=1e-6)
 
 
 def tokenize(prompts: list[str]) -> torch.Tensor:
-    found = torch.zeros(len(prompts), tokenizer.CONTEXT, dtype=torch.long)
-    for row, ids in zip(found, tokenizer.hf_tokenizer()(prompts).input_ids, strict=True):
+    result = torch.zeros(len(prompts), tokenizer.CONTEXT, dtype=torch.long)
+    for row, ids in zip(result, tokenizer.hf_tokenizer()(prompts).input_ids, strict=True):
         row[: len(ids)] = torch.tensor(ids)
-    return found
+    return result
 
 
 def test_known_architectures_come_from_open_clip(tmp_path: Path) -> None:
@@ -530,12 +532,12 @@ def test_hub_id_at_a_commit_is_read_from_the_cache(
     shutil.copytree(root / "clip", folder)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     spec = MetricSpec(kind="clip", weights="some/clip", revision=commit)
-    found = resolve("m", spec)
-    assert found.weights is not None
-    assert found.weights.where == folder
-    assert found.settings()["weights"] == {"hub": "some/clip", "revision": commit}
+    resolved = resolve("m", spec)
+    assert resolved.weights is not None
+    assert resolved.weights.where == folder
+    assert resolved.settings()["weights"] == {"hub": "some/clip", "revision": commit}
     bare = MetricSpec(kind="clip", weights="some/clip/model.safetensors", revision=commit)
-    assert resolve("m", bare).backbone_key == found.backbone_key
+    assert resolve("m", bare).backbone_key == resolved.backbone_key
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -544,12 +546,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def test_only_the_weights_in_use_are_fetched(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[bool, str]] = []
+    requests: list[tuple[bool, str]] = []
 
     def download(
         _: str, *, allow_patterns: list[str], local_files_only: bool = False, **__: str
     ) -> str:
-        asked.append((local_files_only, allow_patterns[-1]))
+        requests.append((local_files_only, allow_patterns[-1]))
         for pattern in () if local_files_only else allow_patterns:
             for path in (tmp_path / "hub").glob(pattern):
                 shutil.copy(path, tmp_path / "cache")
@@ -565,12 +567,12 @@ def test_only_the_weights_in_use_are_fetched(
         tmp_path / "hub" / "open_clip_model.safetensors"
     )
     spec = MetricSpec(kind="clip", weights="some/clip", revision=COMMIT)
-    found = resolve("m", spec).weights
-    assert found is not None
-    assert found.tensors == tmp_path / "cache" / "pytorch_model.bin"
+    resolved = resolve("m", spec).weights
+    assert resolved is not None
+    assert resolved.tensors == tmp_path / "cache" / "pytorch_model.bin"
     assert not (tmp_path / "cache" / "open_clip_model.safetensors").exists()
     kinds = "model*.safetensors", "pytorch_model.bin"
-    assert asked == [(offline, kind) for offline in (True, False) for kind in kinds]
+    assert requests == [(offline, kind) for offline in (True, False) for kind in kinds]
     spec.kind = "hps"
     with pytest.raises(WeightsError, match=r"open_clip_config\.json cannot be read"):
         resolve("m", spec)
@@ -592,8 +594,8 @@ def test_tokenizer_of_another_folder(root: Path, tmp_path: Path, panel: Panel,
     words = resolve("pickscore", spec).settings()["tokenizer"]
     assert words["tokenizer.json"] == Fingerprints()(tmp_path / "tokenizer.json")
     images = [tiny.image(i) for i in range(3)]
-    found = Panel.load({"pickscore": spec}, CPU).score(images, PROMPTS[:3])["pickscore"]
-    np.testing.assert_array_equal(found, panel.score(images, PROMPTS[:3])["pickscore"])
+    scores = Panel.load({"pickscore": spec}, CPU).score(images, PROMPTS[:3])["pickscore"]
+    np.testing.assert_array_equal(scores, panel.score(images, PROMPTS[:3])["pickscore"])
 
 
 def test_incomplete_folders_are_named(root: Path, tmp_path: Path) -> None:
@@ -643,11 +645,11 @@ def test_fingerprints_are_remembered_until_the_file_changes(tmp_path: Path) -> N
 
 
 def test_provenance_says_what_made_the_scores(panel: Panel, root: Path) -> None:
-    found = panel.provenance()
-    assert found["hps"]["preprocessing"]["antialias"] is True
-    assert found["clip"]["dtype"] == "fp32"
-    assert found["clip"]["weights"]["model.safetensors"] == Fingerprints()(
+    result = panel.provenance()
+    assert result["hps"]["preprocessing"]["antialias"] is True
+    assert result["clip"]["dtype"] == "fp32"
+    assert result["clip"]["weights"]["model.safetensors"] == Fingerprints()(
         root / "clip" / "model.safetensors"
     )
-    assert found["aesthetic"]["head"] == Fingerprints()(root / "aesthetic.safetensors")
-    json.dumps(found)
+    assert result["aesthetic"]["head"] == Fingerprints()(root / "aesthetic.safetensors")
+    json.dumps(result)

@@ -71,8 +71,8 @@ def write_set(root: Path, kind: PairsKind) -> PairsSpec:
 def score(spec: PairsSpec, weights: Path, folder: Path) -> tuple[PairSource, ScoreSets]:
     """The scores of one tiny scorer."""
     source, specs = open_pairs(spec), {"clip": tiny.specs(weights)["clip"]}
-    found = {name: resolve(name, one).settings() for name, one in specs.items()}
-    sets = ScoreSets(folder / "scores", source.shards, found)
+    resolved = {name: resolve(name, one).settings() for name, one in specs.items()}
+    sets = ScoreSets(folder / "scores", source.shards, resolved)
     panel = Panel.load(specs, torch.device("cpu"))
     with DecodePool(0) as decoder:
         tools = ScoringTools(source, panel, sets, decoder, Batch(8), Clock())

@@ -70,8 +70,8 @@ def test_pairs_without_scores_or_labels_do_not_count() -> None:
         },
         schema_overrides={"human": pl.Float32, "score_0": pl.Float32, "score_1": pl.Float32},
     )
-    found = measure("m", judged, scale=1.0, threshold=0.0)
-    assert (found.pairs, found.ties, found.strict, found.thresholded) == (2, 1, 1.0, 1.0)
+    result = measure("m", judged, scale=1.0, threshold=0.0)
+    assert (result.pairs, result.ties, result.strict, result.thresholded) == (2, 1, 1.0, 1.0)
     nothing = measure("m", judged.head(0), scale=1.0, threshold=None)
     assert nothing.pairs == 0
     assert math.isnan(nothing.strict)
@@ -118,10 +118,10 @@ def test_scores_are_compared(
     path.write_bytes(tiny.image(1))
     own = reference(path, scale=scale, expected=expected)
     monkeypatch.setattr("label.parity.references.REFERENCES", (own,))
-    asked = []
+    requests = []
 
     def score(name: str, images: list[bytes], prompts: tuple[str, ...]) -> np.ndarray:
-        asked.append((name, len(images), prompts))
+        requests.append((name, len(images), prompts))
         return np.array(scores, np.float32)
 
     metrics = {
@@ -130,7 +130,7 @@ def test_scores_are_compared(
         "hps": MetricSpec(kind="hps", weights="tiny"),
     }
     (finding,) = check(metrics, tmp_path, score)
-    assert asked == [("mine", 2, ("a", "b"))]
+    assert requests == [("mine", 2, ("a", "b"))]
     assert finding.metric == "mine"
     assert finding.fits is fits
 
@@ -179,17 +179,17 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A run whose pairs are scored."""
     root = tmp_path_factory.mktemp("parity")
     weights, pairs = tiny.build_weights(root / "weights"), tiny.build_pairs(root / "pairs")
-    made = composed(*tiny.overrides(weights, pairs, root / "runs"))
-    label(made)
-    return made
+    built = composed(*tiny.overrides(weights, pairs, root / "runs"))
+    label(built)
+    return built
 
 
 def test_accuracy_of_a_run_is_that_of_its_files(job: Job) -> None:
-    found = {accuracy.metric: accuracy for accuracy in measured(job)}
-    assert list(found) == ["hps", "clip", "pickscore", "aesthetic"]
+    results = {accuracy.metric: accuracy for accuracy in measured(job)}
+    assert list(results) == ["hps", "clip", "pickscore", "aesthetic"]
     folder = job.folder / "scores"
     human = pl.read_parquet(folder / "pairs" / "part-*.parquet")["human"].to_list()
-    for name, accuracy in found.items():
+    for name, accuracy in results.items():
         scores = pl.read_parquet(folder / name / "part-*.parquet")
         rows = zip(human, scores["score_0"], scores["score_1"], strict=True)
         good = [row for row in rows if None not in row]

@@ -20,8 +20,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def panel(tmp_path_factory: pytest.TempPathFactory) -> Panel:
-    found = tiny.specs(tiny.build_weights(tmp_path_factory.mktemp("weights")))
-    return Panel.load({name: found[name] for name in tiny.VOTERS}, CPU)
+    specs = tiny.specs(tiny.build_weights(tmp_path_factory.mktemp("weights")))
+    return Panel.load({name: specs[name] for name in tiny.VOTERS}, CPU)
 
 
 # --- batches -------------------------------------------------------------------------------------
@@ -52,8 +52,8 @@ def test_an_embedding_depends_on_its_own_image_alone(panel: Panel, threads: int)
             assert queue.steady
             order = rng.permutation(24)[:19]  # other neighbours, other places, the last one filled
             mixed = embed(queue, [images[i] for i in order])
-            for i, found in zip(order, mixed, strict=True):
-                assert np.array_equal(found, straight[i])
+            for i, result in zip(order, mixed, strict=True):
+                assert np.array_equal(result, straight[i])
     finally:
         torch.set_num_threads(before)
 

@@ -43,8 +43,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, MetricSpec]:
-    found = tiny.specs(tiny.build_weights(tmp_path_factory.mktemp("weights")))
-    return {name: found[name] for name in tiny.VOTERS}
+    result = tiny.specs(tiny.build_weights(tmp_path_factory.mktemp("weights")))
+    return {name: result[name] for name in tiny.VOTERS}
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> PairSource:
 @pytest.fixture(scope="module")
 def sets_of(specs: dict[str, MetricSpec], pairs: PairSource) -> Callable[..., ScoreSets]:
     def build(folder: Path, *names: str) -> ScoreSets:
-        found = {name: resolve(name, specs[name]).settings() for name in names or tiny.VOTERS}
-        return ScoreSets(folder, pairs.shards, found)
+        resolved = {name: resolve(name, specs[name]).settings() for name in names or tiny.VOTERS}
+        return ScoreSets(folder, pairs.shards, resolved)
 
     return build
 
@@ -116,8 +116,8 @@ def test_scores_are_the_panels_and_bad_rows_say_why(
         images = [source[i][f"image_{side}"] for i in good]
         expected = panel.score(images, [source[i]["prompt"] for i in good])
         for name in tiny.VOTERS:
-            found = [tables[name][i][f"score_{side}"] for i in good]
-            np.testing.assert_allclose(found, expected[name], rtol=1e-5, atol=2e-6)
+            results = [tables[name][i][f"score_{side}"] for i in good]
+            np.testing.assert_allclose(results, expected[name], rtol=1e-5, atol=2e-6)
     bad = [(f["status"], f["reason"].split(":")[0]) for f in facts[12:18]]
     assert bad == [
         ("unreadable_image", "image 0"),
@@ -221,17 +221,17 @@ def test_uneven_networks_still_give_every_rank_the_same(
 
     embed = HfClipBackbone.embed_images
     monkeypatch.setattr(HfClipBackbone, "embed_images", uneven)
-    found = []
+    results = []
     for name, size in (("one", 1), ("more", world)):
         sets = sets_of(tmp_path / name, "clip")
         for rank in range(size):
             with DecodePool(0) as decoder:
                 tools = ScoringTools(pairs, panel, sets, decoder, Batch(8), Clock())
                 score_shards(plan(sets, Rank(rank, size)), tools)
-        found.append(tiny.hashes(sets.folder))
-    assert found[0] == found[1]
+        results.append(tiny.hashes(sets.folder))
+    assert results[0] == results[1]
     expected = tiny.hashes(scored.folder)
-    assert found[0]["clip/part-00000.parquet"] != expected["clip/part-00000.parquet"]
+    assert results[0]["clip/part-00000.parquet"] != expected["clip/part-00000.parquet"]
 
 
 def test_a_score_that_is_not_finite_is_a_status(
@@ -317,9 +317,9 @@ def test_a_changed_score_shard_is_noticed_and_never_declared_right(
     assert path.read_bytes() == sound
     pq.write_table(pq.read_table(path), path, compression="none")  # as if rounded otherwise
     sets.declare_complete({}, since=since)
-    found = read_manifest(tmp_path / "clip", "clip")
-    assert found is not None
-    verify(tmp_path / "clip", found)
+    result = read_manifest(tmp_path / "clip", "clip")
+    assert result is not None
+    verify(tmp_path / "clip", result)
 
 
 # --- ranks share the shards ----------------------------------------------------------------------

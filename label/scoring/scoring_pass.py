@@ -105,18 +105,9 @@ class ScoringPass:
         self._images: dict[tuple[int, ImageTransform], Batcher] = {}
         self._texts: dict[int, Batcher] = {}
         self._judges: dict[str, tuple[ImageTransform, Batcher]] = {}
-        dims: dict[tuple[int, ImageTransform], int] = {}
         for name, metric in metrics.items():
-            transform = metric.resolved.transform
-            if isinstance(metric, CrossMetric):
-                self._judges[name] = transform, Batcher(id(metric), _judging(metric), batch)
-            elif isinstance(metric, EmbeddingMetric):
-                backbone, number = metric.backbone, id(metric.backbone)
-                key = number, transform
-                dims[key] = backbone.dim
-                self._images.setdefault(key, Batcher(key, _embedding(backbone), batch))
-                if metric.reads_prompt:
-                    self._texts.setdefault(number, Batcher(number, backbone.embed_texts, batch))
+            self._add_batchers(name, metric, batch)
+        dims = {key: metric.backbone.dim for key, metric in self._embedding_metrics()}
         if encoder is not None:
             self._images[encoder.key] = Batcher(encoder.key, encoder, encoder.batch, "latents")
             dims[encoder.key] = encoder.num_bytes // 4  # as floats
@@ -131,6 +122,24 @@ class ScoringPass:
         )
         self.num_rows = 0
         """Rows that were added."""
+
+    def _add_batchers(self, name: str, metric: Metric, batch: Batch) -> None:
+        """One for each network and transform; metrics that share a backbone share its batchers."""
+        transform = metric.resolved.transform
+        if isinstance(metric, CrossMetric):
+            self._judges[name] = transform, Batcher(id(metric), _judging(metric), batch)
+        elif isinstance(metric, EmbeddingMetric):
+            backbone, number = metric.backbone, id(metric.backbone)
+            key = number, transform
+            self._images.setdefault(key, Batcher(key, _embedding(backbone), batch))
+            if metric.reads_prompt:
+                self._texts.setdefault(number, Batcher(number, backbone.embed_texts, batch))
+
+    def _embedding_metrics(self) -> Iterator[tuple[tuple[int, ImageTransform], EmbeddingMetric]]:
+        """The metrics that compare embeddings, by the key of their image embeddings."""
+        for metric in self._metrics.values():
+            if isinstance(metric, EmbeddingMetric) and not isinstance(metric, CrossMetric):
+                yield (id(metric.backbone), metric.resolved.transform), metric
 
     def add(self, image: bytes, prompt: str, key: bytes | None = None) -> Row:
         """Take a row. `key` is the image's `image_key`, where the caller has it already."""
