@@ -61,7 +61,7 @@ def test_its_options_are_recorded(spec: MetricSpec):
 
 
 def test_kinds_are_known_by_their_files_alone():
-    assert built_in_kinds() == sorted(
+    assert list(built_in_kinds()) == sorted(
         ["aesthetic", "clip", "cycle_reward", "hps", "hps_v3", "image_reward", "mps", "oracle",
          "pickscore"]
     )  # fmt: skip

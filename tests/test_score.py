@@ -1,3 +1,4 @@
+import errno
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data.artifacts.atomic import ShardError, sha256_of
+from data.artifacts.atomic import ShardError, atomic_path, sha256_of
 from data.artifacts.manifest import read_manifest, verify
 from data.artifacts.parquet_io import write_table
 from data.artifacts.schemas import PAIR_FACTS, SCORES, Status
@@ -378,6 +379,33 @@ def test_a_file_that_is_there_is_never_replaced(
         assert score_shards(work, tools) == sum(shard.rows for shard in pairs.shards)
     assert {path: path.stat().st_ino for path in tmp_path.rglob("*")
             if path.is_file()} == before  # fmt: skip
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_the_first_of_two_writers_wins(
+    has_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [errno.EPERM]
+
+    def refused(*_: object) -> None:
+        raise OSError(errors[-1], "no link")
+
+    if not has_links:
+        monkeypatch.setattr("os.link", refused)
+    path = tmp_path / "x"
+    for content in ("first", "second"):
+        with atomic_path(path, keep_existing=True) as partial:
+            partial.write_text(content)
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+    errors.append(errno.ENOSPC)
+    monkeypatch.setattr("os.link", refused)
+    with (
+        pytest.raises(ShardError, match="free some space"),
+        atomic_path(path, keep_existing=True) as partial,
+    ):
+        partial.write_text("third")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_progress_counts_files_of_all_and_what_this_process_has_read(ten: ScoreSets) -> None:

@@ -6,6 +6,7 @@ Python can import. Either has a `METRIC`, a `MetricDefinition` (`label.metrics.b
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from label.metrics.base import MetricDefinition, ResolvedMetric
 from label.metrics.fingerprints import Fingerprints
 
 
-def built_in_kinds() -> list[str]:
+@cache
+def built_in_kinds() -> tuple[str, ...]:
     """The kinds that have a file in label/metrics/; no file is imported."""
     files = Path(__file__).parent.glob("*.py")
-    return sorted(path.stem for path in files if "\nMETRIC = " in path.read_text())
+    return tuple(sorted(path.stem for path in files if "\nMETRIC = " in path.read_text()))
 
 
 def definition_of(name: str, kind: str) -> MetricDefinition:
