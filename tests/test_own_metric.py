@@ -90,7 +90,7 @@ def test_it_scores_and_votes(place: Path):
     assert shlex.split(command)[:2] == ["make", "labels"]
     ((module, *overrides),) = started(command)
     assert module == "label"
-    overrides = [str(place / word) if word == "my_conf" else word for word in overrides]
+    overrides = [word.replace("//my_conf", f"//{place}/my_conf") for word in overrides]
     small = [f"pairs.root={place}/pairs", "pairs.miniature_pairs=40", "label.workers=1"]
     python(place, "-m", "label", *overrides, *small, "label.device=cpu", f"runs={place}/runs")
     run = place / "runs" / "miniature"
