@@ -49,7 +49,7 @@ def reuse(num_pairs: int, per_shard: int = 1500) -> dict[str, float]:
 
 def precision(num_pairs: int) -> dict[str, dict[str, float]]:
     """Share of votes of the miniature's metrics that other number formats change."""
-    from data.miniature.pairs import ensure_pairs
+    from data.pairs.miniature import ensure_pairs
 
     kinds = ("hps", "clip", "pickscore", "aesthetic")
     with tempfile.TemporaryDirectory() as name:

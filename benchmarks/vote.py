@@ -68,7 +68,7 @@ def build(folder: Path, num_pairs: int, num_files: int) -> list[str]:
     """Pair files and score shards below `folder`; the settings that lead there."""
     arguments = [
         "experiment=miniature", f"runs={folder}/runs", "run=bench", f"pairs.root={folder}/pairs",
-        "pairs.miniature_pairs=0", "+metric@metrics.clip_again=miniature_clip",
+        "pairs=pickapic", "+metric@metrics.clip_again=miniature_clip",
         f"panel.voters=[{','.join(METRICS)}]",
     ]  # fmt: skip
     rows = [num_pairs // num_files + (i < num_pairs % num_files) for i in range(num_files)]

@@ -49,6 +49,7 @@ RENAMED = {
     "label.pictures": "is now label.gallery_pairs",
     "evaluate.pictures": "is now evaluate.gallery_pairs",
     "parity.pictures": "is now parity.images",
+    "pairs.miniature_pairs": "is now pairs.options.num_pairs",
     "train.patience_s": "is now train.collective_timeout_s",
     "train.silence_s": "is gone: torchrun, srun and train.collective_timeout_s notice a dead "
     "process; leave it out",

@@ -1,4 +1,4 @@
-"""Encoded bytes <-> pixels. The only file with PIL, so the only one that meets hostile images."""
+"""Decodes images to pixels and encodes them; the only file with PIL that meets hostile bytes."""
 
 import io
 import warnings
@@ -9,6 +9,9 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """Formats that are opened at all; PIL registers about seventy, most of them attack surface."""
+UNIDENTIFIED = f"not a picture of {', '.join(FORMATS)}"
+"""A reason that stands in label files: its wording is kept, so that labels made by older versions
+and by this one are equal to the byte."""
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused unread: no generator makes them, and bombs do."""
@@ -44,7 +47,7 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         TooLargeImageError: More than `max_pixels` pixels, or one side `MAX_ASPECT` times the other.
         UnreadableImageError: Not an image, torn, or of a format outside `FORMATS`.
-        MemoryError: This machine has too little for it, which says nothing of the image.
+        MemoryError: This machine has too little memory, which says nothing about the image.
     """
     if not content:
         raise UnreadableImageError("no bytes")
@@ -58,7 +61,7 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     except (UnreadableImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:  # its own message holds an address in memory
-        raise UnreadableImageError(f"not an image of {', '.join(FORMATS)}") from error
+        raise UnreadableImageError(UNIDENTIFIED) from error
     except Exception as error:  # PIL's plugins raise nearly anything on damaged bytes
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
 
@@ -107,7 +110,7 @@ class Square:
     """Where an image's central square lies after its shortest side was resized; all in pixels."""
 
     width: int
-    """Of the resized image."""
+    """Size of the resized image."""
     height: int
     left: int
     """Cut from the resized image before the square begins."""

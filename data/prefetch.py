@@ -1,4 +1,4 @@
-"""Work ahead of its consumer, in a thread."""
+"""Prefetching: items made by a thread before their consumer wants them."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,16 +9,16 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 LOOK_S = 0.1
-"""Seconds between two looks whether anybody still wants what was read."""
+"""Seconds between two looks whether the consumer is still there."""
 
 
 @contextmanager
 def prefetch(items: Iterable[T], depth: int) -> Iterator[Iterator[T]]:
-    """The same items, up to `depth` of them made ready by a thread while others are in use.
+    """Yield the same items, up to `depth` of them prepared by a thread while others are in use.
 
-    Reading and decoding release the GIL, so they run beside what the items are for. An error of the
+    Reading and decoding release the GIL, so they run beside the use of the items. An error of the
     thread is raised where its item would have come. The thread ends with the block. With depth 0
-    nothing runs ahead.
+    there is no thread.
     """
     if depth == 0:
         yield iter(items)
@@ -44,12 +44,12 @@ def _fill(items: Iterable[T], ready: "Queue[Any]", stop: Event) -> None:
             if not _put(ready, item, stop):
                 return
         raise _End  # noqa: TRY301
-    except BaseException as end:  # handed on, whatever it is
+    except BaseException as end:  # passed on, whatever it is
         _put(ready, end, stop)
 
 
 def _put(ready: "Queue[Any]", item: object, stop: Event) -> bool:
-    """Offer an item until it is taken or nobody wants one any more."""
+    """Offer an item until it is taken or the consumer has left."""
     while not stop.is_set():
         try:
             ready.put(item, timeout=LOOK_S)

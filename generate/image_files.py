@@ -12,7 +12,8 @@ from typing import Any
 
 from data.artifacts.atomic import sha256_of, write_json
 from data.artifacts.config_diff import refuse_other_settings
-from generate.prompts.files import COMMIT, Prompt
+from data.storage.hub import HubError, check_commit
+from generate.prompts.files import Prompt
 from generate.prompts.prompt_set import PromptSet
 
 SETTINGS = "settings.json"
@@ -48,15 +49,14 @@ class Model:
         """
         if self.is_local and (Path(self.path) / "model_index.json").is_file():
             return
-        if not self.is_local and self.revision:
-            if COMMIT.fullmatch(self.revision):
-                return
-            raise SamplesError(
-                f"model {self.name!r}: {self.path} has revision {self.revision!r}; give the "
-                "40-digit commit, because a branch changes under your images"
-            )
-        problem = "has no model_index.json" if self.is_local else "is no folder"
-        raise SamplesError(f"model {self.name!r}: {self.path} {problem}; {advice}")
+        what = f"model {self.name!r}: {self.path}"
+        if self.is_local or not self.revision:
+            problem = "has no model_index.json" if self.is_local else "is no folder"
+            raise SamplesError(f"{what} {problem}; {advice}")
+        try:
+            check_commit(what, self.revision)
+        except HubError as error:
+            raise SamplesError(str(error)) from error
 
     def fingerprint(self) -> str:
         """What the images depend on: a hash over the folder's weights and settings, or the commit.

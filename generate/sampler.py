@@ -24,7 +24,6 @@ from data.images import encode_png
 from generate.config import Scheduler
 from generate.image_files import Model, Sample, SamplesError, missing
 
-DTYPES = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16}
 SLICED_ABOVE = 512
 """From this side in pixels on, the VAE decodes one image at a time, to bound its memory."""
 
@@ -120,7 +119,7 @@ class ImageGenerator:
             pipeline = DiffusionPipeline.from_pretrained(
                 model.path,
                 revision=model.revision,
-                dtype=DTYPES[dtype],
+                dtype=dtype.torch,
                 use_safetensors=True,
                 **_without_safety_checker(model),
             )

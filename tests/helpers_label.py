@@ -210,7 +210,7 @@ def build_pairs(root: Path, num_files: int = 3, per_file: int = 12) -> Path:
 def overrides(weights: Path, pairs: Path, runs: Path) -> list[str]:
     """Command-line settings that run stage one on tiny scorers and pairs."""
     return [
-        f"runs={runs}", "run=tiny", f"pairs.root={pairs}", "pairs.miniature_pairs=0",
+        f"runs={runs}", "run=tiny", "pairs=pickapic", f"pairs.root={pairs}",
         "label.workers=0", "label.device=cpu", "label.batch=8",
         f"metrics.clip.weights={weights}/clip",
         f"metrics.pickscore.weights={weights}/pickscore",

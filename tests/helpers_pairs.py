@@ -10,15 +10,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.pairs.config import Images, PairsKind, PairsSpec
+from data.pairs.config import Images, PairsSpec
 from data.pairs.schema import PAIR, PairSource
 from tests.helpers_train import image
 
+KINDS = ("pickapic", "hpdv2", "hpdv3", "imagereward", "parquet", "jsonl")
+"""The published and mapped layouts; of the miniature, `test_first_run` has the rest."""
 COLUMNS = {"prompt": "text", "image_0": "left", "image_1": "right", "human": "chose"}
 
 
 def pickapic(rows: int = 10, **columns: list[object]) -> pa.Table:
-    made = {
+    values = {
         "caption": [f"a cat {i}" for i in range(rows)],
         "image_0_uid": [f"u{i}" for i in range(rows)],
         "image_1_uid": [f"v{i}" for i in range(rows)],
@@ -28,7 +30,7 @@ def pickapic(rows: int = 10, **columns: list[object]) -> pa.Table:
         "label_1": [0.0] * rows,
         "has_label": [True] * rows,
     } | columns
-    return pa.table({name: value for name, value in made.items() if value is not None})
+    return pa.table({name: value for name, value in values.items() if value is not None})
 
 
 def write_images(folder: Path, names: list[str]) -> None:
@@ -50,7 +52,7 @@ def write_tar(path: Path, members: dict[str, bytes], **fields: Any) -> None:
 def rows_of(source: PairSource) -> list[dict[str, Any]]:
     """All pairs; also checks what holds for every source."""
     assert isinstance(source, PairSource)
-    found = []
+    rows = []
     for shard in source.shards:
         batches = list(source.read(shard, batch_rows=2))
         assert all(batch.schema.equals(PAIR) for batch in batches)
@@ -63,8 +65,8 @@ def rows_of(source: PairSource) -> list[dict[str, Any]]:
         assert pa.concat_tables(parts).drop_columns("row").equals(table.drop_columns("row"))
         labels = pa.concat_tables(source.read(shard, images=False))
         assert set(labels.schema.names) == set(PAIR.names[:-2])
-        found += table.to_pylist()
-    return found
+        rows += table.to_pylist()
+    return rows
 
 
 def write_zip(path: Path, members: dict[str, bytes], **fields: Any) -> None:
@@ -87,10 +89,10 @@ def hpdv2_train(root: Path) -> PairsSpec:
     ]
     root.mkdir(exist_ok=True)
     (root / "train.json").write_text(json.dumps(entries))
-    return PairsSpec(kind=PairsKind.hpdv2, root=str(root))
+    return PairsSpec(kind="hpdv2", root=str(root))
 
 
-def spec_of(root: Path, kind: PairsKind, images: Images, **columns: str) -> PairsSpec:
+def spec_of(root: Path, kind: str, images: Images, **columns: str) -> PairsSpec:
     mapped = {"uid_0": ""} | COLUMNS | columns
     return PairsSpec(kind=kind, root=str(root), split="", images=images, columns=mapped)
 
@@ -106,24 +108,24 @@ def imagereward(root: Path) -> PairsSpec:
             for name in members:
                 packing = zipfile.ZIP_DEFLATED if "2" in name else zipfile.ZIP_STORED
                 archive.writestr(name, image(int(name[-6])), packing)
-    return PairsSpec(kind=PairsKind.imagereward, root=str(root))
+    return PairsSpec(kind="imagereward", root=str(root))
 
 
-def make_set(kind: PairsKind, root: Path) -> PairsSpec:
+def make_set(kind: str, root: Path) -> PairsSpec:
     """A small set of each layout."""
-    if kind is PairsKind.pickapic:
+    if kind == "pickapic":
         (root / "deep").mkdir()
         table = pickapic(rows=9, jpg_0=[image(i) for i in range(9)])
         pq.write_table(table, root / "deep" / "train-1.parquet", row_group_size=4)
         pq.write_table(table, root / "train-0.parquet", row_group_size=2)
         return PairsSpec(kind=kind, root=str(root))
-    if kind is PairsKind.imagereward:
+    if kind == "imagereward":
         return imagereward(root)
-    if kind is PairsKind.hpdv2:
+    if kind == "hpdv2":
         names = ["a.jpg", "b.jpg", "c.jpg"]
         write_tar(root / "train.tar", {f"train/{n}": image(i) for i, n in enumerate(names)})
         return hpdv2_train(root)
-    if kind is PairsKind.hpdv3:
+    if kind == "hpdv3":
         entry = {"prompt": "a cat", "path1": "images/0.jpg", "path2": "images/1.jpg"}
         (root / "train.json").write_text(json.dumps([entry] * 5))
         write_images(root, ["images/0.jpg", "images/1.jpg"])
@@ -133,7 +135,7 @@ def make_set(kind: PairsKind, root: Path) -> PairsSpec:
         for i in range(5)
     ]
     write_images(root, [row["left"] for row in rows])
-    if kind is PairsKind.parquet:
+    if kind == "parquet":
         pq.write_table(pa.Table.from_pylist(rows), root / "x.parquet")
     else:
         (root / "x.jsonl").write_text("\n".join(json.dumps(row) for row in rows))

@@ -129,7 +129,7 @@ class Place:
     def overrides(self, run: str, *more: str) -> list[str]:
         defaults = [
             f"run={run}", f"runs={self.root}/runs", f"pairs.root={self.root}/pairs",
-            "pairs.miniature_pairs=0", f"model.path={self.root}/base", f"model.resolution={SIDE}",
+            "pairs=pickapic", f"model.path={self.root}/base", f"model.resolution={SIDE}",
             "train.steps=6", "train.batch=8", "train.micro_batch=4", "train.checkpoint_every=2",
             "train.warmup=2", "train.lr=1e-3", "train.reference.every=3", "train.window=2",
             "train.device=cpu",

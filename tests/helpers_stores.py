@@ -26,6 +26,7 @@ class Shop:
     folder: Path
     url: str = ""
     requests: list[str] = field(default_factory=list)
+    bytes_sent: int = 0
     failures: list[int | str] = field(default_factory=list)
     """What becomes of the next reads of a file: a status, or `cut` for half an answer."""
 
@@ -90,6 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
+            self.shop.bytes_sent += len(body)
             self.wfile.write(body[: len(body) // 2] if cut else body)
         if cut:
             self.close_connection = True
@@ -109,11 +111,11 @@ class _Handler(BaseHTTPRequestHandler):
             "ETag": etag(content),
             "Last_Modified": TIME, "Accept_Ranges": "bytes",
         }  # fmt: skip
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if self.command == "HEAD":
             self._answer(200, Content_Length=str(len(content)), **headers)
-        elif asked:
-            start, end = int(asked[1]), min(int(asked[2] or len(content) - 1), len(content) - 1)
+        elif wanted:
+            start, end = int(wanted[1]), min(int(wanted[2] or len(content) - 1), len(content) - 1)
             headers["Content_Range"] = f"bytes {start}-{end}/{len(content)}"
             self._answer(206, content[start : end + 1], cut=failure == "cut", **headers)
         else:
@@ -182,9 +184,9 @@ class _Handler(BaseHTTPRequestHandler):
                 lfs = {"oid": oid, "size": len(content), "pointerSize": 130}
                 files.append({"type": "file", "path": name, "oid": oid[:40],
                               "size": len(content), "lfs": lfs})  # fmt: skip
-        found = [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
+        entries = [{"type": "directory", "path": path, "oid": "0" * 40, "size": 0}
                  for path in dict.fromkeys(folders)]  # fmt: skip
-        return [*found, *files]
+        return [*entries, *files]
 
     def _json(self, value: object) -> None:
         self._answer(200, json.dumps(value).encode(), Content_Type="application/json")
@@ -193,15 +195,15 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def shop(folder: Path) -> Iterator[Shop]:
     """Serve a folder until the end of the block."""
-    made = Shop(folder)
-    handler = type("Handler", (_Handler,), {"shop": made})
+    served = Shop(folder)
+    handler = type("Handler", (_Handler,), {"shop": served})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    made.url = f"http://127.0.0.1:{server.server_port}"
+    served.url = f"http://127.0.0.1:{server.server_port}"
     thread = Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
-        yield made
+        yield served
     finally:
         server.shutdown()
         server.server_close()
@@ -222,10 +224,10 @@ def served_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with shop(tmp_path / "served") as made:
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, made.url)
+    with shop(tmp_path / "served") as served:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, served.url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "ENDPOINT", made.url)
+        monkeypatch.setattr(constants, "ENDPOINT", served.url)
         HfFileSystem.clear_instance_cache()
-        yield made
+        yield served
     HfFileSystem.clear_instance_cache()

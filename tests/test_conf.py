@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 from conf.job import Job, composed, settings
+from data.storage.hub import HUB_ID
 from label.metrics.registry import resolve
-from label.metrics.weights import HUB_ID, WeightsError
+from label.metrics.weights import WeightsError
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
 GROUPS = ("pairs", "panel", "vote", "model", "latents", "objective", "timesteps", "tuning",
           "reference", "zero", "prompts", "experiment", "debug")  # fmt: skip
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
-MISSING = ["pairs.root=/x", "model.path=/x", "evaluate.prompts.path=/x"]
+MISSING = ["pairs.kind=my.layout", "pairs.root=/x", "model.path=/x", "evaluate.prompts.path=/x"]
 
 
 def job(*overrides: str) -> Job:

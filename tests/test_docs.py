@@ -145,8 +145,11 @@ def is_setting(name: str) -> bool:
 
 WRITTEN = re.compile(r"train/(pipeline|lora|tensorboard|samples|step-.*)")
 """What a run writes, below its own folder."""
-FOREIGN = re.compile(r"hpsv3/dataset/data_collator_qwen\.py|.*/(test_)?colourful\.(py|yaml)")
-"""Files of others, and of the metric that docs/metrics.md adds."""
+FOREIGN = re.compile(
+    r"hpsv3/dataset/data_collator_qwen\.py|.*/(test_)?colourful\.(py|yaml)"
+    r"|my_package/my_layout\.py"
+)
+"""Files of others, and of the metric and the layout that docs/metrics.md and pairs.md add."""
 
 
 @of_page(PAGES)

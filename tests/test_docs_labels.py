@@ -27,7 +27,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for vote in (["vote=majority"], ["vote=unanimous"], people_twice):
         subprocess.run(
             [sys.executable, "-m", "label", "run=miniature", *vote, f"runs={folder}/runs",
-             f"pairs.root={folder}/data/miniature/pairs/3000", "pairs.miniature_pairs=200",
+             f"pairs.root={folder}/data/miniature/pairs/3000", "pairs.options.num_pairs=200",
              "label.workers=0", "label.device=cpu"],
             cwd=ROOT, check=True, capture_output=True, timeout=300,
         )  # fmt: skip

@@ -14,11 +14,10 @@ import pytest
 
 from data.artifacts.schemas import Status
 from data.images import FORMATS, MAX_ASPECT, MAX_PIXELS
-from data.pairs import open_pairs
-from data.pairs.config import PairsKind
+from data.pairs import built_in_kinds, open_pairs
 from data.pairs.image_store import LARGEST_BYTES
-from data.storage.remote import HUB_PATH
-from tests.helpers_pairs import pickapic, rows_of
+from data.storage import HUB_PATH
+from tests.helpers_pairs import KINDS, pickapic, rows_of, write_images
 from tests.helpers_train import image
 from tests.test_conf import job
 
@@ -46,7 +45,7 @@ def tree(text: str) -> tuple[str, dict[str, list[str]]]:
     return folder, files
 
 
-def fill(kind: PairsKind, root: Path, files: dict[str, list[str]]) -> None:
+def fill(kind: str, root: Path, files: dict[str, list[str]]) -> None:
     """Make the files; lists name every image of the tree."""
     images = []
     for name, members in files.items():
@@ -72,30 +71,30 @@ def fill(kind: PairsKind, root: Path, files: dict[str, list[str]]) -> None:
         write_list(kind, root / name, images)
 
 
-def write_list(kind: PairsKind, path: Path, images: list[str]) -> None:
+def write_list(kind: str, path: Path, images: list[str]) -> None:
     pairs = list(zip(images, images[1:], strict=False))
     if path.suffix == ".jsonl":
         lines = [json.dumps({"prompt": "a", "image_0": a, "image_1": b}) for a, b in pairs]
         path.write_text("\n".join(lines))
     elif path.suffix == ".json":
-        made = {
-            PairsKind.hpdv2: {"human_preference": [1, 0], "file_path": []},
-            PairsKind.hpdv3: {"path1": "", "path2": "", "model1": "x", "model2": "y"},
+        extra = {
+            "hpdv2": {"human_preference": [1, 0], "file_path": []},
+            "hpdv3": {"path1": "", "path2": "", "model1": "x", "model2": "y"},
         }[kind]
         entries = []
         for a, b in pairs:
-            paths = {"file_path": [a, b]} if "file_path" in made else {"path1": a, "path2": b}
-            entries.append({"prompt": "a"} | made | paths)
+            paths = {"file_path": [a, b]} if "file_path" in extra else {"path1": a, "path2": b}
+            entries.append({"prompt": "a"} | extra | paths)
         path.write_text(json.dumps(entries))
     elif path.suffix == ".parquet":
         count = len(images)
         content = [image(i) for i in range(3)]
         table = {
-            PairsKind.pickapic: pickapic(rows=3, jpg_0=content, jpg_1=content),
-            PairsKind.parquet: pa.table(
+            "pickapic": pickapic(rows=3, jpg_0=content, jpg_1=content),
+            "parquet": pa.table(
                 {"text": ["a"] * 3, "left": content, "right": content, "choice": [1.0, 0.0, 0.5]}
             ),
-            PairsKind.imagereward: pa.table(
+            "imagereward": pa.table(
                 {"image_path": images, "prompt_id": ["p"] * count, "prompt": ["a"] * count,
                  "rank": list(range(count))}
             ),
@@ -104,20 +103,42 @@ def write_list(kind: PairsKind, path: Path, images: list[str]) -> None:
 
 
 def test_every_layout_is_described():
-    assert [name for name, _, _ in LAYOUTS] == [kind.value for kind in PairsKind]
+    names = {name for name, _, _ in LAYOUTS}
+    assert names == set(KINDS) == set(built_in_kinds()) - {"miniature"}
 
 
 @pytest.mark.parametrize(("name", "text", "command"), LAYOUTS, ids=[one[0] for one in LAYOUTS])
 def test_the_command_reads_the_tree(name: str, text: str, command: str, tmp_path: Path):
     folder, files = tree(text)
-    fill(PairsKind(name), tmp_path / folder.lstrip("/"), files)
+    fill(name, tmp_path / folder.lstrip("/"), files)
     settings = [one.replace("=/data/", f"={tmp_path}/data/") for one in overrides(command)]
     spec = job(*settings).pairs
-    assert spec.kind is PairsKind(name)
+    assert spec.kind == name
     assert f"{tmp_path}{folder}".rstrip("/") == spec.root
     rows = rows_of(open_pairs(spec))
     assert len(rows) >= 1
     assert all(row["image_0"] and row["image_1"] for row in rows)
+
+
+def test_a_layout_of_ones_own_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The code and the command of the page, from a package beside the program."""
+    section = TEXT.partition("## A layout of your own")[2]
+    code, command = (
+        re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)[0]
+        for language in ("python", "sh")
+    )
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "my_layout.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    root = tmp_path / "data" / "tables"
+    write_images(root, ["a.png", "b.png"])
+    (root / "x.tsv").write_text("a cat\ta.png\tb.png\na dog\tb.png\tgone.png\n")
+    settings = overrides(command.strip().removeprefix("make labels "))
+    spec = job(*(one.replace("=/data/", f"={tmp_path}/data/") for one in settings)).pairs
+    rows = rows_of(open_pairs(spec))
+    assert [(row["prompt"], row["image_0"], row["image_1"], row["human"]) for row in rows] == [
+        ("a cat", image(0), image(1), 1.0), ("a dog", image(1), None, 1.0),
+    ]  # fmt: skip
 
 
 def test_urls_compose():

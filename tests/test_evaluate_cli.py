@@ -235,7 +235,7 @@ def test_a_script_can_stop_at_a_loss(world, monkeypatch, balance, status):
     [
         ("run=untrained", r"runs/untrained/train/pipeline is no folder; run `make train`"),
         ("model.path=nowhere", r"model 'base': nowhere is no folder; model\.path takes"),
-        ("evaluate.prompts.path=nowhere", r"evaluate\.prompts\.path='nowhere' is no file"),
+        ("evaluate.prompts.path=nowhere", r"evaluate\.prompts\.path=nowhere is no file"),
         (
             "+evaluate.models.base='some/where@main'",
             r"'base': some/where has revision 'main'; give the 40-digit commit",

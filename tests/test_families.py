@@ -98,8 +98,8 @@ def test_the_resolution_must_fit_the_vae(tmp_path: Path):
     [
         ("/nowhere", None, "is not a diffusers folder"),
         ("models/sdxl.safetensors", None, r"single file; .*from_single_file\(FILE\)"),
-        ("stabilityai/sdxl", None, "40-digit commit: model.revision=None is none"),
-        ("stabilityai/sdxl", "main", "model.revision=main is none"),
+        ("stabilityai/sdxl", None, r"a hub id needs its 40-digit commit in model\.revision"),
+        ("stabilityai/sdxl", "main", "has revision 'main'; give the 40-digit commit"),
     ],
 )
 def test_what_is_no_folder_is_answered(path: str, revision: str | None, message: str):
@@ -116,6 +116,7 @@ def test_a_hub_id_is_fetched_at_its_commit(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     monkeypatch.setattr("data.storage.hub.unreachable", lambda: "")
+    (tmp_path / "model_index.json").touch()
     spec = ModelSpec(path="owner/name", revision=COMMIT)
     assert find_model(spec) == tmp_path
     assert asked == [("owner/name", {"repo_type": "model", "revision": COMMIT}, WANTED)]

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.job import composed, explain
-from data.miniature.pairs import ensure_pairs
+from data.pairs.miniature import ensure_pairs
 from tests.helpers_docs import dry_run
 from tests.helpers_ranks import shared_place
 

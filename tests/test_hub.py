@@ -57,10 +57,10 @@ def pairs() -> object:
      (pairs, "pairs.root")],
 )  # fmt: skip
 def test_the_id_the_reason_and_the_way_out_are_named(ask: Callable[[], object], setting: str):
-    with pytest.raises(ValueError, match=setting) as found:
+    with pytest.raises(ValueError, match=setting) as error:
         ask()
     for words in ("owner/name", COMMIT, "127.0.0.1:9 cannot be reached (", f"{setting}=/path"):
-        assert words in str(found.value)
+        assert words in str(error.value)
 
 
 def test_what_was_fetched_before_is_used(alone: Path):

@@ -37,11 +37,11 @@ def test_names_are_not_trusted():
     ("content", "reason"),
     [
         (b"", "no bytes"),
-        (b"\0" * 100, "not an image of JPEG"),
-        (b"<html><body>404 Not Found</body></html>", "not an image of JPEG"),
+        (b"\0" * 100, "not a picture of JPEG"),
+        (b"<html><body>404 Not Found</body></html>", "not a picture of JPEG"),
         (encoded(format="JPEG")[:-200], "truncated"),
         (encoded()[:400], "truncated|Truncated"),
-        (encoded(format="TIFF"), "not an image of JPEG"),
+        (encoded(format="TIFF"), "not a picture of JPEG"),
     ],
     ids=["empty", "zeros", "html", "half a jpeg", "half a png", "tiff"],
 )
@@ -119,10 +119,10 @@ def test_any_bytes_give_an_image_or_a_reason(noise: bytes, form: str, data: st.D
     try:
         image = images.decode(content)
     except UnreadableImageError as error:
-        found = str(error)
+        answer = str(error)
     else:
-        found = image.mode
-    assert found == "RGB" or len(found) > 3
+        answer = image.mode
+    assert answer == "RGB" or len(answer) > 3
 
 
 def test_png_is_lossless():

@@ -219,7 +219,10 @@ def test_a_damaged_page_of_a_pair_file_is_named(
     assert status == 2, said
     message = " ".join(said.split())
     assert f"{last} row 0, or one soon after it, cannot be read" in message
-    assert "fetch the file again, then run the same command: what is finished is kept" in message
+    assert (
+        "fetch it again if it is damaged, then rerun the same command: what is finished is kept"
+        in message
+    )
     assert len(place.parts()) == 10
     last.write_bytes(sound)
     before = place.parts()

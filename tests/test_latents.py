@@ -23,6 +23,7 @@ from data.artifacts.manifest import read_manifest, verify
 from data.artifacts.parquet_io import read_table
 from data.artifacts.schemas import latents as schema_of
 from data.distributed import Rank
+from data.dtypes import Dtype
 from data.images import UnreadableImageError, decode, fit_square
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
@@ -43,7 +44,6 @@ from tests.test_conf import job
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def write(folder: Path, pairs: PairSource, encoder: VaeEncoder) -> ScoreSets:
 
 
 def numbers(blob: bytes, form: LatentFormat) -> Tensor:
-    result = torch.frombuffer(bytearray(blob), dtype=DTYPES[form.dtype])
-    return result.view(1 + form.moments, *form.shape)
+    latent = torch.frombuffer(bytearray(blob), dtype=Dtype(form.dtype).torch)
+    return latent.view(1 + form.moments, *form.shape)
 
 
 def encoded_alone(base: Path, content: bytes, *, mirror: bool) -> Tensor:

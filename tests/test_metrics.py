@@ -513,7 +513,11 @@ def test_head_of_another_backbone_or_of_other_keys_is_refused(
     ("weights", "revision", "message"),
     [
         ("no/such/folder", None, r"metrics\.m\.weights=no/such/folder: no such folder or file"),
-        ("openai/clip-vit-large-patch14", None, "a hub id needs `revision`"),
+        (
+            "openai/clip-vit-large-patch14",
+            None,
+            r"a hub id needs its 40-digit commit in metrics\.m\.revision",
+        ),
         ("openai/clip-vit-large-patch14", "main", "give the 40-digit commit"),
         ("", None, r"\(empty\): no such folder"),
     ],

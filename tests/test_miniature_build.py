@@ -55,8 +55,8 @@ def test_every_stage_leaves_its_file_and_its_recipe(rebuilt: Path):
 
 
 def test_the_embedded_weights_were_made_by_the_recipe_of_the_code():
-    found = recorded(build.WEIGHTS)
-    assert found == {name: as_json(stage.recipe) for name, stage in build.STAGES.items()}
+    recipes = recorded(build.WEIGHTS)
+    assert recipes == {name: as_json(stage.recipe) for name, stage in build.STAGES.items()}
 
 
 def test_a_recipe_names_every_training(rebuilt: Path, trainings: list[training.Plan]):
@@ -69,9 +69,9 @@ def test_a_recipe_names_every_training(rebuilt: Path, trainings: list[training.P
 
 def recorded(folder: Path) -> dict[str, dict]:
     """The recipes beside weights, without their seconds."""
-    found = json.loads((folder / build.RECIPE).read_text())
-    assert all(recipe.pop("seconds") >= 0 for recipe in found.values())
-    return found
+    recipes = json.loads((folder / build.RECIPE).read_text())
+    assert all(recipe.pop("seconds") >= 0 for recipe in recipes.values())
+    return recipes
 
 
 def as_json(value: build.Recipe | training.Plan) -> dict:

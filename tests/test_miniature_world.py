@@ -13,9 +13,10 @@ from PIL import Image
 
 from data.miniature import world
 from data.miniature.oracle import attributes, oracle
-from data.miniature.pairs import PICKAPIC, ensure_pairs, write_pairs
+from data.miniature.pairs import PICKAPIC, write_pairs
 from data.miniature.taste import HUMAN
 from data.miniature.world import Look, Scene
+from data.pairs.miniature import ensure_pairs
 
 SCENE = Scene("small", "red", "circle", "left", "blue")
 
@@ -178,7 +179,7 @@ def test_an_image_stands_in_several_pairs_of_one_prompt(pair_folder: Path):
     for row in rows:
         for i in (0, 1):
             prompts.setdefault(row[f"image_{i}_uid"], set()).add(row["caption"])
-    assert all(len(found) == 1 for found in prompts.values())
+    assert all(len(texts) == 1 for texts in prompts.values())
     assert 1.6 < 2 * len(rows) / len(prompts) < 2.0
 
 

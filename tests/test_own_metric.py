@@ -91,7 +91,7 @@ def test_it_scores_and_votes(place: Path):
     ((module, *overrides),) = started(command)
     assert module == "label"
     overrides = [word.replace("//my_conf", f"//{place}/my_conf") for word in overrides]
-    small = [f"pairs.root={place}/pairs", "pairs.miniature_pairs=40", "label.workers=1"]
+    small = [f"pairs.root={place}/pairs", "pairs.options.num_pairs=40", "label.workers=1"]
     python(place, "-m", "label", *overrides, *small, "label.device=cpu", f"runs={place}/runs")
     run = place / "runs" / "miniature"
     labelled = pl.read_parquet(run / "labels" / "colour" / "part-*.parquet")

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.pairs import image_list, image_store, open_pairs
-from data.pairs.config import Images, PairsKind, PairsSpec
+from data.pairs.config import Images, PairsSpec
 from data.pairs.rankings import ranking_rows
 from data.pairs.schema import PairsError, image_key
+from data.storage import open_store
 from data.storage.base import StoreError
-from data.storage.local import LocalStore
 from tests.helpers_pairs import (
     hpdv2_train,
     rows_of,
@@ -64,7 +64,7 @@ def test_hpdv2_rankings_give_all_pairs(tmp_path: Path):
     }
     (tmp_path / "test.json").write_text(json.dumps([entry]))
     write_images(tmp_path / "test", entry["image_path"])
-    rows = rows_of(open_pairs(PairsSpec(kind=PairsKind.hpdv2, root=str(tmp_path), split="test")))
+    rows = rows_of(open_pairs(PairsSpec(kind="hpdv2", root=str(tmp_path), split="test")))
     assert [(r["uid_0"][0] + r["uid_1"][0], r["human"]) for r in rows] == [
         ("ab", 0.0), ("ac", 0.5), ("ad", 1.0), ("bc", 1.0), ("bd", 1.0), ("cd", 1.0),
     ]  # fmt: skip
@@ -97,7 +97,7 @@ def test_hpdv3_winners_stand_on_either_side(tmp_path: Path):
     ]  # fmt: skip
     (tmp_path / "train.json").write_text(json.dumps(entries))
     write_images(tmp_path, ["images/w0.jpg", "images/l0.jpg"])
-    spec = PairsSpec(kind=PairsKind.hpdv3, root=str(tmp_path), side_seed=3)
+    spec = PairsSpec(kind="hpdv3", root=str(tmp_path), side_seed=3)
     rows = rows_of(open_pairs(spec))
     for i, row in enumerate(rows):
         swapped = blake2b(f"3/{i}".encode(), digest_size=1).digest()[0] % 2 == 1
@@ -132,7 +132,7 @@ def test_imagereward_images_of_a_prompt_are_paired_by_rank(tmp_path: Path):
     )
     pq.write_table(table, tmp_path / "metadata-train.parquet")
     write_images(tmp_path / "images/train/train_1", [f"{name}.webp" for name in "abcd"])
-    rows = rows_of(open_pairs(PairsSpec(kind=PairsKind.imagereward, root=str(tmp_path))))
+    rows = rows_of(open_pairs(PairsSpec(kind="imagereward", root=str(tmp_path))))
     assert [(r["prompt"], r["uid_0"][-6] + r["uid_1"][-6], r["human"]) for r in rows] == [
         ("prompt p1", "ab", 0.0), ("prompt p1", "ac", 0.5), ("prompt p1", "bc", 1.0),
         ("prompt p2", "de", 1.0),
@@ -144,9 +144,9 @@ def test_imagereward_images_of_a_prompt_are_paired_by_rank(tmp_path: Path):
 # --- any columns ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [PairsKind.parquet, PairsKind.jsonl])
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 @pytest.mark.parametrize("images", list(Images))
-def test_any_columns(tmp_path: Path, kind: PairsKind, images: Images):
+def test_any_columns(tmp_path: Path, kind: str, images: Images):
     names = [(f"p/{2 * i}.png", f"p/{2 * i + 1}.png") for i in range(5)]
     write_images(tmp_path, [name for pair in names for name in pair])
     names[4] = ("p/8.png", "../secret.png")
@@ -159,7 +159,7 @@ def test_any_columns(tmp_path: Path, kind: PairsKind, images: Images):
         {"text": f"cat {i}", "left": sides[0][i], "right": sides[1][i], "chose": chose}
         for i, chose in enumerate([1.0, 0.0, 0.5, None, 1.0])
     ]
-    if kind is PairsKind.parquet:
+    if kind == "parquet":
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "some.parquet", row_group_size=2)
     else:
         lines = [
@@ -167,20 +167,20 @@ def test_any_columns(tmp_path: Path, kind: PairsKind, images: Images):
             for row in rows
         ]
         (tmp_path / "some.jsonl").write_text("\n\n".join(lines))
-    found = rows_of(open_pairs(spec_of(tmp_path, kind, images)))
-    assert [row["prompt"] for row in found] == [f"cat {i}" for i in range(5)]
-    assert [row["human"] for row in found] == [1.0, 0.0, 0.5, None, 1.0]
-    assert [row["image_0"] for row in found] == [image(2 * i) for i in range(5)]
-    assert [row["image_1"] for row in found] == [*(image(2 * i + 1) for i in range(4)), None]
+    rows = rows_of(open_pairs(spec_of(tmp_path, kind, images)))
+    assert [row["prompt"] for row in rows] == [f"cat {i}" for i in range(5)]
+    assert [row["human"] for row in rows] == [1.0, 0.0, 0.5, None, 1.0]
+    assert [row["image_0"] for row in rows] == [image(2 * i) for i in range(5)]
+    assert [row["image_1"] for row in rows] == [*(image(2 * i + 1) for i in range(4)), None]
     uid = names[2][1] if images is Images.paths else image_key(image(5)).hex()
-    assert found[2]["uid_1"] == uid
+    assert rows[2]["uid_1"] == uid
 
 
 def test_hugging_face_image_columns(tmp_path: Path):
     images = [{"bytes": image(seed), "path": None} for seed in (1, 2)]
     table = pa.table({"text": ["a", "b"], "left": images, "right": images, "chose": [1, 0]})
     pq.write_table(table, tmp_path / "x.parquet")
-    rows = rows_of(open_pairs(spec_of(tmp_path, PairsKind.parquet, Images.inline)))
+    rows = rows_of(open_pairs(spec_of(tmp_path, "parquet", Images.inline)))
     assert [row["image_1"] for row in rows] == [image(1), image(2)]
     assert [row["human"] for row in rows] == [1.0, 0.0]
 
@@ -193,7 +193,7 @@ def test_lines_that_are_no_pairs_keep_their_rows(tmp_path: Path):
         json.dumps(good | {"left": 7, "right": "bad\0name", "text": "\ud800"}),
     ]  # fmt: skip
     (tmp_path / "x.jsonl").write_text("\n".join(lines))
-    spec = spec_of(tmp_path, PairsKind.jsonl, Images.paths, known="sure")
+    spec = spec_of(tmp_path, "jsonl", Images.paths, known="sure")
     rows = rows_of(open_pairs(spec))
     assert [row["prompt"] for row in rows] == ["a cat", None, None, "a cat", "?"]
     assert [row["human"] for row in rows] == [1.0, None, None, None, 1.0]
@@ -227,7 +227,7 @@ def test_any_lines_keep_their_rows(
     lines = [json.dumps(value).encode() for value in [good, *values]]
     (root / "x.jsonl").write_bytes(b"\n".join([*lines, noise]))
     try:
-        source = open_pairs(spec_of(root, PairsKind.jsonl, Images.paths, uid_0="uid"))
+        source = open_pairs(spec_of(root, "jsonl", Images.paths, uid_0="uid"))
     except PairsError as error:
         refused = str(error)
         assert "a human choice is 1 for image 0" in refused
@@ -239,9 +239,9 @@ def test_any_lines_keep_their_rows(
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(ENTRIES, max_size=6), st.sampled_from([PairsKind.hpdv2, PairsKind.hpdv3]))
+@given(st.lists(ENTRIES, max_size=6), st.sampled_from(["hpdv2", "hpdv3"]))
 def test_any_list_gives_a_row_for_each_entry(
-    tmp_path_factory: pytest.TempPathFactory, values: list[Any], kind: PairsKind
+    tmp_path_factory: pytest.TempPathFactory, values: list[Any], kind: str
 ):
     root = tmp_path_factory.mktemp("list")
     write_images(root, ["0.png", "1.png"])
@@ -263,7 +263,7 @@ def test_long_lists_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.Monk
         for i in range(14)
     ]
     (tmp_path / "x.jsonl").write_text("\n".join(lines))
-    spec = spec_of(tmp_path, PairsKind.jsonl, Images.paths)
+    spec = spec_of(tmp_path, "jsonl", Images.paths)
     source = open_pairs(spec)
     assert [(shard.name, shard.rows) for shard in source.shards] == [
         ("x.jsonl#00000", 6), ("x.jsonl#00001", 6), ("x.jsonl#00002", 2),
@@ -286,7 +286,7 @@ def test_hostile_tar_members_are_refused(tmp_path: Path):
             open_pairs(spec)
         assert not (tmp_path / "train.tar.index").exists()
     write_tar(tmp_path / "train.tar", {"train/a.jpg": b""}, type=tarfile.FIFOTYPE)
-    with pytest.raises(PairsError, match="no image set needs"):
+    with pytest.raises(StoreError, match="no image set needs"):
         open_pairs(spec)
 
 
@@ -425,17 +425,20 @@ def test_images_elsewhere_are_named(tmp_path: Path):
 def test_paths_stay_below_the_root(tmp_path: Path):
     write_images(tmp_path / "root", ["in.png"])
     write_images(tmp_path, ["out.png"])
-    found = image_store.open_images(LocalStore(tmp_path / "root"), ("",), ["in.png"])
+    opened = image_store.open_images(
+        open_store("pairs.root", str(tmp_path / "root")), ("",), ["in.png"]
+    )
     inside = str(tmp_path / "root" / "in.png")
-    assert found.read(inside) == found.read("./in.png") == image(0)
+    assert opened.read(inside) == opened.read("./in.png") == image(0)
     for path in ("../out.png", str(tmp_path / "out.png"), "a/../../out.png", "", ".", "\0"):
-        assert found.read(path) is None
+        assert opened.read(path) is None
 
 
 def test_too_large_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_images(tmp_path, ["in.png"])
     monkeypatch.setattr(image_store, "LARGEST_BYTES", 10)
-    assert image_store.open_images(LocalStore(tmp_path), ("",), ["in.png"]).read("in.png") is None
+    store = open_store("pairs.root", str(tmp_path))
+    assert image_store.open_images(store, ("",), ["in.png"]).read("in.png") is None
 
 
 JSON_LINE = json.dumps({"txt": "a", "left": "0.png", "right": "0.png", "chose": 1})
@@ -452,7 +455,7 @@ PARQUET = pa.table({"text": ["a"], "left": [b"x"], "right": [b"y"], "chose": [1]
         ("parquet", "x.parquet", PARQUET.rename_columns(["tekst", "left", "right", "chose"]),
          "lacks the columns text; did you mean tekst"),
         ("parquet", "x.parquet", PARQUET.set_column(1, "left", [["a.png"]]),
-         "column left is string.*image_0 is to be bytes.*pairs.images=inline"),
+         "column left is string.*image_0 must be bytes.*pairs.images=inline"),
         ("parquet", "x.parquet", PARQUET.set_column(3, "chose", [[-1]]), "chose has -1; a human"),
         ("parquet", "x.parquet", PARQUET.set_column(3, "chose", [["left"]]), "chose has 'left'"),
         ("parquet", "x.parquet", "torn", "not a readable Parquet file"),
@@ -474,7 +477,7 @@ def test_other_contents_are_refused(
         (tmp_path / name).write_text(content)
     else:
         pq.write_table(content, tmp_path / name)
-    spec = spec_of(tmp_path, PairsKind(kind), Images.inline)
+    spec = spec_of(tmp_path, kind, Images.inline)
     spec.split = "" if kind in ("jsonl", "parquet") else "train"
     with pytest.raises(PairsError, match=message):
         open_pairs(spec)
@@ -488,6 +491,6 @@ def test_other_contents_are_refused(
     ],
 )
 def test_wrong_maps_are_refused(tmp_path: Path, columns: dict[str, str], message: str):
-    spec = PairsSpec(kind=PairsKind.parquet, root=str(tmp_path), split="", columns=columns)
+    spec = PairsSpec(kind="parquet", root=str(tmp_path), split="", columns=columns)
     with pytest.raises(PairsError, match=message):
         open_pairs(spec)

@@ -20,7 +20,7 @@ from data.artifacts.schemas import Status
 from data.distributed import Rank
 from data.images import UnreadableImageError, decode, fit_square
 from data.pairs import open_pairs
-from data.pairs.config import PairsKind, PairsSpec
+from data.pairs.config import PairsSpec
 from data.pairs.schema import BLOBS, PairSource
 from label.analysis.gallery import read_images
 from label.config import Rule, VoteSpec
@@ -34,7 +34,7 @@ from label.scoring.shard_scorer import ScoringTools, score_shards
 from label.voting.label_set import LabelSet, label_settings, make_labels
 from label.voting.rules import VotingRule
 from tests import helpers_label as tiny
-from tests.helpers_pairs import make_set
+from tests.helpers_pairs import KINDS, make_set
 from tests.helpers_stores import Shop, served_folder
 from train.loader.dataset import decided_pairs
 from train.loader.loader import PairStream, StreamPlan
@@ -43,17 +43,17 @@ from train.loader.sampler import Position
 served = pytest.fixture(served_folder)
 
 SIDE, ROWS, IMAGES = 16, 300, 6
-SPECS = {PairsKind.hpdv2: {}, PairsKind.hpdv3: {"side_seed": 5}}
+SPECS = {"hpdv2": {}, "hpdv3": {"side_seed": 5}}
 
 
-def write_set(root: Path, kind: PairsKind) -> PairsSpec:
+def write_set(root: Path, kind: str) -> PairsSpec:
     """300 pairs over six images; row 3's right image is lost, and row 5 is torn."""
     entries = []
     for i in range(ROWS):
         left, right = f"{i % IMAGES}.jpg", f"{(i + 1) % IMAGES}.jpg"
         right = "lost.jpg" if i == 3 else "torn.jpg" if i == 5 else right
         pair = {"prompt": f"a cat {i % 4}"}
-        if kind is PairsKind.hpdv2:
+        if kind == "hpdv2":
             pair |= {"file_path": [left, right], "human_preference": [i % 2, 1 - i % 2]}
         else:
             pair |= {"path1": left, "path2": right, "model1": "x", "model2": "y"}
@@ -71,8 +71,8 @@ def write_set(root: Path, kind: PairsKind) -> PairsSpec:
 def score(spec: PairsSpec, weights: Path, folder: Path) -> tuple[PairSource, ScoreSets]:
     """The scores of one tiny scorer."""
     source, specs = open_pairs(spec), {"clip": tiny.specs(weights)["clip"]}
-    resolved = {name: resolve(name, one).settings() for name, one in specs.items()}
-    sets = ScoreSets(folder / "scores", source.shards, resolved)
+    metrics = {name: resolve(name, one).settings() for name, one in specs.items()}
+    sets = ScoreSets(folder / "scores", source.shards, metrics)
     panel = Panel.load(specs, torch.device("cpu"))
     with DecodePool(0) as decoder:
         tools = ScoringTools(source, panel, sets, decoder, Batch(8), Clock())
@@ -93,10 +93,10 @@ def label(spec: PairsSpec, weights: Path, folder: Path) -> tuple[PairSource, Sco
 
 def test_every_row_of_every_layout_ends_in_a_status(tmp_path: Path):
     weights = tiny.build_weights(tmp_path / "weights")
-    for kind in PairsKind:
-        (tmp_path / kind.value / "set").mkdir(parents=True)
-        spec = make_set(kind, tmp_path / kind.value / "set")
-        source, sets = score(spec, weights, tmp_path / kind.value)
+    for kind in KINDS:
+        (tmp_path / kind / "set").mkdir(parents=True)
+        spec = make_set(kind, tmp_path / kind / "set")
+        source, sets = score(spec, weights, tmp_path / kind)
         pairs = [
             row for shard in source.shards for t in source.read(shard) for row in t.to_pylist()
         ]
@@ -129,7 +129,7 @@ def is_image(content: bytes | None) -> bool:
 
 
 @pytest.mark.parametrize("kind", list(SPECS))
-def test_labels_and_training_need_no_parquet(tmp_path: Path, kind: PairsKind):
+def test_labels_and_training_need_no_parquet(tmp_path: Path, kind: str):
     spec = write_set(tmp_path, kind)
     source, sets, folder = label(spec, tiny.build_weights(tmp_path / "weights"), tmp_path)
     facts = read_table(sets.path(FACTS, source.shards[0])).to_pylist()
@@ -161,28 +161,28 @@ def test_labels_and_training_from_an_object_store(
     tmp_path: Path, served: Shop, monkeypatch: pytest.MonkeyPatch
 ):
     """The same bytes as from a folder, and the same batches."""
-    spec = write_set(served.folder / "set", PairsKind.hpdv2)
+    spec = write_set(served.folder / "set", "hpdv2")
     weights = tiny.build_weights(tmp_path / "weights")
-    near, _, folder = label(spec, weights, tmp_path / "near")
-    far, sets, far_folder = label(
+    local, _, folder = label(spec, weights, tmp_path / "local")
+    remote, sets, remote_folder = label(
         replace(spec, root=served.hub("set"), image_root=served.s3("set")),
         weights,
-        tmp_path / "far",
+        tmp_path / "remote",
     )
-    assert tiny.hashes(tmp_path / "far") == tiny.hashes(tmp_path / "near")
-    assert len(tiny.hashes(tmp_path / "far")) == 3
-    assert read_settings(sets.path(FACTS, far.shards[0]))["source"]["sha256"]
+    assert tiny.hashes(tmp_path / "remote") == tiny.hashes(tmp_path / "local")
+    assert len(tiny.hashes(tmp_path / "remote")) == 3
+    assert read_settings(sets.path(FACTS, remote.shards[0]))["source"]["sha256"]
     plan_ = StreamPlan(seed=1, batch=32, micro_batch=8, window=1, side=SIDE)
     batches = [
         next(PairStream(decided_pairs(labels, source), source, plan_).batches(Position()))
-        for labels, source in ((folder, near), (far_folder, far))
+        for labels, source in ((folder, local), (remote_folder, remote))
     ]
     assert batches[0].pair_ids == batches[1].pair_ids
     assert torch.equal(batches[0].winner, batches[1].winner)
 
 
 def test_scores_of_other_sides_are_not_taken_for_these(tmp_path: Path):
-    spec = write_set(tmp_path, PairsKind.hpdv3)
+    spec = write_set(tmp_path, "hpdv3")
     _, sets, folder = label(spec, tiny.build_weights(tmp_path / "weights"), tmp_path)
     spec.side_seed = 6
     other = open_pairs(spec)
@@ -196,7 +196,7 @@ def test_scores_of_other_sides_are_not_taken_for_these(tmp_path: Path):
 
 
 def test_an_image_that_is_gone_since_labelling_names_its_pair(tmp_path: Path):
-    spec = write_set(tmp_path, PairsKind.hpdv2)
+    spec = write_set(tmp_path, "hpdv2")
     _, _, folder = label(spec, tiny.build_weights(tmp_path / "weights"), tmp_path)
     with tarfile.open(tmp_path / "train.tar", "w") as archive:
         info = tarfile.TarInfo("0.jpg")

@@ -98,8 +98,8 @@ def test_text_that_is_no_utf8_keeps_its_row(tmp_path: Path):
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=5), st.booleans())
 def test_any_bytes_of_text_become_text(texts: list[bytes], large: bool):
     column = pa.chunked_array([pa.array(texts, pa.binary()).view(pa.string())])
-    found = valid_text(column.cast(pa.large_string()) if large else column)
-    assert found.to_pylist() == [text.decode("utf-8", "replace") for text in texts]
+    checked = valid_text(column.cast(pa.large_string()) if large else column)
+    assert checked.to_pylist() == [text.decode("utf-8", "replace") for text in texts]
 
 
 def test_a_damaged_page_names_its_rows(tmp_path: Path):
@@ -118,7 +118,7 @@ def test_a_damaged_page_names_its_rows(tmp_path: Path):
         source.read_row_group(shard, 1)
     batches = source.read(shard, batch_rows=5)
     assert next(batches).num_rows == 5
-    with pytest.raises(PairsError, match=r"parquet row 5, or one soon after it, .* fetch the file"):
+    with pytest.raises(PairsError, match=r"parquet row 5, or one soon after it, .* fetch it again"):
         next(batches)
 
 
@@ -181,3 +181,40 @@ def test_a_pair_is_named_by_what_it_is():
     assert len(name) == 32
     assert name == pair_key(image_key(b"cat"), image_key(b"dog"), "a pet")
     assert len({name, pair_key(dog, cat, "a pet"), pair_key(cat, dog, "a pet ")}) == 3
+
+
+# --- kinds ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("pickapick", r"pairs\.kind=pickapick is no layout; did you mean pickapic\?.*my_package"),
+        (
+            "schema",
+            r"is no layout; .*allowed are hpdv2, hpdv3, imagereward, jsonl, miniature, parq",
+        ),
+        ("nowhere.layout", r"nowhere\.layout cannot be imported \(No module named 'nowhere'\)"),
+        (".pickapic", r"\.pickapic cannot be imported"),
+        ("", r"pairs\.kind= is no layout"),
+        ("json.decoder", r"json\.decoder has no function open_layout"),
+        ("broken_package.layout", r"cannot be imported \(No module named 'its_dependency'\)"),
+        ("broken_package.opener", r"open_layout gave dict, which lacks methods"),
+    ],
+)
+def test_a_kind_that_is_none_is_refused(
+    kind: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "broken_package").mkdir()
+    (tmp_path / "broken_package" / "layout.py").write_text("import its_dependency")
+    (tmp_path / "broken_package" / "opener.py").write_text("def open_layout(spec):\n    return {}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(PairsError, match=says):
+        open_pairs(PairsSpec(kind=kind, root="/nowhere"))
+
+
+@pytest.mark.parametrize("options", [{}, {"num_pairs": 0}, {"num_pairs": "many"}])
+def test_the_miniature_needs_a_number_of_pairs(options: dict, tmp_path: Path):
+    with pytest.raises(PairsError, match=r"pairs\.options\.num_pairs=.* 1 or more"):
+        open_pairs(PairsSpec(kind="miniature", root=str(tmp_path), options=options))
+    assert not list(tmp_path.iterdir())

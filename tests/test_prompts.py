@@ -109,7 +109,7 @@ def test_a_table_without_prompts_names_its_columns_and_the_setting(tmp_path):
     "kind", [k for k in PromptsKind if k not in (PromptsKind.miniature, PromptsKind.pairs)]
 )
 def test_a_missing_file_names_the_setting(tmp_path, kind):
-    with pytest.raises(PromptsError, match=r"evaluate\.prompts\.path='.*nowhere' is no file"):
+    with pytest.raises(PromptsError, match=r"evaluate\.prompts\.path=.*nowhere is no file"):
         load_prompts(spec(tmp_path / "nowhere", kind))
 
 
@@ -244,8 +244,8 @@ def test_a_hub_data_set_is_read_at_its_commit_from_the_cache_first(tmp_path, mon
 
 @pytest.mark.parametrize(
     ("revision", "says"),
-    [(None, r"is no file; .*evaluate\.prompts\.revision, its 40-digit commit"),
-     ("main", r"revision='main'; give the 40-digit commit")],
+    [(None, r"is no file .*its 40-digit commit in evaluate\.prompts\.revision"),
+     ("main", r"revision 'main'; give the 40-digit commit")],
 )  # fmt: skip
 def test_a_hub_data_set_needs_a_commit(revision, says):
     with pytest.raises(PromptsError, match=says):

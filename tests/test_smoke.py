@@ -21,7 +21,7 @@ def test_make_smoke_leaves_one_of_everything(tmp_path: Path):
     """The quickest form, with an adapter, cached latents and shared-out parameters at once."""
     (tmp_path / "env").mkdir()
     (tmp_path / "env/.ready").touch()  # the environment is there
-    pairs = f"pairs.root={tmp_path}/pairs pairs.miniature_pairs=160"
+    pairs = f"pairs.root={tmp_path}/pairs pairs.options.num_pairs=160"
     command = [
         "make", "smoke", f"VENV={tmp_path}/env", f"PY={sys.executable}", "NPROC=1", "RUN=tried",
         f"ARGS=runs={tmp_path} {pairs} evaluate.prompts.max_prompts=4 {TOGETHER}",

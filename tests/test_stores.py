@@ -2,22 +2,22 @@
 
 import io
 import json
-from collections.abc import Iterator
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import fsspec
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 
 from data.pairs import open_pairs
-from data.pairs.config import Images, PairsKind, PairsSpec
+from data.pairs.config import Images, PairsSpec
 from data.pairs.schema import PairsError
-from data.storage import open_store, remote
-from data.storage.base import StoreError, ahead
-from data.storage.local import LocalStore
-from data.storage.remote import RemoteStore
+from data.storage import open_store
+from data.storage.base import ClientHandler, Store, StoreError
 from tests.helpers_pairs import (
+    KINDS,
     hpdv2_train,
     make_set,
     pickapic,
@@ -32,12 +32,9 @@ from tests.helpers_train import image
 served = pytest.fixture(served_folder)
 
 
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that were made, which take no time."""
-    found: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", found.append)
-    return found
+def store_of(client: object) -> Store:
+    """A store whose files an fsspec client has."""
+    return Store("x://set", fs.PyFileSystem(ClientHandler(client)), "set", remote=True)
 
 
 def urls(served: Shop) -> list[str]:
@@ -56,8 +53,8 @@ def urls(served: Shop) -> list[str]:
 # --- the same rows from everywhere ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", list(PairsKind))
-def test_every_layout_gives_the_same_rows_from_every_store(kind: PairsKind, served: Shop):
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_layout_gives_the_same_rows_from_every_store(kind: str, served: Shop):
     spec = make_set(kind, served.folder / "set")
     local = open_pairs(spec)
     rows = rows_of(local)
@@ -85,13 +82,13 @@ def test_paths_may_be_urls_below_the_root(served: Shop):
     url = served.s3("set").partition("?")[0]
     row = {"text": "a", "left": f"{url}/0.png", "right": f"{url}/../0.png"}
     (served.folder / "set" / "x.jsonl").write_text(json.dumps(row))
-    spec = spec_of(served.folder / "set", PairsKind.jsonl, Images.paths, human="")
-    (found,) = rows_of(open_pairs(replace(spec, root=served.s3("set"))))
-    assert (found["image_0"], found["image_1"]) == (image(0), None)
+    spec = spec_of(served.folder / "set", "jsonl", Images.paths, human="")
+    (row,) = rows_of(open_pairs(replace(spec, root=served.s3("set"))))
+    assert (row["image_0"], row["image_1"]) == (image(0), None)
 
 
 def test_contents_are_named_without_being_fetched(served: Shop):
-    make_set(PairsKind.pickapic, served.folder / "set")
+    make_set("pickapic", served.folder / "set")
     spec = PairsSpec(root=str(served.folder / "set"))
     known = [open_pairs(replace(spec, root=url)) for url in (spec.root, *urls(served))]
     served.requests.clear()
@@ -104,7 +101,7 @@ def test_contents_are_named_without_being_fetched(served: Shop):
 
 
 def test_a_tar_in_a_store_is_searched_once(served: Shop, tmp_path: Path):
-    spec = replace(make_set(PairsKind.hpdv2, served.folder / "set"), root=served.s3("set"))
+    spec = replace(make_set("hpdv2", served.folder / "set"), root=served.s3("set"))
     open_pairs(spec)
     (index,) = (tmp_path / "cache" / "balanceddpo").iterdir()
     assert sorted(served.files()) == ["set/train.json", "set/train.tar"]  # nothing is written there
@@ -118,109 +115,123 @@ def test_a_tar_in_a_store_is_searched_once(served: Shop, tmp_path: Path):
     assert index.exists()
 
 
-def test_row_groups_are_asked_for_by_need(served: Shop, monkeypatch: pytest.MonkeyPatch):
+def test_only_the_wanted_row_group_is_fetched(served: Shop, monkeypatch: pytest.MonkeyPatch):
     """Reading one row group of many fetches little of the file."""
-    monkeypatch.setattr(remote, "BUFFER_BYTES", 1 << 16)
+    monkeypatch.setattr("data.storage.base.BUFFER_BYTES", 1 << 16)
     table = pickapic(rows=8, jpg_0=[bytes([i]) * (1 << 20) for i in range(8)])
     path = served.folder / "set" / "train.parquet"
     pq.write_table(table, path, row_group_size=1, compression="none", use_dictionary=False)
     source = open_pairs(PairsSpec(root=served.s3("set")))
-    store = source.store  # type: ignore[attr-defined]
-    fetched = 0
-
-    class Counting(RemoteStore):
-        def ask(self, what, name, request):
-            nonlocal fetched
-            found = super().ask(what, name, request)
-            fetched += len(found) if isinstance(found, bytes) else 0
-            return found
-
-    counting = replace(source, store=Counting(store.url, store.files, store.folder))  # type: ignore[type-var]
-    (pair,) = counting.read_row_group(source.shards[0], 3).to_pylist()
+    served.bytes_sent = 0
+    (pair,) = source.read_row_group(source.shards[0], 3).to_pylist()
     assert pair["image_0"] == bytes([3]) * (1 << 20)
-    assert 1 << 20 < fetched < 2 << 20 < path.stat().st_size
+    assert 1 << 20 < served.bytes_sent < 2 << 20 < path.stat().st_size
 
 
 # --- a store that fails --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["s3", "hub", "memory"])
-def test_what_may_pass_is_asked_for_again(
-    way: str, served: Shop, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("way", ["s3", "hub"])
+def test_clients_repeat_what_fails_in_passing(
+    way: str, served: Shop, monkeypatch: pytest.MonkeyPatch
 ):
-    spec = make_set(PairsKind.pickapic, served.folder / "set")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    spec = make_set("pickapic", served.folder / "set")
     rows = rows_of(open_pairs(spec))
-    url = {"s3": served.s3("set"), "hub": served.hub("set"), "memory": urls(served)[1]}[way]
-    source = open_pairs(replace(spec, root=url))
-    served.failures[:] = [500, "cut", 503] if way != "memory" else []
-    if way == "memory":  # whose client repeats nothing itself
-        left = iter([OSError("reset"), TimeoutError(), EOFError()])
-
-        class Failing(io.BytesIO):
-            def read(self, size: int = -1) -> bytes:
-                if (error := next(left, None)) is not None:
-                    raise error
-                return super().read(size)
-
-        files = source.store.files  # type: ignore[attr-defined]
-        monkeypatch.setattr(files, "open", lambda path, *_, **__: Failing(files.cat_file(path)))
+    source = open_pairs(replace(spec, root={"s3": served.s3, "hub": served.hub}[way]("set")))
+    served.failures[:] = [500, 503]
     assert rows_of(source) == rows
     assert not served.failures
-    assert pauses == ([1.0, 4.0, 16.0] if way == "memory" else pauses)
 
 
-def test_half_an_answer_is_no_answer(pauses: list[float]):
+@pytest.mark.parametrize("kind", ["hpdv3", "jsonl", "pickapic"])
+@pytest.mark.parametrize("way", ["s3", "hub"])
+def test_half_an_answer_is_no_answer(
+    way: str, kind: str, served: Shop, monkeypatch: pytest.MonkeyPatch
+):
+    """Either the client asks again, or the run ends; no row is made of it."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    spec = make_set(kind, served.folder / "set")
+    rows = rows_of(open_pairs(spec))
+    source = open_pairs(replace(spec, root={"s3": served.s3, "hub": served.hub}[way]("set")))
+    served.failures[:] = ["cut"] * 2
+    try:
+        assert rows_of(source) == rows
+    except ValueError as error:
+        assert "rerun the same command" in str(error)  # noqa: PT017 - either is right
+    assert len(served.failures) < 2
+
+
+def test_a_client_that_gives_half_of_a_range_is_noticed():
     class Short:
-        tries = 0
-
-        def info(self, path: str) -> dict[str, object]:
-            return {"name": path, "size": 100, "type": "file"}
+        protocol = "x"
 
         def open(self, path: str, mode: str, **_: object) -> io.BytesIO:
-            self.tries += 1
-            return io.BytesIO(b"x" * (50 if self.tries < 3 else 100))
+            class Half(io.BytesIO):
+                def read(self, size: int | None = -1) -> bytes:
+                    return super().read(size)[:50]
 
-    store = RemoteStore("x://set", Short(), "set")
-    assert store.read("file", 0, 1000) == b"x" * 100
-    assert pauses == [1.0, 4.0]
+            return Half(b"x" * 100)
+
+    with pytest.raises(StoreError, match="x://set/file cannot be read: 50 of 100 bytes came"):
+        store_of(Short()).read("file", 0, 1000)
 
 
-def test_what_does_not_pass_ends_with_what_to_do(served: Shop, pauses: list[float]):
+def test_what_does_not_pass_ends_with_what_to_do():
     class Broken:
+        protocol = "x"
         error: Exception = OSError("connection reset")
-        tries = 0
 
         def info(self, path: str) -> dict[str, object]:
-            self.tries += 1
             raise self.error
 
-    store = RemoteStore("x://set", Broken(), "set")
-    with pytest.raises(
-        StoreError, match=r"x://set/a.png cannot be found, 4 times in a row .*reset.*same command"
-    ):
-        store.size("a.png")
-    assert pauses == list(remote.WAITS_S)
-    pauses.clear()
-    for error in (PermissionError("denied"), OSError("AWS Error ACCESS_DENIED during HeadObject")):
-        store.files.error = error
-        with pytest.raises(StoreError, match="cannot be found: .*(denied|DENIED)"):
+        def find(self, path: str, **_: object) -> dict[str, dict[str, object]]:
+            raise self.error
+
+        isdir = isfile = info
+
+        def open(self, path: str, mode: str, **_: object) -> io.BytesIO:
+            class Failing(io.BytesIO):
+                def read(self, size: int | None = -1, error: Exception = self.error) -> bytes:
+                    raise error
+
+            return Failing(b"x" * 100)
+
+    class NetworkError(Exception):
+        """As httpx has them: no OSError."""
+
+    client = Broken()
+    store = store_of(client)
+    for client.error in (OSError("connection reset"), PermissionError("reset by the admin"),
+                         NetworkError("reset")):  # fmt: skip
+        with pytest.raises(StoreError, match=r"x://set/a.png cannot be .*reset.*same command"):
             store.size("a.png")
-    store.files.error = FileNotFoundError("a.png")
+        with pytest.raises(StoreError, match=r"x://set/a.png cannot be .*reset.*same command"):
+            store.read("a.png", 0, 10)
+        with pytest.raises(StoreError, match=r"x://set.* cannot be .*reset"):
+            store.names("*.tar")
+        with (
+            pytest.raises(StoreError, match=r"x://set/a.jsonl cannot be .*reset"),
+            store.open("a.jsonl") as file,
+        ):
+            list(file)
+    client.error = FileNotFoundError("a.png")
     assert store.size("a.png") is None
-    assert not pauses
 
 
-def test_a_failing_store_is_no_missing_image(served: Shop, pauses: list[float]):
+@pytest.mark.parametrize("way", ["s3", "hub"])
+def test_a_failing_store_is_no_missing_image(way: str, served: Shop):
     """A pair's status must not depend on the network of that day."""
-    spec = make_set(PairsKind.hpdv3, served.folder / "set")
-    source = open_pairs(replace(spec, root=served.s3("set")))
+    spec = make_set("hpdv3", served.folder / "set")
+    url = {"s3": served.s3, "hub": served.hub}[way]("set")
+    source = open_pairs(replace(spec, root=url))
     served.failures[:] = [403]
-    with pytest.raises(StoreError, match=r"s3://bucket/set/images/.\.jpg cannot be read.*DENIED"):
+    with pytest.raises(StoreError, match=r"set/images/.\.jpg cannot be read.*(DENIED|403)"):
         list(source.read(source.shards[0]))
-    (served.folder / "set" / "images" / "1.jpg").unlink()
-    assert [row["image_0"] is None or row["image_1"] is None for row in rows_of(source)] == [
-        True
-    ] * 5
+    if way == "s3":  # the hub's client keeps its list of files, which no commit changes
+        (served.folder / "set" / "images" / "1.jpg").unlink()
+        rows = rows_of(source)
+        assert [None in (row["image_0"], row["image_1"]) for row in rows] == [True] * 5
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -241,9 +252,9 @@ def test_a_failing_store_is_no_missing_image(served: Shop, pauses: list[float]):
     ],
 )
 def test_urls_that_cannot_be_used(url: str, message: str):
-    with pytest.raises(StoreError, match=message) as found:
+    with pytest.raises(StoreError, match=message) as error:
         open_store("pairs.root", url, "a hint")
-    assert "secret" not in str(found.value)
+    assert "secret" not in str(error.value)
 
 
 def test_folders_that_are_not_there(served: Shop):
@@ -258,8 +269,9 @@ def test_folders_that_are_not_there(served: Shop):
 
 
 def test_the_miniature_is_not_drawn_into_a_store():
-    with pytest.raises(PairsError, match="say what is there"):
-        open_pairs(PairsSpec(root="memory://set", miniature_pairs=10))
+    spec = PairsSpec(kind="miniature", root="memory://set", options={"num_pairs": 10})
+    with pytest.raises(PairsError, match="say its layout"):
+        open_pairs(spec)
 
 
 # --- on this machine -----------------------------------------------------------------------------
@@ -270,42 +282,31 @@ def test_links_are_files(tmp_path: Path):
     (tmp_path / "blob").write_bytes(b"content")
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "x.parquet").symlink_to(tmp_path / "blob")
-    store = LocalStore(tmp_path / "set")
+    store = open_store("pairs.root", str(tmp_path / "set"))
     assert store.names("**/*.parquet") == ["x.parquet"]
     assert store.size("x.parquet") == 7
 
 
-def test_a_disk_that_fails_is_no_missing_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_disk_that_fails_is_no_missing_image(tmp_path: Path):
     (tmp_path / "a.png").write_bytes(b"x")
-    store = LocalStore(tmp_path)
+    store = open_store("pairs.root", str(tmp_path))
     assert store.size("b" * 5000) is store.size("\0") is store.size("..") is None
 
-    def broken(*_: object, **__: object) -> None:
-        raise OSError(5, "Input/output error")
+    class BrokenDisk(fs.FileSystemHandler):
+        """Where a disk goes; Arrow's own file system cannot be patched."""
 
-    monkeypatch.setattr(Path, "open", broken)
+        def open_input_file(self, path: str) -> object:
+            raise OSError(5, "Input/output error")
+
+    BrokenDisk.__abstractmethods__ = frozenset()
+    broken = replace(store, files=fs.PyFileSystem(BrokenDisk()))
     with pytest.raises(StoreError, match=r"a\.png cannot be read: .*Input/output error"):
-        store.read("a.png", 0, 1)
+        broken.read("a.png", 0, 1)
 
 
-def test_items_made_ahead_come_in_order_and_stop():
-    made: list[int] = []
-
-    def items() -> Iterator[int]:
-        for i in range(100):
-            made.append(i)
-            yield i
-
-    assert list(ahead(items(), 3)) == list(range(100))
-    made.clear()
-    for item in ahead(items(), 3):
-        if item == 5:
-            break
-    assert len(made) <= 10
-
-    def failing() -> Iterator[int]:
-        yield 1
-        raise ValueError("torn")
-
-    with pytest.raises(ValueError, match="torn"):
-        list(ahead(failing(), 3))
+def test_odd_names_do_not_break_a_local_listing(tmp_path: Path):
+    """Arrow's own listing follows links in circles and fails at names that are no UTF-8."""
+    (tmp_path / "a.tar").touch()
+    (tmp_path / "circle").symlink_to(tmp_path)
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg")).touch()
+    assert open_store("pairs.root", str(tmp_path)).names("**/*.tar") == ["a.tar"]

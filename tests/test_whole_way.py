@@ -23,7 +23,7 @@ def run_stage(stage: str, folder: Path, *overrides: str) -> str:
     done = subprocess.run(
         [
             sys.executable, "-m", stage, f"runs={folder}", "run=small",
-            f"pairs.root={folder}/pairs", "pairs.miniature_pairs=160",
+            f"pairs.root={folder}/pairs", "pairs.options.num_pairs=160",
             "train.steps=4", "train.batch=8", "train.micro_batch=4", "train.reference.every=2",
             "train.checkpoint_every=2", "train.warmup=1",
             "evaluate.prompts.max_prompts=6", "evaluate.steps=2", "evaluate.resamples=200",

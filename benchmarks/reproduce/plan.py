@@ -45,7 +45,7 @@ class Plan:
         return [
             "experiment=miniature",
             f"runs={self.folder}",
-            f"pairs.miniature_pairs={self.pairs}",
+            f"pairs.options.num_pairs={self.pairs}",
             f"train.steps={self.steps}",
             "train.keep=1",
             "train.checkpoint_every=25",

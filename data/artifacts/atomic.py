@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 TOKEN = secrets.token_hex(4)
-"""Ours and our forks'."""
-
-
+"""Names the partial files of this process and of its forks."""
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

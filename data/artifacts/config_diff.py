@@ -1,4 +1,4 @@
-"""Settings that decide what is in a set: how two differ, and the refusal to mix."""
+"""Compares the settings that decide what is in a set, and refuses to mix sets."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +10,9 @@ Settings = Mapping[str, Any]
 """JSON values that decide what is in a set; two sets with equal settings hold equal rows."""
 
 
-def differences(found: Settings, wanted: Settings) -> list[str]:
-    """Every leaf in which two settings differ, as `path: found X, now Y`."""
-    old, new = dict(_leaves(found)), dict(_leaves(wanted))
+def differences(before: Settings, now: Settings) -> list[str]:
+    """List every leaf in which two settings differ, as `path: found X, now Y`."""
+    old, new = dict(_leaves(before)), dict(_leaves(now))
     return [
         f"{key}: found {old.get(key, 'nothing')}, now {new.get(key, 'nothing')}"
         for key in sorted(old.keys() | new.keys())
@@ -20,13 +20,13 @@ def differences(found: Settings, wanted: Settings) -> list[str]:
     ]
 
 
-def refuse_other_settings(path: Path, found: Settings, wanted: Settings) -> None:
+def refuse_other_settings(path: Path, before: Settings, now: Settings) -> None:
     """Refuse to mix rows made with different settings.
 
     Raises:
         ShardError: Names each difference.
     """
-    if differing := differences(found, wanted):
+    if differing := differences(before, now):
         raise ShardError(
             f"{path} was made with other settings ({'; '.join(differing)}); "
             "set them back, choose another run folder (RUN=...), or delete this one"

@@ -1,4 +1,4 @@
-"""VAE latents of a pair set on disk: what they are of, how they are laid out and written.
+"""VAE latents of a pair set on disk: their identity, their format, and how they are written.
 
 A set `latents/<vae>-<size>/` has one file per pair shard, row for row beside it. A latent is the
 VAE's own number, before the model's scaling and shift; a row's bytes are its mean, followed by its
@@ -38,9 +38,9 @@ class Vae:
     """A model's VAE, known without loading it."""
 
     sha256: str
-    """Of its weights: what it is called."""
+    """SHA-256 of its weights, which names it."""
     channels: int
-    """Of a latent."""
+    """Channels of a latent."""
     factor: int
     """Pixels of an image beside one of its latent."""
     force_upcast: bool
@@ -68,7 +68,7 @@ def find_vae(model: Path, fingerprint: Callable[[Path], str] = sha256_of) -> Vae
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentFormat:
-    """All that decides the bytes of a set apart from the pairs."""
+    """Everything apart from the pairs that decides the bytes of a set."""
 
     vae: str
     """SHA-256 of the VAE's weights."""
@@ -139,7 +139,7 @@ class LatentFormat:
         return cls(shape=(channels, height, width), **values)
 
     def __str__(self) -> str:
-        """In words: `4x64x64 fp16 mean, 32 KiB an image`."""
+        """The format in words: `4x64x64 fp16 mean, 32 KiB an image`."""
         what = "mean and std" if self.moments else "mean"
         both = ", both orientations" if self.flip else ""
         shape, each = "x".join(map(str, self.shape)), self.record / 1024

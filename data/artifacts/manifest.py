@@ -1,9 +1,9 @@
-"""Files on disk: written whole or not at all, described by a manifest, verified when read.
+"""The manifest of a set: what is in it, what made it, and whether its files are intact.
 
 A *set* is a folder of Parquet shards (`part-00000.parquet`, ...) with a `manifest.json` that is
 written last: its presence means that the set is complete. Readers trust the manifest, never a
-directory listing. Each shard carries the settings it was made with in its footer, so that an
-interrupted set can be continued, and one made with other settings is refused.
+directory listing. `parquet_io` puts a shard's settings into its footer and `config_diff` compares
+them, so that an interrupted set is resumed and one made with other settings is refused.
 """
 
 import hashlib
@@ -80,7 +80,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path, kind: str) -> Manifest | None:
-    """The manifest of a complete set, or None when the set is not (yet) complete.
+    """Read the manifest of a complete set; None when the set is not (yet) complete.
 
     Raises:
         ShardError: The manifest is damaged, of another kind, or of a newer version.
@@ -101,7 +101,7 @@ def read_manifest(folder: Path, kind: str) -> Manifest | None:
 
 
 def describe(path: Path) -> FileEntry:
-    """A shard's manifest entry, from the file itself."""
+    """Make a shard's manifest entry from the file itself."""
     metadata = pq.read_metadata(path)
     return FileEntry(
         name=path.name,

@@ -46,7 +46,7 @@ class Recipe:
     """Images (or pairs of images) rendered for training."""
     plan: Plan
     later: tuple[Plan, ...] = ()
-    """Of the autoencoder: its second and third round."""
+    """The second and third training of the autoencoder."""
 
 
 def make_vae(folder: Path, recipe: Recipe) -> None:

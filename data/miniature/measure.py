@@ -135,12 +135,12 @@ def _pair_agreement(scorers: Scorers) -> dict[str, Any]:
     }
     votes = {name: np.sign(gap) for name, gap in gaps.items()}
     truth = np.sign([oracle(a, p) - oracle(b, p) for a, b, p in zip(*sides, prompts, strict=True)])
-    told = human != 0.5
+    decided = human != 0.5
     choice = np.where(human > 0.5, 1, -1)
     return {
         "pairs": len(prompts),
         "accuracy_against_oracle": {n: _rate(v == truth) for n, v in votes.items()},
-        "accuracy_against_human": {n: _rate((v == choice)[told]) for n, v in votes.items()},
+        "accuracy_against_human": {n: _rate((v == choice)[decided]) for n, v in votes.items()},
         "agreement": {f"{a} {b}": _rate(votes[a] == votes[b]) for a, b in combinations(VOTERS, 2)},
         "agreement_with_held_out": {n: _rate(votes[n] == votes["held_out"]) for n in VOTERS},
         "two_to_two": _rate(np.abs(sum(votes[n] for n in VOTERS)) < 1),

@@ -48,18 +48,18 @@ def oracle(pixels: Pixels, prompt: str) -> float:
 
 
 def attributes(pixels: Pixels, prompt: str) -> dict[str, float]:
-    """How clearly the image shows each asked attribute; above 0.5 is right, 1 beyond doubt."""
-    asked = world.parse(prompt)
+    """How clearly the image shows each attribute asked for; above 0.5 is right, 1 beyond doubt."""
+    wanted = world.parse(prompt)
     seen = look_at(pixels)
     if seen is None:
         return dict.fromkeys(world.ATTRIBUTES, 0.0)
     ink, paper = _colour_scores(seen)
     return {
-        "size": _size_score(seen, asked),
-        "colour": ink[asked.colour],
-        "shape": _shape_scores(seen)[asked.shape],
-        "place": _place_score(seen, asked.place),
-        "background": paper[asked.background],
+        "size": _size_score(seen, wanted),
+        "colour": ink[wanted.colour],
+        "shape": _shape_scores(seen)[wanted.shape],
+        "place": _place_score(seen, wanted.place),
+        "background": paper[wanted.background],
     }
 
 
@@ -90,9 +90,9 @@ def look_at(pixels: Pixels) -> Seen | None:
     )
 
 
-def _clarity(asked: float, best_other: float, unit: float) -> float:
-    """How clearly `asked` is nearer than `best_other`, as a number in [0, 1]; 0.5 is a draw."""
-    return float(1 / (1 + np.exp(np.clip(-(best_other - asked) / unit, -50, 50))))
+def _clarity(wanted: float, best_other: float, unit: float) -> float:
+    """How clearly `wanted` is nearer than `best_other`, as a number in [0, 1]; 0.5 is a draw."""
+    return float(1 / (1 + np.exp(np.clip(-(best_other - wanted) / unit, -50, 50))))
 
 
 @cache
@@ -184,8 +184,8 @@ def _shape_scores(seen: Seen) -> dict[str, float]:
     }
 
 
-def _size_score(seen: Seen, asked: world.Scene) -> float:
-    """Clarity of the asked size, from the area that the shape would have in either size."""
+def _size_score(seen: Seen, wanted: world.Scene) -> float:
+    """Clarity of the wanted size, from the area that the shape would have in either size."""
     shape = max(_shape_scores(seen).items(), key=lambda item: item[1])[0]
     gaps = {
         size: abs(
@@ -193,10 +193,10 @@ def _size_score(seen: Seen, asked: world.Scene) -> float:
         )
         for size, radius in world.SIZES.items()
     }
-    other = next(size for size in gaps if size != asked.size)
-    return _clarity(gaps[asked.size], gaps[other], 0.25)
+    other = next(size for size in gaps if size != wanted.size)
+    return _clarity(gaps[wanted.size], gaps[other], 0.25)
 
 
-def _place_score(seen: Seen, asked: str) -> float:
+def _place_score(seen: Seen, wanted: str) -> float:
     gaps = {name: float(np.hypot(seen.x - x, seen.y - y)) for name, (x, y) in world.PLACES.items()}
-    return _clarity(gaps[asked], min(gap for name, gap in gaps.items() if name != asked), 2.0)
+    return _clarity(gaps[wanted], min(gap for name, gap in gaps.items() if name != wanted), 2.0)

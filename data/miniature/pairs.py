@@ -7,8 +7,6 @@ and the user chooses again. So an image stands in about 1.8 pairs, as in the rea
 import datetime
 import io
 import os
-import re
-import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,14 +47,12 @@ PICKAPIC = pa.schema(
 )
 """The columns of Pick-a-Pic v2, in its order."""
 
-SEED, SHARDS = 7, 4
-"""Of the pair set that the default run uses."""
 LONGEST_SESSION = 17
 """Most choices of one user on one prompt; nine on average, so an image stands in 1.8 pairs."""
 TIE_WITHIN = 0.25
 """A human calls it a tie when the felt difference is smaller; about 11 % of pairs."""
 NO_LABEL_RATE = 0.01
-"""Share of pairs that nobody chose in."""
+"""Fraction of pairs without a choice."""
 ROW_GROUP = 256
 MODELS = ("weak", "plain", "dreamlike")
 """Generators by rising quality; an image is named after the third that its quality lies in."""
@@ -76,56 +72,6 @@ class _Image:
     model: str
 
 
-def ensure_pairs(folder: Path, num_pairs: int) -> None:
-    """Draw the default train and validation pairs into `folder` unless they are there already.
-
-    A set of another size is drawn anew; the validation set has a tenth of the pairs.
-    """
-    _ensure(folder, "train", num_pairs, SEED, min(SHARDS, num_pairs))
-    _ensure(folder, "validation", max(1, num_pairs // 10), SEED + 1, 1)
-
-
-def _ensure(folder: Path, split: Split, num_pairs: int, seed: int, shards: int) -> None:
-    there = list(folder.glob(f"{split}-*-of-{shards:05d}.parquet"))
-    if len(there) < shards or sum(map(_num_rows, there)) != num_pairs:
-        refuse_strangers(folder)
-        print(
-            f"pairs=miniature: drawing {num_pairs} {split} pairs into {folder} "
-            "(pairs of your own need their layout: pairs=pickapic, parquet, jsonl, ...)",
-            file=sys.stderr,
-        )
-        write_pairs(folder, num_pairs, seed, shards, split)
-
-
-def refuse_strangers(folder: Path) -> None:
-    """Never draw among, let alone over, files that are not the miniature's.
-
-    Raises:
-        ValueError: There is one; says how to name the layout of a pair set of one's own.
-    """
-    strangers = [p.name for p in sorted(folder.glob("[!.]*")) if not _is_miniature(p)]
-    if strangers:
-        raise ValueError(
-            f"pairs.root={folder} has {strangers[0]}, which is not of the miniature, and "
-            "pairs=miniature draws its pairs there; for a pair set of your own say its layout "
-            "(pairs=pickapic, parquet, jsonl, ...; docs/pairs.md), for the miniature another folder"
-        )
-
-
-def _is_miniature(path: Path) -> bool:
-    if not re.fullmatch(r"(train|validation)-\d{5}-of-\d{5}\.parquet", path.name):
-        return False
-    file = pq.ParquetFile(path)
-    if "model_0" not in file.schema_arrow.names:
-        return False
-    first = next(file.iter_batches(1, columns=["model_0"]), None)
-    return first is None or str(first["model_0"][0].as_py()).startswith("miniature/")
-
-
-def _num_rows(path: Path) -> int:
-    return int(pq.read_metadata(path).num_rows)
-
-
 def write_pairs(
     folder: Path, num_pairs: int, seed: int, shards: int, split: Split = "train"
 ) -> None:
@@ -135,7 +81,7 @@ def write_pairs(
         folder: Made if needed.
         num_pairs: Rows over all files.
         seed: Of everything.
-        shards: Number of files; each gets an equal share of the rows.
+        shards: Number of files; each gets equally many rows.
         split: Prompts of this split alone are used.
     """
     if not 1 <= shards <= num_pairs:

@@ -25,12 +25,12 @@ class Taste:
 
     def pleasure(self, image: SceneImage, prompt: str) -> float:
         """How much this judge likes the image for the prompt; only differences mean anything."""
-        asked = world.parse(prompt)
+        wanted = world.parse(prompt)
         right = {
-            name: getattr(image.scene, name) == getattr(asked, name) for name in world.ATTRIBUTES
+            name: getattr(image.scene, name) == getattr(wanted, name) for name in world.ATTRIBUTES
         }
-        told = sum(getattr(self, name) * shown for name, shown in right.items())
-        return float(told + self._looks(image.look))
+        fidelity = sum(getattr(self, name) * shown for name, shown in right.items())
+        return float(fidelity + self._looks(image.look))
 
     def _looks(self, look: Look) -> float:
         sharp = 1 - min(look.blur / 2.5, 1)

@@ -23,13 +23,13 @@ def merges() -> list[tuple[str, str]]:
     """Merges that make every word of the world one token, most frequent pair first."""
     words = {word for scene in world.all_scenes() for word in scene.prompt.split()}
     pieces = [[*word[:-1], word[-1] + _WORD_END] for word in sorted(words)]
-    found: list[tuple[str, str]] = []
+    merged_pairs: list[tuple[str, str]] = []
     while any(len(word) > 1 for word in pieces):
         counts = Counter(pair for word in pieces for pair in zip(word, word[1:], strict=False))
         best = max(counts, key=lambda pair: (counts[pair], pair))
-        found.append(best)
+        merged_pairs.append(best)
         pieces = [_merged(word, best) for word in pieces]
-    return found
+    return merged_pairs
 
 
 def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:

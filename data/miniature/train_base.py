@@ -82,8 +82,8 @@ def shape_weight(images: Tensor) -> Tensor:
     away = (images - paper).abs().amax(1, keepdim=True)
     shape = (away > 0.35 * away.amax((2, 3), keepdim=True)).float()
     shape = functional.max_pool2d(shape, 3, 1, 1)
-    share = shape.mean((2, 3), keepdim=True).clamp(0.01, 0.99)
-    weight: Tensor = 0.5 * shape / share + 0.5 * (1 - shape) / (1 - share)
+    covered = shape.mean((2, 3), keepdim=True).clamp(0.01, 0.99)
+    weight: Tensor = 0.5 * shape / covered + 0.5 * (1 - shape) / (1 - covered)
     return weight
 
 

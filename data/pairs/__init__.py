@@ -1,59 +1,71 @@
-"""A pair, and where pairs come from.
+"""Pairs of images, from whatever layout they lie in on disk.
 
 Every source yields the same columns (`PAIR`), batch by batch with bounded memory, in the order of
-its files. A pair is named by what it is (`pair_key`), not by where it lies. The layouts on disk are
-in `columns` (Pick-a-Pic, any Parquet), `lines` (JSON lines) and `rankings` (HPD, ImageRewardDB).
+its files. A pair is named by what it is (`pair_key`), not by where it lies. A layout is a module
+with a function `open_layout(spec: PairsSpec) -> PairSource`, in this folder or anywhere else.
 """
 
-from pathlib import Path
+import difflib
+import pkgutil
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
-from data.pairs.config import PairsKind, PairsSpec
+from data.pairs.config import PairsSpec
 from data.pairs.schema import PairsError, PairSource
-from data.storage import open_store
-from data.storage.base import Store
 
-ROOT_HINT = (
-    "give the folder of the pair files (pairs=pickapic pairs.root=/path/to/pickapic_v2/data), or "
-    "its URL (hf://datasets/..., s3://...)"
-)
+OPEN = "open_layout"
+"""The function that makes a module a layout."""
 
 
 def open_pairs(spec: PairsSpec) -> PairSource:
-    """Find the pair files and check that they have what is needed, before any weight is loaded.
+    """Open a pair set and check that it has what is needed, before any weight is loaded.
 
     Raises:
-        StoreError: No such folder, or no way to it.
-        PairsError: No files, a missing column, or no rows.
+        StoreError: There is no such folder, or no way to it.
+        PairsError: No such layout, no files, a missing column, or no rows.
     """
-    if spec.miniature_pairs and "://" in spec.root:
+    source = find_layout(spec.kind)(spec)
+    if not isinstance(source, PairSource):
         raise PairsError(
-            f"pairs.miniature_pairs={spec.miniature_pairs} draws the miniature into pairs.root, "
-            f"but {spec.root} is no folder of this machine; say what is there (pairs=pickapic)"
+            f"pairs.kind={spec.kind}: {OPEN} gave {type(source).__name__}, which lacks methods of "
+            "data.pairs.schema.PairSource"
         )
-    if spec.miniature_pairs:
-        from data.miniature.pairs import ensure_pairs  # the renderer is only for the miniature
-
-        ensure_pairs(Path(spec.root).expanduser(), spec.miniature_pairs)
-    root = open_store("pairs.root", spec.root, ROOT_HINT)
-    source = _open_kind(root, spec)
     if not sum(shard.rows for shard in source.shards):
         raise PairsError(f"the files of split {spec.split!r} under {spec.root} hold no pairs")
     return source
 
 
-def _open_kind(root: Store, spec: PairsSpec) -> PairSource:
-    from data.pairs import jsonl, parquet, rankings  # they build on this module
+def find_layout(kind: str) -> Callable[[PairsSpec], Any]:
+    """The function that opens a layout: of this folder by its name, of others by the full name.
 
-    match spec.kind:
-        case PairsKind.pickapic:
-            return parquet.open_pickapic(root, spec)
-        case PairsKind.parquet:
-            return parquet.open_parquet(root, spec)
-        case PairsKind.jsonl:
-            return jsonl.open_jsonl(root, spec)
-        case PairsKind.hpdv2:
-            return rankings.open_hpdv2(root, spec)
-        case PairsKind.hpdv3:
-            return rankings.open_hpdv3(root, spec)
-        case PairsKind.imagereward:
-            return rankings.open_imagereward(root, spec)
+    Raises:
+        PairsError: There is no such module, or it is no layout; names those there are.
+    """
+    own = "." in kind
+    try:
+        module = import_module(kind if own else f"{__name__}.{kind}")
+    except (ImportError, TypeError) as error:  # TypeError: a name that begins with a dot
+        problem = f"cannot be imported ({error})" if own else "is no layout"
+        raise PairsError(_refusal(kind, problem)) from error
+    if not hasattr(module, OPEN):
+        raise PairsError(_refusal(kind, f"has no function {OPEN}" if own else "is no layout"))
+    opener: Callable[[PairsSpec], Any] = getattr(module, OPEN)
+    return opener
+
+
+def built_in_kinds() -> list[str]:
+    """The layouts of this folder."""
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    return [name for name in names if hasattr(import_module(f"{__name__}.{name}"), OPEN)]
+
+
+def _refusal(kind: str, problem: str) -> str:
+    kinds = built_in_kinds()
+    near = difflib.get_close_matches(kind, kinds, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return (
+        f"pairs.kind={kind} {problem}; {hint}allowed are {', '.join(kinds)}, or a module of your "
+        f"own with a function {OPEN} by its full name (pairs.kind=my_package.my_layout; "
+        "docs/pairs.md)"
+    )

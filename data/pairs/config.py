@@ -2,17 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-
-
-class PairsKind(Enum):
-    """Layouts of pair sets that can be read."""
-
-    pickapic = "pickapic"
-    hpdv2 = "hpdv2"
-    hpdv3 = "hpdv3"
-    imagereward = "imagereward"
-    parquet = "parquet"
-    jsonl = "jsonl"
+from typing import Any
 
 
 class Images(Enum):
@@ -26,14 +16,13 @@ class Images(Enum):
 class PairsSpec:
     """Which pairs to label and to train on."""
 
-    kind: PairsKind = PairsKind.pickapic
-    """The files' layout."""
+    kind: str = "pickapic"
+    """The files' layout: a module of data/pairs (pickapic, hpdv2, hpdv3, imagereward, parquet,
+    jsonl, miniature), or one of your own by its full name (my_package.my_layout)."""
     root: str = "???"
     """Folder of the pair files, or its URL: hf://datasets/owner/name@commit/folder, s3://..."""
     split: str = "train"
     """Files are taken whose name begins with this; empty takes all."""
-    miniature_pairs: int = 0
-    """Above 0: pairs of the embedded miniature world, drawn into `root` when it is not there."""
     max_pairs: int = 0
     """Take whole shards until at least this many pairs; 0 takes all."""
     image_root: str = ""
@@ -45,3 +34,5 @@ class PairsSpec:
     """Our word -> their column, for parquet and jsonl; an empty name means that there is none."""
     images: Images = Images.inline
     """For parquet and jsonl: encoded bytes (base64 in JSON), or paths below `image_root`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What only one layout has; the miniature's `num_pairs`, or whatever your own reads."""

@@ -1,4 +1,4 @@
-"""Pairs listed in a text or table, with images named by path or written in the list itself.
+"""Pairs listed in a text or table, with images named by path or contained in the list itself.
 
 Such files have no row groups and may hold a million pairs, so a list is cut into shards of
 `SHARD_ROWS` and these into row groups of `GROUP_ROWS`.
@@ -10,17 +10,18 @@ from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 
-from data.pairs.config import Images, PairsKind, PairsSpec
+from data.pairs.config import PairsSpec
 from data.pairs.files import size_of
 from data.pairs.image_store import ARCHIVES, NUM_TRIED, ImageStore, open_images
 from data.pairs.schema import BLOBS, PAIR, PairShard, image_key
+from data.prefetch import prefetch
 from data.storage import open_store
-from data.storage.base import Store, ahead
+from data.storage.base import Store
 
 GROUP_ROWS = 256
 """What is read on its own in stage two; with 170 kB an image, 87 MB."""
 SHARD_ROWS = 16 * GROUP_ROWS
-AHEAD = 2
+PREFETCH = 2
 """Batches of pairs whose images are fetched from an object store before they are wanted."""
 NUM_MEASURED = 8
 """Pairs of a row group whose images' sizes are looked up to estimate its bytes."""
@@ -57,7 +58,7 @@ class InMemory:
     """A list without images is small: a hundred bytes a pair."""
 
     table: pa.Table
-    """Of the schema `LISTED`."""
+    """Has the schema `LISTED`."""
 
     @property
     def num_rows(self) -> int:
@@ -66,8 +67,8 @@ class InMemory:
 
     def rows(self, first: int, count: int) -> list[dict[str, Any]]:
         """Consecutive pairs in the columns of `LISTED`."""
-        found: list[dict[str, Any]] = self.table.slice(first, count).to_pylist()
-        return found
+        rows: list[dict[str, Any]] = self.table.slice(first, count).to_pylist()
+        return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class ListedPairs:
     """Where the lists lie."""
     shards: tuple[PairShard, ...]
     listings: Mapping[str, Listing]
-    """By the list's file."""
+    """The list of each file."""
     images: ImageStore
 
     @property
@@ -94,7 +95,9 @@ class ListedPairs:
             self._table(shard, start, min(batch_rows, shard.rows - start), start, images)
             for start in range(0, shard.rows, batch_rows)
         )
-        return ahead(tables, AHEAD) if images and self.images.store.far else tables
+        depth = PREFETCH if images and self.images.store.remote else 0
+        with prefetch(tables, depth) as ready:
+            yield from ready
 
     def row_groups(self, shard: PairShard) -> list[tuple[int, int]]:
         """Rows and bytes of each `GROUP_ROWS`; bytes are estimated from some of the images."""
@@ -159,30 +162,29 @@ def listed_pairs(
     reading: str = "",
     archives: tuple[str, ...] = ARCHIVES,
 ) -> ListedPairs:
-    """A pair set from its lists, with the folder of images found and tried.
+    """A pair set from its lists, after a look whether the images are where they say.
 
     Raises:
         StoreError: There is no such folder of images.
         PairsError: The images are not where the lists say.
     """
-    shards = _cut(root, listings, spec.max_pairs, reading)
-    if spec.kind is PairsKind.jsonl and spec.images is Images.inline:
-        return ListedPairs(root, shards, listings, ImageStore(root))  # the list has them all
+    shards = cut(root, listings, spec, reading)
     hint = "give the folder of the images"
     images = open_store("pairs.image_root", spec.image_root, hint) if spec.image_root else root
     tried = _some_paths(shards, listings)
     return ListedPairs(root, shards, listings, open_images(images, prefixes, tried, archives))
 
 
-def _cut(
-    root: Store, listings: Mapping[str, Listing], max_pairs: int, reading: str
+def cut(
+    root: Store, listings: Mapping[str, Listing], spec: PairsSpec, reading: str
 ) -> tuple[PairShard, ...]:
+    """Shards of `SHARD_ROWS` pairs, until there are `max_pairs`."""
     shards: list[PairShard] = []
     total = 0
     for name, listing in listings.items():
         size = size_of(root, name)
         for number, first in enumerate(range(0, listing.num_rows, SHARD_ROWS)):
-            if max_pairs and total >= max_pairs:
+            if spec.max_pairs and total >= spec.max_pairs:
                 return tuple(shards)
             rows = min(SHARD_ROWS, listing.num_rows - first)
             stretch = f"{name}#{number:05d}"

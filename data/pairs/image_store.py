@@ -1,18 +1,17 @@
 """Image files that pairs name by path: in a folder, or in archives that are never unpacked.
 
 A path decides which file is read, so none may lead out of the folder; an image that is not there
-is None and its pair keeps its row. A disk or store that fails is no answer: it ends the run.
+is None and its pair keeps its row. A disk or store that fails gives no answer: it ends the run.
 """
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from data.pairs.schema import PairsError
 from data.storage.archives import LARGEST_BYTES, Place, members, unzip
 from data.storage.base import AWAY, THREADS, Store, StoreError
-from data.storage.local import LocalStore
 
 NUM_TRIED = 16
 """Images looked for before a run, so that a wrong folder is noticed at once."""
@@ -35,8 +34,7 @@ class ImageStore:
         """The encoded image, or None when there is no such file below the folder.
 
         Raises:
-            StoreError: The disk or the store fails.
-            PairsError: The archive that has it is damaged.
+            StoreError: The disk or the store fails, or the archive is damaged.
         """
         place = self._find(path)
         if place is None or max(place.bytes, place.zipped or 0) > LARGEST_BYTES:
@@ -46,26 +44,29 @@ class ImageStore:
                 return unzip(self.store, place)
             content = self.store.read(place.file, place.offset, place.bytes)
         except AWAY:
-            return None  # deleted since it was found
+            return None  # deleted in the meantime
         if len(content) < place.bytes:
-            raise StoreError(f"{self.store.url}/{place.file} became shorter while it was read")
+            raise StoreError(
+                f"{self.store.url}/{place.file} became shorter while it was read; rerun the same "
+                "command"
+            )
         return content
 
     def read_all(self, values: Sequence[str | bytes | None]) -> list[bytes | None]:
-        """Images by path; bytes and None are their own answer. Far ones come side by side."""
+        """Read images by path, remote ones side by side; bytes and None stay as they are."""
 
         def content(value: str | bytes | None) -> bytes | None:
             return self.read(value) if isinstance(value, str) else value
 
-        if not self.store.far:
+        if not self.store.remote:
             return [content(value) for value in values]
         with ThreadPoolExecutor(THREADS) as threads:
             return list(threads.map(content, values))
 
     def bytes_of(self, path: str) -> int:
         """The encoded image's size; 0 when there is none."""
-        found = self._find(path)
-        return found.bytes if found else 0
+        place = self._find(path)
+        return place.bytes if place else 0
 
     def _find(self, path: str) -> Place | None:
         name = self._below_root(path)
@@ -82,8 +83,8 @@ class ImageStore:
     def _below_root(self, path: str) -> str | None:
         """The path relative to the folder, or None when it leads out of it."""
         parts = PurePosixPath(path.removeprefix(f"{self.store.url}/"))
-        if parts.is_absolute() and isinstance(self.store, LocalStore):
-            root = PurePosixPath(self.store.folder.absolute().as_posix())
+        if parts.is_absolute() and not self.store.remote:
+            root = Path(self.store.folder).absolute()
             if not parts.is_relative_to(root):
                 return None
             parts = parts.relative_to(root)
@@ -100,13 +101,13 @@ def open_images(
 ) -> ImageStore:
     """The images below a folder, in archives too.
 
-    `tried` are some of the set's paths. A set none of whose images is found is refused.
+    `tried` are some of the set's paths; a set that has none of these images is refused.
 
     Raises:
         PairsError: No image is there, they are in a .tar.gz, or an archive is torn or hostile.
     """
-    found = [name for pattern in archives for name in store.names(pattern)]
-    images = ImageStore(store, prefixes, members(store, found))
+    names = [name for pattern in archives for name in store.names(pattern)]
+    images = ImageStore(store, prefixes, members(store, names))
     named = [path for path in tried if path]
     if named and not any(images.bytes_of(path) for path in named):
         _refuse(store, named[0])

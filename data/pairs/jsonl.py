@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from data.pairs.column_map import check_human, column_map, in_unit
 from data.pairs.config import Images, PairsSpec
-from data.pairs.files import check_names, find_files, text_of
-from data.pairs.image_list import GROUP_ROWS, LISTED, ListedPairs, listed_pairs
-from data.pairs.parquet import check_human, column_map, in_unit
+from data.pairs.files import check_names, find_files, open_root, size_of, text_of
+from data.pairs.image_list import GROUP_ROWS, LISTED, ListedPairs, cut, listed_pairs
+from data.pairs.image_store import ImageStore
 from data.pairs.schema import BLOBS, PairsError
-from data.storage.base import Store
+from data.storage.base import Store, StoreError
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,8 @@ class JsonLines:
             value = json.loads(line.decode("utf-8-sig", "replace"))
         except (ValueError, RecursionError):
             value = None
-        found = value if isinstance(value, dict) else {}
-        row = {ours: found.get(self.columns.get(ours, "")) for ours in (*LISTED.names, "known")}
+        values = value if isinstance(value, dict) else {}
+        row = {ours: values.get(self.columns.get(ours, "")) for ours in (*LISTED.names, "known")}
         inline = self.images is Images.inline
         for side, image in enumerate(BLOBS):
             path = text_of(row[image])
@@ -58,13 +59,16 @@ class JsonLines:
         return row
 
 
-def open_jsonl(root: Store, spec: PairsSpec) -> ListedPairs:
-    """JSON lines under a column map, images in base64 or named by path."""
+def open_layout(spec: PairsSpec) -> ListedPairs:
+    """Open JSON lines whose images are in base64, or named by path."""
+    root = open_root(spec)
     columns, reading = column_map(spec)
     listings = {
         name: _indexed(root, name, columns, spec.images)
         for name in find_files(root, spec.split, ".jsonl")
     }
+    if spec.images is Images.inline:
+        return ListedPairs(root, cut(root, listings, spec, reading), listings, ImageStore(root))
     return listed_pairs(root, spec, listings, reading=reading)
 
 
@@ -84,6 +88,8 @@ def _indexed(root: Store, name: str, columns: Mapping[str, str], images: Images)
                     checked.append(line)
                 rows += 1
             position += len(line)
+    if position != size_of(root, name):
+        raise StoreError(f"{root.url}/{name} changed while it was read; rerun the same command")
     _check_lines(f"{root.url}/{name}", checked, columns)
     return JsonLines(root, name, columns, images, tuple(offsets), rows)
 

@@ -20,7 +20,7 @@ def open_file(store: Store, name: str, footer: Any = None) -> Iterator[pq.Parque
     """
     with reading(store, name):
         file = pq.ParquetFile(
-            store.source(name),
+            store.arrow_source(name),
             metadata=footer,
             pre_buffer=False,
             page_checksum_verification=True,
@@ -31,7 +31,7 @@ def open_file(store: Store, name: str, footer: Any = None) -> Iterator[pq.Parque
 
 @contextmanager
 def reading(store: Store, name: str, part: str = "") -> Iterator[None]:
-    """Says which file it is that Arrow or the disk complains about.
+    """Say which file it is that Arrow, the disk or the store complains about.
 
     Raises:
         PairsError: Instead of their errors.
@@ -41,8 +41,8 @@ def reading(store: Store, name: str, part: str = "") -> Iterator[None]:
     except (OSError, pa.ArrowException) as error:
         what = f"{part} cannot be read" if part else "is not a readable Parquet file"
         raise PairsError(
-            f"{store.url}/{name} {what}: {error}; fetch the file again, then run the same command: "
-            "what is finished is kept"
+            f"{store.url}/{name} {what}: {error}; fetch it again if it is damaged, "
+            "then rerun the same command: what is finished is kept"
         ) from error
 
 
@@ -57,18 +57,18 @@ def read_footers(store: Store, names: Sequence[str], max_rows: int = 0) -> dict[
         with open_file(store, name) as file:
             return file.metadata
 
-    found: dict[str, Any] = {}
-    together = THREADS if store.far else 1
+    footers: dict[str, Any] = {}
+    together = THREADS if store.remote else 1
     rows = 0
     with ThreadPoolExecutor(together) as threads:
         for start in range(0, len(names), together):
             some = names[start : start + together]
             for name, metadata in zip(some, threads.map(footer, some), strict=True):
                 if max_rows and rows >= max_rows:
-                    return found
-                found[name] = metadata
+                    return footers
+                footers[name] = metadata
                 rows += metadata.num_rows
-    return found
+    return footers
 
 
 def read_columns(store: Store, name: str, columns: Sequence[str]) -> pa.Table:

@@ -26,7 +26,7 @@ PAIR = pa.schema(
 )
 """A pair as every source gives it; `human` is 1 where people preferred image 0, 0 where image 1,
 0.5 for a tie, null without a human choice. A generator is the name of the model that made an image,
-null where the set does not say. An image that cannot be found is null."""
+null where the set does not say. An image that is missing is null."""
 
 
 BLOBS = ("image_0", "image_1")
@@ -44,7 +44,7 @@ class PairShard:
     """The file's path relative to the set's root."""
     rows: int
     bytes: int
-    """Of the whole file."""
+    """Size of the whole file."""
     first: int = 0
     """Row of the file where the stretch begins."""
     reading: str = ""
@@ -53,7 +53,7 @@ class PairShard:
 
 @runtime_checkable
 class PairSource(Protocol):
-    """A pair set that can be read in order and again by row group."""
+    """A pair set that can be read in order, and again by row group; what a layout opens."""
 
     @property
     def root(self) -> str:
@@ -82,7 +82,7 @@ class PairSource(Protocol):
 
 
 class PairsError(ValueError):
-    """The pair set cannot be used; the message says what was found and what is needed."""
+    """The pair set cannot be used; the message says what there is and what is needed."""
 
 
 def image_key(content: bytes) -> bytes:

@@ -19,14 +19,13 @@ from pathlib import Path, PurePosixPath
 
 from data.artifacts.atomic import ShardError, write_json
 from data.storage.base import Store, StoreError
-from data.storage.local import LocalStore
 
 LARGEST_BYTES = 256 << 20
 """Larger members are not read at all: no encoded image is that large, and bombs are."""
 ZIP_HEADER = struct.Struct("<4s2xHH8x8xHH")
 """Of a member: signature, flags, method, lengths of name and extra field; 30 bytes."""
 SLACK_BYTES = 1024
-"""Fetched beyond a member, so that its header's length need not be asked for first."""
+"""Fetched beyond a member, so that its header's length need not be read first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class Place:
     offset: int
     bytes: int
     zipped: int | None = None
-    """In a zip: bytes there, behind the header at `offset`."""
+    """Bytes that a zip has of it, behind the header at `offset`; None outside of zips."""
     crc: int = 0
 
 
@@ -47,7 +46,7 @@ def members(store: Store, archives: Iterable[str]) -> dict[str, Place]:
     A path in two of them would be a guess and is left out. `x.zip` also stands for a folder `x`:
     some are packed with it, some without.
     """
-    found: dict[str, Place] = {}
+    places: dict[str, Place] = {}
     twice = set()
     for archive in archives:
         folder, stem = PurePosixPath(archive).parent, PurePosixPath(archive).stem
@@ -56,12 +55,12 @@ def members(store: Store, archives: Iterable[str]) -> dict[str, Place]:
             if archive.endswith(".zip") and PurePosixPath(name).parts[0] != stem:
                 paths.append(folder / stem / name)
             for path in map(PurePosixPath.as_posix, paths):
-                if path in found:
+                if path in places:
                     twice.add(path)
-                found[path] = place
+                places[path] = place
     for name in twice:
-        del found[name]
-    return found
+        del places[name]
+    return places
 
 
 def _listed(store: Store, archive: str) -> Iterator[tuple[str, Place]]:
@@ -86,7 +85,7 @@ def _scan_zip(store: Store, archive: str) -> Iterator[tuple[str, Place]]:
                     size, packed = member.file_size, member.compress_size
                     place = Place(archive, member.header_offset, size, packed, member.CRC)
                     yield PurePosixPath(member.filename).as_posix(), place
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, struct.error) as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, struct.error) as error:
         raise StoreError(f"{where} is not a readable zip file: {error}") from error
 
 
@@ -137,20 +136,20 @@ def unzip(store: Store, place: Place) -> bytes:
 
 
 def _indexed_tar(store: Store, tar: str) -> dict[str, list[int]]:
-    """Offset and size by name, from the index that was kept; built when there is none."""
+    """Offset and size by name, from the stored index; built when there is none."""
     index, stamp = _index_path(store, tar), store.state(tar)
-    found = _read_index(index, stamp)
-    if found is None:
-        found = dict(_scan_tar(store, tar))
-        with suppress(OSError, ShardError):  # where nothing can be written it is scanned every time
-            write_json(index, {**stamp, "members": found})
-    return found
+    places = _read_index(index, stamp)
+    if places is None:
+        places = dict(_scan_tar(store, tar))
+        with suppress(OSError, ShardError):  # a read-only place is scanned every time
+            write_json(index, {**stamp, "members": places})
+    return places
 
 
 def _index_path(store: Store, tar: str) -> Path:
-    """Beside the tar; for one in an object store in the user's cache."""
-    if isinstance(store, LocalStore):
-        return store.folder / f"{tar}.index"
+    """The index lies beside a local tar, or in the user's cache for one in an object store."""
+    if not store.remote:
+        return Path(store.folder) / f"{tar}.index"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return cache / "balanceddpo" / f"{sha256(f'{store.url}/{tar}'.encode()).hexdigest()}.index"
 
@@ -161,11 +160,11 @@ def _read_index(index: Path, stamp: dict[str, object]) -> dict[str, list[int]] |
         value = json.loads(index.read_text())
         if any(value[key] != stamp[key] for key in stamp):
             return None
-        found = {str(name): [int(a), int(b)] for name, (a, b) in value["members"].items()}
+        places = {str(name): [int(a), int(b)] for name, (a, b) in value["members"].items()}
         size = int(str(stamp["bytes"]))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return found if all(a >= 0 and 0 <= b <= size - a for a, b in found.values()) else None
+    return places if all(a >= 0 and 0 <= b <= size - a for a, b in places.values()) else None
 
 
 def _scan_tar(store: Store, tar: str) -> Iterator[tuple[str, list[int]]]:
@@ -179,7 +178,7 @@ def _scan_tar(store: Store, tar: str) -> Iterator[tuple[str, list[int]]]:
                     name = PurePosixPath(member.name).as_posix()
                     yield name, [member.offset_data, member.size]
                 archive.members = []  # type: ignore[attr-defined]  # else all headers stay in memory
-    except (tarfile.ReadError, OSError, EOFError) as error:
+    except (tarfile.ReadError, EOFError) as error:
         raise StoreError(f"{where} is not a readable tar file: {error}") from error
 
 

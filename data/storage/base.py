@@ -1,77 +1,222 @@
-"""Where files of a pair set lie: a folder of this machine, or one of an object store.
+"""A folder of files to read, on this machine or in an object store, through Arrow's file systems.
 
-Both list, measure and open files by their names below the folder, so nothing else here knows the
-difference. Only a file that is not there is an answer; a disk or a store that fails ends the run.
+Only a file that is not there is an answer; a disk or a store that fails ends the run. Failed
+requests are repeated by the clients (Arrow's for S3 and GCS, huggingface_hub's), not here.
 """
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from io import BufferedReader
-from itertools import islice
-from typing import Any, Protocol, TypeVar, runtime_checkable
+import errno
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from data.artifacts.atomic import sha256_of
 
 THREADS = 16
 """Requests to an object store at a time: one takes tens of milliseconds, whatever its size."""
-
-
+BUFFER_BYTES = 4 << 20
+"""What is fetched at least, where a remote file is read bit by bit."""
+LONGEST_NAME = 1024
+"""Bytes of the longest key that S3 takes."""
 AWAY = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 """There is no such file."""
-
-
-T = TypeVar("T")
 
 
 class StoreError(ValueError):
     """A folder cannot be read; the message names it and says what to do."""
 
 
-@runtime_checkable
-class Store(Protocol):
+@dataclass(frozen=True, slots=True)
+class Store:
     """A folder of files that are read, never written."""
 
-    @property
-    def url(self) -> str:
-        """The folder as messages name it."""
-
-    @property
-    def far(self) -> bool:
-        """Whether each request travels."""
+    url: str
+    """The folder as messages name it."""
+    files: fs.FileSystem
+    folder: str
+    """The folder as `files` names it, without a slash at its end."""
+    remote: bool
+    """Whether each request travels."""
 
     def names(self, pattern: str) -> list[str]:
         """Files by pattern (`**/*.parquet`, `*.tar`, `images/*/*.zip`), sorted folder by folder."""
+        if not self.remote:  # Arrow follows links in circles and fails at names that are no UTF-8
+            local = sorted(path for path in Path(self.folder).glob(pattern) if path.is_file())
+            return [path.relative_to(self.folder).as_posix() for path in local]
+        *parents, last = PurePosixPath(pattern).parts
+        recursive = parents == ["**"]
+        folders = [PurePosixPath()]
+        for part in () if recursive else parents:
+            folders = [
+                path
+                for folder in folders
+                for path in self._list(folder, fs.FileType.Directory)
+                if path.match(part)
+            ]
+        paths = [
+            path
+            for folder in folders
+            for path in self._list(folder, fs.FileType.File, recursive=recursive)
+            if path.match(last)
+        ]
+        return [path.as_posix() for path in sorted(paths)]
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None when there is no such file."""
+        if len(os.fsencode(name)) > LONGEST_NAME or "\0" in name:
+            return None
+        try:
+            with self._failures(name):
+                info = self.files.get_file_info(self._path(name))
+        except AWAY:
+            return None
+        return int(info.size) if info.type is fs.FileType.File else None
 
-    def open(self, name: str) -> BufferedReader:
-        """A file for reading from its beginning to its end, or parts of it."""
-
-    def source(self, name: str) -> str | BufferedReader:
-        """The same for Arrow, which reads paths faster than Python's files."""
-
-    def read(self, name: str, offset: int, size: int) -> bytes:
-        """Some bytes of a file, fewer where it ends.
+    @contextmanager
+    def open(self, name: str) -> Iterator[io.BufferedReader]:
+        """A file to read from any position, closed with the block.
 
         Raises:
-            OSError: There is no such file.
+            FileNotFoundError: There is no such file.
             StoreError: The disk or the store fails.
         """
+        with self._failures(name, OSError), self._buffered(name) as file:
+            yield file
+
+    def arrow_source(self, name: str) -> str | io.BufferedReader:
+        """A file for Arrow: a path, which it reads fastest; or, of a remote one, a buffered file.
+
+        The buffer joins requests: columns of a row group that are small lie side by side.
+        """
+        return self._buffered(name) if self.remote else self._path(name)
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """Read some bytes of a file, fewer where it ends.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            StoreError: The disk or the store fails.
+        """
+        with self._failures(name), self.files.open_input_file(self._path(name)) as file:
+            content: bytes = file.read_at(size, offset)
+            expected = min(size, file.size() - offset)
+            if len(content) < expected:
+                raise EOFError(f"{len(content)} of {expected} bytes came")
+            return content
 
     def state(self, name: str) -> dict[str, Any]:
         """JSON values of which one changes when the file does; `bytes` is among them."""
+        with self._failures(name):
+            info = self.files.get_file_info(self._path(name))
+        size = {"bytes": int(info.size)}
+        if not self.remote:
+            return size | {"mtime_ns": info.mtime_ns}
+        client = self._client_info(name)
+        changed = client.get("mtime") or client.get("created") or info.mtime
+        return size | (self.fingerprint(name) or {"time": str(changed or "")})
 
     def fingerprint(self, name: str) -> dict[str, str]:
-        """What names the content, as far as it is known without fetching it: sha256, or etag."""
+        """What names the content: sha256 of local and hub files, or a store's etag, if it has one.
+
+        No remote file is fetched for it.
+        """
+        if not self.remote:
+            return {"sha256": sha256_of(Path(self._path(name)))}
+        client = self._client_info(name)
+        if sha256 := getattr(client.get("lfs"), "sha256", None):
+            return {"sha256": sha256}
+        etag = self._s3_etag(name) if self.files.type_name == "s3" else client.get("ETag")
+        return {"etag": str(etag).strip('"')} if etag else {}
+
+    def _path(self, name: str) -> str:
+        return f"{self.folder}/{name}".rstrip("/")
+
+    def _list(
+        self, folder: PurePosixPath, kind: fs.FileType, *, recursive: bool = False
+    ) -> list[PurePosixPath]:
+        name = folder.as_posix().removeprefix(".")
+        selector = fs.FileSelector(self._path(name), recursive=recursive)
+        try:
+            with self._failures(name):
+                infos = self.files.get_file_info(selector)
+        except AWAY as error:
+            raise StoreError(f"{self.url}/{name} cannot be listed: {words_of(error)}") from error
+        root = f"{self.folder.strip('/')}/"
+        paths = [info.path.strip("/").removeprefix(root) for info in infos if info.type is kind]
+        return [PurePosixPath(path) for path in paths]
+
+    def _buffered(self, name: str) -> io.BufferedReader:
+        with self._failures(name):
+            file = self.files.open_input_file(self._path(name))
+        buffer = BUFFER_BYTES if self.remote else io.DEFAULT_BUFFER_SIZE
+        return io.BufferedReader(file, buffer)
+
+    def _client_info(self, name: str) -> dict[str, Any]:
+        """What an fsspec client says of a file; Arrow's own file systems say nothing more."""
+        if not isinstance(self.files, fs.PyFileSystem):
+            return {}
+        with self._failures(name):
+            return dict(self.files.handler.fs.info(self._path(name)))
+
+    def _s3_etag(self, name: str) -> str:
+        with self._failures(name), self.files.open_input_file(self._path(name)) as file:
+            etag: bytes = (file.metadata() or {}).get("ETag", b"")
+        return etag.decode()
+
+    @contextmanager
+    def _failures(self, name: str, errors: type[Exception] = Exception) -> Iterator[None]:
+        """Say which file cannot be read; only that it is not there passes through.
+
+        Clients' network errors have no common base, so `errors` are all of them.
+        """
+        try:
+            yield
+        except AWAY:
+            raise
+        except errors as error:
+            if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+                raise FileNotFoundError(name) from error
+            raise StoreError(
+                f"{f'{self.url}/{name}'.rstrip('/')} cannot be read: {words_of(error)}; what is "
+                "finished is kept: when the disk or store answers again, rerun the same command"
+            ) from error
 
 
-def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
-    """The same items, up to `depth` of them made in a thread before they are wanted."""
-    iterator = iter(items)
-    thread = ThreadPoolExecutor(1)
-    try:
-        waiting = [thread.submit(list, islice(iterator, 1)) for _ in range(depth)]
-        while item := waiting.pop(0).result():
-            waiting.append(thread.submit(list, islice(iterator, 1)))
-            yield item[0]
-    finally:
-        thread.shutdown(cancel_futures=True)
+class ClientHandler(fs.FSSpecHandler):  # type: ignore[misc]  # pyarrow has no types
+    """An fsspec client for Arrow.
+
+    Arrow's own handler asks `isfile` before it opens, which takes every failure for a missing file.
+    """
+
+    def open_input_file(self, path: str) -> pa.PythonFile:
+        """A file read by exact ranges."""
+        return pa.PythonFile(_ClientFile(self.fs.open(path, "rb", cache_type="none")), mode="r")
+
+
+class _ClientFile:
+    """A client's file whose failures are OSErrors, whatever the client raises."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return bytes(self._file.read(size))
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(words_of(error)) from error
+
+
+def words_of(error: BaseException) -> str:
+    """An error's message, or its name where it has none."""
+    return str(error).strip() or type(error).__name__

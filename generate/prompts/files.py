@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,14 +9,11 @@ from typing import Any
 
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
-from data.storage.hub import HubError, cached, fetch
+from data.storage.hub import HubError, Wanted, resolve
 from generate.config import PromptsKind, PromptsSpec
 
 COLUMNS = ("prompt", "caption")
 """The columns that hold a table's prompts when none is named; case is ignored."""
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+/[\w./-]+")
-"""owner/name/file of a data set, the file being a folder or a file inside it."""
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class PromptsError(ValueError):
@@ -196,38 +192,17 @@ def located(spec: PromptsSpec) -> Path:
     Raises:
         PromptsError: It is neither here nor named with a commit, or cannot be fetched.
     """
-    path = Path(spec.path).expanduser()
     folder_too = spec.kind in (PromptsKind.hpd, PromptsKind.table)
-    if spec.path and (path.is_file() or (folder_too and path.is_dir())):
-        return path
-    if not (spec.path and HUB_ID.fullmatch(spec.path) and spec.revision):
-        raise PromptsError(
-            f"evaluate.prompts.path={spec.path!r} is no file; the prompt set {spec.name!r} is read "
-            "from one, or from owner/name/file of a hub data set together with "
-            "evaluate.prompts.revision, its 40-digit commit"
-        )
-    if not COMMIT.fullmatch(spec.revision):
-        raise PromptsError(
-            f"evaluate.prompts.revision={spec.revision!r}; give the 40-digit commit, because a "
-            "branch changes under your prompts"
-        )
-    return _fetched(spec.path, spec.revision)
-
-
-def _fetched(name: str, revision: str) -> Path:
-    owner, repository, inside = name.split("/", 2)
-    wanted = [inside, f"{inside.rstrip('/')}/*"]
+    wanted = Wanted(
+        repository="dataset",
+        usable=lambda path: path.is_file() or (folder_too and path.is_dir()),
+        missing=f" is no file to read the prompt set {spec.name!r} from; give one, or "
+        "owner/name/file of a hub data set",
+    )
     try:
-        for look in (cached, fetch):
-            folder = look(f"{owner}/{repository}", revision, wanted, "dataset")
-            if folder and (folder / inside).exists():
-                return folder / inside
+        return resolve("evaluate.prompts.path", spec.path, spec.revision, wanted)
     except HubError as error:
-        raise PromptsError(
-            f"evaluate.prompts.path={name} is not on this machine and cannot be fetched at commit "
-            f"{revision}: {error}; evaluate.prompts.path=/path/to/it takes a local copy"
-        ) from error
-    raise PromptsError(f"the data set {owner}/{repository}@{revision} has no {inside}")
+        raise PromptsError(str(error)) from error
 
 
 def _read(path: Path) -> str:

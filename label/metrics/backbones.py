@@ -13,12 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from data.dtypes import Dtype
 from label.metrics.base import BackboneFamily, ResolvedMetric
 from label.metrics.state_dict import check_state, load_exactly, read_state
 from label.metrics.weights import Weights, WeightsError
-
-DTYPES = {Dtype.fp32: torch.float32, Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16}
 
 
 @runtime_checkable
@@ -82,7 +79,7 @@ class Pixels:
     def __init__(self, resolved: ResolvedMetric, device: torch.device) -> None:
         mean, std = resolved.normalisation
         self.device = device
-        self.dtype = DTYPES[resolved.spec.dtype]
+        self.dtype = resolved.spec.dtype.torch
         self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
 

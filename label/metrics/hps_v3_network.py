@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from label.metrics.backbones import DTYPES
 from label.metrics.base import CLIP_MEAN, CLIP_STD, ResolvedMetric
 from label.metrics.preprocessing import CELL
 from label.metrics.state_dict import check_state, read_state
@@ -32,7 +31,7 @@ class HpsV3:
     def __init__(self, resolved: ResolvedMetric, device: torch.device) -> None:
         assert resolved.weights is not None
         self.resolved = resolved
-        self._device, self._dtype = device, DTYPES[resolved.spec.dtype]
+        self._device, self._dtype = device, resolved.spec.dtype.torch
         self._template = read_template(resolved.name, resolved.files["template"])
         self._tokenizer = _tokenizer(resolved.name, resolved.weights)
         self._network = _load(resolved.weights, len(self._tokenizer), self._dtype).to(device)

@@ -4,14 +4,12 @@ Nothing here imports torch or loads a weight; what is missing is named with its 
 """
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-from data.storage.hub import HubError, cached, fetch
+from data.storage.hub import HubError, Wanted, resolve
 from label.config import MetricSpec
 
 HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -30,7 +28,6 @@ TOKENIZERS = (
 VOCABULARY = "vocab.json"
 """What CLIP's and Qwen's tokenizers have where they have no tokenizer.json."""
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)*")
 WORDS_ON_HUB = (("*.json", "*.txt"),)
 HF_ON_HUB = (
     ("*.json", "*.txt", "model*.safetensors"),
@@ -62,45 +59,18 @@ class Weights:
 
 
 def locate(
-    setting: str, value: str, revision: str | None, wanted: Sequence[Sequence[str]] = HF_ON_HUB
+    setting: str, value: str, revision: str | None, patterns: Sequence[Sequence[str]] = HF_ON_HUB
 ) -> Path:
-    """A local path, or a hub id at a commit (of a repository: the `wanted` files), as a local path.
+    """A local path, or a hub id at a commit (of a repository: some files), as a local path.
 
     Raises:
         WeightsError: Nothing is there, or the hub id has no commit; names the setting.
     """
-    path = Path(value).expanduser()
-    if value and path.exists():
-        return path
-    if revision is not None and HUB_ID.fullmatch(value):
-        if not re.fullmatch(r"[0-9a-f]{40}", revision):
-            raise WeightsError(
-                f"{setting}={value} has revision {revision!r}; give the 40-digit commit, "
-                "because a branch changes under your scores"
-            )
-        return _from_hub(setting, value, revision, wanted)
-    of = "tokenizer_revision" if setting.endswith(".tokenizer") else "revision"
-    hint = f"; a hub id needs `{of}`, its 40-digit commit" if HUB_ID.fullmatch(value) else ""
-    raise WeightsError(f"{setting}={value or '(empty)'}: no such folder or file{hint}")
-
-
-def _from_hub(setting: str, value: str, revision: str, wanted: Sequence[Sequence[str]]) -> Path:
-    """A repository (or `owner/name/file`) at a commit, from the local cache or the hub."""
-    owner, name, *file = value.split("/")
-    wanted = [["/".join(file)]] if file else wanted
+    commit = "tokenizer_revision" if setting.endswith(".tokenizer") else "revision"
     try:
-        for look, patterns in product((cached, fetch), wanted):
-            folder = look(f"{owner}/{name}", revision, patterns)
-            found = folder and folder.joinpath(*file)
-            if found and (found.is_file() or (found.is_dir() and any(found.glob(patterns[-1])))):
-                return found
+        return resolve(setting, value, revision, Wanted(patterns=patterns, revision=commit))
     except HubError as error:
-        raise WeightsError(
-            f"{setting}={value} is not on this machine and cannot be fetched at commit "
-            f"{revision}: {error}; {setting}=/path/to/it takes a local copy"
-        ) from error
-    needed = " or ".join(patterns[-1] for patterns in wanted)
-    raise WeightsError(f"{setting}={value}@{revision} has no {needed}")
+        raise WeightsError(str(error)) from error
 
 
 def find_hf_clip(name: str, spec: MetricSpec, *, reads_prompt: bool = True) -> Weights:

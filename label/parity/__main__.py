@@ -15,7 +15,6 @@ from rich.table import Table
 from conf.job import Job, entry
 from data.artifacts.manifest import Manifest, read_manifest, verify
 from data.artifacts.parquet_io import read_table
-from data.pairs.config import PairsKind
 from label.analysis.tables import coefficient, number
 from label.metrics.registry import resolve
 from label.parity.accuracy import Accuracy, measure
@@ -25,9 +24,10 @@ from label.scoring.score_sets import FACTS
 LOGITS = {"clip": 100.0, "hps": 100.0}
 """Kinds whose score lacks the factor of CLIP's logits; its trained value is 100."""
 OWN = {
-    PairsKind.imagereward: "strict",
-    PairsKind.hpdv2: "inversions",
-    PairsKind.pickapic: "thresholded",
+    "imagereward": "strict",
+    "hpdv2": "inversions",
+    "pickapic": "thresholded",
+    "miniature": "thresholded",
 }
 """The figure that the authors of a pair set publish."""
 

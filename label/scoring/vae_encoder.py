@@ -18,7 +18,6 @@ from data.artifacts.config_diff import Settings
 from data.artifacts.latents import GROUP_ROWS, GroupWriter, LatentFormat
 from data.artifacts.schemas import Status
 from data.dtypes import Dtype
-from label.metrics.backbones import DTYPES
 from label.metrics.preprocessing import ImageTransform, ResizeMode
 from label.scoring.batching import Batch
 from label.scoring.embedding_cache import CachedImage
@@ -32,11 +31,11 @@ class VaeEncoder:
         from diffusers.utils import logging
 
         logging.disable_progress_bar()
-        dtype = DTYPES[Dtype(form.compute)]
+        dtype = Dtype(form.compute).torch
         self.form, self.batch, self._device = form, Batch(batch), device
         self.key = id(self), ImageTransform(ResizeMode.SQUARE, form.size)
         """Names its latents among the embeddings of an image."""
-        self.dtype = DTYPES[Dtype(form.dtype)]
+        self.dtype = Dtype(form.dtype).torch
         self._vae = AutoencoderKL.from_pretrained(
             model, subfolder="vae", torch_dtype=dtype, use_safetensors=True
         )

@@ -17,10 +17,9 @@ from data.artifacts.latents import LatentSet
 from data.artifacts.manifest import FileEntry, part_name
 from data.artifacts.parquet_io import read_table
 from data.artifacts.schemas import Status
+from data.dtypes import Dtype
 from train.loader.dataset import DecidedPairs
 from train.loader.image_source import Images
-
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 AGAIN = "delete {folder} and run `make labels` again, or set train.latents=never"
 
@@ -69,7 +68,7 @@ class LatentFiles:
                 f"{path} cannot be read ({error}); {AGAIN.format(folder=path.parent)}"
             ) from error
         shape = (table.num_rows, 1 + form.moments, *form.shape)
-        dtype = DTYPES[form.dtype]
+        dtype = Dtype(form.dtype).torch
         return {name: _numbers(table[name]).view(dtype).view(shape) for name in names}
 
     def take(

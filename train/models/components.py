@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from data.dtypes import Dtype
 from train.config import ModelSpec, Precision
 from train.models.conditioning import (
     ClipEncoder,
@@ -30,8 +31,6 @@ from train.models.conditioning import (
 )
 from train.models.families import BaseModel, Family, open_model
 from train.models.schedule import NoiseSchedule, Prediction
-
-DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 
 SLICED_ABOVE = 512
 """Sides in pixels from which the VAE takes one image at a time, to bound its memory."""
@@ -153,7 +152,7 @@ def load_components(
     Raises:
         ValueError: It is no folder, of another family, or does not fit the resolution.
     """
-    base, dtype = open_model(spec), DTYPES[precision]
+    base, dtype = open_model(spec), Dtype(precision.value).torch
     schedule = noise_schedule(base.folder, device)
 
     parts: list[Any] = []

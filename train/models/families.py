@@ -1,16 +1,14 @@
 """Which models can be aligned, told from a folder's configuration before any weight is loaded."""
 
 import json
-import re
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from data.storage.hub import HubError, cached, fetch
+from data.storage.hub import Wanted, resolve
 from train.config import ModelSpec
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 
 
@@ -38,12 +36,12 @@ WEIGHTS = ("diffusion_pytorch_model", "model")
 """Names of a part's safetensors, before `.safetensors` or `-00001-of-...`."""
 
 WANTED = (
-    "model_index.json",
     *(
         f"{part}/{name}"
         for part in (*PARTS[Family.sdxl], *OTHER_PARTS)
         for name in ("*.json", "*.txt", *(f"{stem}.safetensors" for stem in WEIGHTS))
     ),
+    "model_index.json",
 )
 """What is fetched of a hub repository: one set of weights in one format; never a pickle."""
 
@@ -158,34 +156,13 @@ def find_model(spec: ModelSpec) -> Path:
             "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), "
             "or StableDiffusionXLPipeline for SDXL"
         )
-    if (folder / "model_index.json").is_file():
-        return folder
-    if folder.exists() or not HUB_ID.fullmatch(spec.path):
-        raise ValueError(
-            f"model.path={spec.path} is not a diffusers folder (no model_index.json); give one, "
-            "or a hub id `owner/name` together with model.revision"
-        )
-    if not re.fullmatch(r"[0-9a-f]{40}", spec.revision or ""):
-        raise ValueError(
-            f"model.path={spec.path} is not a diffusers folder here, and as a hub id it needs its "
-            f"40-digit commit: model.revision={spec.revision} is none. A branch changes under a run"
-        )
-    return _from_hub(spec)
-
-
-def _from_hub(spec: ModelSpec) -> Path:
-    """From the hub, which adds what stage one did not need; without it, what is here."""
-    assert spec.revision is not None
-    try:
-        return fetch(spec.path, spec.revision, WANTED)
-    except HubError as error:
-        here = cached(spec.path, spec.revision, WANTED)
-        if here is not None and (here / "model_index.json").is_file():
-            return here
-        raise ValueError(
-            f"model.path={spec.path} is not on this machine and cannot be fetched at commit "
-            f"{spec.revision}: {error}; model.path=/path/to/folder takes a local diffusers folder"
-        ) from error
+    wanted = Wanted(
+        patterns=[WANTED],
+        usable=lambda path: (path / "model_index.json").is_file(),
+        missing=" is not a diffusers folder (no model_index.json); give one, or a hub id",
+        refresh=True,  # stage one fetches the VAE alone
+    )
+    return resolve("model.path", spec.path, spec.revision, wanted)
 
 
 def _json(spec: ModelSpec, path: Path) -> dict[str, Any]:

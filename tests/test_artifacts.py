@@ -39,25 +39,25 @@ def make_set(folder: Path, table: pa.Table) -> Manifest:
 
 
 def test_a_set_comes_back_as_it_was_written(tmp_path: Path, table: pa.Table):
-    made = make_set(tmp_path, table)
-    assert made.rows == 1000
-    assert made.files[0].row_groups == [300, 300, 300, 100]
-    found = read_manifest(tmp_path, "test")
-    assert found is not None
-    assert found.files == made.files
-    assert found.settings == SETTINGS
-    verify(tmp_path, found)
+    manifest = make_set(tmp_path, table)
+    assert manifest.rows == 1000
+    assert manifest.files[0].row_groups == [300, 300, 300, 100]
+    loaded = read_manifest(tmp_path, "test")
+    assert loaded is not None
+    assert loaded.files == manifest.files
+    assert loaded.settings == SETTINGS
+    verify(tmp_path, loaded)
     assert read_table(tmp_path / "part-00000.parquet").equals(table)
     assert read_settings(tmp_path / "part-00000.parquet") == SETTINGS
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_identity_is_that_of_the_rows_alone(tmp_path: Path, table: pa.Table):
-    made = make_set(tmp_path, table)
-    noted = replace(made, provenance={"batch": 7}, code_revision="another", counts={"ok": 1000})
-    assert noted.identity == made.identity
-    other = replace(made, files=[replace(made.files[0], sha256="0" * 64)])
-    assert other.identity != made.identity
+    manifest = make_set(tmp_path, table)
+    noted = replace(manifest, provenance={"batch": 7}, code_revision="another", counts={"ok": 1000})
+    assert noted.identity == manifest.identity
+    other = replace(manifest, files=[replace(manifest.files[0], sha256="0" * 64)])
+    assert other.identity != manifest.identity
 
 
 def test_blobs_are_stored_as_they_are(tmp_path: Path, table: pa.Table):
