@@ -15,9 +15,11 @@ STAGES = {
     "label": {"data", "label"},
     "train": {"data", "train"},
     "generate": {"data", "generate"},
-    "evaluate": {"data", "generate", "evaluate", "label.metrics", "label.config"},
+    "evaluate": {
+        "data", "generate", "evaluate", "label.config", "label.metrics", "label.scoring",
+    },
     "conf": {"data", "conf", "label.config", "train.config", "generate.config", "evaluate.config"},
-}
+}  # fmt: skip
 """Stage -> what its files may import. `__main__` and `run` may import `conf`, too."""
 
 ROOMS = {
