@@ -43,19 +43,19 @@ def test_recipes_run_one_after_the_other(
     for _, title, code in RECIPES:
         exec(compile(code, title, "exec"), known)
         assert capsys.readouterr().out.strip(), title
-    made = pl.read_parquet(world / "runs/miniature/labels/majority/part-*.parquet")
-    assert known["labels"].collect().equals(made)
+    labels = pl.read_parquet(world / "runs/miniature/labels/majority/part-*.parquet")
+    assert known["labels"].collect().equals(labels)
     assert known["judged"].collect().height > 100
     assert 0 < known["ties"].collect().height < 100
-    assert known["bad"].collect().height == made.filter(pl.col("status") != "ok").height > 0
-    assert known["both"].collect().height == made.height
+    assert known["bad"].collect().height == labels.filter(pl.col("status") != "ok").height > 0
+    assert known["both"].collect().height == labels.height
     assert (world / "image_0.jpg").read_bytes()[:2] == b"\xff\xd8"
     # recipes against what the program makes of the same
     voted = pl.read_parquet(world / "runs/miniature/labels/people_twice/part-*.parquet")
     scored = voted.filter(pl.col("status") == "ok")
     assert known["tried"].collect()["tried"].cast(pl.Int8).equals(scored["winner"], null_equal=True)
     assert not scored["winner"].equals(known["tried"].collect()["winner"])
-    flips = made.filter(pl.col("winner") == pl.col("human")).height
+    flips = labels.filter(pl.col("winner") == pl.col("human")).height
     assert known["judged"].select(known["flipped"].sum()).collect().item() == flips
 
 
@@ -65,5 +65,5 @@ def test_the_page_names_every_rule_and_every_column() -> None:
     for name in labels(["m"]).names:
         assert f"`{name}`" in PAGE, name
     for path in (ROOT / "conf" / "vote").glob("*.yaml"):
-        made = job(f"vote={path.stem}").vote
-        assert f"`{made.rule.value}`" in PAGE
+        vote = job(f"vote={path.stem}").vote
+        assert f"`{vote.rule.value}`" in PAGE

@@ -67,17 +67,17 @@ def write_latents(root: Path, **change: object) -> LatentSet:
         )  # fmt: skip
         score_shards(plan(sets, Rank()), tools)
     sets.declare_complete({}, since=0.0)
-    found = read_set(sets.folder_of(LATENTS))
-    assert found is not None
-    return found
+    latents = read_set(sets.folder_of(LATENTS))
+    assert latents is not None
+    return latents
 
 
 @pytest.fixture(scope="module")
-def found(root: Path) -> LatentSet:
+def latent_set(root: Path) -> LatentSet:
     (folder,) = (root / "latents").iterdir()
-    found = read_set(folder)
-    assert found is not None
-    return found
+    latents = read_set(folder)
+    assert latents is not None
+    return latents
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +91,16 @@ def source(root: Path) -> PairSource:
 
 
 def stream(
-    root: Path, source: PairSource, found: LatentSet | None, *, flip: bool = False, **change: int
+    root: Path,
+    source: PairSource,
+    latent_set: LatentSet | None,
+    *,
+    flip: bool = False,
+    **change: int,
 ) -> PairStream:
     given = {"seed": 1, "batch": 8, "micro_batch": 4, "window": 2, "side": SIDE}
     pairs = decided_pairs(root / "labels", source)
-    latents = latents_of(found, pairs, mirrored=flip) if found else None
+    latents = latents_of(latent_set, pairs, mirrored=flip) if latent_set else None
     return PairStream(pairs, source, StreamPlan(**given | change), latents)
 
 
@@ -111,7 +116,7 @@ def rule_of(components: ModelComponents, *, flip: bool) -> DrawRule:
 def test_a_step_is_given_the_same_latents_to_the_last_bit(
     root: Path,
     source: PairSource,
-    found: LatentSet,
+    latent_set: LatentSet,
     components: ModelComponents,
     flip: bool,
     world: int,
@@ -119,7 +124,7 @@ def test_a_step_is_given_the_same_latents_to_the_last_bit(
     for rank in range(world):
         change = {"rank": rank, "world": world}
         plain = stream(root, source, None, **change)
-        cached = stream(root, source, found, flip=flip, **change)
+        cached = stream(root, source, latent_set, flip=flip, **change)
         both = (islice(one.batches(Position()), 20) for one in (plain, cached))
         flipped = 0
         for images, latents in zip(*both, strict=True):
@@ -174,10 +179,10 @@ def test_without_the_vae_its_settings_are_still_known(
 
 
 def test_memory_is_stated_and_kept_while_the_shards_grow(
-    root: Path, found: LatentSet, tmp_path: Path
+    root: Path, latent_set: LatentSet, tmp_path: Path
 ) -> None:
     """Ten times the files: the same bound, and never more in memory than it says."""
-    stated, held = [], []
+    stated, peaks = [], []
     for count in (2, 20):
         place = tmp_path / str(count)
         write_pairs(place / "pairs", sizes=(24,) * count, group=12)
@@ -191,10 +196,10 @@ def test_memory_is_stated_and_kept_while_the_shards_grow(
             tables = [future.result() for future in set(one._open.values())]
             most = max(most, sum(t.nbytes for table in tables for t in table.values()))
         stated.append(one.window_bytes)
-        held.append(most)
+        peaks.append(most)
         assert most <= one.window_bytes
     assert stated[0] == stated[1]
-    assert held[1] <= held[0]
+    assert peaks[1] <= peaks[0]
 
 
 # --- which images ------------------------------------------------------------------------------
@@ -205,12 +210,14 @@ def need(root: Path, **change: object) -> LatentsNeeded:
     return LatentsNeeded(**given | change)
 
 
-def test_auto_takes_what_fits_and_says_so(root: Path, found: LatentSet) -> None:
+def test_auto_takes_what_fits_and_says_so(root: Path, latent_set: LatentSet) -> None:
     chosen = choose_source(LatentUse.auto, need(root), None)
-    assert chosen.latents == found
-    assert chosen.words.startswith(f"images: latents in {found.folder} (4x8x8 fp32 mean and std")
+    assert chosen.latents == latent_set
+    assert chosen.words.startswith(
+        f"images: latents in {latent_set.folder} (4x8x8 fp32 mean and std"
+    )
     assert chosen.settings == {
-        "identity": found.manifest.identity, "dtype": "fp32", "moments": True,
+        "identity": latent_set.manifest.identity, "dtype": "fp32", "moments": True,
     }  # fmt: skip
 
 
@@ -222,26 +229,29 @@ def test_never_takes_none(root: Path) -> None:
 
 
 def test_what_does_not_fit_is_said_and_refused_where_it_was_asked(
-    root: Path, found: LatentSet, tmp_path: Path
+    root: Path, latent_set: LatentSet, tmp_path: Path
 ) -> None:
     other = write_base(tmp_path / "other" / "base")
-    shutil.copytree(found.folder, tmp_path / "latents" / found.folder.name)
-    (tmp_path / "latents" / found.folder.name / "manifest.json").unlink()
+    shutil.copytree(latent_set.folder, tmp_path / "latents" / latent_set.folder.name)
+    (tmp_path / "latents" / latent_set.folder.name / "manifest.json").unlink()
     cases = [
         (need(root, folder=tmp_path / "none"), "there are no latents in"),
-        (need(root, resolution=32), f"has {found.folder.name}, but this VAE and resolution are"),
+        (
+            need(root, resolution=32),
+            f"has {latent_set.folder.name}, but this VAE and resolution are",
+        ),
         (need(root, folder=tmp_path / "latents"), "are not complete"),
     ]
     assert find_vae(other).sha256 == find_vae(root / "base").sha256  # the same seed
     weights = other / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes() + b"\0")
     cases.append((need(root, model=other), "but this VAE and resolution are"))
-    for asked, why in cases:
-        chosen = choose_source(LatentUse.auto, asked, None)
+    for needed, why in cases:
+        chosen = choose_source(LatentUse.auto, needed, None)
         assert chosen.latents is None
         assert why in chosen.words
         with pytest.raises(ShardError, match="train.latents=always, but"):
-            choose_source(LatentUse.always, asked, None)
+            choose_source(LatentUse.always, needed, None)
 
 
 def test_a_run_is_told_what_latents_would_spare() -> None:
@@ -274,9 +284,9 @@ def test_a_run_goes_on_with_what_it_began_with(root: Path, tmp_path: Path) -> No
 
 
 @pytest.fixture
-def damaged(root: Path, found: LatentSet, tmp_path: Path) -> LatentSet:
-    folder = shutil.copytree(found.folder, tmp_path / found.folder.name)
-    return replace(found, folder=Path(folder))
+def damaged(root: Path, latent_set: LatentSet, tmp_path: Path) -> LatentSet:
+    folder = shutil.copytree(latent_set.folder, tmp_path / latent_set.folder.name)
+    return replace(latent_set, folder=Path(folder))
 
 
 def test_a_missing_or_torn_file_is_named(
@@ -304,7 +314,7 @@ def test_a_flipped_bit_is_noticed_when_it_is_read(
 
 
 def test_latents_of_other_pairs_are_noticed(
-    root: Path, source: PairSource, found: LatentSet, damaged: LatentSet
+    root: Path, source: PairSource, latent_set: LatentSet, damaged: LatentSet
 ) -> None:
     path = damaged.folder / "part-00000.parquet"
     table = read_table(path)
@@ -312,18 +322,20 @@ def test_latents_of_other_pairs_are_noticed(
     write_table(path, turned)
     files = [
         replace(file, bytes=(damaged.folder / file.name).stat().st_size)
-        for file in found.manifest.files
+        for file in latent_set.manifest.files
     ]
-    other = replace(damaged, manifest=replace(found.manifest, files=files))
+    other = replace(damaged, manifest=replace(latent_set.manifest, files=files))
     with pytest.raises(ShardError, match="is of other pairs than the labels"):
         stream(root, source, other)
-    fewer = replace(found, manifest=replace(found.manifest, files=found.manifest.files[:1]))
+    fewer = replace(
+        latent_set, manifest=replace(latent_set.manifest, files=latent_set.manifest.files[:1])
+    )
     with pytest.raises(ShardError, match="has no part-00001.parquet"):
         stream(root, source, fewer)
 
 
 def test_a_decided_pair_without_latents_is_named(
-    root: Path, source: PairSource, found: LatentSet, damaged: LatentSet
+    root: Path, source: PairSource, latent_set: LatentSet, damaged: LatentSet
 ) -> None:
     path = damaged.folder / "part-00000.parquet"
     table = read_table(path)
@@ -332,9 +344,9 @@ def test_a_decided_pair_without_latents_is_named(
     write_table(path, table)
     files = [
         replace(file, bytes=(damaged.folder / file.name).stat().st_size)
-        for file in found.manifest.files
+        for file in latent_set.manifest.files
     ]
-    other = replace(damaged, manifest=replace(found.manifest, files=files))
+    other = replace(damaged, manifest=replace(latent_set.manifest, files=files))
     with pytest.raises(ShardError, match=r"has a winner but no latents \(not_finite_latent\)"):
         stream(root, source, other)
 
