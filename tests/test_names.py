@@ -27,6 +27,7 @@ TEXTS = sorted(
     - {Path(__file__)}
 )
 QUOTES = {
+    "CHANGELOG.md": ".pictures`",  # settings that were renamed
     "tests/helpers_golden.py": "How well does the picture show this?",
     **dict.fromkeys(
         ("data/images.py", "docs/pairs.md", "tests/test_images.py"), "not a picture of"
