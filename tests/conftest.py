@@ -7,12 +7,14 @@ import pytest
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests for `--dist loadgroup`, which sends a group to one worker.
+    """Mark the pages' tests as slow, and group all for `--dist loadgroup`: one worker a group.
 
     A file is a group, so that its fixtures are made once. Tests with ranks are one group of all
     files: they share a fork server, whose imports take 20 s of a core, and runs to compare with.
     """
     for item in items:
+        if item.path.name.startswith("test_docs"):  # each command on a page is composed, 0.3 s
+            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("xdist_group") is None:
             ranks = item.get_closest_marker("ranks") is not None
             item.add_marker(pytest.mark.xdist_group("ranks" if ranks else item.path.name))
