@@ -24,6 +24,9 @@ TEXTS = sorted(
     - {Path(__file__), ROOT / "CHANGELOG.md"}
 )
 QUOTES = {
+    **dict.fromkeys(
+        ("CHANGELOG.md", "conf/job.py", "tests/test_label_cli.py"), ".pictures"
+    ),  # old names of settings
     "tests/helpers_golden.py": "How well does the picture show this?",
     **dict.fromkeys(
         ("data/images.py", "docs/pairs.md", "tests/test_images.py"), "not a picture of"
