@@ -4,6 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
+WHOLE_COMMANDS = ("test_docs", "test_evaluate_cli", "test_label_cli")
+"""Files whose every test composes commands or runs a stage: slow as a whole."""
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -13,7 +16,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     files: they share a fork server, whose imports take 20 s of a core, and runs to compare with.
     """
     for item in items:
-        if item.path.name.startswith("test_docs"):  # each command on a page is composed, 0.3 s
+        if item.path.name.startswith(WHOLE_COMMANDS):
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("xdist_group") is None:
             ranks = item.get_closest_marker("ranks") is not None
