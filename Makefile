@@ -20,7 +20,7 @@ JOB    := experiment=$(EXP) run=$(RUN) $(if $(VOTE),vote=$(VOTE)) $(ARGS)
 # Tests side by side, one thread each: threads of several processes only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n logical --maxprocesses 4 --dist loadgroup
 
-TARGETS := help setup labels train eval smoke inspect reproduce miniature test test-fast check parity bench-label bench-vote bench-stream bench-train lock
+TARGETS := help setup labels train eval smoke inspect reproduce miniature test test-fast check docs examples parity bench-label bench-vote bench-stream bench-train lock
 .PHONY: $(TARGETS)
 
 # What nothing reads would be left out in silence, and the default run begin instead.
@@ -76,6 +76,15 @@ check: $(READY) ## Lint, format and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+docs: $(READY) ## Build the documentation strictly into site/
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet --site-dir site
+	@echo "documentation: site/index.html; with search: python3 -m http.server --directory site"
+
+examples: $(READY) ## Run the three scripts of examples/ one after the other into runs/example
+	$(PY) -m examples.label_pairs
+	$(PY) -m examples.train_on_labels
+	$(PY) -m examples.judge_models
+
 parity: $(READY) ## Published scores against ours, and accuracy on the run's pairs, with what is at hand
 	$(PY) -m label.parity $(JOB)
 
@@ -92,12 +101,12 @@ bench-train: $(READY) ## Speed and memory of stage two: a table, and one JSON ob
 	$(PY) -m benchmarks.train $(ARGS)
 
 lock: $(READY) ## Renew the pins in constraints.txt from pyproject.toml
-	$(VENV)/bin/uv pip compile pyproject.toml --group dev --upgrade --quiet \
+	$(VENV)/bin/uv pip compile pyproject.toml --group dev --group docs --upgrade --quiet \
 	  --no-annotate --no-header --no-emit-index-url -o constraints.txt
 
 $(READY): pyproject.toml constraints.txt
 	@python3 -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; python3 is " + sys.version.split()[0])'
 	test -x $(PY) || python3 -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' constraints.txt)"
-	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(PY) -r pyproject.toml --group dev -c constraints.txt
+	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(PY) -r pyproject.toml --group dev --group docs -c constraints.txt
 	@touch $@

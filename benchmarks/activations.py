@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.shapes import SD15, SD21, SDXL
-from train.config import Recompute
+from train.config import ActivationCheckpointing
 from train.models.activation_checkpointing import checkpoint_activations
 
 TOKENS = 77
@@ -35,13 +35,13 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and note what it made; views of what came from outside are not made."""
         outside = {id_of(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        made = func(*args, **kwargs or {})
-        for tensor in tree_leaves(made):
+        results = func(*args, **kwargs or {})
+        for tensor in tree_leaves(results):
             if isinstance(tensor, Tensor) and id_of(tensor) not in outside:
                 storage = tensor.untyped_storage()
                 weak = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
                 self._made[id_of(tensor)] = weak, storage.nbytes()
-        return made
+        return results
 
     @property
     def bytes(self) -> int:
@@ -54,7 +54,7 @@ def id_of(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def held(unet: Any, images: int, dtype: torch.dtype) -> int:
+def bytes_kept(unet: Any, images: int, dtype: torch.dtype) -> int:
     """Bytes that a UNet's forward pass over so many images leaves for its backward pass."""
     config, side = unet.config, unet.config.sample_size
     noisy = torch.zeros(images, config.in_channels, side, side, dtype=dtype)
@@ -71,24 +71,24 @@ def held(unet: Any, images: int, dtype: torch.dtype) -> int:
     return count
 
 
-def a_pair(config: Mapping[str, Any], what: Recompute) -> int:
+def a_pair(config: Mapping[str, Any], what: ActivationCheckpointing) -> int:
     """Bytes held for each pair more, in bf16, at the size that the model is for."""
     torch.set_default_dtype(torch.bfloat16)
     try:
         with FakeTensorMode():
             unet = UNet2DConditionModel(**config).eval()
             checkpoint_activations(unet, what)
-            return held(unet, 4, torch.bfloat16) - held(unet, 2, torch.bfloat16)
+            return bytes_kept(unet, 4, torch.bfloat16) - bytes_kept(unet, 2, torch.bfloat16)
     finally:
         torch.set_default_dtype(torch.float32)
 
 
 def table() -> str:
     """GiB a pair, as Markdown."""
-    head = [f"`{what.value}`" for what in Recompute]
+    head = [f"`{what.value}`" for what in ActivationCheckpointing]
     lines = [f"| | {' | '.join(head)} |", "|---" + "|---:" * len(head) + "|"]
     for name, config in MODELS.items():
-        each = [f"{a_pair(config, what) / 2**30:.2f}" for what in Recompute]
+        each = [f"{a_pair(config, what) / 2**30:.2f}" for what in ActivationCheckpointing]
         lines.append(f"| {name} | {' | '.join(each)} |")
     return "\n".join(lines)
 

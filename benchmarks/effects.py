@@ -13,11 +13,11 @@ from benchmarks.pipeline import Bench
 from data.dtypes import Dtype
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
-from label.config import MetricKind, MetricSpec
-from label.metrics import Panel
+from label.config import MetricSpec
 from label.scoring.batching import Batch
 from label.scoring.decode_pool import DecodePool
 from label.scoring.embedding_cache import EmbeddingCache
+from label.scoring.panel import Panel
 from label.scoring.runner import device_of
 
 IMAGE_BYTES = 12_700
@@ -30,7 +30,7 @@ def reuse(num_pairs: int, per_shard: int = 1500) -> dict[str, float]:
     rows = list(inputs.repetition(num_pairs))
     images = len({image for _, *pair in rows for image in pair})
 
-    def made(limit: int, forget: bool = False) -> float:
+    def built(limit: int, forget: bool = False) -> float:
         memory, new = EmbeddingCache(limit, IMAGE_BYTES, IMAGE_BYTES), 0
         for number, (_, *pair) in enumerate(rows):
             if forget and number % per_shard == 0:
@@ -40,10 +40,10 @@ def reuse(num_pairs: int, per_shard: int = 1500) -> dict[str, float]:
 
     return {
         "every_slot": 2 * num_pairs / images,
-        "within_a_shard": made(2**60, forget=True),
-        "label.cache_mb=256": made(2**28),
-        "label.cache_mb=1024": made(2**30),
-        "always": made(2**60),
+        "within_a_shard": built(2**60, forget=True),
+        "label.cache_mb=256": built(2**28),
+        "label.cache_mb=1024": built(2**30),
+        "always": built(2**60),
     }
 
 
@@ -60,7 +60,7 @@ def precision(num_pairs: int) -> dict[str, dict[str, float]]:
     prompts = [row["prompt"] or "" for row in rows for _ in (0, 1)]
     votes = {}
     for dtype in Dtype:
-        specs = {kind: miniature(MetricKind[kind], dtype) for kind in kinds}
+        specs = {kind: miniature(kind, dtype) for kind in kinds}
         scores = Panel.load(specs, device_of("auto", 0)).score(images, prompts)
         votes[dtype] = {k: np.sign(v.reshape(-1, 2) @ [1.0, -1.0]) for k, v in scores.items()}
     changed = {}
@@ -74,15 +74,15 @@ def precision(num_pairs: int) -> dict[str, dict[str, float]]:
     return changed
 
 
-def miniature(kind: MetricKind, dtype: Dtype) -> MetricSpec:
+def miniature(kind: str, dtype: Dtype) -> MetricSpec:
     """The embedded scorer of a kind, as conf/metric/miniature_*.yaml has it."""
-    folder = WEIGHTS / ("clip" if kind is MetricKind.aesthetic else kind.value)
+    folder = WEIGHTS / ("clip" if kind == "aesthetic" else kind)
     head = str(next((WEIGHTS / "aesthetic").glob("*.safetensors")))
     return MetricSpec(
         kind=kind,
         weights=str(folder),
         dtype=dtype,
-        head=head if kind is MetricKind.aesthetic else "",
+        head=head if kind == "aesthetic" else "",
     )
 
 

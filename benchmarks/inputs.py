@@ -1,4 +1,4 @@
-"""What the benchmarks of stage one run on: pairs that repeat as Pick-a-Pic's do, random towers."""
+"""What the benchmarks of stage one run on: pairs that repeat as Pick-a-Pic's, random networks."""
 
 import json
 import random
@@ -19,7 +19,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from data.dtypes import Dtype
 from data.miniature import tokenizer, world
-from label.config import MetricKind, MetricSpec
+from label.config import MetricSpec
 
 SLOTS = 1.87
 """Slots an image in Pick-a-Pic v1: 2 x 615 259 pairs over 656 480 images."""
@@ -97,7 +97,7 @@ def panel(
     open_clip: dict[str, int],
     dtype: Dtype = Dtype.fp32,
 ) -> dict[str, MetricSpec]:
-    """The paper's four metrics on three random towers of these sizes; text towers are small."""
+    """The paper's four metrics on three random backbones of these sizes; text models are small."""
     for name in ("clip", "pickscore"):
         _save_hf(folder / name, hf)
     _save_open_clip(folder / "hps", open_clip)
@@ -112,10 +112,7 @@ def panel(
         "pickscore": {"weights": f"{folder}/pickscore"},
         "aesthetic": {"weights": f"{folder}/clip", "head": f"{folder}/aesthetic.safetensors"},
     }
-    return {
-        name: MetricSpec(kind=MetricKind[name], dtype=dtype, **place)
-        for name, place in places.items()
-    }
+    return {name: MetricSpec(kind=name, dtype=dtype, **place) for name, place in places.items()}
 
 
 def _save_hf(folder: Path, size: dict[str, int]) -> None:

@@ -48,14 +48,14 @@ def main() -> None:
 
         memory_here(given.memory)
         return
-    found: dict[str, Any] = {"machine": machine(), "load": os.getloadavg()[1]}
-    table(found)
+    result: dict[str, Any] = {"machine": machine(), "load": os.getloadavg()[1]}
+    table(result)
     chosen = parts(given.quick, 1 if given.quick else given.rounds)
     for name in given.only or chosen:
-        found[name] = chosen[name]()
-        table({name: found[name]})
-    found["load_at_end"] = os.getloadavg()[1]
-    print(json.dumps(found))
+        result[name] = chosen[name]()
+        table({name: result[name]})
+    result["load_at_end"] = os.getloadavg()[1]
+    print(json.dumps(result))
 
 
 def parts(quick: bool, rounds: int) -> dict[str, Callable[[], dict[str, Any]]]:

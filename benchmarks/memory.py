@@ -13,7 +13,7 @@ from rich.console import Console
 
 from benchmarks.worlds import WORLDS, training_run, write_world
 from train.config import Precision
-from train.distributed import deepspeed_engine
+from train.distributed.world import start, stop
 from train.dpo.step import prefetch_noise
 from train.loader.sampler import Position
 from train.trainer.build import make_trainer, open_stream
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("stage", type=int)
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
-    here = deepspeed_engine.start("auto")
+    here = start("auto")
     run = training_run(
         WORLDS[given.world], given.root, batch=RANKS, micro_batch=1, stage=given.stage,
         precision=Precision.bf16,
@@ -83,7 +83,7 @@ def main() -> None:
     stream = open_stream(run, here)
     before = used_mib(here.device, peak=False)
     trainer = make_trainer(run, here, stream, Console(quiet=True))
-    batches = prefetch_noise(stream.batches(Position()), trainer.rule, here.device)
+    batches = prefetch_noise(stream.batches(Position()), trainer.draw_rule, here.device)
     for _ in range(STEPS):
         trainer.optimizer_step(batches)
     trainer.reference.refresh(trainer.policy)
@@ -92,7 +92,7 @@ def main() -> None:
     if here.rank == 0:
         print(json.dumps({"peak_mib": max(peaks)[0], "own_mib": max(own for _, own in peaks)}))
     here.barrier()
-    deepspeed_engine.stop()
+    stop()
 
 
 if __name__ == "__main__":

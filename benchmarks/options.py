@@ -13,8 +13,8 @@ from rich.table import Table
 from benchmarks.race import race, ratio
 from benchmarks.worlds import WORLDS, training_run, write_latents, write_world
 from data.prefetch import prefetch
-from train.config import Precision, Recompute
-from train.distributed import deepspeed_engine
+from train.config import ActivationCheckpointing, Precision
+from train.distributed.world import World
 from train.dpo.step import prefetch_noise
 from train.loader.sampler import Position
 from train.trainer.build import make_trainer, open_stream
@@ -24,8 +24,10 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
     "train.precision=bf16": {"precision": Precision.bf16},
     "train.channels_last=true": {"channels_last": True},
     "train.compile=true": {"compile": True},
-    "train.gradient_checkpointing=selective": {"gradient_checkpointing": Recompute.selective},
-    "train.gradient_checkpointing=full": {"gradient_checkpointing": Recompute.full},
+    "train.gradient_checkpointing=selective": {
+        "gradient_checkpointing": ActivationCheckpointing.selective
+    },
+    "train.gradient_checkpointing=full": {"gradient_checkpointing": ActivationCheckpointing.full},
 }
 """Each alone, against a run with none of them in fp32; latents are ready for all."""
 
@@ -38,14 +40,14 @@ def with_words(words: Sequence[str]) -> tuple[str, ...]:
 def effects(
     name: str,
     root: Path,
-    here: deepspeed_engine.World,
+    here: World,
     some: Sequence[str],
     *,
     batch: int,
     blocks: int,
 ) -> dict[str, dict[str, float]]:
     """Setting -> its speed over that without, and what a step takes of a GPU's memory (GiB)."""
-    world, found = WORLDS[name], {}
+    world, effect_of = WORLDS[name], {}
     write_world(world, root, pairs=4 * batch)
     latents = write_latents(world, root)
 
@@ -62,30 +64,30 @@ def effects(
             contenders = {}
             for who, trainer in (("plain", plain), ("changed", changed)):
                 batches = prefetch_noise(
-                    trainer.stream.batches(Position()), trainer.rule, here.device
+                    trainer.stream.batches(Position()), trainer.draw_rule, here.device
                 )
                 ready = stack.enter_context(prefetch(batches, READ_AHEAD))
                 contenders[who] = lambda t=trainer, r=ready: t.optimizer_step(r)
             speeds = race(contenders, blocks=blocks, steps=1, pairs=batch)
-            found[option] = {"times_faster": ratio(speeds["changed"], speeds["plain"])}
+            effect_of[option] = {"times_faster": ratio(speeds["changed"], speeds["plain"])}
             if here.device.type == "cuda":
-                found[option] |= {who: _step_gib(run) for who, run in contenders.items()}
+                effect_of[option] |= {who: _step_gib(run) for who, run in contenders.items()}
         del changed
-    return found
+    return effect_of
 
 
 def _step_gib(run: Any) -> float:
-    """What a step takes at its peak beyond what is held anyway."""
+    """What a step takes at its peak beyond what is in memory anyway."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     run()
     return (torch.cuda.max_memory_allocated() - before) / 2**30
 
 
-def show(found: Mapping[str, Mapping[str, float]]) -> None:
+def show(effect_of: Mapping[str, Mapping[str, float]]) -> None:
     """The table."""
     table = Table("setting", "times faster", "GiB a step takes", "without")
-    for option, one in found.items():
+    for option, one in effect_of.items():
         memory = (f"{one[who]:.1f}" if who in one else "–" for who in ("changed", "plain"))
         table.add_row(option, f"{one['times_faster']:.2f}", *memory)
     Console(width=120).print(table)

@@ -59,8 +59,8 @@ class Pairs(Dataset[dict[str, Tensor]]):
         return {"pixels": torch.cat(sides), "tokens": tokens.input_ids[0]}
 
     def _pixels(self, content: bytes) -> Tensor:
-        found: Tensor = self.transform(Image.open(io.BytesIO(content)).convert("RGB"))
-        return found
+        pixels: Tensor = self.transform(Image.open(io.BytesIO(content)).convert("RGB"))
+        return pixels
 
 
 class Example:

@@ -23,13 +23,12 @@ from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import PairSource
 from label.config import MetricSpec
-from label.metrics import Panel
 from label.metrics.backbones import Backbone, HfClipBackbone
-from label.metrics.base import EmbeddingMetric
+from label.metrics.protocols import EmbeddingMetric
 from label.metrics.registry import resolve
 from label.scoring.batching import Batch
-from label.scoring.claims import Claims
 from label.scoring.decode_pool import DecodePool
+from label.scoring.panel import Panel
 from label.scoring.runner import PARTS, device_of
 from label.scoring.score_sets import ScoreSets, plan
 from label.scoring.scoring_pass import Clock
@@ -41,7 +40,7 @@ WORKERS = 2
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A loaded panel, pairs, and warm worker processes."""
+    """A loaded panel, pairs, and decoders."""
 
     folder: Path
     specs: dict[str, MetricSpec]
@@ -52,25 +51,25 @@ class Bench:
     device: torch.device
 
     def pipeline(self) -> tuple[float, float, Clock]:
-        """Score all pairs into a new folder; seconds, CPU seconds with the workers', and parts."""
-        found = {name: resolve(name, spec).settings() for name, spec in self.specs.items()}
-        sets = ScoreSets(Path(mkdtemp(dir=self.folder)), self.pairs.shards, found)
+        """Score all pairs into a new folder; seconds, CPU seconds, and parts."""
+        resolved = {name: resolve(name, spec).settings() for name, spec in self.specs.items()}
+        sets = ScoreSets(Path(mkdtemp(dir=self.folder)), self.pairs.shards, resolved)
         clock = Clock()
         tools = ScoringTools(
-            self.pairs, self.panel, sets, Claims(sets.folder / "claims"), self.decoder,
+            self.pairs, self.panel, sets, self.decoder,
             self.batch, clock, cache_bytes=2**30,
         )  # fmt: skip
-        start, cpu = time.perf_counter(), self._cpu_s()
+        start, cpu = time.perf_counter(), time.process_time()
         score_shards(plan(sets, Rank()), tools)
-        return time.perf_counter() - start, self._cpu_s() - cpu, clock
+        return time.perf_counter() - start, time.process_time() - cpu, clock
 
     def floor(self, num_images: int) -> tuple[float, float]:
-        """Bare passes of every vision tower over tensors that lie ready; seconds, CPU seconds."""
+        """Bare passes of every backbone over tensors that lie ready; seconds, CPU seconds."""
         pixels = torch.rand(self.batch.size, 3, 224, 224, device=self.device)
         start, cpu = time.perf_counter(), time.process_time()
         with torch.inference_mode():
-            for tower in self.towers():
-                model: Any = tower
+            for backbone in self.backbones():
+                model: Any = backbone
                 see = partial(_bare, model, pixels.to(next(model._model.parameters()).dtype))
                 for _ in range(num_images // self.batch.size):
                     see()
@@ -85,35 +84,26 @@ class Bench:
         for row in rows:
             for metric in self.panel.metrics.values():
                 assert isinstance(metric, EmbeddingMetric)
-                view = metric.identity.view
-                both = [view(decode(row[f"image_{side}"])) for side in (0, 1)]
-                images = metric.tower.embed_images(np.stack(both)).cpu()
+                transform = metric.resolved.transform
+                both = [transform(decode(row[f"image_{side}"])) for side in (0, 1)]
+                images = metric.backbone.embed_images(np.stack(both)).cpu()
                 texts = images
                 if metric.reads_prompt:
-                    texts = metric.tower.embed_texts([row["prompt"]]).cpu().expand(2, -1)
+                    texts = metric.backbone.embed_texts([row["prompt"]]).cpu().expand(2, -1)
                 metric.score(images, texts)
         return time.perf_counter() - start, time.process_time() - cpu
 
-    def towers(self) -> list[Backbone]:
+    def backbones(self) -> list[Backbone]:
         """The distinct backbones."""
         metrics = [m for m in self.panel.metrics.values() if isinstance(m, EmbeddingMetric)]
-        return list({id(metric.tower): metric.tower for metric in metrics}.values())
-
-    def _cpu_s(self) -> float:
-        """CPU seconds of this process and of those that decode for it."""
-        ticks = 0
-        executor: Any = self.decoder._executor
-        for pid in executor._processes or ():
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+        return list({id(metric.backbone): metric.backbone for metric in metrics}.values())
 
 
-def _bare(tower: Any, pixels: torch.Tensor) -> None:
-    if isinstance(tower, HfClipBackbone):
-        tower._see(pixel_values=pixels)
+def _bare(backbone: Any, pixels: torch.Tensor) -> None:
+    if isinstance(backbone, HfClipBackbone):
+        backbone._see(pixel_values=pixels)
     else:
-        tower._see(pixels)
+        backbone._see(pixels)
 
 
 def compare(bench: Bench, num_images: int, num_per_pair: int, rounds: int) -> dict[str, Any]:
@@ -153,11 +143,11 @@ def predicted(bench: Bench, num_images: int) -> dict[str, float]:
     """What the counts alone say: per-pair scoring's passes, decodings, resizings over ours."""
     num_pairs = sum(shard.rows for shard in bench.pairs.shards)
     slots = 2 * num_pairs * len(bench.panel.metrics)
-    views = {metric.identity.view for metric in bench.panel.metrics.values()}
+    transforms = {metric.resolved.transform for metric in bench.panel.metrics.values()}
     return {
-        "predicted_model": slots / (num_images * len(bench.towers())),
+        "predicted_model": slots / (num_images * len(bench.backbones())),
         "predicted_decode": slots / num_images,
-        "predicted_resize": slots / (num_images * len(views)),
+        "predicted_resize": slots / (num_images * len(transforms)),
     }
 
 
@@ -175,8 +165,8 @@ def sized(size: dict[str, int], pairs: int, batch: int, rounds: int, one: int) -
         bench = Bench(
             folder, specs, Panel.load(specs, device), source, decoder, Batch(batch), device
         )
-        found = compare(bench, num_images, one, rounds) | predicted(bench, num_images)
-        return found | {"slots_per_image": slots, "batch": bench.batch.size}
+        result = compare(bench, num_images, one, rounds) | predicted(bench, num_images)
+        return result | {"slots_per_image": slots, "batch": bench.batch.size}
 
 
 def distinct(num_pairs: int) -> int:
@@ -185,7 +175,7 @@ def distinct(num_pairs: int) -> int:
 
 
 def on_gpu(num_images: int) -> dict[str, Any]:
-    """Images a second with towers of the published sizes: each metric's bare passes, and all."""
+    """Images a second with backbones of the published sizes: each metric's bare passes, and all."""
     device = device_of("auto", 0)
     with tempfile.TemporaryDirectory() as name, DecodePool(len(os.sched_getaffinity(0))) as decoder:
         folder = Path(name)
@@ -200,11 +190,11 @@ def on_gpu(num_images: int) -> dict[str, Any]:
             alone.floor(num_images)
             rates[metric] = num_images // 64 * 64 / alone.floor(num_images)[0]
         took_s, busy = _watched(bench.pipeline)
-        made = distinct(num_images)
+        built = distinct(num_images)
         return {
             "bare_images_per_s": rates,
-            "panel_images_per_s": made / took_s,
-            "floor_ratio": bench.floor(made)[0] / took_s,
+            "panel_images_per_s": built / took_s,
+            "floor_ratio": bench.floor(built)[0] / took_s,
             "utilisation": busy,
             "batch": bench.batch.size,
         }

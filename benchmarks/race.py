@@ -13,7 +13,7 @@ def race(
     contenders: Mapping[str, Callable[[], Any]], *, blocks: int, steps: int, pairs: int
 ) -> dict[str, list[float]]:
     """Pairs a second of each contender, whose steps take so many pairs, block by block."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
+    speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for block in range(blocks + 1):
         for name, run in contenders.items():
             time.sleep(REST_S)
@@ -21,8 +21,8 @@ def race(
             for _ in range(steps):
                 run()
             if block:  # the first one warms up
-                found[name].append(steps * pairs / (time.perf_counter() - began))
-    return found
+                speeds[name].append(steps * pairs / (time.perf_counter() - began))
+    return speeds
 
 
 def ratio(one: Sequence[float], two: Sequence[float]) -> float:

@@ -117,14 +117,14 @@ def write_model(shape: Shape, folder: Path) -> None:
         ),
     }  # fmt: skip
     parts |= zip(names, [part for text in texts for part in (_tokenizer(), text)], strict=True)
-    made: DiffusionPipeline
+    pipeline: DiffusionPipeline
     if len(texts) == 1:
-        made = StableDiffusionPipeline(
+        pipeline = StableDiffusionPipeline(
             **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
     else:
-        made = StableDiffusionXLPipeline(**parts, add_watermarker=False)
-    made.save_pretrained(folder)
+        pipeline = StableDiffusionXLPipeline(**parts, add_watermarker=False)
+    pipeline.save_pretrained(folder)
 
 
 def _tokenizer() -> Any:

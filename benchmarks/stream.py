@@ -3,7 +3,7 @@
 Images of 768 pixels against their latents (512 pixels, fp16, mean: 32 KiB an image), each beside
 what cannot be avoided: decoding the same bytes on as many threads, and reading the same files.
 Everything is measured in turns and medians are compared, so that a busy machine slows all alike.
-Then: what is held in memory while the shards grow tenfold, what it costs to go on late in an epoch
+Then: what is held in memory while the shards grow tenfold, what it costs to resume late in an epoch
 of a million pairs, and how many row groups several ranks read together.
 """
 
@@ -90,8 +90,8 @@ def make_world(root: Path, num_files: int, rows: int, *, images: bool) -> World:
         writer.close()
     source = open_pairs(PairsSpec(root=str(root / "pairs")))
     files = [describe(root / "latents" / part_name(number)) for number in range(num_files)]
-    found = LatentSet(root / "latents", Manifest(kind=KIND, settings={}, files=files), FORM)
-    return World(source, decided(source), found)
+    latent_set = LatentSet(root / "latents", Manifest(kind=KIND, settings={}, files=files), FORM)
+    return World(source, decided(source), latent_set)
 
 
 def image(rng: np.random.Generator) -> bytes:
@@ -169,7 +169,7 @@ def speeds(root: Path, rows: int, blocks: int, threads: int) -> dict[str, Any]:
             seconds[name].append(time.perf_counter() - start)
     count = dict.fromkeys(ways, len(world.pairs))
     count |= dict.fromkeys(("latents", "reading alone"), len(cached.pairs))
-    speed = {name: count[name] / statistics.median(found) for name, found in seconds.items()}
+    speed = {name: count[name] / statistics.median(blocks) for name, blocks in seconds.items()}
     jpeg = sum(map(len, contents)) / len(contents)
     return {
         "pairs": count,
@@ -198,12 +198,12 @@ def decode_all(contents: Iterable[bytes], threads: int) -> None:
             pass
 
 
-# --- memory, going on, ranks ---------------------------------------------------------------------
+# --- memory, resuming, ranks ---------------------------------------------------------------------
 
 
 def memory(root: Path, rows: int, counts: Sequence[int]) -> list[dict[str, float]]:
     """What latents take while the files grow: stated, held, and the process's growth."""
-    found = []
+    results = []
     for count in counts:
         world = make_world(root / str(count), count, rows, images=False)
         stream = world.stream(latents=True, threads=1, window=2, batch=64)
@@ -213,8 +213,8 @@ def memory(root: Path, rows: int, counts: Sequence[int]) -> list[dict[str, float
             most = max(most, sum(tensor.nbytes for one in done for tensor in one.values()))
             grown = max(grown, resident() - before)
         mib = {"stated_mib": stream.window_bytes, "held_mib": most, "grown_mib": grown}
-        found.append({"files": count} | {name: value / 2**20 for name, value in mib.items()})
-    return found
+        results.append({"files": count} | {name: value / 2**20 for name, value in mib.items()})
+    return results
 
 
 def resident() -> int:
@@ -259,14 +259,14 @@ def going_on(num_pairs: int) -> dict[str, float]:
     groups = tuple(RowGroup(shard, number, 0) for number in range(int(group[-1]) + 1))
     pairs = DecidedPairs(table, "bench", group, np.arange(num_pairs) % 1500, groups)
     plan = StreamPlan(seed=0, batch=2048, micro_batch=8, window=16, side=SIDE)
-    found = {}
+    times_ms = {}
     for share in (0.0, 0.5, 0.99):
         stream = PairStream(pairs, _NoSource(), plan, Nothing(np.arange(num_pairs) // GROUP))
         position = Position(3, int(share * stream.epoch_batches))
         start = time.perf_counter()
         next(stream.batches(position))
-        found[f"at_{share:.0%}"] = 1000 * (time.perf_counter() - start)
-    return found
+        times_ms[f"at_{share:.0%}"] = 1000 * (time.perf_counter() - start)
+    return times_ms
 
 
 class _NoSource:
@@ -287,7 +287,7 @@ def reading_of_ranks(world: int) -> float:
 # --- telling -------------------------------------------------------------------------------------
 
 
-def show(speed: dict[str, Any], told: dict[str, Any]) -> None:
+def show(speed: dict[str, Any], report: dict[str, Any]) -> None:
     """The tables."""
     console = Console(width=110)
     table = Table("stream", "kB an image", "pairs/s", "floor", "pairs/s", "of floor")
@@ -295,17 +295,17 @@ def show(speed: dict[str, Any], told: dict[str, Any]) -> None:
         ("images", "decoding alone", speed["kb_an_image"]),
         ("latents", "reading alone", speed["kb_a_latent"]),
     ):
-        found = speed["pairs_per_s"]
-        row = f"{size:.0f}", f"{found[name]:.0f}", floor, f"{found[floor]:.0f}"
+        speeds = speed["pairs_per_s"]
+        row = f"{size:.0f}", f"{speeds[name]:.0f}", floor, f"{speeds[floor]:.0f}"
         table.add_row(name, *row, f"{speed['floor_ratio'][name]:.2f}")
     console.print(table, f"latents: {speed['latents_ratio']:.0f} times the pairs of images")
     grown = Table("files", "stated MiB", "held MiB", "process grew by MiB")
-    for row in told["memory"]:
+    for row in report["memory"]:
         grown.add_row(*(f"{value:.0f}" for value in row.values()))
     console.print(grown)
-    late = ", ".join(f"{name[3:]}: {value:.0f} ms" for name, value in told["going_on_ms"].items())
-    console.print(f"to the first batch of an epoch of {told['going_on_pairs']} pairs, at {late}")
-    console.print(f"8 ranks open each row group {told['row_group_reads_of_8_ranks']:.2f} times")
+    late = ", ".join(f"{name[3:]}: {value:.0f} ms" for name, value in report["going_on_ms"].items())
+    console.print(f"to the first batch of an epoch of {report['going_on_pairs']} pairs, at {late}")
+    console.print(f"8 ranks open each row group {report['row_group_reads_of_8_ranks']:.2f} times")
 
 
 def main() -> None:
@@ -313,24 +313,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few pairs, to see that it runs")
     parser.add_argument("--out", type=Path, help="file for the JSON object")
-    asked = parser.parse_args()
-    rows, blocks, many = (8, 1, 20_000) if asked.quick else (64, 3, 1_000_000)
-    files = (1, 2) if asked.quick else (3, 30)
+    arguments = parser.parse_args()
+    rows, blocks, many = (8, 1, 20_000) if arguments.quick else (64, 3, 1_000_000)
+    files = (1, 2) if arguments.quick else (3, 30)
     threads = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="bench-stream-") as folder:
         speed = speeds(Path(folder) / "speed", rows, blocks, threads)
-        told = {
+        report = {
             "memory": memory(Path(folder) / "memory", 2 * GROUP, files),
             "going_on_pairs": many,
             "going_on_ms": going_on(many),
             "row_group_reads_of_8_ranks": reading_of_ranks(8),
         }
-    show(speed, told)
+    show(speed, report)
     machine = {"processor": platform.machine(), "cores": threads, "torch": torch.__version__}
-    told = speed | told | {"machine": machine}
-    if asked.out:
-        asked.out.write_text(json.dumps(told, indent=1) + "\n")
-    print(json.dumps(told))
+    report = speed | report | {"machine": machine}
+    if arguments.out:
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

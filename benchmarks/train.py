@@ -33,8 +33,8 @@ from benchmarks.peer import example
 from benchmarks.race import race, ratio
 from benchmarks.worlds import WORLDS, training_run, write_latents, write_world
 from data.prefetch import prefetch
-from train.config import Recompute
-from train.distributed import deepspeed_engine
+from train.config import ActivationCheckpointing
+from train.distributed.world import World, start, stop
 from train.dpo.loss import denoising_errors, dpo_losses
 from train.dpo.step import BatchWithNoise, NoisedBatch, predict, prefetch_noise, prepare_inputs
 from train.loader.loader import PairStream
@@ -70,7 +70,7 @@ ON_CPU = (
 ON_GPU = (
     Plan(world="sd15", batch=8, steps=10, blocks=5, pairs=256),
     Plan(world="sdxl", batch=4, steps=6, blocks=3, alone=True,
-         spec=(("gradient_checkpointing", Recompute.full),)),
+         spec=(("gradient_checkpointing", ActivationCheckpointing.full),)),
 )  # fmt: skip
 QUICK = (
     Plan(world="quick", batch=4, steps=1, blocks=1, pairs=8),
@@ -89,11 +89,11 @@ def floor_step(trainer: Trainer, questions: list[NoisedBatch], beta: float) -> C
     turn = iter(range(1 << 62))
 
     def run() -> None:
-        asked = questions[next(turn) % len(questions)]
-        errors = denoising_errors(predict(policy, asked, components.dtype), asked.target)
+        inputs = questions[next(turn) % len(questions)]
+        errors = denoising_errors(predict(policy, inputs, components.dtype), inputs.target)
         with torch.inference_mode():
-            predicted = predict(reference, asked, components.dtype)
-        others = denoising_errors(predicted.clone(), asked.target)
+            predicted = predict(reference, inputs, components.dtype)
+        others = denoising_errors(predicted.clone(), inputs.target)
         dpo_losses(errors, others, beta).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
@@ -115,7 +115,7 @@ def ours(trainer: Trainer, ready: Iterator[BatchWithNoise]) -> Callable[[], None
 # --- measuring -----------------------------------------------------------------------------------
 
 
-def measure(plan: Plan, root: Path, here: deepspeed_engine.World) -> dict[str, Any]:
+def measure(plan: Plan, root: Path, here: World) -> dict[str, Any]:
     """All contenders on one model."""
     world = WORLDS[plan.world]
     base, pairs = write_world(world, root, plan.pairs)
@@ -128,7 +128,7 @@ def measure(plan: Plan, root: Path, here: deepspeed_engine.World) -> dict[str, A
     with ExitStack() as stack:
 
         def read(stream: PairStream) -> Iterator[BatchWithNoise]:
-            batches = prefetch_noise(stream.batches(Position()), trainer.rule, here.device)
+            batches = prefetch_noise(stream.batches(Position()), trainer.draw_rule, here.device)
             return stack.enter_context(prefetch(batches, READ_AHEAD))
 
         ready = read(trainer.stream)
@@ -143,21 +143,21 @@ def measure(plan: Plan, root: Path, here: deepspeed_engine.World) -> dict[str, A
             file = pairs / "train-0.parquet"
             theirs = example(base, file, world.resolution, plan.batch, here.device)
             contenders[DIFFUSERS] = stack.enter_context(theirs).step
-        found = race(contenders, blocks=plan.blocks, steps=plan.steps, pairs=plan.batch)
-    return figures(found, trainer, plan)
+        speeds = race(contenders, blocks=plan.blocks, steps=plan.steps, pairs=plan.batch)
+    return figures(speeds, trainer, plan)
 
 
-def figures(found: dict[str, list[float]], trainer: Trainer, plan: Plan) -> dict[str, Any]:
+def figures(speeds: dict[str, list[float]], trainer: Trainer, plan: Plan) -> dict[str, Any]:
     """Medians, and medians of the blocks' ratios; goals are 0.95 for the floor and 1.3 (CPU)."""
 
     def over(one: str, two: str) -> float | None:
-        return ratio(found[one], found[two]) if two in found else None
+        return ratio(speeds[one], speeds[two]) if two in speeds else None
 
-    speed = statistics.median(found[CACHED])
+    speed = statistics.median(speeds[CACHED])
     peak = peak_flops(trainer.world.device)
     return {
         "plan": asdict(plan),
-        "pairs_per_s": {name: statistics.median(values) for name, values in found.items()},
+        "pairs_per_s": {name: statistics.median(values) for name, values in speeds.items()},
         "floor_ratio": over(CACHED, FLOOR),
         "floor_ratio_from_images": over(OURS, FLOOR),
         "diffusers_ratio": over(CACHED, DIFFUSERS),
@@ -166,7 +166,7 @@ def figures(found: dict[str, list[float]], trainer: Trainer, plan: Plan) -> dict
         "gflops": trainer.pair_flops * speed / 1e9,
         "mfu": trainer.pair_flops * speed / peak if peak else None,
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if peak else None,
-        "blocks": found,
+        "blocks": speeds,
     }
 
 
@@ -177,17 +177,17 @@ def show(results: dict[str, dict[str, Any]], memory: dict[str, dict[str, float]]
     """The tables."""
     console = Console(width=120)
     table = Table("model", *CONTENDERS, "of floor", "times diffusers")
-    for name, found in results.items():
-        speeds = [_digits(found["pairs_per_s"].get(who)) for who in CONTENDERS]
+    for name, result in results.items():
+        speeds = [_digits(result["pairs_per_s"].get(who)) for who in CONTENDERS]
         ratios = (
-            f"{_digits(found[key])} ({_digits(found[key + '_from_images'])})"
+            f"{_digits(result[key])} ({_digits(result[key + '_from_images'])})"
             for key in ("floor_ratio", "diffusers_ratio")
         )
         table.add_row(name, *speeds, *ratios)
     console.print(table, "pairs/s; ratios with latents ready, in brackets from images")
     peaks = Table("ZeRO stage", "peak MiB a rank", "of it the model's")
-    for stage, found in memory.items():
-        peaks.add_row(stage, f"{found['peak_mib']:.0f}", f"{found['own_mib']:.0f}")
+    for stage, peak in memory.items():
+        peaks.add_row(stage, f"{peak['peak_mib']:.0f}", f"{peak['own_mib']:.0f}")
     console.print(peaks, "two ranks, bf16, one pair each")
 
 
@@ -206,13 +206,13 @@ def machine() -> dict[str, Any]:
     }
 
 
-def chosen(asked: argparse.Namespace) -> list[Plan]:
+def chosen(parsed: argparse.Namespace) -> list[Plan]:
     """What is to be measured here."""
-    plans = QUICK if asked.quick else ON_GPU if torch.cuda.is_available() else ON_CPU
-    some = [plan for plan in plans if asked.worlds is None or plan.world in asked.worlds]
+    plans = QUICK if parsed.quick else ON_GPU if torch.cuda.is_available() else ON_CPU
+    some = [plan for plan in plans if parsed.worlds is None or plan.world in parsed.worlds]
     if not some:
-        raise SystemExit(f"--worlds {asked.worlds}; here are {[plan.world for plan in plans]}")
-    return [replace(plan, blocks=asked.blocks or plan.blocks) for plan in some]
+        raise SystemExit(f"--worlds {parsed.worlds}; here are {[plan.world for plan in plans]}")
+    return [replace(plan, blocks=parsed.blocks or plan.blocks) for plan in some]
 
 
 def arguments() -> argparse.Namespace:
@@ -234,33 +234,33 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Measure, tell, and leave the figures on the last line."""
-    asked = arguments()
+    parsed = arguments()
     warnings.filterwarnings("ignore")
-    stages = [int(stage) for stage in asked.stages.split(",") if stage]
-    plans, effects = chosen(asked), dict[str, Any]()
+    stages = [int(stage) for stage in parsed.stages.split(",") if stage]
+    plans, effects = chosen(parsed), dict[str, Any]()
     first = plans[0]
     with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
         root = Path(folder)
         memory = peak_by_stage(first.world, root, stages)
-        here = deepspeed_engine.start("auto")
+        here = start("auto")
         results = {plan.world: measure(plan, root, here) for plan in plans}
-        if asked.options is not None:
-            some = options.with_words(asked.options)
+        if parsed.options is not None:
+            some = options.with_words(parsed.options)
             effects = options.effects(
                 first.world, root, here, some, batch=first.batch, blocks=first.blocks
             )
-        deepspeed_engine.stop()
+        stop()
     show(results, memory)
     if effects:
         options.show(effects)
-    found = results[first.world]
-    told = {"pairs_per_s": found["pairs_per_s"][CACHED]}
-    told |= {key: found[key] for key in ("floor_ratio", "diffusers_ratio")}
-    told |= {"peak_memory_by_stage": memory, "worlds": results, "options": effects}
-    told |= {"machine": machine()}
-    if asked.out:
-        asked.out.write_text(json.dumps(told, indent=1) + "\n")
-    print(json.dumps(told))
+    result = results[first.world]
+    report = {"pairs_per_s": result["pairs_per_s"][CACHED]}
+    report |= {key: result[key] for key in ("floor_ratio", "diffusers_ratio")}
+    report |= {"peak_memory_by_stage": memory, "worlds": results, "options": effects}
+    report |= {"machine": machine()}
+    if parsed.out:
+        parsed.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

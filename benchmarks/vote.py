@@ -172,21 +172,21 @@ def measure(arguments: list[str], repeats: int) -> Seconds:
     job = composed(arguments)
     pairs = open_pairs(job.pairs)
     voting_rule, sets = voting_rule_of(job), score_sets(job, pairs, voting_rule_of(job))
-    found: Seconds = {}
+    results: Seconds = {}
     for repeat in range(repeats):
-        parts(job, pairs, voting_rule, sets, found, repeat)
+        parts(job, pairs, voting_rule, sets, results, repeat)
         name = f"whole_{repeat}"
-        with clock(found, "total"):
+        with clock(results, "total"):
             make_labels(
                 label_set(job, voting_rule, sets, name), sets, voting_rule, provenance(job), 0.0
             )
-        with clock(found, "command"):
+        with clock(results, "command"):
             run_command([*arguments, f"vote.name=command_{repeat}"])
-        with clock(found, "inspect"):
+        with clock(results, "inspect"):
             run_command([*arguments, f"vote.name=command_{repeat}", "label.inspect=true"])
         for kind in ("parts", "whole", "command"):
             shutil.rmtree(job.folder / "labels" / f"{kind}_{repeat}")
-    return found
+    return results
 
 
 def parts(
@@ -194,19 +194,19 @@ def parts(
     pairs: PairSource,
     voting_rule: VotingRule,
     sets: ScoreSets,
-    found: Seconds,
+    result: Seconds,
     repeat: int,
 ) -> None:
     """The same vote step by step."""
-    with clock(found, "read"):
+    with clock(result, "read"):
         scored = read_scored(sets, voting_rule.metrics)
-    with clock(found, "vote"):
+    with clock(result, "vote"):
         labelled = label_pairs(scored, voting_rule)
-    with clock(found, "write"):
+    with clock(result, "write"):
         label_set(job, voting_rule, sets, f"parts_{repeat}").write(
             labelled, sets, voting_rule.metrics
         )
-    with clock(found, "floor"):  # the same bytes without anything of ours
+    with clock(result, "floor"):  # the same bytes without anything of ours
         floor(job.folder / "scores")
     assert labelled.height == sum(shard.rows for shard in pairs.shards)
 
@@ -232,11 +232,11 @@ def run_command(arguments: list[str]) -> None:
 
 
 @contextmanager
-def clock(found: Seconds, name: str) -> Iterator[None]:
+def clock(result: Seconds, name: str) -> Iterator[None]:
     """Note the seconds of a block, its child processes included."""
     began, cpu = time.perf_counter(), cpu_seconds()
     yield
-    found.setdefault(name, []).append((time.perf_counter() - began, cpu_seconds() - cpu))
+    result.setdefault(name, []).append((time.perf_counter() - began, cpu_seconds() - cpu))
 
 
 def cpu_seconds() -> float:
@@ -255,7 +255,7 @@ WORDS = {
 }
 
 
-def report(found: Seconds, num_pairs: int, num_files: int) -> None:
+def report(result: Seconds, num_pairs: int, num_files: int) -> None:
     """A table, and its figures as one JSON object on the last line."""
     cores = len(os.sched_getaffinity(0))
     title = f"{num_pairs:,} pairs, {num_files} files, {len(METRICS)} metrics, {cores} cores"
@@ -267,7 +267,7 @@ def report(found: Seconds, num_pairs: int, num_files: int) -> None:
         "load": round(os.getloadavg()[0], 1),
     }  # fmt: skip
     for name, words in WORDS.items():
-        wall, cpu = zip(*found[name], strict=True)
+        wall, cpu = zip(*result[name], strict=True)
         row = statistics.median(wall), min(wall), statistics.median(cpu)
         table.add_row(words, *(f"{seconds:.2f}" for seconds in row))
         keys = (f"{name}_s", f"{name}_best_s", f"{name}_cpu_s")

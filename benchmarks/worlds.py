@@ -91,8 +91,8 @@ def write_latents(world: World, root: Path) -> LatentSet:
         columns: dict[str, Any] = {"pair_id": labels, "status": ["ok"] * len(rows)}
         for side in (0, 1):
             images = [fit_square(decode(row[f"image_{side}"]), world.resolution) for row in rows]
-            found = [encoder([image])[0].cpu().numpy().tobytes() for image in images]
-            columns[f"latent_{side}"] = found
+            latents = [encoder([image])[0].cpu().numpy().tobytes() for image in images]
+            columns[f"latent_{side}"] = latents
         path = folder / part_name(shard.index)
         writer = GroupWriter(path, form.schema, form.settings)
         writer.write(pa.table(columns, schema=form.schema))
@@ -111,7 +111,7 @@ def training_run(
     precision: Precision | None = None,
     **settings: Any,
 ) -> TrainRun:
-    """A run on a world that was written; bf16 on a GPU and fp32 elsewhere, unless told.
+    """A run on a world that was written; bf16 on a GPU and fp32 elsewhere, unless given.
 
     `settings` are more of `TrainSpec`.
     """
@@ -166,11 +166,9 @@ def write_labels(folder: Path, pairs: Path, side: int) -> Path:
     source = open_pairs(PairsSpec(root=str(pairs)))
     schema, files = schemas.labels(("clip",)), list[FileEntry]()
     for shard in source.shards:
-        found = pa.concat_tables(source.read(shard)).to_pylist()
+        rows = pa.concat_tables(source.read(shard)).to_pylist()
         path = folder / part_name(shard.index)
-        table = pa.Table.from_pylist(
-            [_label(shard.name, row, side) for row in found], schema=schema
-        )
+        table = pa.Table.from_pylist([_label(shard.name, row, side) for row in rows], schema=schema)
         write_table(path, table, {"vote": "benchmark"})
         files.append(describe(path))
     write_manifest(folder, Manifest(kind="labels", settings={"vote": "benchmark"}, files=files))

@@ -16,7 +16,7 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,7 +26,6 @@ from evaluate.config import EvaluateSpec
 from label.config import (
     HUMAN,
     LabelSpec,
-    MetricKind,
     MetricSpec,
     PanelSpec,
     ParitySpec,
@@ -43,7 +42,19 @@ SPELLING = (
     "write name=value, and quote what has spaces, brackets or commas: "
     "ARGS=\"'panel.voters=[clip, hps]'\" for make, 'panel.voters=[clip, hps]' for python"
 )
-"""Of a setting on the command line."""
+"""How a setting is written on the command line."""
+
+RENAMED = {
+    "label.patience_s": "is gone: no process waits for another any more; leave it out",
+    "label.pictures": "is now label.gallery_pairs",
+    "evaluate.pictures": "is now evaluate.gallery_pairs",
+    "parity.pictures": "is now parity.images",
+    "pairs.miniature_pairs": "is now pairs.options.num_pairs",
+    "train.patience_s": "is now train.collective_timeout_s",
+    "train.silence_s": "is gone: torchrun, srun and train.collective_timeout_s notice a dead "
+    "process; leave it out",
+}
+"""Settings of earlier versions, and what became of them."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -59,7 +70,7 @@ class Job:
     pairs: PairsSpec = field(default_factory=PairsSpec)
     """The pairs to label and to train on."""
     metrics: dict[str, MetricSpec] = field(default_factory=dict)
-    """Every scorer at hand, by name."""
+    """Every available scorer, by name."""
     panel: PanelSpec = field(default_factory=PanelSpec)
     """Which of them vote and judge."""
     vote: VoteSpec = field(default_factory=VoteSpec)
@@ -90,9 +101,6 @@ class Job:
         for where, name in self._named_metrics():
             if name not in self.metrics:
                 raise ValueError(unknown(f"metric {name!r} in {where}", name, sorted(self.metrics)))
-        for name in self.panel.voters:
-            if self.metrics[name].kind is MetricKind.oracle:
-                raise ValueError(f"panel.voters has {name!r}: the oracle judges, it never votes")
 
     def _named_metrics(self) -> Iterator[tuple[str, str]]:
         for role in ("voters", "held_out", "oracle"):
@@ -104,9 +112,9 @@ class Job:
         yield from (("vote.weights", name) for name in self.vote.weights if name != HUMAN)
 
 
-def unknown(what: str, found: str, allowed: list[str]) -> str:
-    """Says what was found, what is allowed, and the nearest match."""
-    near = difflib.get_close_matches(found, allowed, n=1, cutoff=0.5)
+def unknown(what: str, name: str, allowed: list[str]) -> str:
+    """Say what was found, what is allowed, and the nearest match."""
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"unknown {what}; {hint}allowed: {', '.join(allowed) or 'none'}"
 
@@ -114,9 +122,9 @@ def unknown(what: str, found: str, allowed: list[str]) -> str:
 def entry(main: Callable[[Job], None]) -> Callable[[], None]:
     """Compose the configuration from the command line, check it, and hand it to a stage's `main`.
 
-    A mistake of the user (ValueError: configuration, input files, run folder) ends with one message
-    and exit status 2; anything else is ours and keeps its traceback. BALANCEDDPO_TRACEBACK=1 keeps
-    them all.
+    A user's mistake (ValueError: configuration, input files, run folder) ends with one message and
+    exit status 2; anything else is a bug of ours and keeps its traceback. BALANCEDDPO_TRACEBACK=1
+    keeps all tracebacks.
     """
 
     def run() -> None:
@@ -137,10 +145,10 @@ def entry(main: Callable[[Job], None]) -> Callable[[], None]:
             if os.environ.get("BALANCEDDPO_TRACEBACK"):
                 raise
             print(f"error: {explain(error)}", file=sys.stderr)
-            print("(BALANCEDDPO_TRACEBACK=1 shows where it was noticed)", file=sys.stderr)
+            print("(BALANCEDDPO_TRACEBACK=1 shows the traceback)", file=sys.stderr)
             raise SystemExit(2) from error
         except KeyboardInterrupt as error:
-            print("interrupted; the same command goes on from here", file=sys.stderr)
+            print("interrupted; rerun the same command, it resumes", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from error
 
     return run
@@ -148,9 +156,9 @@ def entry(main: Callable[[Job], None]) -> Callable[[], None]:
 
 def schema() -> Any:
     """`Job` for Hydra; `vote.weights.hps=2` needs no `+`, because `Job` itself checks the names."""
-    made = OmegaConf.structured(Job)
-    OmegaConf.set_struct(made.vote.weights, value=False)
-    return made
+    job = OmegaConf.structured(Job)
+    OmegaConf.set_struct(job.vote.weights, value=False)
+    return job
 
 
 def composed(overrides: Sequence[str]) -> Job:
@@ -169,12 +177,12 @@ def checked(config: Any) -> Job:
     try:
         job = OmegaConf.to_object(config)
     except AttributeError as error:  # slots: no dataclass takes what it does not know
-        found = re.search(r"no attribute '(\w+)'", str(error))
-        if not found:
+        match = re.search(r"no attribute '(\w+)'", str(error))
+        if not match:
             raise
         raise ValueError(
-            f"nothing reads the setting {found[1]!r} that was added with a + in front; without the "
-            "+ the answer has the names that are allowed"
+            f"nothing reads the setting {match[1]!r} that was added with a + in front; try it "
+            "without the + to see which names are allowed"
         ) from error
     assert isinstance(job, Job)
     return job
@@ -201,13 +209,13 @@ def explain(error: BaseException) -> str:
     for cause in causes:
         text = str(cause).strip()
         if isinstance(cause, OverrideParseException):
-            return f"{cause.override!r} cannot be read ({text.splitlines()[-2]}); {SPELLING}"
+            problem = text.partition("\nSee ")[0]
+            return f"{cause.override!r} cannot be read ({problem}); {SPELLING}"
         if isinstance(cause, OmegaConfBaseException) and text.startswith("Key '"):
             return _unknown_key(cause)
-        if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-            group, name = match.groups()
-            allowed = sorted(path.stem for path in (FOLDER / group).glob("*.yaml"))
-            return unknown(f"{group} {name!r}", name, allowed)
+        if isinstance(cause, MissingConfigException) and cause.options is not None:
+            group, _, name = str(cause.missing_cfg_file).rpartition("/")
+            return unknown(f"{group} {name!r}", name, sorted(cause.options))
         if text.startswith("Config group override must be a string"):
             return f"{text}; conf/<group>/ has the names, as stage3 of zero=stage3"
         if isinstance(cause, OmegaConfBaseException) and not isinstance(error, ValueError):
@@ -216,8 +224,10 @@ def explain(error: BaseException) -> str:
 
 
 def _unknown_key(error: OmegaConfBaseException) -> str:
-    """The setting's whole name, beside those of its neighbours."""
+    """The setting's whole name, beside those of its neighbours, or what became of it."""
     key, parent = str(error.full_key), error.parent_node
+    if key in RENAMED:
+        return f"{key} {RENAMED[key]}"
     owner, dot, _ = key.rpartition(".")
     names = [f"{owner}{dot}{name}" for name in parent or [] if name != "hydra"]
     more = f"; a new name takes a + in front: +{key}=..." if error.object_type is dict else ""
@@ -225,6 +235,6 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
 
 
 def _wrong_value(error: OmegaConfBaseException, text: str) -> str:
-    """OmegaConf's first line says what was found and what is allowed; we add where."""
+    """OmegaConf's first line, which says what was found and what is allowed, after the setting."""
     what = text.splitlines()[0]
     return f"{error.full_key}: {what}" if getattr(error, "full_key", "") else what

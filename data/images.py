@@ -21,6 +21,8 @@ MAX_ASPECT = 32
 pixels wide once its short side is 224."""
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+# Set once: images are decoded by threads, and `warnings.catch_warnings` is not safe in threads.
+warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
 class UnreadableImageError(ValueError):
@@ -50,12 +52,10 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if not content:
         raise UnreadableImageError("no bytes")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-            _check_size(image, max_pixels)
-            image.load()  # `verify()` passes on a JPEG cut in half
-            return to_rgb(image)
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        _check_size(image, max_pixels)
+        image.load()  # `verify()` passes on a JPEG cut in half
+        return to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLargeImageError(str(error)) from error
     except (UnreadableImageError, MemoryError):

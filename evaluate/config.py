@@ -35,7 +35,7 @@ class EvaluateSpec:
     judge_batch: int = 64
     """Images scored together."""
     judge_workers: int = 0
-    """Processes that decode images before they are scored; 0 decodes in this process."""
+    """Threads that decode images before they are scored; 0 decodes in the main thread."""
     device: str = "auto"
     """auto, cpu or cuda."""
     resamples: int = 10_000

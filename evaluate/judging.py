@@ -18,7 +18,7 @@ CHUNK = 2048
 
 @runtime_checkable
 class Scorers(Protocol):
-    """The part of `label.metrics.Panel` that judging uses."""
+    """The part of `label.scoring.panel.Panel` that judging uses."""
 
     @property
     def names(self) -> tuple[str, ...]:

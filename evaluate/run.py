@@ -24,7 +24,7 @@ from evaluate.statistics.winrate import Judge
 from evaluate.steps import sample_images, score_images
 from generate.image_files import Model, adapter_at
 from generate.prompts.prompt_set import load_prompts
-from label.metrics import score_settings
+from label.metrics.registry import score_settings
 
 
 def main(job: Job) -> None:

@@ -34,7 +34,7 @@ from generate.image_files import (
 from label.config import MetricSpec
 
 if TYPE_CHECKING:
-    from label.metrics import Panel
+    from label.scoring.panel import Panel
 
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "polars", "scipy")
 
@@ -124,7 +124,7 @@ def score_images(plan: ComparisonPlan, specs: Mapping[str, MetricSpec], console:
 def load_panel(plan: ComparisonPlan, specs: Mapping[str, MetricSpec]) -> "Panel":
     """Load every judge, and record its weights and the libraries in `judges.json`."""
     from generate.sampler import device_of
-    from label.metrics import Panel
+    from label.scoring.panel import Panel
 
     device = device_of(plan.spec.device, Rank.from_environment().local_rank)
     panel = Panel.load({judge.metric: specs[judge.metric] for judge in plan.judges}, device)

@@ -3,39 +3,18 @@
 import re
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from data.dtypes import Dtype
-
-
-class MetricKind(Enum):
-    """The families of scorers; each has a file in `label/metrics/`."""
-
-    clip = "clip"
-    """Cosine of a Hugging Face CLIP model's image and text embeddings."""
-    pickscore = "pickscore"
-    """The same times exp(logit_scale), with PickScore's weights."""
-    hps = "hps"
-    """Cosine of an open_clip model's embeddings, image padded to a square (HPSv2, v2.1)."""
-    aesthetic = "aesthetic"
-    """LAION's linear head on a CLIP image embedding; knows no prompt."""
-    image_reward = "image_reward"
-    """ImageReward: BLIP reads the image and 35 tokens of the prompt together."""
-    cycle_reward = "cycle_reward"
-    """CycleReward: the same network and 128 tokens, trained on cycle consistency."""
-    mps = "mps"
-    """MPS: CLIP ViT-H/14 whose image looks at what of the prompt has to do with a condition."""
-    hps_v3 = "hps_v3"
-    """HPSv3: Qwen2-VL-7B reads the image and an instruction with the prompt in it."""
-    oracle = "oracle"
-    """The miniature world's programmatic judge; never a voter."""
 
 
 @dataclass(kw_only=True, slots=True)
 class MetricSpec:
     """One scorer: which weights, and every choice that changes its scores."""
 
-    kind: MetricKind
-    """Which family scores."""
+    kind: str
+    """Which kind of scorer: the name of a file in label/metrics/ (clip, hps, ...), or the dotted
+    name of a module of yours, such as my_package.my_metric."""
     weights: str = ""
     """Folder or file of the weights, or a hub id (then `revision` is required)."""
     revision: str | None = None
@@ -55,7 +34,7 @@ class MetricSpec:
     arch: str = "ViT-H-14"
     """open_clip's name of the architecture, where the weights are a bare file (hps only)."""
     dtype: Dtype = Dtype.fp32
-    """Format of the towers; scores are fp32 whatever this is."""
+    """Number format of the networks; scores are fp32 whatever this is."""
     antialias: bool = True
     """Antialias when an image is made smaller on float tensors (hps only): published HPSv2 numbers
     differ in this, because torchvision changed its default."""
@@ -66,15 +45,8 @@ class MetricSpec:
     related one's, in [0, 1) (mps only). The published scripts have 0.3, the model file 0.01."""
     tie: float = 0.0
     """Score gaps up to this abstain; in the metric's own units."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.threshold < 1:
-            raise ValueError(f"threshold={self.threshold} of a metric; it must be in [0, 1)")
-        if self.kind is MetricKind.mps and not self.condition.strip():
-            raise ValueError(
-                "a metric of kind mps needs `condition`, the words that say what is judged; "
-                "conf/metric/mps.yaml has the published ones"
-            )
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings of a metric of your own; recorded with its scores."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -217,7 +189,7 @@ class LatentSpec:
     """Format in which the VAE runs; fp32 whatever this is, where the VAE's config says
     `force_upcast` (SDXL's)."""
     batch: int = 8
-    """Images a forward pass; halved when the device runs out of memory."""
+    """Images per forward pass; halved when the device runs out of memory."""
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -229,20 +201,18 @@ class LabelSpec:
     """How stage one runs; nothing here changes a label."""
 
     batch: int = 64
-    """Images a forward pass; halved when the device runs out of memory."""
+    """Images per forward pass; halved when the device runs out of memory."""
     workers: int = 2
-    """Processes that decode and resize ahead of the device; 0 decodes in this process."""
+    """Threads that decode and resize images before the networks need them; 0 decodes in the main
+    thread."""
     cache_mb: int = 1024
-    """Memory of each process for embeddings of images and prompts that may come again, in MB:
+    """Memory of each process for embeddings of images and prompts that may occur again, in MB:
     about 13 kB an image with the paper's four metrics."""
     compile: bool = False
     """Let torch compile the networks: a minute or more at the start, then often faster on a GPU.
     Scores change by rounding."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; with several processes a machine, each takes its own GPU."""
-    patience_s: float = 1800.0
-    """Seconds without a new file after which the first process no longer waits for shards that
-    others seem to be at, and scores them itself."""
     inspect: bool = False
     """Only read the label set, print its statistics and write `labels/<vote>/report.html`."""
     gallery_pairs: int = 8

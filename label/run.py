@@ -1,4 +1,4 @@
-"""Stage one: what is missing is scored, votes are counted, and the result is summarised."""
+"""Stage one: score what is missing, count the votes, and summarise the result."""
 
 import time
 from dataclasses import replace
@@ -18,10 +18,9 @@ from data.pairs import open_pairs
 from data.pairs.schema import PairSource
 from label.analysis.console import print_statistics, print_summary
 from label.metrics.fingerprints import Fingerprints
-from label.metrics.registry import score_settings
+from label.metrics.registry import definition_of, score_settings
 from label.metrics.weights import locate
-from label.scoring.claims import Claims
-from label.scoring.score_sets import CLAIMS, ScoreSets, claim_work, plan, wait_for_change
+from label.scoring.score_sets import ScoreSets, plan, remaining
 from label.voting.label_set import LabelSet, label_settings, make_labels
 from label.voting.rules import VotingRule
 
@@ -30,7 +29,7 @@ VAE_ON_HUB = (("vae/config.json", VAE_WEIGHTS),)
 
 
 def main(job: Job) -> None:
-    """Finish the run's labels; what is there already is not made again."""
+    """Finish the run's labels; finished files are reused."""
     rank, console, since = Rank.from_environment(), Console(), time.time()
     pairs = open_pairs(job.pairs)
     voting_rule = voting_rule_of(job)
@@ -43,11 +42,10 @@ def main(job: Job) -> None:
         return
     if labelled is None or not sets.has_latents():
         sets = sets if labelled is None else replace(sets, metrics={})  # nothing is scored again
-        plan(sets, rank)  # what is wrong with finished files is said before any weight is loaded
+        plan(sets, rank)  # damaged files are reported before any weight is loaded
         if sets.unfinished():
             score(job, pairs, sets, rank, console)
         if rank.is_first:
-            Claims(sets.folder / CLAIMS).clear()
             sets.declare_complete(provenance(job), since)
             if labelled is None:
                 labelled = make_labels(label_set, sets, voting_rule, provenance(job), since)
@@ -59,7 +57,14 @@ def main(job: Job) -> None:
 
 
 def voting_rule_of(job: Job) -> VotingRule:
-    """Who votes in this run."""
+    """Who votes in this run.
+
+    Raises:
+        ValueError: A voter is of a kind that never votes.
+    """
+    for name in job.panel.voters:
+        if not definition_of(name, job.metrics[name].kind).can_vote:
+            raise ValueError(f"panel.voters has {name}: the oracle judges, it never votes")
     ties = {name: spec.tie for name, spec in job.metrics.items() if spec.tie}
     return VotingRule(job.vote, tuple(job.panel.voters), ties, job.seed)
 
@@ -68,12 +73,12 @@ def score_sets(job: Job, pairs: PairSource, voting_rule: VotingRule) -> ScoreSet
     """The score sets that the vote needs; finds weights, loads none."""
     folder = job.folder / "scores"
     weights = folder / "weights.json"
-    found = score_settings({name: job.metrics[name] for name in voting_rule.metrics}, weights)
-    return ScoreSets(folder, pairs.shards, found, latent_format(job, Fingerprints(weights)))
+    metrics = score_settings({name: job.metrics[name] for name in voting_rule.metrics}, weights)
+    return ScoreSets(folder, pairs.shards, metrics, latent_format(job, Fingerprints(weights)))
 
 
 def latent_format(job: Job, fingerprints: Fingerprints) -> LatentFormat | None:
-    """What latents are to be written; None where none are.
+    """What latents are to be written; None where none are wanted.
 
     Raises:
         ValueError: The model has no VAE, or its size does not suit it.
@@ -99,11 +104,11 @@ def model_folder(job: Job) -> Path:
 
 
 def score(job: Job, pairs: PairSource, sets: ScoreSets, rank: Rank, console: Console) -> None:
-    """Score the shards that this process can get; the first stays until all are scored."""
-    from label.scoring.progress import bar
+    """Score this process's shards, then whatever other processes have not finished."""
+    from label.scoring.progress import PairCount, bar
     from label.scoring.runner import ScoringRunner, device_of  # torch, which a finished run skips
 
-    claims = Claims(sets.folder / CLAIMS)
+    count = PairCount(sets)
     device = device_of(job.label.device, rank.local_rank)
     make_encoder = None
     if sets.latents:
@@ -111,14 +116,10 @@ def score(job: Job, pairs: PairSource, sets: ScoreSets, rank: Rank, console: Con
 
         batch = job.label.latents.batch
         make_encoder = partial(VaeEncoder, model_folder(job), sets.latents, device, batch)
-    scoring = ScoringRunner(pairs, sets, claims, job.metrics, job.label, device, make_encoder)
-    first = rank.is_first
-    with claims.beating(), bar(sets, claims, console if first else None):
-        scoring.run(claim_work(sets, rank, claims))
-        while first and sets.unfinished():
-            done = wait_for_change(sets, claims, job.label.patience_s)
-            scoring.run(claim_work(sets, rank, claims, even_if_alive=not done))
-    if first:
+    scoring = ScoringRunner(pairs, sets, count, job.metrics, job.label, device, make_encoder)
+    with bar(count, console if rank.is_first else None):
+        scoring.run(remaining(sets, rank))
+    if rank.is_first:
         scoring.say(console)
 
 

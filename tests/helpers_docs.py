@@ -1,5 +1,6 @@
 """The pages for users, taken apart: code blocks, code in sentences, commands, links."""
 
+import ast
 import os
 import re
 import shlex
@@ -8,10 +9,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "data" / "miniature" / "README.md",
-         *sorted((ROOT / "docs").glob("*.md"))]  # fmt: skip
-"""Every page; one that is added to docs/ is among them."""
-RECORDS = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
-"""Experiments, whose headers have commands."""
+         *sorted((ROOT / "docs").rglob("*.md"))]  # fmt: skip
+"""Every page, also one that is added to docs/."""
+HEADERS = [*sorted((ROOT / "conf" / "experiment").glob("*.yaml")),
+           *sorted((ROOT / "examples").glob("*.py"))]  # fmt: skip
+"""Files whose headers have commands: experiments in comments, examples in docstrings."""
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROGRAMS = ("make", "python", "torchrun", "srun", "deepspeed")
 """Programs whose command lines can be checked without running them."""
@@ -20,19 +22,19 @@ UNCHECKED = {
     "cat": "of an archive that is downloaded",
     "gunzip": "of an archive that is downloaded",
     "hf": "downloads a model",
-    "ln": "test_whole_way shares scores so",
+    "ln": "test_whole_way links the scores of another run",
     "mkdir": "the same",
     "pre-commit": "writes into .git",
     "sbatch": "hands its settings on to the page's script, whose line with srun is checked",
     "tensorboard": "a server of its own",
     ".venv/bin/uv": "downloads a package",
 }
-"""Programs on the pages whose command lines nobody checks, and why."""
+"""Programs on the pages whose command lines are not checked, and why."""
 OTHERS = (
     "accelerate", "bash", "cp", "curl", "docker", "git", "kill", "mpirun", "mypy", "pip", "pytest",
     "python3", "rsync", "ruff", "scp", "ssh", "sudo", "tar", "unzip", "uv", "wget",
 )  # fmt: skip
-"""Programs that a page may bring; whoever writes it decides which of the two they are."""
+"""Programs that a new page may use; whoever writes it adds them to one of the two above."""
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"(?:(?<=\n\n)|\A)((?:    .*\n|\n(?=    ))+)")
 SPAN = re.compile(r"(?<!`)`([^`\n]+(?:\n[^`\n]+)?)`(?!`)")
@@ -53,8 +55,12 @@ def shell_lines(page: Path) -> list[str]:
     """Lines of a page that a shell would run; continued ones are joined."""
     indented = INDENTED.findall(FENCED.sub("", page.read_text()))
     text = "\n".join([*blocks(page, "sh", "bash", ""), *indented]).replace("\\\n", " ")
-    lines = [line.strip() for line in text.splitlines()] + spans(page)
-    return [line for line in lines if line and not line.startswith("#") and _is_command(line)]
+    return _commands_among([*text.splitlines(), *spans(page)])
+
+
+def _commands_among(lines: list[str]) -> list[str]:
+    stripped = [line.strip() for line in lines]
+    return [line for line in stripped if line and not line.startswith("#") and _is_command(line)]
 
 
 def program_of(line: str) -> str:
@@ -73,18 +79,21 @@ def commands(page: Path) -> list[str]:
     """The command lines of a page, with something for what they leave open (`...`)."""
     if page.suffix == ".yaml":
         header = re.sub(r"\n# +", " ", page.read_text())
-        found = re.findall(r"make [a-z]+(?: [A-Z]+=(?:\"[^\"]*\"|\w+))+", header)
+        lines = re.findall(r"make [a-z]+(?: [A-Z]+=(?:\"[^\"]*\"|\w+))+", header)
+    elif page.suffix == ".py":
+        header = ast.get_docstring(ast.parse(page.read_text())) or ""
+        lines = _commands_among(header.replace(".venv/bin/", "").splitlines())
     else:
-        found = shell_lines(page)
-    found = [re.sub(r"\s*\bEXP=\.\.\.", "", line) for line in found]
-    found = [re.sub(r"(?<=[\" ])\.\.\.(?=\")", "pairs.root=/x", line) for line in found]
-    return list(dict.fromkeys(found))
+        lines = shell_lines(page)
+    lines = [re.sub(r"\s*\bEXP=\.\.\.", "", line) for line in lines]
+    lines = [re.sub(r"(?<=[\" ])\.\.\.(?=\")", "pairs.root=/x", line) for line in lines]
+    return list(dict.fromkeys(lines))
 
 
 def links(page: Path) -> list[str]:
     """Where a page points to in this repository: `path` or `path#heading`."""
-    found = re.findall(r"\]\(([^)\s]+)\)", FENCED.sub("", page.read_text()))
-    return [link for link in found if not re.match(r"\w+:", link)]
+    targets = re.findall(r"\]\(([^)\s]+)\)", FENCED.sub("", page.read_text()))
+    return [target for target in targets if not re.match(r"\w+:", target)]
 
 
 def headings(page: Path) -> set[str]:
@@ -94,7 +103,7 @@ def headings(page: Path) -> set[str]:
 
 
 def dry_run(*words: str) -> subprocess.CompletedProcess[str]:
-    """What make would do; it must not know of the make that may have started these tests."""
+    """The commands that make would run, independent of a make that may have started the tests."""
     inherited = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
     ours = {name: value for name, value in os.environ.items() if name not in inherited}
     command = ["make", "--no-print-directory", "-n", "-o", ".venv/.ready", *words]
@@ -102,7 +111,7 @@ def dry_run(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def started(command: str) -> list[list[str]]:
-    """What a command line starts of ours: module and arguments, as the module gets them.
+    """The modules of ours that a command line starts, with the arguments each one gets.
 
     Raises:
         ValueError: make does not know the target or a variable.

@@ -65,7 +65,7 @@ def write_tiny_model(folder, seed):
 
 
 class FakePanel:
-    """A stand-in for `label.metrics.Panel` whose judges look only at pixels."""
+    """A stand-in for `label.scoring.panel.Panel` whose judges look only at pixels."""
 
     names = ("bright", "red", "green", "truth")
 

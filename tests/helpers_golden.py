@@ -67,10 +67,10 @@ def shapes_of(model: nn.Module) -> Shapes:
 def cross_shapes(dim: int, layers: int, heads: int, head_dim: int) -> Shapes:
     """Names and shapes of MPS's own layers, as its checkpoint has them."""
     wide = heads * head_dim
-    found: dict[str, tuple[int, ...]] = {}
+    results: dict[str, tuple[int, ...]] = {}
     for i in range(layers):
         across, within = f"cross_model.layers.{i}.0.fn", f"cross_model.layers.{i}.1.fn"
-        found |= {
+        results |= {
             f"{across}.norm.weight": (dim,),
             f"{across}.norm.bias": (dim,),
             f"{across}.to_q.weight": (wide, dim),
@@ -85,7 +85,7 @@ def cross_shapes(dim: int, layers: int, heads: int, head_dim: int) -> Shapes:
             f"{within}.attn_out.weight": (dim, wide),
             f"{within}.ff_out.1.weight": (dim, 4 * dim),
         }
-    return found
+    return results
 
 
 def save(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> None:
@@ -186,35 +186,35 @@ def hps_v3_shapes(config: Mapping[str, Any], words: int) -> Shapes:
     keys, inner = per_head * text["num_key_value_heads"], text["intermediate_size"]
 
     def linear(name: str, before: int, after: int, bias: bool = True) -> dict[str, tuple[int, ...]]:
-        found: dict[str, tuple[int, ...]] = {f"{name}.weight": (after, before)}
-        return found | ({f"{name}.bias": (after,)} if bias else {})
+        result: dict[str, tuple[int, ...]] = {f"{name}.weight": (after, before)}
+        return result | ({f"{name}.bias": (after,)} if bias else {})
 
     def norm(name: str) -> dict[str, tuple[int, ...]]:
         return {f"{name}.weight": (deep,), f"{name}.bias": (deep,)}
 
-    found: dict[str, tuple[int, ...]] = {"visual.patch_embed.proj.weight": (deep, 3, 2, 14, 14)}
+    result: dict[str, tuple[int, ...]] = {"visual.patch_embed.proj.weight": (deep, 3, 2, 14, 14)}
     for i in range(vision["depth"]):
         at = f"visual.blocks.{i}"
-        found |= norm(f"{at}.norm1") | norm(f"{at}.norm2")
-        found |= linear(f"{at}.attn.qkv", deep, 3 * deep) | linear(f"{at}.attn.proj", deep, deep)
-        found |= linear(f"{at}.mlp.fc1", deep, 4 * deep) | linear(f"{at}.mlp.fc2", 4 * deep, deep)
-    found |= norm("visual.merger.ln_q") | linear("visual.merger.mlp.0", merged, merged)
-    found |= linear("visual.merger.mlp.2", merged, wide)
-    found |= {"model.embed_tokens.weight": (words, wide), "model.norm.weight": (wide,)}
+        result |= norm(f"{at}.norm1") | norm(f"{at}.norm2")
+        result |= linear(f"{at}.attn.qkv", deep, 3 * deep) | linear(f"{at}.attn.proj", deep, deep)
+        result |= linear(f"{at}.mlp.fc1", deep, 4 * deep) | linear(f"{at}.mlp.fc2", 4 * deep, deep)
+    result |= norm("visual.merger.ln_q") | linear("visual.merger.mlp.0", merged, merged)
+    result |= linear("visual.merger.mlp.2", merged, wide)
+    result |= {"model.embed_tokens.weight": (words, wide), "model.norm.weight": (wide,)}
     for i in range(text["num_hidden_layers"]):
         at = f"model.layers.{i}"
-        found |= linear(f"{at}.self_attn.q_proj", wide, wide)
-        found |= linear(f"{at}.self_attn.k_proj", wide, keys)
-        found |= linear(f"{at}.self_attn.v_proj", wide, keys)
-        found |= linear(f"{at}.self_attn.o_proj", wide, wide, bias=False)
-        found |= linear(f"{at}.mlp.gate_proj", wide, inner, bias=False)
-        found |= linear(f"{at}.mlp.up_proj", wide, inner, bias=False)
-        found |= linear(f"{at}.mlp.down_proj", inner, wide, bias=False)
-        found |= {f"{at}.input_layernorm.weight": (wide,)}
-        found |= {f"{at}.post_attention_layernorm.weight": (wide,)}
-    found |= linear("lm_head", wide, words, bias=False)
+        result |= linear(f"{at}.self_attn.q_proj", wide, wide)
+        result |= linear(f"{at}.self_attn.k_proj", wide, keys)
+        result |= linear(f"{at}.self_attn.v_proj", wide, keys)
+        result |= linear(f"{at}.self_attn.o_proj", wide, wide, bias=False)
+        result |= linear(f"{at}.mlp.gate_proj", wide, inner, bias=False)
+        result |= linear(f"{at}.mlp.up_proj", wide, inner, bias=False)
+        result |= linear(f"{at}.mlp.down_proj", inner, wide, bias=False)
+        result |= {f"{at}.input_layernorm.weight": (wide,)}
+        result |= {f"{at}.post_attention_layernorm.weight": (wide,)}
+    result |= linear("lm_head", wide, words, bias=False)
     return (
-        found
+        result
         | linear("rm_head.0", wide, 1024)
         | linear("rm_head.3", 1024, 16)
         | linear("rm_head.5", 16, 2)

@@ -27,7 +27,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from data.artifacts.atomic import sha256_of
 from data.miniature import tokenizer, world
-from label.config import MetricKind, MetricSpec
+from label.config import MetricSpec
 
 SIDE = 32
 DIM = 24
@@ -122,15 +122,15 @@ def build_weights(root: Path) -> Path:
 
 def specs(root: Path) -> dict[str, MetricSpec]:
     return {
-        "clip": MetricSpec(kind=MetricKind.clip, weights=str(root / "clip")),
-        "pickscore": MetricSpec(kind=MetricKind.pickscore, weights=str(root / "pickscore")),
-        "hps": MetricSpec(kind=MetricKind.hps, weights=str(root / "hps")),
+        "clip": MetricSpec(kind="clip", weights=str(root / "clip")),
+        "pickscore": MetricSpec(kind="pickscore", weights=str(root / "pickscore")),
+        "hps": MetricSpec(kind="hps", weights=str(root / "hps")),
         "aesthetic": MetricSpec(
-            kind=MetricKind.aesthetic,
+            kind="aesthetic",
             weights=str(root / "clip"),
             head=str(root / "aesthetic.safetensors"),
         ),
-        "oracle": MetricSpec(kind=MetricKind.oracle),
+        "oracle": MetricSpec(kind="oracle"),
     }
 
 
@@ -298,14 +298,14 @@ class Nursery:
 @cache
 def nursery() -> Nursery:
     """The one nursery of this test session."""
-    made = Nursery()
-    atexit.register(made.close)
-    return made
+    built = Nursery()
+    atexit.register(built.close)
+    return built
 
 
 def members(group: int) -> dict[int, str]:
     """The living processes of a process group, with their command lines."""
-    found = {}
+    results = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, pgrp = path.read_text().rpartition(")")[2].split()[:3]
@@ -313,8 +313,8 @@ def members(group: int) -> dict[int, str]:
         except OSError:
             continue
         if int(pgrp) == group and state != "Z":
-            found[int(path.parent.name)] = command
-    return found
+            results[int(path.parent.name)] = command
+    return results
 
 
 def status_path(out: Path) -> Path:

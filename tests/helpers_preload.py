@@ -7,7 +7,7 @@ import torch
 from jaxtyping import install_import_hook
 
 with install_import_hook("train", "beartype.beartype"):  # shapes are checked in the ranks, too
-    import train.distributed.deepspeed_engine
+    import train.distributed.library
     import train.execute  # noqa: F401
 
 for name in (
@@ -17,7 +17,7 @@ for name in (
     import_module(name)
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 torch.set_num_threads(1)
-with train.distributed.deepspeed_engine.quiet():
-    train.distributed.deepspeed_engine.library()
+with train.distributed.library.quiet():
+    train.distributed.library.library()
     import deepspeed.runtime.zero.muon.original_muon  # noqa: F401 - imports a compiler, 4 s
     from torch.utils import tensorboard  # noqa: F401

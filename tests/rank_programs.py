@@ -21,7 +21,8 @@ from train.config import (
     ValidationSpec,
     ZeroSpec,
 )
-from train.distributed.deepspeed_engine import NonFiniteError, Policy, World, partitions, start
+from train.distributed.deepspeed_engine import NonFiniteError, Policy, partitions
+from train.distributed.world import World, start
 from train.dpo.draws import DrawRule, draw
 from train.dpo.loss import dpo_losses
 from train.dpo.objectives import dpo, margin_dpo
@@ -33,8 +34,9 @@ from train.loader.sampler import Position
 from train.models.components import ModelComponents, load_components
 from train.models.lora import attach
 from train.trainer.build import make_trainer, open_stream
-from train.trainer.metrics_log import Tally
+from train.trainer.tally import Tally
 from train.trainer.trainer import Trainer
+from train.trainer.validation import Validation
 
 CPU = torch.device("cpu")
 
@@ -56,7 +58,7 @@ def spec_of(stage: int, precision: str, refresh: str, world: int, rank: int = 0)
     )  # fmt: skip
 
 
-def rule_of(components: ModelComponents) -> DrawRule:
+def draw_rule_of(components: ModelComponents) -> DrawRule:
     return DrawRule(seed=0, num_timesteps=1000, latent_shape=components.latent_shape)
 
 
@@ -78,18 +80,18 @@ def copies(parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def refreshes(base: Path, stage: int, precision: str, refresh: str, rank: int = 0) -> None:
     """Two steps, a refresh, two more: the reference moves when it should, and only then."""
     world = start("cpu")
-    spec = spec_of(stage, precision, refresh, world.size, rank)
+    spec = spec_of(stage, precision, refresh, world.world_size, rank)
     components, policy, reference = load(base, spec, world)
     models = Models(components, policy, reference.denoiser)
     first = copies(reference.parts())
     for done in range(4):
-        found = step(
-            draw_noise(pair_batch(world.rank), rule_of(components)), models, dpo(spec.beta)
+        output = step(
+            draw_noise(pair_batch(world.rank), draw_rule_of(components)), models, dpo(spec.beta)
         )
         same = done == 0 or (done == 2 and refresh == "snapshot")
-        assert bool((found.margin == 0).all()) == same, (done, found.margin)
-        assert (found.loss.item() == torch.tensor(math.log(2)).item()) == same
-        policy.backward(found.loss)
+        assert bool((output.margin == 0).all()) == same, (done, output.margin)
+        assert (output.loss.item() == torch.tensor(math.log(2)).item()) == same
+        policy.backward(output.loss)
         policy.optimizer_step(1e-3)
         before, trained = copies(reference.parts()), copies(partitions(policy.trained))
         if not reference.due(done + 1):
@@ -126,13 +128,13 @@ def assert_rounded_masters(policy: Policy, part: torch.Tensor, name: str) -> Non
 def weights_are_masters(base: Path) -> None:
     """Stage 0 in bf16: a step too small for bf16 moves the exported weights, not the model's."""
     world = start("cpu")
-    spec = spec_of(0, "bf16", "frozen", world.size)
+    spec = spec_of(0, "bf16", "frozen", world.world_size)
     spec.weight_decay = 0.0
     components, policy, reference = load(base, spec, world)
     models = Models(components, policy, reference.denoiser)
     before, model = policy.gather_fp32_state_dict(), copies(partitions(policy.trained))
     policy.backward(
-        step(draw_noise(pair_batch(), rule_of(components)), models, dpo(spec.beta)).loss
+        step(draw_noise(pair_batch(), draw_rule_of(components)), models, dpo(spec.beta)).loss
     )
     policy.optimizer_step(1e-5)
     after, ones = (
@@ -149,7 +151,7 @@ def weights_are_masters(base: Path) -> None:
 def small_moves(base: Path) -> None:
     """In bf16 a small alpha must not be rounded away: the average is kept in fp32."""
     world = start("cpu")
-    spec = spec_of(2, "bf16", "ema", world.size)
+    spec = spec_of(2, "bf16", "ema", world.world_size)
     _, policy, reference = load(base, spec, world)
     reference.spec.alpha = 5e-3
     with torch.no_grad():
@@ -167,7 +169,7 @@ def small_moves(base: Path) -> None:
 
 def trainer_of(root: Path, labels: Path, kind: Objective | TimestepKind, world: World) -> Trainer:
     """Diffusion-DPO but for one choice."""
-    spec = spec_of(0, "fp32", "frozen", world.size)
+    spec = spec_of(0, "fp32", "frozen", world.world_size)
     if isinstance(kind, Objective):
         spec.objective.kind = kind
     else:
@@ -191,7 +193,7 @@ def trains_by_each_objective(root: Path) -> None:
             hook = trainer.reference.denoiser.register_forward_hook
             hook(lambda *_, seen=calls: seen.append(1))
         batches = trainer.stream.batches(Position())
-        batches = prefetch_noise(batches, trainer.rule, world.device)
+        batches = prefetch_noise(batches, trainer.draw_rule, world.device)
         lines = [trainer.optimizer_step(batches) for _ in range(4)]
         assert len(calls) == (0 if kind is Objective.mapo else 4), kind
         for line in lines:
@@ -225,17 +227,17 @@ def step_is_the_formula(base: Path, prediction: str) -> None:
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
-    batch, rule = pair_batch(), rule_of(components)
-    found = step(draw_noise(batch, rule), Models(components, policy, reference), dpo(5000.0))
+    batch, rule = pair_batch(), draw_rule_of(components)
+    output = step(draw_noise(batch, rule), Models(components, policy, reference), dpo(5000.0))
 
     gaps = torch.stack([gaps_by_hand(base, unet, batch) for unet in (policy, reference)])
     inside = -0.5 * 5000.0 * (gaps[0] - gaps[1])
     expected = torch.nn.functional.softplus(-inside)
     assert (expected - math.log(2)).abs().min() > 1e-3  # the models differ, or this shows nothing
-    torch.testing.assert_close(found.losses.double(), expected, rtol=2e-2, atol=1e-4)
-    torch.testing.assert_close(found.loss.double(), expected.mean(), rtol=1e-2, atol=1e-4)
-    losses = dpo_losses(found.policy, found.reference, 5000.0)
-    torch.testing.assert_close(found.loss, losses.mean())
+    torch.testing.assert_close(output.losses.double(), expected, rtol=2e-2, atol=1e-4)
+    torch.testing.assert_close(output.loss.double(), expected.mean(), rtol=1e-2, atol=1e-4)
+    losses = dpo_losses(output.policy, output.reference, 5000.0)
+    torch.testing.assert_close(output.loss, losses.mean())
 
 
 @torch.no_grad()
@@ -269,23 +271,23 @@ def gaps_by_hand(base: Path, unet: torch.nn.Module, batch: PairBatch) -> torch.T
 def looks_at_held_out(root: Path, labels: Path, stage: int, share: float) -> None:
     """A look before training finds the base; after a step it finds another model."""
     world = start("cpu")
-    spec = spec_of(stage, "fp32", "snapshot", world.size)
+    spec = spec_of(stage, "fp32", "snapshot", world.world_size)
     spec.validation = ValidationSpec(share=share, pairs=5)
     run = TrainRun(
         folder=root, labels=labels, pairs=PairsSpec(root=str(root / "pairs")),
         model=ModelSpec(path=str(root / "base"), resolution=SIDE), train=spec, seed=0, settings={},
     )  # fmt: skip
     trainer = make_trainer(run, world, open_stream(run, world), Console(quiet=True))
-    assert trainer.validation is not None
-    first = trainer.validation.look(trainer.policy, world)
+    (validation,) = [one for one in trainer.callbacks if isinstance(one, Validation)]
+    first = validation.evaluate(trainer.policy, world)
     assert first["validation_accuracy"] == 0.5
     for name in ("margin", "winner_rise", "loser_rise"):
         assert first[f"validation_{name}"] == 0, name
-    assert trainer.validation.look(trainer.policy, world) == first
-    batches = prefetch_noise(trainer.stream.batches(Position()), trainer.rule, world.device)
+    assert validation.evaluate(trainer.policy, world) == first
+    batches = prefetch_noise(trainer.stream.batches(Position()), trainer.draw_rule, world.device)
     trainer.optimizer_step(batches)
     trainer.reference.refresh(trainer.policy)  # a snapshot does not reset the comparison
-    then = trainer.validation.look(trainer.policy, world)
+    then = validation.evaluate(trainer.policy, world)
     assert then["validation_margin"] != 0
     assert then["validation_winner_error"] != first["validation_winner_error"]
     world.barrier()
@@ -299,12 +301,12 @@ def nothing_waits(base: Path) -> None:
     components = load_components(model, Precision.fp32, meta)
     assert components.schedule.alphas_cumprod.is_meta
     models = Models(components, components.unet(), components.unet())
-    rule = replace(rule_of(components), flip=True, caption_dropout=0.5)
+    rule = replace(draw_rule_of(components), flip=True, caption_dropout=0.5)
     tally = Tally.empty(meta)
     for criterion in (dpo(5000.0), margin_dpo(5000.0, 1.0)):
-        found = step(draw_noise(pair_batch(), rule), models, criterion)
-        found.loss.backward()
-        tally.add(found, 0.0)
+        output = step(draw_noise(pair_batch(), rule), models, criterion)
+        output.loss.backward()
+        tally.add(output, 0.0)
     assert tally.sums.is_meta
     assert tally.pairs == 8
     try:
@@ -319,12 +321,12 @@ def ruined_gradients(base: Path) -> None:
     world = start("cpu")
     for stage, precision in [(0, "fp32"), (0, "bf16"), (1, "fp32"), (1, "bf16"),
                              (2, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16")]:  # fmt: skip
-        spec = spec_of(stage, precision, "frozen", world.size)
+        spec = spec_of(stage, precision, "frozen", world.world_size)
         components, policy, reference = load(base, spec, world)
         models = Models(components, policy, reference.denoiser)
         before = copies(partitions(policy.trained))
-        found = step(draw_noise(pair_batch(), rule_of(components)), models, dpo(spec.beta))
-        policy.backward(found.loss * math.inf)
+        output = step(draw_noise(pair_batch(), draw_rule_of(components)), models, dpo(spec.beta))
+        policy.backward(output.loss * math.inf)
         try:
             policy.optimizer_step(1e-3)
         except NonFiniteError:
@@ -345,13 +347,15 @@ def sums_in_float32(base: Path) -> None:
     norms = {}
     for stage in (1, 2, 3):
         for later in (0.0, 2.0**-9):
-            spec = spec_of(stage, "bf16", "frozen", world.size)
+            spec = spec_of(stage, "bf16", "frozen", world.world_size)
             spec.batch, spec.clip_norm = 17 * spec.micro_batch, 0.0
             components, policy, reference = load(base, spec, world)
             models = Models(components, policy, reference.denoiser)
             for index in range(17):
-                found = step(draw_noise(pair_batch(), rule_of(components)), models, dpo(spec.beta))
-                policy.backward(found.loss * (later if index else 1.0))
+                output = step(
+                    draw_noise(pair_batch(), draw_rule_of(components)), models, dpo(spec.beta)
+                )
+                policy.backward(output.loss * (later if index else 1.0))
                 if index < 16:
                     policy.next_micro_batch()
             norms[later] = policy.optimizer_step(0.0)
@@ -370,7 +374,7 @@ def mirrored_together(base: Path) -> None:
 
     ModelComponents.encode_images = look  # type: ignore[method-assign]
     batch = pair_batch()
-    drawn = draw_noise(batch, replace(rule_of(components), flip=True))
+    drawn = draw_noise(batch, replace(draw_rule_of(components), flip=True))
     drawn = replace(
         drawn, draws=replace(drawn.draws, flip=torch.tensor([True, False, True, False]))
     )

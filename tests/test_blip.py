@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,17 @@ from transformers import BlipTextModel
 
 from data.dtypes import Dtype
 from data.miniature import world
-from label.config import MetricKind, MetricSpec
-from label.metrics import CrossMetric, Panel
+from label.config import MetricSpec
 from label.metrics.architectures import BLIP_LARGE
-from label.metrics.blip_reward import RECIPES, Blip, blip_to_hf, empty_network
+from label.metrics.base import ResolvedMetric
+from label.metrics.blip import Recipe
+from label.metrics.blip_reward import Blip, blip_to_hf, empty_network
 from label.metrics.fingerprints import Fingerprints
 from label.metrics.preprocessing import ImageTransform, ResizeMode
-from label.metrics.registry import ResolvedMetric, resolve
+from label.metrics.protocols import CrossMetric
+from label.metrics.registry import resolve
 from label.metrics.weights import WeightsError
+from label.scoring.panel import Panel
 from tests import helpers_label as tiny
 from tests.helpers_blip import HEAD_LAYERS, official_shapes
 
@@ -71,13 +75,13 @@ class Official:
         self.state, self.reward = state, reward
 
     def score(self, pixels: Tensor, prompt: str) -> float:
-        found = self._text(self._tokens(prompt), self._image(pixels))[0]
+        result = self._text(self._tokens(prompt), self._image(pixels))[0]
         numbers = HEAD_LAYERS[self.reward]
         for number in numbers:
-            found = self._linear(f"mlp.layers.{number}", found)
+            result = self._linear(f"mlp.layers.{number}", result)
             if self.reward == "cycle_reward" and number != numbers[-1]:
-                found = functional.gelu(found)
-        reward = found.item()
+                result = functional.gelu(result)
+        reward = result.item()
         if self.reward == "image_reward":
             reward = (reward - 0.16717362830052426) / 1.0333394966054072
         return reward
@@ -119,12 +123,12 @@ class Official:
         return x
 
     def _bert_attention(self, at: str, x: Tensor, seen: Tensor) -> Tensor:
-        found = attend(
+        result = attend(
             self._linear(f"{at}.self.query", x),
             self._linear(f"{at}.self.key", seen),
             self._linear(f"{at}.self.value", seen),
         )
-        return self._norm(f"{at}.output.LayerNorm", self._linear(f"{at}.output.dense", found) + x)
+        return self._norm(f"{at}.output.LayerNorm", self._linear(f"{at}.output.dense", result) + x)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return x @ self.state[f"{name}.weight"].T + self.state[f"{name}.bias"]
@@ -163,12 +167,12 @@ def save(folder: Path, state: dict[str, Tensor]) -> None:
 
 
 def spec_of(root: Path, reward: str, weights: Path | None = None, **more: Any) -> MetricSpec:
-    kind, where = MetricKind(reward), str(weights or root / reward)
-    return MetricSpec(kind=kind, weights=where, tokenizer=str(root / "bert"), **more)
+    where = str(weights or root / reward)
+    return MetricSpec(kind=reward, weights=where, tokenizer=str(root / "bert"), **more)
 
 
 def native(seed: int) -> tuple[bytes, Tensor]:
-    """An image that need not be resized, and what the vision tower is fed of it."""
+    """An image that need not be resized, and what the vision model is fed of it."""
     pixels = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
@@ -177,10 +181,16 @@ def native(seed: int) -> tuple[bytes, Tensor]:
     return buffer.getvalue(), ((torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std)[None]
 
 
+def recipe_of(reward: str) -> Recipe:
+    recipe = import_module(f"label.metrics.{reward}").RECIPE
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
 def score(panel: Panel, prompts: list[str], **more: Any) -> np.ndarray:
     """The first metric's scores of the same image with each prompt."""
-    found = panel.score([native(0)[0]] * len(prompts), prompts, **more)
-    return next(iter(found.values()))
+    scores = panel.score([native(0)[0]] * len(prompts), prompts, **more)
+    return next(iter(scores.values()))
 
 
 # --- the checkpoint fits -------------------------------------------------------------------------
@@ -188,12 +198,12 @@ def score(panel: Panel, prompts: list[str], **more: Any) -> np.ndarray:
 
 @REWARDS
 def test_published_checkpoints_fit_key_for_key(reward: str) -> None:
-    network = empty_network(BLIP_LARGE, RECIPES[MetricKind(reward)])
+    network = empty_network(BLIP_LARGE, recipe_of(reward))
     shapes = official_shapes(BLIP_LARGE, reward)
     state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     assert len(state) > 600
-    found = {key: tuple(value.shape) for key, value in blip_to_hf(state).items()}
-    assert found == {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    results = {key: tuple(value.shape) for key, value in blip_to_hf(state).items()}
+    assert results == {key: tuple(value.shape) for key, value in network.state_dict().items()}
     assert network.vision.post_layernorm.eps == 1e-6
     assert {m.eps for m in network.text.modules() if isinstance(m, torch.nn.LayerNorm)} == {1e-12}
     assert network.text.encoder.layer[0].attention.self.num_attention_heads == 12
@@ -221,12 +231,12 @@ def test_scores_equal_the_official_forward(root: Path, reward: str) -> None:
     official = Official(random_checkpoint(reward), reward)
     images = [native(i) for i in range(3)]
     prompts = [*PROMPTS[:2], " ".join("abcdefghij" * 20)]
-    found = panel.score([content for content, _ in images], prompts, batch=2)[reward]
+    scores = panel.score([content for content, _ in images], prompts, batch=2)[reward]
     expected = [
         official.score(pixels, prompt) for (_, pixels), prompt in zip(images, prompts, strict=True)
     ]
     assert np.ptp(expected) > 0.1
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_decoders_mask_would_give_other_scores(
@@ -253,25 +263,25 @@ def test_prompts_are_cut_at_the_rewards_own_length(root: Path, reward: str) -> N
     base = ["a"] * room
     full, longer = " ".join(base), " ".join([*base, "b", "c"])
     other_last = " ".join([*base[:-1], "b"])
-    found = score(panel, [full, longer, other_last])
-    assert found[0] == pytest.approx(found[1], abs=1e-6)
-    assert abs(found[0] - found[2]) > 1e-4
+    result = score(panel, [full, longer, other_last])
+    assert result[0] == pytest.approx(result[1], abs=1e-6)
+    assert abs(result[0] - result[2]) > 1e-4
 
 
 def test_upper_case_reads_as_lower_case(root: Path) -> None:
     panel = Panel.load({"reward": spec_of(root, "image_reward")}, CPU)
-    found = score(panel, [PROMPTS[0], PROMPTS[0].upper(), PROMPTS[1]])
-    assert found[0] == pytest.approx(found[1], abs=1e-6)
-    assert found[0] != pytest.approx(found[2], abs=1e-4)
+    result = score(panel, [PROMPTS[0], PROMPTS[0].upper(), PROMPTS[1]])
+    assert result[0] == pytest.approx(result[1], abs=1e-6)
+    assert result[0] != pytest.approx(result[2], abs=1e-4)
 
 
 def test_bf16_gives_fp32_scores_near_the_fp32_ones(root: Path) -> None:
     half = spec_of(root, "image_reward", dtype=Dtype.bf16)
     panel = Panel.load({"fp32": spec_of(root, "image_reward"), "bf16": half}, CPU)
-    found = panel.score([native(i)[0] for i in range(4)], PROMPTS)
-    assert found["bf16"].dtype == np.float32
-    gap = np.abs(found["bf16"] - found["fp32"])
-    assert 0 < gap.max() < 0.2 * np.abs(found["fp32"]).max()
+    scores = panel.score([native(i)[0] for i in range(4)], PROMPTS)
+    assert scores["bf16"].dtype == np.float32
+    gap = np.abs(scores["bf16"] - scores["fp32"])
+    assert 0 < gap.max() < 0.2 * np.abs(scores["fp32"]).max()
 
 
 @REWARDS
@@ -291,8 +301,8 @@ class Counting:
     """A judge that has no memory for more than two rows."""
 
     def __init__(self) -> None:
-        self.identity = ResolvedMetric(
-            "judge", MetricSpec(kind=MetricKind.oracle), ImageTransform(ResizeMode.NONE)
+        self.resolved = ResolvedMetric(
+            "judge", MetricSpec(kind="oracle"), ImageTransform(ResizeMode.NONE)
         )
         self.sizes: list[int] = []
 
@@ -308,13 +318,13 @@ def test_distinct_rows_are_judged_once_in_batches_that_halve() -> None:
     judge = Counting()
     images = [tiny.image(i % 3, kind="PNG") for i in range(30)]
     prompts = ["word" * (i % 2) for i in range(30)]
-    found = Panel({"judge": judge}).score(images, prompts, batch=4)["judge"]
+    scores = Panel({"judge": judge}).score(images, prompts, batch=4)["judge"]
     assert judge.sizes == [4, 2, 2, 2]  # six distinct (image, prompt)
     expected = [
         np.asarray(Image.open(BytesIO(image))).mean() + len(prompt)
         for image, prompt in zip(images, prompts, strict=True)
     ]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -346,7 +356,7 @@ def test_one_reward_is_not_taken_for_the_other(root: Path) -> None:
 
 def test_a_bare_file_is_the_published_size(root: Path) -> None:
     spec = spec_of(root, "image_reward", weights=root / "image_reward" / "pytorch_model.bin")
-    assert resolve("reward", spec).view == ImageTransform(ResizeMode.CROP_EVEN, 224)
+    assert resolve("reward", spec).transform == ImageTransform(ResizeMode.CROP_EVEN, 224)
     with pytest.raises(WeightsError, match=r"missing .* and \d+ more"):
         Panel.load({"reward": spec}, CPU)
 
@@ -387,7 +397,7 @@ def test_tokenizer_is_part_of_the_settings(root: Path, tmp_path: Path) -> None:
         file.write("\nzebra")
     other = spec_of(root, "image_reward")
     other.tokenizer = str(tmp_path / "bert")
-    found = resolve("r", spec_of(root, "image_reward")).settings()
-    assert found["weights"].keys() == {"pytorch_model.bin", "config.json", "vocab.txt"}
-    assert found != resolve("r", other).settings()
+    resolved = resolve("r", spec_of(root, "image_reward")).settings()
+    assert resolved["weights"].keys() == {"pytorch_model.bin", "config.json", "vocab.txt"}
+    assert resolved != resolve("r", other).settings()
     assert isinstance(Panel.load({"r": other}, CPU).metrics["r"], Blip)

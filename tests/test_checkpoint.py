@@ -1,4 +1,4 @@
-"""Interrupted anywhere and repeated, a run ends with the same bits; damage is named, never used."""
+"""A resumed run ends with the same bits; a damaged checkpoint is named and never used."""
 
 import json
 import pickle
@@ -34,19 +34,19 @@ def copy_run(place: Place, name: str, to: str, *without: str) -> Path:
 
 
 @pytest.mark.parametrize(("stage", "world"), [(0, 1), (1, 2), (2, 1), (2, 2), (3, 2)])
-def test_going_on_ends_with_the_same_bits(stage: int, world: int):
+def test_resuming_ends_with_the_same_bits(stage: int, world: int):
     """From the checkpoint after step 4: other optimizer moments, reference and position."""
     place, name = shared_place(), straight(stage, world)
     again = f"again-{stage}-{world}"
     folder = copy_run(place, name, again, "step-0000006")
     output = place.train(again, f"zero=stage{stage}", world=world)
-    assert f"going on after step 4 from {folder}/step-0000004" in output
+    assert f"resuming after step 4 from {folder}/step-0000004" in output
     assert place.weights(again) == place.weights(name)
     same_journals(place, name, again)
 
 
 @pytest.mark.parametrize(("stage", "before", "now"), [(0, 1, 2), (1, 2, 1), (2, 2, 1), (3, 1, 2)])
-def test_going_on_with_another_number_of_ranks(stage: int, before: int, now: int):
+def test_resuming_with_another_number_of_ranks(stage: int, before: int, now: int):
     """The same pairs and noise; only the order of sums may differ."""
     place, name = shared_place(), straight(stage, before)
     again = f"moved-{stage}"
@@ -60,14 +60,14 @@ def test_going_on_with_another_number_of_ranks(stage: int, before: int, now: int
 
 
 @pytest.mark.parametrize("more", [("train.precision=bf16", "reference=ema")])
-def test_a_bf16_average_goes_on_with_the_same_bits(more: tuple[str, ...]):
+def test_a_bf16_average_resumes_with_the_same_bits(more: tuple[str, ...]):
     place, name = shared_place(), straight(2, 1, *more)
     copy_run(place, name, "again-ema", "step-0000006")
     place.train("again-ema", "zero=stage2", *more)
     assert place.weights("again-ema") == place.weights(name)
     same_journals(place, name, "again-ema")
-    shares = load_file(place.folder(name) / "step-0000006" / "reference-00000-of-00001.safetensors")
-    assert {str(share.dtype) for share in shares.values()} == {"torch.float32"}
+    shards = load_file(place.folder(name) / "step-0000006" / "reference-00000-of-00001.safetensors")
+    assert {str(shard.dtype) for shard in shards.values()} == {"torch.float32"}
 
 
 def flip(path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(file: str, dam
     output = " ".join(place.train(again).split())
     assert "checkpoint left out:" in output
     assert file in output
-    assert "going on after step 4" in output
+    assert "resuming after step 4" in output
     assert place.weights(again) == place.weights(name)
     assert not (place.root / "poisoned").exists()
 
@@ -142,20 +142,20 @@ def test_the_last_checkpoints_are_kept_and_describe_every_file():
     assert kept == ["step-0000004", "step-0000006"]
     folder = place.folder(name) / kept[-1]
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    listed = json.loads((folder / "manifest.json").read_text())["files"]
-    assert set(listed) == files - {"manifest.json"}
+    entries = json.loads((folder / "manifest.json").read_text())["files"]
+    assert set(entries) == files - {"manifest.json"}
     state = json.loads((folder / "state.json").read_text())
     assert state == {
         "step": 6, "position": {"epoch": 2, "batches": 0}, "reference_version": 2, "world": 2,
     }  # fmt: skip
-    shares = [load_file(folder / f"reference-0000{rank}-of-00002.safetensors") for rank in (0, 1)]
-    halves = [sum(share.numel() for share in rank.values()) for rank in shares]
-    assert max(halves) - min(halves) <= len(shares[0])  # at most one element a parameter
+    shards = [load_file(folder / f"reference-0000{rank}-of-00002.safetensors") for rank in (0, 1)]
+    halves = [sum(shard.numel() for shard in rank.values()) for rank in shards]
+    assert max(halves) - min(halves) <= len(shards[0])  # at most one element a parameter
 
 
 def test_a_finished_run_exports_again_when_only_the_pipeline_is_missing():
     place, name = shared_place(), straight(2, 1)
     copy_run(place, name, "unexported")
     output = place.train("unexported")
-    assert "going on after step 6" in output
+    assert "resuming after step 6" in output
     assert place.weights("unexported") == place.weights(name)

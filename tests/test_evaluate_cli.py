@@ -58,7 +58,7 @@ def models(tmp_path_factory):
 @pytest.fixture
 def world(tmp_path, models, monkeypatch):
     """A run folder with a trained pipeline, a prompt file, and judges; returns its arguments."""
-    monkeypatch.setattr("label.metrics.Panel", Panel)
+    monkeypatch.setattr("label.scoring.panel.Panel", Panel)
     monkeypatch.setattr(Panel, "loaded", 0)
     (tmp_path / "prompts.txt").write_text("red cat\na dog\nbig tree\n\nred cat\nmoon\nsun\n")
     pipeline = tmp_path / "runs" / "r" / "train" / "pipeline"

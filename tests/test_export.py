@@ -25,22 +25,24 @@ def test_bf16_training_exports_the_fp32_masters(tmp_path: Path, stage: int, more
     expected = torch.load(tmp_path / "masters.pt")
     if more:
         expected = {f"unet.{k.replace('.policy.', '.')}": v for k, v in expected.items()}
-        found = load_file(place.folder(name) / "lora" / ADAPTER)
+        weights = load_file(place.folder(name) / "lora" / ADAPTER)
     else:
-        found = load_file(place.folder(name) / "pipeline/unet/diffusion_pytorch_model.safetensors")
-    assert found.keys() == expected.keys()
-    for key, weight in found.items():
+        weights = load_file(
+            place.folder(name) / "pipeline/unet/diffusion_pytorch_model.safetensors"
+        )
+    assert weights.keys() == expected.keys()
+    for key, weight in weights.items():
         assert weight.dtype is torch.float32
         assert torch.equal(weight, expected[key]), key
-    rounded = [torch.equal(w, w.bfloat16().float()) for w in found.values()]
+    rounded = [torch.equal(w, w.bfloat16().float()) for w in weights.values()]
     assert sum(rounded) < 0.2 * len(rounded)  # what the model computed with is not it
 
 
 def masters(checkpoint: Path, stage: int, target: Path) -> None:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint as merge
 
-    found = by_hand(checkpoint) if stage == 1 else merge(str(checkpoint), tag="engine")
-    torch.save({name: weight.clone() for name, weight in found.items()}, target)
+    merged = by_hand(checkpoint) if stage == 1 else merge(str(checkpoint), tag="engine")
+    torch.save({name: weight.clone() for name, weight in merged.items()}, target)
 
 
 def by_hand(checkpoint: Path) -> dict[str, torch.Tensor]:

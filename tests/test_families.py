@@ -108,10 +108,10 @@ def test_what_is_no_folder_is_answered(path: str, revision: str | None, message:
 
 
 def test_a_hub_id_is_fetched_at_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    asked: list[tuple] = []
+    requests: list[tuple] = []
 
     def snapshot_download(name: str, *, allow_patterns: list[str], **settings: str) -> str:
-        asked.append((name, settings, tuple(allow_patterns)))
+        requests.append((name, settings, tuple(allow_patterns)))
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
@@ -119,7 +119,7 @@ def test_a_hub_id_is_fetched_at_its_commit(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "model_index.json").touch()
     spec = ModelSpec(path="owner/name", revision=COMMIT)
     assert find_model(spec) == tmp_path
-    assert asked == [("owner/name", {"repo_type": "model", "revision": COMMIT}, WANTED)]
+    assert requests == [("owner/name", {"repo_type": "model", "revision": COMMIT}, WANTED)]
     assert not any("bin" in pattern or "fp16" in pattern for pattern in WANTED)
     assert fingerprint(spec) == f"owner/name@{COMMIT}"  # and nothing was fetched for it
 

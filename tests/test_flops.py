@@ -18,13 +18,13 @@ def test_a_forward_pass_of_sd15_has_its_operations():
             attention_head_dim=8,
         )  # fmt: skip
     assert sum(parameter.numel() for parameter in unet.parameters()) == 859_520_964
-    told = Condition(torch.zeros(2, 77, 768))
-    assert flops.forward_flops(unet, (4, 64, 64), told) == SD15
+    condition = Condition(torch.zeros(2, 77, 768))
+    assert flops.forward_flops(unet, (4, 64, 64), condition) == SD15
 
 
-@pytest.mark.parametrize(("asks", "passes"), [(True, 8), (False, 6)])
-def test_a_pair_is_two_images_through_policy_and_reference(asks: bool, passes: int):
-    assert flops.pair_flops(10, asks_reference=asks) == 10 * passes
+@pytest.mark.parametrize(("uses", "passes"), [(True, 8), (False, 6)])
+def test_a_pair_is_two_images_through_policy_and_reference(uses: bool, passes: int):
+    assert flops.pair_flops(10, uses_reference=uses) == 10 * passes
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from open_clip.model import CLIP
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
-from label.config import MetricKind, MetricSpec
-from label.metrics import Panel
+from label.config import MetricSpec
 from label.metrics.preprocessing import ImageTransform, ResizeMode
+from label.scoring.panel import Panel
 from tests.helpers_blip import official_shapes
 from tests.helpers_golden import (
     BERT_WORDS,
@@ -87,10 +87,10 @@ def clip_config(activation: str) -> dict[str, Any]:
 def head_shapes(dim: int) -> Shapes:
     """LAION's aesthetic head."""
     sizes = zip((0, 2, 4, 6, 7), (dim, 1024, 128, 64, 16), (1024, 128, 64, 16, 1), strict=True)
-    found: dict[str, tuple[int, ...]] = {}
+    results: dict[str, tuple[int, ...]] = {}
     for number, before, after in sizes:
-        found |= {f"layers.{number}.weight": (after, before), f"layers.{number}.bias": (after,)}
-    return found
+        results |= {f"layers.{number}.weight": (after, before), f"layers.{number}.bias": (after,)}
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spec(root: Path, kind: str, weights: str, words: str = "", **more: Any) -> MetricSpec:
     words = str(root / words) if words else ""
     where = str(root / weights)
-    return MetricSpec(kind=MetricKind(kind), weights=where, tokenizer=words, **more)
+    return MetricSpec(kind=kind, weights=where, tokenizer=words, **more)
 
 
 @pytest.fixture(scope="module")
@@ -144,18 +144,18 @@ def scores(root: Path) -> dict[str, np.ndarray]:
     }
     panel = Panel.load(specs, torch.device("cpu"))
     rows = [(path.read_bytes(), text) for path in IMAGES for text in PROMPTS.values()]
-    found = panel.score(*map(list, zip(*rows, strict=True)), batch=8)
-    return {name: own.reshape(len(IMAGES), len(PROMPTS)) for name, own in found.items()}
+    result = panel.score(*map(list, zip(*rows, strict=True)), batch=8)
+    return {name: own.reshape(len(IMAGES), len(PROMPTS)) for name, own in result.items()}
 
 
 @pytest.mark.parametrize("metric", FOUND["scores"])
 def test_scores_equal_the_official_codes(metric: str, scores: dict[str, np.ndarray]) -> None:
     golden = FOUND["scores"][metric]
     assert [path.name for path in IMAGES] == list(golden)
-    for found, expected in zip(scores[metric], golden.values(), strict=True):
-        asked = [list(PROMPTS).index(prompt) for prompt in expected]
+    for result, expected in zip(scores[metric], golden.values(), strict=True):
+        columns = [list(PROMPTS).index(prompt) for prompt in expected]
         np.testing.assert_allclose(
-            found[asked], list(expected.values()), rtol=0, atol=TOLERANCE.get(metric, 1e-6)
+            result[columns], list(expected.values()), rtol=0, atol=TOLERANCE.get(metric, 1e-6)
         )
 
 
@@ -173,8 +173,8 @@ def test_where_official_codes_convert_late_or_not_at_all(
         if isinstance(expected, str):  # HPSv2's own code fails on four channels
             assert "expected input[1, 4, 224, 224] to have 3 channels" in expected
             continue
-        found = scores[metric][[path.name for path in IMAGES].index(name)]
-        gap = abs(found[0] - expected["short"])
+        results = scores[metric][[path.name for path in IMAGES].index(name)]
+        gap = abs(results[0] - expected["short"])
         assert gap > TOLERANCE.get(metric, 1e-6) * (2 if name == "cmyk.jpg" else 100)
 
 

@@ -13,13 +13,14 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from data.dtypes import Dtype
 from data.images import decode
-from label.config import MetricKind, MetricSpec
-from label.metrics import CrossMetric, Panel
+from label.config import MetricSpec
 from label.metrics.architectures import QWEN2_VL_7B
-from label.metrics.hps_v3 import empty_network, hps_v3_to_ours, read_template, to_patches
+from label.metrics.hps_v3_network import empty_network, hps_v3_to_ours, read_template, to_patches
 from label.metrics.preprocessing import ImageTransform, ResizeMode, cells
+from label.metrics.protocols import CrossMetric
 from label.metrics.registry import resolve
 from label.metrics.weights import WeightsError
+from label.scoring.panel import Panel
 from tests import helpers_label as tiny
 from tests.helpers_golden import (
     INSTRUCTION,
@@ -50,7 +51,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spec(root: Path, **more: Any) -> MetricSpec:
     given = {"weights": "weights", "tokenizer": "words", "template": "template.txt"} | more
     paths = {key: str(root / value) for key, value in given.items() if key != "dtype"}
-    return MetricSpec(kind=MetricKind.hps_v3, dtype=given.get("dtype", Dtype.fp32), **paths)
+    return MetricSpec(kind="hps_v3", dtype=given.get("dtype", Dtype.fp32), **paths)
 
 
 def images(count: int) -> list[bytes]:
@@ -63,10 +64,10 @@ def images(count: int) -> list[bytes]:
 def test_the_published_checkpoint_fits_key_for_key() -> None:
     shapes = hps_v3_shapes(QWEN2_VL_7B, 151658)
     state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    found = {key: tuple(value.shape) for key, value in hps_v3_to_ours(state).items()}
+    results = {key: tuple(value.shape) for key, value in hps_v3_to_ours(state).items()}
     network = empty_network(QWEN2_VL_7B, 151658)
-    assert found == shapes_of(network)
-    assert len(shapes) - len(found) == 1  # lm_head, which nothing needs
+    assert results == shapes_of(network)
+    assert len(shapes) - len(results) == 1  # lm_head, which nothing needs
     count = sum(value.numel() for value in network.state_dict().values())
     assert count == pytest.approx(8.29e9 - 0.54e9, rel=0.01)  # Qwen2-VL-7B without lm_head
 
@@ -124,15 +125,15 @@ def test_batches_change_nothing_and_bad_rows_are_nan(root: Path) -> None:
 def test_every_word_of_a_long_prompt_counts(root: Path) -> None:
     panel = Panel.load({"m": spec(root)}, CPU)
     long = "word " * 300
-    found = panel.score([images(1)[0]] * 2, [long + "a", long + "b"])["m"]
-    assert found[0] != found[1]
+    scores = panel.score([images(1)[0]] * 2, [long + "a", long + "b"])["m"]
+    assert scores[0] != scores[1]
 
 
 def test_bf16_gives_fp32_scores_near_the_fp32_ones(root: Path) -> None:
     panel = Panel.load({"fp32": spec(root), "bf16": spec(root, dtype=Dtype.bf16)}, CPU)
-    found = panel.score(images(3), PROMPTS)
-    assert found["bf16"].dtype == np.float32
-    gap = np.abs(found["bf16"] - found["fp32"]).max()
+    scores = panel.score(images(3), PROMPTS)
+    assert scores["bf16"].dtype == np.float32
+    gap = np.abs(scores["bf16"] - scores["fp32"]).max()
     assert 0 < gap < 0.05
 
 
@@ -164,10 +165,10 @@ def test_the_instruction_is_part_of_the_settings(root: Path) -> None:
     one, other = resolve("m", spec(root)), resolve("m", spec(root, template="other.txt"))
     assert one.settings() != other.settings()
     assert one.preprocessing["side"] == 448
-    found = Panel.load({"one": spec(root), "other": spec(root, template="other.txt")}, CPU).score(
+    scores = Panel.load({"one": spec(root), "other": spec(root, template="other.txt")}, CPU).score(
         images(1), PROMPTS[:1]
     )
-    assert found["one"][0] != found["other"][0]
+    assert scores["one"][0] != scores["other"][0]
 
 
 # --- what is refused -----------------------------------------------------------------------------

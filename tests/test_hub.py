@@ -11,7 +11,7 @@ from data.storage import open_store
 from data.storage.hub import HubError, cached, fetch, unreachable
 from generate.config import PromptsKind, PromptsSpec
 from generate.prompts.files import located
-from label.config import MetricKind, MetricSpec
+from label.config import MetricSpec
 from label.metrics.registry import resolve
 from train.config import ModelSpec
 from train.models.families import find_model
@@ -38,7 +38,7 @@ def model() -> object:
 
 
 def scorer() -> object:
-    return resolve("m", MetricSpec(kind=MetricKind.clip, weights="owner/name", revision=COMMIT))
+    return resolve("m", MetricSpec(kind="clip", weights="owner/name", revision=COMMIT))
 
 
 def prompts() -> object:

@@ -39,7 +39,7 @@ def run(images, panel=None):
 
 
 def test_the_panel_follows_the_protocol():
-    from label.metrics import Panel
+    from label.scoring.panel import Panel
 
     assert isinstance(FakePanel(), Scorers)
     assert isinstance(Panel({}), Scorers)

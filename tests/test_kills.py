@@ -1,4 +1,4 @@
-"""SIGKILL at any moment, and the same command again: the bits of a run that nobody disturbed."""
+"""After SIGKILL at any moment, the same command ends with the bits of an undisturbed run."""
 
 import contextlib
 import random
@@ -103,13 +103,13 @@ def test_sigkill_while_a_checkpoint_is_written(stage: int, world: int):
     assert partial.exists() or (place.folder(name) / "step-0000004").exists()
     assert not (place.folder(name) / "pipeline").exists()
     output = place.train(name, f"zero=stage{stage}", world=world)
-    assert "going on after step" in output
+    assert "resuming after step" in output
     same_bits(place, name, straight(stage, world))
 
 
 MOMENTS = {(1, "fp32"): 3, (1, "bf16"): 3, (2, "fp32"): 4, (2, "bf16"): 3, (3, "fp32"): 4,
            (3, "bf16"): 3}  # fmt: skip
-"""How often each kind of run is killed: twenty times in all."""
+"""How often each kind of run is killed, twenty times in all."""
 
 
 @pytest.mark.slow
@@ -139,13 +139,13 @@ def test_adapter_optimizer_and_reference_survive(refresh: str, precision: str, w
     often = (*more, "train.checkpoint_every=1")
     moments = ((CHECKPOINT, 3), (STEP, 5), (EXPORT, 6))  # the reference has moved after step 2
     output = killed(place, name, moments, *often, world=world)
-    assert "going on after step 6" in output  # of which only the export was missing
+    assert "resuming after step 6" in output  # of which only the export was missing
     same_bits(place, name, expected)
     adapters = [load_file(place.folder(run) / "lora" / ADAPTER) for run in (name, expected)]
     same(*adapters, "lora")
-    shares = load_file(next((place.folder(name) / "step-0000006").glob("reference-*")))
-    assert shares, "the reference is not in the checkpoint"
-    assert any(share.any() for name, share in shares.items() if "lora_B" in name)  # it has moved
+    shards = load_file(next((place.folder(name) / "step-0000006").glob("reference-*")))
+    assert shards, "the reference is not in the checkpoint"
+    assert any(shard.any() for name, shard in shards.items() if "lora_B" in name)  # it has moved
 
 
 @pytest.mark.slow

@@ -28,12 +28,11 @@ from data.images import UnreadableImageError, decode, fit_square
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import PairSource
-from label.metrics import Panel
 from label.metrics.fingerprints import Fingerprints
 from label.run import latent_format
 from label.scoring.batching import Batch
-from label.scoring.claims import Claims
 from label.scoring.decode_pool import DecodePool
+from label.scoring.panel import Panel
 from label.scoring.score_sets import FACTS, ScoreSets, plan
 from label.scoring.scoring_pass import Clock
 from label.scoring.shard_scorer import ScoringTools, score_shards
@@ -69,7 +68,7 @@ def write(folder: Path, pairs: PairSource, encoder: VaeEncoder) -> ScoreSets:
     sets = ScoreSets(folder / "scores", pairs.shards, {}, encoder.form)
     with DecodePool(0) as decoder:
         tools = ScoringTools(
-            pairs, Panel({}), sets, Claims(sets.folder / "claims"), decoder, Batch(8), Clock(), 0,
+            pairs, Panel({}), sets, decoder, Batch(8), Clock(), 0,
             encoder,
         )  # fmt: skip
         score_shards(plan(sets, Rank()), tools)
@@ -88,8 +87,8 @@ def encoded_alone(base: Path, content: bytes, *, mirror: bool) -> Tensor:
     pixels = torch.tensor(fit_square(decode(content), SIDE)).permute(2, 0, 1)[None]
     signed = (pixels.flip(3) if mirror else pixels) / 127.5 - 1
     with torch.no_grad():
-        found = vae.encode(signed).latent_dist
-    return torch.stack([found.mean, found.std], 1)[0]
+        result = vae.encode(signed).latent_dist
+    return torch.stack([result.mean, result.std], 1)[0]
 
 
 # --- the numbers ---------------------------------------------------------------------------------
@@ -132,8 +131,8 @@ def test_rounding_is_what_the_format_says_and_no_more(
         sets = write(tmp_path / form.dtype, pairs, VaeEncoder(base, form, CPU, 8))
         tables.append(read_table(sets.path(LATENTS, pairs.shards[0])))
     for one, two in zip(*(table["latent_0"].to_pylist() for table in tables), strict=True):
-        right, found = numbers(one, exact), numbers(two, rough).float()
-        assert ((found - right).abs() <= bound * right.abs() + 1e-7).all()
+        right, result = numbers(one, exact), numbers(two, rough).float()
+        assert ((result - right).abs() <= bound * right.abs() + 1e-7).all()
 
 
 def test_files_are_streamable_by_small_row_groups(
@@ -147,11 +146,11 @@ def test_files_are_streamable_by_small_row_groups(
         assert chunk.compression == "UNCOMPRESSED"
         assert chunk.statistics is None
         assert not chunk.has_dictionary_page
-    found = read_set(sets.folder_of(LATENTS))
-    assert found is not None
-    assert found.form == form_of(base)
-    assert found.manifest.rows == sum(shard.rows for shard in pairs.shards)
-    verify(found.folder, found.manifest)
+    result = read_set(sets.folder_of(LATENTS))
+    assert result is not None
+    assert result.form == form_of(base)
+    assert result.manifest.rows == sum(shard.rows for shard in pairs.shards)
+    verify(result.folder, result.manifest)
 
 
 class Watched(VaeEncoder):
@@ -165,17 +164,17 @@ class Watched(VaeEncoder):
     def __call__(self, images: Sequence[np.ndarray]) -> Tensor:
         if len(images) > self.most:
             raise torch.OutOfMemoryError("no room")
-        found = super().__call__(images).clone()
+        result = super().__call__(images).clone()
         given = [image.tobytes() for image in images]
         self.seen = getattr(self, "seen", [])
         for number, image in enumerate(given):
             if image not in self.seen:
                 self.seen.append(image)
             if self.seen.index(image) == self.spoilt:
-                found[number, 3] = 0x7F  # little-endian fp32: an infinity or no number
-                found[number, 2] = 0x80
+                result[number, 3] = 0x7F  # little-endian fp32: an infinity or no number
+                result[number, 2] = 0x80
         self.calls = [*getattr(self, "calls", []), len(images)]
-        return found
+        return result
 
 
 def test_each_distinct_image_is_encoded_once(base: Path, pairs: PairSource, tmp_path: Path) -> None:
@@ -224,12 +223,12 @@ def test_latents_that_are_not_finite_are_a_status_of_their_rows(
 
 
 def test_a_vae_that_overflows_in_fp16_runs_in_fp32() -> None:
-    made = job("latents=model", "label.latents.compute=fp16")
-    assert find_vae(Path(made.model.path)).force_upcast
-    form = latent_format(made, Fingerprints())
+    built = job("latents=model", "label.latents.compute=fp16")
+    assert find_vae(Path(built.model.path)).force_upcast
+    form = latent_format(built, Fingerprints())
     assert form is not None
     assert form.compute == "fp32"
-    assert form.size == made.model.resolution
+    assert form.size == built.model.resolution
     assert latent_format(job(), Fingerprints()) is None
 
 
@@ -257,9 +256,9 @@ def latents_too(base: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def nursery() -> Iterator[tiny.Nursery]:
-    found = tiny.Nursery()
-    yield found
-    found.close()
+    result = tiny.Nursery()
+    yield result
+    result.close()
 
 
 @pytest.fixture(scope="module")
@@ -318,10 +317,10 @@ def test_rows_stand_beside_those_of_the_labels(both: Path) -> None:
     assert manifest is not None
     assert len(manifest.sources) == len(manifest.files) == 3
     for file in manifest.files:
-        found = read_table(folder / file.name)
+        table = read_table(folder / file.name)
         labels = read_table(both / "labels" / "majority" / file.name)
-        assert found["pair_id"].equals(labels["pair_id"])
-        assert found["status"].equals(labels["status"])
+        assert table["pair_id"].equals(labels["pair_id"])
+        assert table["status"].equals(labels["status"])
 
 
 def test_a_new_metric_writes_no_latents_again(
@@ -344,8 +343,8 @@ def test_latents_of_another_format_are_refused(
     status, said = run(*latents_too(base, "label.latents.flip=true"))
     assert status == 2
     assert "flip: found False, now True" in said
-    (made,) = (folder / "latents").iterdir()
-    (made / "manifest.json").unlink()
+    (built,) = (folder / "latents").iterdir()
+    (built / "manifest.json").unlink()
     status, said = run(*latents_too(base, "label.latents.dtype=fp32"))
     assert status == 2
     assert "dtype: found fp16, now fp32" in said
@@ -379,8 +378,8 @@ def test_a_model_without_a_vae_is_named(tmp_path: Path) -> None:
 
 
 def test_latents_cut_in_another_way_are_not_read(both: Path, tmp_path: Path) -> None:
-    (made,) = (both / "latents").iterdir()
-    folder = Path(shutil.copytree(made, tmp_path / made.name))
+    (built,) = (both / "latents").iterdir()
+    folder = Path(shutil.copytree(built, tmp_path / built.name))
     path = folder / "manifest.json"
     path.write_text(path.read_text().replace("bilinear", "bicubic"))
     with pytest.raises(ShardError, match="images were cut by 'shortest side bicubic"):

@@ -94,10 +94,10 @@ def test_low_precision_predictions_are_compared_in_float32():
     generator = torch.Generator().manual_seed(1)
     predicted = torch.randn(4, 4, 16, 16, generator=generator).bfloat16()
     target = torch.randn(4, 4, 16, 16, generator=generator)
-    found = denoising_errors(predicted, target)
+    errors = denoising_errors(predicted, target)
     exact = (predicted.double() - target.double()).pow(2).mean((1, 2, 3))
-    assert found.winner.dtype is torch.float32
-    torch.testing.assert_close(torch.cat([found.winner, found.loser]).double(), exact, rtol=1e-6,
+    assert errors.winner.dtype is torch.float32
+    torch.testing.assert_close(torch.cat([errors.winner, errors.loser]).double(), exact, rtol=1e-6,
                                atol=0)  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.helpers_ranks import ROOT, run_ranks
-from tests.test_backbone import PUBLISHED as UNETS
+from tests.test_components import PUBLISHED as UNETS
 from train.config import (
     LoraSpec,
     Objective,
@@ -20,7 +20,8 @@ from train.config import (
     TrainSpec,
     ZeroSpec,
 )
-from train.distributed.deepspeed_engine import Policy, release, start
+from train.distributed.deepspeed_engine import Policy, release
+from train.distributed.world import start
 from train.dpo.reference import make_reference
 from train.models.lora import attach
 from train.models.memory import GIB, PUBLISHED, ParameterCounts, estimate_memory, published_table
@@ -58,8 +59,10 @@ def backward_passes(policy: Policy, spec: TrainSpec, world: int) -> Iterator[Non
     dtype = torch.bfloat16 if spec.precision is Precision.bf16 else torch.float32
     for left in reversed(range(spec.batch // world)):
         noisy, states = torch.randn(1, 4, 8, 8).to(dtype), torch.randn(1, 5, 64).to(dtype)
-        found = policy(noisy, torch.tensor([5]), encoder_hidden_states=states, return_dict=False)[0]
-        policy.backward(found.float().pow(2).mean())
+        predicted = policy(
+            noisy, torch.tensor([5]), encoder_hidden_states=states, return_dict=False
+        )[0]
+        policy.backward(predicted.float().pow(2).mean())
         yield
         if left:
             policy.next_micro_batch()
@@ -68,22 +71,22 @@ def backward_passes(policy: Policy, spec: TrainSpec, world: int) -> Iterator[Non
 def storages() -> dict[int, int]:
     """Bytes of everything that tensors hold in this process, by address."""
     gc.collect()
-    found: dict[int, int] = {}
+    storages: dict[int, int] = {}
     for thing in gc.get_objects():
         if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
             for tensor in (thing, thing.grad if thing.is_leaf else None):
                 if tensor is not None and (storage := tensor.untyped_storage()).data_ptr():
-                    found[storage.data_ptr()] = storage.nbytes()
-    return found
+                    storages[storage.data_ptr()] = storage.nbytes()
+    return storages
 
 
 def counted_is_held() -> None:
     """After a step, while the next one's gradients come: within 2 % of the count."""
-    world, found = start("cpu"), {}
+    world, ratios = start("cpu"), {}
     gc.freeze()  # what is there by now is not looked at again and again
     for stage, precision, rank in CASES:
         before = storages()
-        spec = spec_of(stage, precision, rank, world.size)
+        spec = spec_of(stage, precision, rank, world.world_size)
         unet = small_unet(48, precision)
         parameters = sum(parameter.numel() for parameter in unet.parameters())
         if rank:
@@ -92,23 +95,23 @@ def counted_is_held() -> None:
         del unet
         adapter = sum(getattr(p, "ds_numel", p.numel()) for p in policy.trained.values())
         reference = make_reference(lambda: small_unet(48, precision), policy, spec, world)  # noqa: B023
-        for _ in backward_passes(policy, spec, world.size):
+        for _ in backward_passes(policy, spec, world.world_size):
             pass
         policy.optimizer_step(1e-4)
-        held = 0
-        for _ in backward_passes(policy, spec, world.size):
+        peak = 0
+        for _ in backward_passes(policy, spec, world.world_size):
             for engine in (policy.engine, reference.engine):
                 if stage == 3 and engine is not None:
                     release(engine)  # layers this small stay gathered; real ones do not
             world.barrier()  # nothing is in flight any more
             now = sum(size for address, size in storages().items() if address not in before)
-            held = max(held, now)
+            peak = max(peak, now)
         expected = estimate_memory(
-            ParameterCounts(unet=parameters, adapter=adapter if rank else 0), spec, world.size
+            ParameterCounts(unet=parameters, adapter=adapter if rank else 0), spec, world.world_size
         )
-        found[stage, precision, rank] = held / expected.total
+        ratios[stage, precision, rank] = peak / expected.total
         del policy, reference, engine
-    assert found == dict.fromkeys(CASES, pytest.approx(1, rel=0.02)), found
+    assert ratios == dict.fromkeys(CASES, pytest.approx(1, rel=0.02)), ratios
     world.barrier()
 
 
@@ -123,9 +126,9 @@ def test_counted_is_held(tmp_path: Path):
 
 def peak(path: Path = Path("/proc/self/status")) -> int:
     """Most bytes of memory that this process ever had, since `forget`."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", path.read_text())
-    assert found
-    return int(found.group(1)) << 10
+    match = re.search(r"VmHWM:\s+(\d+) kB", path.read_text())
+    assert match
+    return int(match.group(1)) << 10
 
 
 def forget() -> int:
@@ -139,7 +142,7 @@ def only_the_export_gathers() -> None:
     """Under stage 3, 40 MB on two ranks: a refresh takes below a twentieth of it. The export's
     weights take most of it on the first rank, which keeps them, and next to nothing on others."""
     world = start("cpu")
-    spec = spec_of(3, "fp32", 0, world.size)
+    spec = spec_of(3, "fp32", 0, world.world_size)
     policy = Policy(small_unet(112, "fp32"), spec, world)
     reference = make_reference(lambda: small_unet(112, "fp32"), policy, spec, world)
     size = sum(4 * p.ds_numel for p in policy.trained.values())
@@ -212,7 +215,7 @@ def test_experiments_say_what_is_counted():
         said = re.search(r"(\d+\.\d) GiB a GPU on (\d+) GPUs with ZeRO-2", text)
         assert said, name
         train = job(f"experiment={name}_pickapic", "pairs.root=/x").train
-        found = estimate_memory(
+        estimate = estimate_memory(
             PUBLISHED[model], train, int(said.group(2)), vae_in_fp32=name == "sdxl"
         )
-        assert f"{found.total / GIB:.1f}" == said.group(1), name
+        assert f"{estimate.total / GIB:.1f}" == said.group(1), name

@@ -20,9 +20,8 @@ from data.dtypes import Dtype
 from data.images import decode
 from data.miniature import tokenizer, world
 from data.miniature.oracle import oracle
-from label.config import MetricKind, MetricSpec
-from label.metrics import CrossMetric, EmbeddingMetric, Metric, Panel
-from label.metrics.aesthetic import load_head
+from label.config import MetricSpec
+from label.metrics.aesthetic_head import load_head
 from label.metrics.fingerprints import Fingerprints
 from label.metrics.preprocessing import (
     CROPS,
@@ -32,11 +31,12 @@ from label.metrics.preprocessing import (
     process_image,
     resize_short_side,
 )
+from label.metrics.protocols import CrossMetric, EmbeddingMetric, Metric
 from label.metrics.registry import resolve
 from label.metrics.state_dict import read_state
 from label.metrics.weights import WeightsError
 from label.scoring.batching import Batch, run_halving
-from label.scoring.decode_pool import DecodePool
+from label.scoring.panel import Panel
 from label.scoring.runner import check_compiler
 from tests import helpers_label as tiny
 from tests.helpers_keymap import open_clip_to_hf
@@ -63,7 +63,7 @@ def panel(specs: dict[str, MetricSpec]) -> Panel:
 
 
 def native(seed: int) -> tuple[bytes, torch.Tensor]:
-    """An image that no view has to resize, and what a tower is fed of it."""
+    """An image that no transform has to resize, and what a backbone is fed of it."""
     pixels = np.random.default_rng(seed).integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), dtype=np.uint8)
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
@@ -79,20 +79,20 @@ def native(seed: int) -> tuple[bytes, torch.Tensor]:
 @torch.inference_mode()
 def test_scores_equal_the_libraries_own(root: Path, panel: Panel) -> None:
     content, pixels = native(0)
-    found = panel.score([content], [PROMPTS[0]])
-    assert found.keys() == set(tiny.VOTERS)
+    scores = panel.score([content], [PROMPTS[0]])
+    assert scores.keys() == set(tiny.VOTERS)
     tokens = tokenizer.hf_tokenizer()(PROMPTS[0], return_tensors="pt")
     for name, scaled in (("clip", False), ("pickscore", True)):
         model = CLIPModel.from_pretrained(root / name)
         logit = model(pixel_values=pixels, **tokens).logits_per_image.item()
         expected = logit if scaled else logit / model.logit_scale.exp().item()
-        assert found[name][0] == pytest.approx(expected, abs=1e-5)
+        assert scores[name][0] == pytest.approx(expected, abs=1e-5)
     model = tiny.random_open_clip(3)
     text = torch.zeros(1, tokenizer.CONTEXT, dtype=torch.long)
     ids = tokens.input_ids[0]
     text[0, : len(ids)] = ids  # open_clip pads with 0
     cosine = functional.cosine_similarity(model.encode_image(pixels), model.encode_text(text))
-    assert found["hps"][0] == pytest.approx(cosine.item(), abs=1e-5)
+    assert scores["hps"][0] == pytest.approx(cosine.item(), abs=1e-5)
     image = CLIPModel.from_pretrained(root / "clip").get_image_features(pixels).pooler_output
     layers = [nn.Linear(*w.T.shape) for w in head_weights(root)]
     head = nn.Sequential(*layers)
@@ -102,7 +102,7 @@ def test_scores_equal_the_libraries_own(root: Path, panel: Panel) -> None:
          for p in ("weight", "bias")}
     )  # fmt: skip
     expected = head(functional.normalize(image, dim=-1)).item()
-    assert found["aesthetic"][0] == pytest.approx(expected, abs=1e-5)
+    assert scores["aesthetic"][0] == pytest.approx(expected, abs=1e-5)
 
 
 def head_weights(root: Path) -> list[torch.Tensor]:
@@ -117,19 +117,21 @@ def test_open_clip_weights_in_the_hugging_face_class_give_the_same(tmp_path: Pat
     save_file(state, tmp_path / "hf" / "model.safetensors")
     two = Panel.load(
         {
-            "open": MetricSpec(kind=MetricKind.hps, weights=str(tmp_path / "open")),
-            "hf": MetricSpec(kind=MetricKind.clip, weights=str(tmp_path / "hf")),
+            "open": MetricSpec(kind="hps", weights=str(tmp_path / "open")),
+            "hf": MetricSpec(kind="clip", weights=str(tmp_path / "hf")),
         },
         CPU,
     )
-    open_tower, hf_tower = (m.tower for m in two.metrics.values() if isinstance(m, EmbeddingMetric))
+    open_backbone, hf_backbone = (
+        m.backbone for m in two.metrics.values() if isinstance(m, EmbeddingMetric)
+    )
     images = np.random.default_rng(0).random((4, tiny.SIDE, tiny.SIDE, 3), dtype=np.float32)
     for embed in ("embed_images", "embed_texts"):
         inputs = images if embed == "embed_images" else PROMPTS
-        left, right = getattr(open_tower, embed)(inputs), getattr(hf_tower, embed)(inputs)
+        left, right = getattr(open_backbone, embed)(inputs), getattr(hf_backbone, embed)(inputs)
         assert (left - right).abs().max() <= 1e-5
-    assert open_tower.logit_scale == pytest.approx(hf_tower.logit_scale)
-    contents = [native(i)[0] for i in range(5)]  # at this size both views are the image itself
+    assert open_backbone.logit_scale == pytest.approx(hf_backbone.logit_scale)
+    contents = [native(i)[0] for i in range(5)]  # no transform changes it
     scores = two.score(contents, PROMPTS)
     assert np.abs(scores["open"] - scores["hf"]).max() <= 1e-5
     assert np.ptp(scores["hf"]) > 0.01
@@ -142,15 +144,15 @@ def test_unknown_open_clip_key_is_named() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles with a C++ compiler")
-def test_compiled_towers_give_the_same_scores_up_to_rounding(
+def test_compiled_backbones_give_the_same_scores_up_to_rounding(
     specs: dict[str, MetricSpec], panel: Panel
 ) -> None:
     images = [tiny.image(i) for i in range(5)]
     compiled = Panel.load({"clip": specs["clip"]}, CPU, compiled=True)
-    found = compiled.score(images, PROMPTS[:5], batch=4)["clip"]
+    scores = compiled.score(images, PROMPTS[:5], batch=4)["clip"]
     expected = panel.score(images, PROMPTS[:5], batch=4)["clip"]
-    assert not np.array_equal(found, np.zeros(5))
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert not np.array_equal(scores, np.zeros(5))
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +182,7 @@ def test_batch_and_workers_do_not_change_scores(panel: Panel) -> None:
         np.testing.assert_allclose(one[name], other[name], rtol=1e-5, atol=2e-6)
 
 
-class CountingTower:
+class CountingBackbone:
     """Counts what it embeds; an image's embedding is its mean colour."""
 
     logit_scale, dim = 1.0, 3
@@ -200,15 +202,14 @@ class CountingTower:
 def test_everything_distinct_is_computed_once(
     specs: dict[str, MetricSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    towers: list[CountingTower] = []
+    backbones: list[CountingBackbone] = []
 
-    def load(*_: object) -> CountingTower:
-        towers.append(CountingTower())
-        return towers[-1]
+    def load(*_: object) -> CountingBackbone:
+        backbones.append(CountingBackbone())
+        return backbones[-1]
 
     judged = []
-    monkeypatch.setattr("label.metrics.panel.load_backbone", load)
-    monkeypatch.setattr("label.metrics.panel.check_head", lambda *_: None)
+    monkeypatch.setattr("label.metrics.backbones.load_backbone", load)
     monkeypatch.setattr(
         "data.miniature.oracle.oracle", lambda pixels, prompt: judged.append(prompt) or 0.5
     )
@@ -218,30 +219,30 @@ def test_everything_distinct_is_computed_once(
     )
     again = {"clip2": specs["clip"], **{n: specs[n] for n in ("clip", "hps", "oracle")}}
     panel = Panel.load(again, CPU)
-    assert len(towers) == 2  # clip and clip2 share theirs
+    assert len(backbones) == 2  # clip and clip2 share theirs
     images = [tiny.image(i % 3) for i in range(40)]
     prompts = [PROMPTS[i % 2] for i in range(40)]
     panel.score(images, prompts, batch=3)
-    assert [tower.images for tower in towers] == [3, 3]
-    assert [tower.prompts for tower in towers] == [[*PROMPTS[:2], PROMPTS[1]]] * 2  # filled up
+    assert [tower.images for tower in backbones] == [3, 3]
+    assert [tower.prompts for tower in backbones] == [[*PROMPTS[:2], PROMPTS[1]]] * 2  # filled up
     assert len(judged) == 6  # six distinct (image, prompt)
     assert (
         len(decoded) == 6
-    )  # 3 for all views; 3 more, where only the prompt was new, for the judge
+    )  # 3 for all transforms; 3 more, where only the prompt was new, for the judge
 
 
-def test_clip_and_aesthetic_share_one_tower_unless_something_differs(
+def test_clip_and_aesthetic_share_one_backbone_unless_something_differs(
     specs: dict[str, MetricSpec], panel: Panel
 ) -> None:
-    towers = {name: metric.tower for name, metric in panel.metrics.items()}
-    assert towers["clip"] is towers["aesthetic"]
-    assert len({id(tower) for tower in towers.values()}) == 3
-    other = MetricSpec(kind=MetricKind.clip, weights=specs["clip"].weights, dtype=Dtype.bf16)
-    assert resolve("x", other).tower != resolve("y", specs["clip"]).tower
+    backbones = {name: metric.backbone for name, metric in panel.metrics.items()}
+    assert backbones["clip"] is backbones["aesthetic"]
+    assert len({id(tower) for tower in backbones.values()}) == 3
+    other = MetricSpec(kind="clip", weights=specs["clip"].weights, dtype=Dtype.bf16)
+    assert resolve("x", other).backbone_key != resolve("y", specs["clip"]).backbone_key
 
 
-def test_bf16_towers_give_fp32_scores_near_the_fp32_ones(specs: dict[str, MetricSpec]) -> None:
-    half = MetricSpec(kind=MetricKind.clip, weights=specs["clip"].weights, dtype=Dtype.bf16)
+def test_bf16_backbones_give_fp32_scores_near_the_fp32_ones(specs: dict[str, MetricSpec]) -> None:
+    half = MetricSpec(kind="clip", weights=specs["clip"].weights, dtype=Dtype.bf16)
     scores = Panel.load({"fp32": specs["clip"], "bf16": half}, CPU).score(
         [tiny.image(i) for i in range(4)], PROMPTS[:4]
     )
@@ -255,11 +256,10 @@ def test_bf16_does_not_round_the_factor_of_a_score(root: Path, tmp_path: Path) -
         state = load_file(tmp_path / name / f"{file}.safetensors")
         state["logit_scale"] = torch.tensor(100.0).log()  # 98.9 in bf16
         save_file(state, tmp_path / name / f"{file}.safetensors")
-        kind = MetricKind(name)
-        half = MetricSpec(kind=kind, weights=str(tmp_path / name), dtype=Dtype.bf16)
+        half = MetricSpec(kind=name, weights=str(tmp_path / name), dtype=Dtype.bf16)
         metric = Panel.load({"half": half}, CPU).metrics["half"]
         assert isinstance(metric, EmbeddingMetric)
-        assert metric.tower.logit_scale == pytest.approx(100, rel=1e-5)
+        assert metric.backbone.logit_scale == pytest.approx(100, rel=1e-5)
 
 
 def test_oracle_is_that_of_the_world(specs: dict[str, MetricSpec]) -> None:
@@ -300,7 +300,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
         run_halving(hopeless, inputs, Batch(4))
 
 
-# --- views ---------------------------------------------------------------------------------------
+# --- transforms ----------------------------------------------------------------------------------
 
 SIZES = [(512, 512), (700, 513), (64, 200), (37, 36), (224, 224), (225, 448)]
 
@@ -308,11 +308,11 @@ SIZES = [(512, 512), (700, 513), (64, 200), (37, 36), (224, 224), (225, 448)]
 @pytest.mark.parametrize("size", SIZES)
 def test_crop_equals_the_pil_processor_bit_for_bit(size: tuple[int, int]) -> None:
     image = Image.open(BytesIO(tiny.image(7, size, "PNG")))
-    found = ImageTransform(ResizeMode.CROP, 224)(image)
+    result = ImageTransform(ResizeMode.CROP, 224)(image)
     processor = CLIPImageProcessorPil(do_rescale=False, do_normalize=False)
     expected = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-    assert found.dtype == np.uint8
-    assert np.array_equal(found, expected)
+    assert result.dtype == np.uint8
+    assert np.array_equal(result, expected)
 
 
 @pytest.mark.parametrize("size", [*SIZES, (296, 200), (180, 311)])
@@ -331,22 +331,22 @@ def test_both_ways_to_crop_share_the_resizing(monkeypatch: pytest.MonkeyPatch) -
         "label.metrics.preprocessing.resize_short_side",
         lambda image, side: (resized.append(side), resize_short_side(image, side))[1],
     )
-    views = [ImageTransform(fit, side) for fit in CROPS for side in (8, 16)]
-    found = process_image(tiny.image(1, (40, 27)), views)
+    several = [ImageTransform(mode, side) for mode in CROPS for side in (8, 16)]
+    processed = process_image(tiny.image(1, (40, 27)), several)
     assert sorted(resized) == [8, 16]
     image = decode(tiny.image(1, (40, 27)))
-    assert all(np.array_equal(found.arrays[view], view(image)) for view in views)
+    assert all(np.array_equal(processed.arrays[one], one(image)) for one in several)
 
 
 def test_dark_16_bit_images_stay_dark() -> None:
     values = np.array([[0, 255, 256], [4096, 40000, 65535]], np.uint16)
     buffer = BytesIO()
     Image.fromarray(values).save(buffer, format="PNG")
-    found = process_image(buffer.getvalue(), [ImageTransform(ResizeMode.NONE)]).arrays[
+    processed = process_image(buffer.getvalue(), [ImageTransform(ResizeMode.NONE)]).arrays[
         ImageTransform(ResizeMode.NONE)
     ]
-    assert found[..., 0].tolist() == [[0, 0, 1], [16, 156, 255]]
-    assert np.ptp(found, axis=-1).max() == 0
+    assert processed[..., 0].tolist() == [[0, 0, 1], [16, 156, 255]]
+    assert np.ptp(processed, axis=-1).max() == 0
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -354,24 +354,24 @@ def test_dark_16_bit_images_stay_dark() -> None:
 def test_pad_equals_torch_on_float_tensors(size: tuple[int, int], antialias: bool) -> None:
     width, height = size
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    found = pad_to(pixels, 224, antialias)
+    result = pad_to(pixels, 224, antialias)
     scale = 224 / max(size)
     tall, wide = round(height * scale), round(width * scale)
     floats = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
     expected = functional.interpolate(floats, (tall, wide), mode="bicubic", antialias=antialias)
     top, left = (224 - tall) // 2, (224 - wide) // 2
-    inside = found[top : top + tall, left : left + wide]
+    inside = result[top : top + tall, left : left + wide]
     np.testing.assert_allclose(inside, expected[0].permute(1, 2, 0), atol=2e-5)
-    assert np.count_nonzero(found) == np.count_nonzero(inside)
-    assert found.shape == (224, 224, 3)
+    assert np.count_nonzero(result) == np.count_nonzero(inside)
+    assert result.shape == (224, 224, 3)
 
 
 def test_antialias_matters_and_is_part_of_the_settings(specs: dict[str, MetricSpec]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
     assert np.abs(pad_to(pixels, 224, True) - pad_to(pixels, 224, False)).mean() > 0.01
-    plain = MetricSpec(kind=MetricKind.hps, weights=specs["hps"].weights, antialias=False)
+    plain = MetricSpec(kind="hps", weights=specs["hps"].weights, antialias=False)
     on, off = resolve("a", specs["hps"]), resolve("b", plain)
-    assert on.tower == off.tower
+    assert on.backbone_key == off.backbone_key
     assert on.settings() != off.settings()
 
 
@@ -388,25 +388,19 @@ def test_antialias_matters_and_is_part_of_the_settings(specs: dict[str, MetricSp
 def test_images_are_sniffed_and_bad_ones_have_a_lasting_reason(
     content: bytes, status: Status
 ) -> None:
-    found = process_image(content, [ImageTransform(ResizeMode.CROP, 8)])
-    assert found.status is status
-    assert (found.reason == "") == (status is Status.OK)
-    assert "0x" not in found.reason  # an address would differ from run to run
-    assert (found.width, found.height) == ((40, 32) if status is Status.OK else (None, None))
+    processed = process_image(content, [ImageTransform(ResizeMode.CROP, 8)])
+    assert processed.status is status
+    assert (processed.reason == "") == (status is Status.OK)
+    assert "0x" not in processed.reason  # an address would differ from run to run
+    assert (processed.width, processed.height) == (
+        (40, 32) if status is Status.OK else (None, None)
+    )
 
 
 def test_too_many_pixels_is_another_reason() -> None:
     buffer = BytesIO()
     Image.new("1", (9000, 9000)).save(buffer, format="PNG")
     assert process_image(buffer.getvalue(), []).status is Status.TOO_LARGE
-
-
-def test_workers_import_no_torch() -> None:
-    with DecodePool(1) as decoder:
-        found = decoder.submit([(tiny.image(1), [ImageTransform(ResizeMode.PAD, 16)])])()
-        loaded = decoder._executor.submit(eval, "'torch' in __import__('sys').modules")
-        assert found[0].arrays[ImageTransform(ResizeMode.PAD, 16)].shape == (16, 16, 3)
-        assert loaded.result() is False
 
 
 def test_planning_imports_no_torch() -> None:
@@ -427,36 +421,34 @@ def test_bare_files_load_as_folders_do(root: Path, tmp_path: Path, panel: Panel,
     wrapped = {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in hps.items()}}
     torch.save(wrapped, tmp_path / "HPS_v2.1_compressed.pt")
     config = {"model_cfg": tiny.open_clip_config()}
-    monkeypatch.setattr("label.metrics.weights._arch", lambda *_: config)
+    monkeypatch.setattr("label.metrics.hps.architecture", lambda *_: config)
     monkeypatch.setattr("label.metrics.backbones._open_clip_tokenizer", lambda _: tokenize)
     torch.save(load_file(root / "aesthetic.safetensors"), tmp_path / "head.pth")
     bare = {
-        "pickscore": MetricSpec(
-            kind=MetricKind.pickscore, weights=str(tmp_path / "hf" / "weights.bin")
-        ),
-        "hps": MetricSpec(kind=MetricKind.hps, weights=str(tmp_path / "HPS_v2.1_compressed.pt")),
+        "pickscore": MetricSpec(kind="pickscore", weights=str(tmp_path / "hf" / "weights.bin")),
+        "hps": MetricSpec(kind="hps", weights=str(tmp_path / "HPS_v2.1_compressed.pt")),
         "aesthetic": MetricSpec(
-            kind=MetricKind.aesthetic, weights=str(root / "clip"), head=str(tmp_path / "head.pth")
+            kind="aesthetic", weights=str(root / "clip"), head=str(tmp_path / "head.pth")
         ),
     }
     images = [tiny.image(i) for i in range(3)]
-    found = Panel.load(bare, CPU).score(images, PROMPTS[:3])
+    scores = Panel.load(bare, CPU).score(images, PROMPTS[:3])
     expected = panel.score(images, PROMPTS[:3])
     for name in bare:
-        np.testing.assert_allclose(found[name], expected[name], atol=1e-6)
+        np.testing.assert_allclose(scores[name], expected[name], atol=1e-6)
 
 
 def tokenize(prompts: list[str]) -> torch.Tensor:
-    found = torch.zeros(len(prompts), tokenizer.CONTEXT, dtype=torch.long)
-    for row, ids in zip(found, tokenizer.hf_tokenizer()(prompts).input_ids, strict=True):
+    result = torch.zeros(len(prompts), tokenizer.CONTEXT, dtype=torch.long)
+    for row, ids in zip(result, tokenizer.hf_tokenizer()(prompts).input_ids, strict=True):
         row[: len(ids)] = torch.tensor(ids)
-    return found
+    return result
 
 
 def test_known_architectures_come_from_open_clip(tmp_path: Path) -> None:
     (tmp_path / "HPS_v2.1_compressed.pt").write_bytes(b"")
-    spec = MetricSpec(kind=MetricKind.hps, weights=str(tmp_path / "HPS_v2.1_compressed.pt"))
-    assert resolve("hps", spec).view == ImageTransform(ResizeMode.PAD, 224, antialias=True)
+    spec = MetricSpec(kind="hps", weights=str(tmp_path / "HPS_v2.1_compressed.pt"))
+    assert resolve("hps", spec).transform == ImageTransform(ResizeMode.PAD, 224, antialias=True)
     spec.arch = "ViT-H-15"
     with pytest.raises(WeightsError, match=r"metrics\.hps\.arch=ViT-H-15 .*ViT-H-14"):
         resolve("hps", spec)
@@ -494,7 +486,7 @@ def test_checkpoints_of_another_shape_are_refused(root: Path, tmp_path: Path) ->
         state = load_file(folder / "model.safetensors")
         change(state)
         save_file(state, folder / "model.safetensors")
-        spec = MetricSpec(kind=MetricKind.clip, weights=str(folder))
+        spec = MetricSpec(kind="clip", weights=str(folder))
         with pytest.raises(WeightsError, match=r"does not fit its architecture.*") as error:
             Panel.load({"clip": spec}, CPU)
         expected = {"missing": "logit_scale", "unexpected": "extra", "shape": "(3, 3)"}[name]
@@ -506,7 +498,7 @@ def test_head_of_another_backbone_or_of_other_keys_is_refused(
 ) -> None:
     save_file(tiny.head_state(0, dim=99), tmp_path / "wide.safetensors")
     spec = MetricSpec(
-        kind=MetricKind.aesthetic,
+        kind="aesthetic",
         weights=specs["clip"].weights,
         head=str(tmp_path / "wide.safetensors"),
     )
@@ -531,7 +523,7 @@ def test_head_of_another_backbone_or_of_other_keys_is_refused(
     ],
 )
 def test_weights_that_cannot_be_found(weights: str, revision: str | None, message: str) -> None:
-    spec = MetricSpec(kind=MetricKind.clip, weights=weights, revision=revision)
+    spec = MetricSpec(kind="clip", weights=weights, revision=revision)
     with pytest.raises(WeightsError, match=message):
         resolve("m", spec)
 
@@ -543,13 +535,13 @@ def test_hub_id_at_a_commit_is_read_from_the_cache(
     folder = tmp_path / "models--some--clip" / "snapshots" / commit
     shutil.copytree(root / "clip", folder)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    spec = MetricSpec(kind=MetricKind.clip, weights="some/clip", revision=commit)
-    found = resolve("m", spec)
-    assert found.weights is not None
-    assert found.weights.where == folder
-    assert found.settings()["weights"] == {"hub": "some/clip", "revision": commit}
-    bare = MetricSpec(kind=MetricKind.clip, weights="some/clip/model.safetensors", revision=commit)
-    assert resolve("m", bare).tower == found.tower
+    spec = MetricSpec(kind="clip", weights="some/clip", revision=commit)
+    resolved = resolve("m", spec)
+    assert resolved.weights is not None
+    assert resolved.weights.where == folder
+    assert resolved.settings()["weights"] == {"hub": "some/clip", "revision": commit}
+    bare = MetricSpec(kind="clip", weights="some/clip/model.safetensors", revision=commit)
+    assert resolve("m", bare).backbone_key == resolved.backbone_key
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -558,12 +550,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def test_only_the_weights_in_use_are_fetched(
     tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[bool, str]] = []
+    requests: list[tuple[bool, str]] = []
 
     def download(
         _: str, *, allow_patterns: list[str], local_files_only: bool = False, **__: str
     ) -> str:
-        asked.append((local_files_only, allow_patterns[-1]))
+        requests.append((local_files_only, allow_patterns[-1]))
         for pattern in () if local_files_only else allow_patterns:
             for path in (tmp_path / "hub").glob(pattern):
                 shutil.copy(path, tmp_path / "cache")
@@ -578,14 +570,14 @@ def test_only_the_weights_in_use_are_fetched(
     (tmp_path / "hub" / "model.safetensors").rename(
         tmp_path / "hub" / "open_clip_model.safetensors"
     )
-    spec = MetricSpec(kind=MetricKind.clip, weights="some/clip", revision=COMMIT)
-    found = resolve("m", spec).weights
-    assert found is not None
-    assert found.tensors == tmp_path / "cache" / "pytorch_model.bin"
+    spec = MetricSpec(kind="clip", weights="some/clip", revision=COMMIT)
+    resolved = resolve("m", spec).weights
+    assert resolved is not None
+    assert resolved.tensors == tmp_path / "cache" / "pytorch_model.bin"
     assert not (tmp_path / "cache" / "open_clip_model.safetensors").exists()
     kinds = "model*.safetensors", "pytorch_model.bin"
-    assert asked == [(offline, kind) for offline in (True, False) for kind in kinds]
-    spec.kind = MetricKind.hps
+    assert requests == [(offline, kind) for offline in (True, False) for kind in kinds]
+    spec.kind = "hps"
     with pytest.raises(WeightsError, match=r"open_clip_config\.json cannot be read"):
         resolve("m", spec)
     spec.weights = "some/clip/HPS_v3.pt"
@@ -599,20 +591,20 @@ def test_tokenizer_of_another_folder(root: Path, tmp_path: Path, panel: Panel,
     for path in (tmp_path / "models--a--pick" / "snapshots" / COMMIT).glob("tokenizer*"):
         shutil.move(path, tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    spec = MetricSpec(kind=MetricKind.pickscore, weights="a/pick", revision=COMMIT)
+    spec = MetricSpec(kind="pickscore", weights="a/pick", revision=COMMIT)
     with pytest.raises(WeightsError, match="has no tokenizer; it needs"):
         resolve("pickscore", spec)
     spec.tokenizer = str(tmp_path)
     words = resolve("pickscore", spec).settings()["tokenizer"]
     assert words["tokenizer.json"] == Fingerprints()(tmp_path / "tokenizer.json")
     images = [tiny.image(i) for i in range(3)]
-    found = Panel.load({"pickscore": spec}, CPU).score(images, PROMPTS[:3])["pickscore"]
-    np.testing.assert_array_equal(found, panel.score(images, PROMPTS[:3])["pickscore"])
+    scores = Panel.load({"pickscore": spec}, CPU).score(images, PROMPTS[:3])["pickscore"]
+    np.testing.assert_array_equal(scores, panel.score(images, PROMPTS[:3])["pickscore"])
 
 
 def test_incomplete_folders_are_named(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "clip", tmp_path / "clip")
-    spec = MetricSpec(kind=MetricKind.clip, weights=str(tmp_path / "clip"))
+    spec = MetricSpec(kind="clip", weights=str(tmp_path / "clip"))
     for pattern, message in [
         ("tokenizer*", "has no tokenizer"),
         ("config.json", r"config\.json cannot be read"),
@@ -631,7 +623,7 @@ def test_incomplete_folders_are_named(root: Path, tmp_path: Path) -> None:
 def test_pinned_weights(root: Path, specs: dict[str, MetricSpec]) -> None:
     head = root / "aesthetic.safetensors"
     spec = MetricSpec(
-        kind=MetricKind.aesthetic,
+        kind="aesthetic",
         weights=specs["clip"].weights,
         head=str(head),
         sha256=Fingerprints()(head),
@@ -657,11 +649,11 @@ def test_fingerprints_are_remembered_until_the_file_changes(tmp_path: Path) -> N
 
 
 def test_provenance_says_what_made_the_scores(panel: Panel, root: Path) -> None:
-    found = panel.provenance()
-    assert found["hps"]["preprocessing"]["antialias"] is True
-    assert found["clip"]["dtype"] == "fp32"
-    assert found["clip"]["weights"]["model.safetensors"] == Fingerprints()(
+    result = panel.provenance()
+    assert result["hps"]["preprocessing"]["antialias"] is True
+    assert result["clip"]["dtype"] == "fp32"
+    assert result["clip"]["weights"]["model.safetensors"] == Fingerprints()(
         root / "clip" / "model.safetensors"
     )
-    assert found["aesthetic"]["head"] == Fingerprints()(root / "aesthetic.safetensors")
-    json.dumps(found)
+    assert result["aesthetic"]["head"] == Fingerprints()(root / "aesthetic.safetensors")
+    json.dumps(result)

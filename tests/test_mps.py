@@ -14,13 +14,14 @@ from transformers import CLIPConfig, CLIPModel
 
 from data.dtypes import Dtype
 from data.miniature import tokenizer, world
-from label.config import MetricKind, MetricSpec
-from label.metrics import CrossMetric, Panel
+from label.config import MetricSpec
 from label.metrics.architectures import MPS_H
-from label.metrics.mps import Mps, empty_network, mps_to_ours, visible
+from label.metrics.mps_network import Mps, empty_network, mps_to_ours, visible
 from label.metrics.preprocessing import ImageTransform, ResizeMode
+from label.metrics.protocols import CrossMetric
 from label.metrics.registry import resolve
 from label.metrics.weights import WeightsError
+from label.scoring.panel import Panel
 from tests import helpers_label as tiny
 from tests.helpers_golden import cross_shapes, shapes_of, weights
 
@@ -37,10 +38,10 @@ def official(config: dict[str, Any], prefix: str = "") -> dict[str, tuple[int, .
         clip = shapes_of(CLIPModel(CLIPConfig(**config)))
     cross = config["cross_config"]
     sizes = cross["num_layers"], cross["num_heads"], cross["head_dim"]
-    found = {f"model.{key}": shape for key, shape in clip.items()}
-    found |= cross_shapes(config["projection_dim"], *sizes)
-    found["model.text_model.embeddings.position_ids"] = (1, 77)  # a buffer of old checkpoints
-    return {prefix + key: shape for key, shape in found.items()}
+    results = {f"model.{key}": shape for key, shape in clip.items()}
+    results |= cross_shapes(config["projection_dim"], *sizes)
+    results["model.text_model.embeddings.position_ids"] = (1, 77)  # a buffer of old checkpoints
+    return {prefix + key: shape for key, shape in results.items()}
 
 
 def small_config() -> dict[str, Any]:
@@ -68,7 +69,7 @@ def save(folder: Path, state: Any) -> Path:
 
 def spec(weights: Path, **more: Any) -> MetricSpec:
     given = {"condition": "circle, red, left", "threshold": 0.6} | more
-    return MetricSpec(kind=MetricKind.mps, weights=str(weights), **given)
+    return MetricSpec(kind="mps", weights=str(weights), **given)
 
 
 def score(folder: Path, prompts: list[str], batch: int = 8, **more: Any) -> np.ndarray:
@@ -84,9 +85,9 @@ def score(folder: Path, prompts: list[str], batch: int = 8, **more: Any) -> np.n
 def test_published_checkpoints_fit_key_for_key(prefix: str) -> None:
     shapes = official(MPS_H, prefix)
     state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    found = {key: tuple(value.shape) for key, value in mps_to_ours(state).items()}
+    results = {key: tuple(value.shape) for key, value in mps_to_ours(state).items()}
     network = empty_network(MPS_H)
-    assert found == shapes_of(network)
+    assert results == shapes_of(network)
     assert network.clip.vision_model.config.num_attention_heads == 16
     layer = network.cross.layers[0]
     assert layer["across"].heads == layer["within"].heads == 16
@@ -108,10 +109,10 @@ def test_a_folder_that_describes_nothing_is_of_the_published_size(
 ) -> None:
     shutil.copytree(root, tmp_path / "hub")
     (tmp_path / "hub" / "config.json").write_text("{}")
-    found = resolve("mps", spec(tmp_path / "hub"))
-    assert found.view == ImageTransform(ResizeMode.CROP, 224)
-    assert found.weights is not None
-    assert found.weights.config is MPS_H
+    resolved = resolve("mps", spec(tmp_path / "hub"))
+    assert resolved.transform == ImageTransform(ResizeMode.CROP, 224)
+    assert resolved.weights is not None
+    assert resolved.weights.config is MPS_H
     with pytest.raises(WeightsError, match=r"does not fit its architecture: missing clip\."):
         Panel.load({"mps": spec(tmp_path / "hub")}, CPU)
 
@@ -130,11 +131,11 @@ def test_the_mask_is_each_prompts_own(root: Path) -> None:
     metric = Panel.load({"mps": spec(root)}, CPU).metrics["mps"]
     assert isinstance(metric, Mps)
     together = visible(metric._read(PROMPTS)[0], metric._condition, 0.6)
-    asked, _ = metric._network.read(metric._tokens(["circle, red, left"]))
+    requests, _ = metric._network.read(metric._tokens(["circle, red, left"]))
     for row, prompt in enumerate(PROMPTS):
         words, _ = metric._read([prompt])
         assert torch.equal(visible(words, metric._condition, 0.6)[0], together[row])
-        best = torch.stack([words[0] @ word for word in asked[0]]).amax(0)
+        best = torch.stack([words[0] @ word for word in requests[0]]).amax(0)
         assert torch.equal(best / best.max() > 0.6, together[row, 0, 0] == 0)
     assert 0 < (together == 0).float().mean() < 1
 
@@ -144,8 +145,8 @@ def test_threshold_and_condition_decide_and_are_recorded(root: Path) -> None:
     for change in ({"threshold": 0.9}, {"condition": "a green square"}):
         assert np.abs(score(root, PROMPTS, **change) - base).max() > 0.01
         assert resolve("m", spec(root, **change)).settings() != resolve("m", spec(root)).settings()
-    found = resolve("m", spec(root)).settings()
-    assert (found["condition"], found["threshold"]) == ("circle, red, left", 0.6)
+    resolved = resolve("m", spec(root)).settings()
+    assert (resolved["condition"], resolved["threshold"]) == ("circle, red, left", 0.6)
 
 
 def test_each_prompt_of_a_batch_is_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +164,7 @@ def test_each_prompt_of_a_batch_is_read_once(root: Path, monkeypatch: pytest.Mon
     panel.score(images, [PROMPTS[i // 3] for i in range(6)], batch=8)
     panel.score(images[:3], [f"prompt {i}" for i in range(3)], batch=8)
     assert sizes == [8, 8]  # a batch of a fixed size for two prompts, and for three
-    monkeypatch.setattr("label.metrics.mps.PROMPTS", 2)
+    monkeypatch.setattr("label.metrics.mps_network.PROMPTS", 2)
     panel.score(images, [PROMPTS[i // 3] for i in range(6)], batch=8)
     assert sizes == [8, 8, 2]
 
@@ -177,8 +178,8 @@ def test_bf16_gives_fp32_scores_near_the_fp32_ones(root: Path) -> None:
 def test_bad_rows_are_nan(root: Path) -> None:
     panel = Panel.load({"mps": spec(root)}, CPU)
     images = [tiny.image(0), b"<html>", tiny.image(1)]
-    found = panel.score(images, [PROMPTS[0], PROMPTS[0], "  "])["mps"]
-    assert np.isnan(found).tolist() == [False, True, True]
+    scores = panel.score(images, [PROMPTS[0], PROMPTS[0], "  "])["mps"]
+    assert np.isnan(scores).tolist() == [False, True, True]
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -220,10 +221,10 @@ def test_other_checkpoints_are_refused(root: Path, tmp_path: Path, change: Any, 
 
 
 def test_settings_that_make_no_sense(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"threshold=1\.0 of a metric; it must be in \[0, 1\)"):
-        spec(root, threshold=1.0)
-    with pytest.raises(ValueError, match=r"needs `condition`.*conf/metric/mps\.yaml"):
-        spec(root, condition=" ")
+    with pytest.raises(ValueError, match=r"metrics\.mps\.threshold=1\.0; it must be in \[0, 1\)"):
+        resolve("mps", spec(root, threshold=1.0))
+    with pytest.raises(ValueError, match=r"mps\.condition is empty.*conf/metric/mps\.yaml"):
+        resolve("mps", spec(root, condition=" "))
     shutil.copytree(root, tmp_path / "mute")
     for path in (tmp_path / "mute").glob("tokenizer*"):
         path.unlink()

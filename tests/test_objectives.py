@@ -77,10 +77,10 @@ def test_margin_dpo_over_the_whole_set_is_ln_2_at_equality():
     """Leads of 3, 1, -2, 4, 0 and 2 have mean 2, so the last pair weighs exactly 1."""
     votes = torch.tensor([3, 1, -2, 4, 0, 2])
     same = Errors(torch.full((6,), 0.3), torch.full((6,), 0.2))
-    found = margin_dpo_losses(same, same, BETA, votes, votes.abs().double().mean().item())
-    assert found[5].item() == torch.tensor(math.log(2)).item()
-    assert torch.equal(found / found[5], votes.abs() / 2)
-    assert found.mean().item() == pytest.approx(math.log(2), rel=1e-6)
+    losses = margin_dpo_losses(same, same, BETA, votes, votes.abs().double().mean().item())
+    assert losses[5].item() == torch.tensor(math.log(2)).item()
+    assert torch.equal(losses / losses[5], votes.abs() / 2)
+    assert losses.mean().item() == pytest.approx(math.log(2), rel=1e-6)
 
 
 @pytest.mark.parametrize(("u", "loss", "slope"), [(0, 0.25, -1), (0.5, 0, 0), (2, 2.25, 3)])
@@ -112,8 +112,8 @@ def test_mapo_at_small_errors():
     """p(e) = 1 - s e / 2 + ..., so that T (p(e_w) - p(e_l)) = T s (e_l - e_w) / 2."""
     logit = 1000 * MAPO_S * 1e-3 / 2
     expected = -0.1 * math.log(1 / (1 + math.exp(-logit)))
-    found = mapo_losses(pair(0.01, 0.011), 1000, 0.1, 0.0).item()
-    assert found == pytest.approx(expected, rel=1e-3)
+    loss = mapo_losses(pair(0.01, 0.011), 1000, 0.1, 0.0).item()
+    assert loss == pytest.approx(expected, rel=1e-3)
     assert mapo_score(torch.zeros(1)).item() == pytest.approx(1)
     assert all(
         map(math.isfinite, gradients(lambda own: mapo_losses(own, 9, 1.0, 1.0), pair(0.0, 0.0)))
@@ -130,8 +130,8 @@ def test_mapo_at_small_errors():
 )  # fmt: skip
 def test_the_losers_scale_by_hand(overlap: float, mu: float, scale: float):
     """(1 - mu) e_w / overlap at e_w = 1/2, no more than 1, and 1 where losers do not pull along."""
-    found = loser_scale(torch.tensor([0.5]), torch.tensor([overlap]), mu)
-    assert found.item() == pytest.approx(scale)
+    computed = loser_scale(torch.tensor([0.5]), torch.tensor([overlap]), mu)
+    assert computed.item() == pytest.approx(scale)
 
 
 def test_sdpo_by_hand():
@@ -142,9 +142,9 @@ def test_sdpo_by_hand():
     assert overlap.item() == 1
     losses = sdpo_losses(policy, policy, BETA, overlap, 0.9)
     assert losses.item() == torch.tensor(math.log(2)).item()  # the values are DPO's, bit for bit
-    found = gradients(lambda own: sdpo_losses(own, policy, BETA, overlap, 0.9), policy)
-    assert found[0] == pytest.approx(BETA / 4)
-    assert found[1] == pytest.approx(-BETA / 4 / 20)
+    slopes = gradients(lambda own: sdpo_losses(own, policy, BETA, overlap, 0.9), policy)
+    assert slopes[0] == pytest.approx(BETA / 4)
+    assert slopes[1] == pytest.approx(-BETA / 4 / 20)
 
 
 @pytest.mark.parametrize("mu", [0.0, 0.6, 0.9, 1.0])

@@ -1,10 +1,10 @@
-"""docs/metrics.md, "Adding a metric", done as it says in a copy of the program."""
+"""docs/metrics.md, "Adding a metric", done as it says: a package and a YAML outside of ours."""
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 
@@ -14,69 +14,88 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from data.artifacts.manifest import read_manifest
+from label.config import MetricSpec
+from label.metrics.registry import built_in_kinds, definition_of, resolve, score_settings
 from tests.helpers_docs import ROOT, blocks, shell_lines, started
 
 PAGE = ROOT / "docs" / "metrics.md"
-WEIGHTS = Path("data/miniature/weights")
-
-pytestmark = pytest.mark.slow
-
-
-def apply(diff: str, folder: Path) -> None:
-    """Make each change; what is replaced must be there exactly once."""
-    for name, change in re.findall(r"^--- (\S+)\n((?:[ +-].*\n)+?)(?=--- |\Z)", diff, re.MULTILINE):
-        lines = change.splitlines(keepends=True)
-        before, after = ("".join(line[1:] for line in lines if line[0] in sign) for sign in
-                         (" -", " +"))  # fmt: skip
-        source = (folder / name).read_text()
-        assert source.count(before) == 1, f"{name} has no {before!r}"
-        (folder / name).write_text(source.replace(before, after))
+OPTIONS = {"shift_weight": 0.3}
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program with the metric of the page."""
-    folder = tmp_path_factory.mktemp("program")
-    for package in ("data", "label", "train", "evaluate", "conf"):
-        leave_out = shutil.ignore_patterns("__pycache__", "weights", "3000")
-        shutil.copytree(ROOT / package, folder / package, ignore=leave_out)
-    (folder / WEIGHTS).symlink_to(ROOT / WEIGHTS)
-    text = PAGE.read_text()
-    names = re.findall(r"^\*\*\d\. .*?`([\w/]+\.(?:py|yaml))`", text, re.MULTILINE)
-    metric, test = blocks(PAGE, "python")
-    (settings,) = blocks(PAGE, "yaml")
-    assert names == [
-        "label/metrics/colourful.py", "conf/metric/colourful.yaml", "tests/test_colourful.py"
-    ]  # fmt: skip
-    (folder / "tests").mkdir()
-    for name, content in zip(names, (metric, settings, test), strict=True):
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the page tells to write, under the names it gives."""
+    folder = tmp_path_factory.mktemp("place")
+    section = PAGE.read_text().partition("## Adding a metric")[2]
+    names = re.findall(r"^\*\*\d\. .*?`([\w/]+\.(?:py|yaml))`", section, re.MULTILINE)
+    assert names == ["my_package/colourful.py", "my_conf/metric/colourful.yaml"]
+    for name, content in zip(names, (*blocks(PAGE, "python"), *blocks(PAGE, "yaml")), strict=True):
+        (folder / name).parent.mkdir(parents=True)
         (folder / name).write_text(content)
-    (diff,) = blocks(PAGE, "diff")
-    apply(diff, folder)
     return folder
 
 
-def python(copy: Path, *arguments: str) -> None:
+@pytest.fixture
+def spec(place: Path, monkeypatch: pytest.MonkeyPatch) -> MetricSpec:
+    monkeypatch.syspath_prepend(str(place))
+    return MetricSpec(kind="my_package.colourful", options=dict(OPTIONS))
+
+
+def test_its_scores_are_those_of_the_definition(spec: MetricSpec):
+    image = np.zeros((2, 2, 3), np.uint8)
+    image[0, :, 0] = image[1, :, 2] = 200
+    grey = np.full((2, 2, 3), 90, np.uint8)
+    metric = definition_of("m", spec.kind).load(resolve("m", spec), None)
+    # red: rg 200, yb 100; blue: rg 0, yb -200; deviations 100 and 150, means 100 and -50
+    expected = [32500**0.5 + 0.3 * 12500**0.5, 0.0]
+    assert metric.judge([image, grey], ["", ""]).tolist() == pytest.approx(expected)
+
+
+def test_its_options_are_recorded(spec: MetricSpec):
+    settings = score_settings({"m": spec})["m"]
+    assert settings == {
+        "kind": "my_package.colourful", "preprocessing": {"resize": "as it is"},
+        "options": OPTIONS,
+    }  # fmt: skip
+
+
+def test_kinds_are_known_by_their_files_alone():
+    assert list(built_in_kinds()) == sorted(
+        ["aesthetic", "clip", "cycle_reward", "hps", "hps_v3", "image_reward", "mps", "oracle",
+         "pickscore"]
+    )  # fmt: skip
+
+
+def test_a_module_that_fails_to_import_is_named(place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(place))
+    (place / "my_package" / "broken.py").write_text("import no_such_library\n")
+    with pytest.raises(ValueError, match=r"my_package\.broken cannot be imported.*no_such_library"):
+        resolve("m", MetricSpec(kind="my_package.broken"))
+    assert import_module("my_package.colourful")
+
+
+def python(place: Path, *arguments: str) -> None:
+    """Run Python here, with the user's package on its path."""
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=copy, capture_output=True, text=True, timeout=300,
-        check=False, env={"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300,
+        check=False, env={"PYTHONPATH": str(place), "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_its_test_passes(copy: Path):
-    python(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_colourful.py")
-
-
-def test_it_scores_and_votes(copy: Path):
+@pytest.mark.slow
+def test_it_scores_and_votes(place: Path):
     (command,) = [line for line in shell_lines(PAGE) if "colourful" in line]
     assert shlex.split(command)[:2] == ["make", "labels"]
     ((module, *overrides),) = started(command)
     assert module == "label"
-    small = [f"pairs.root={copy}/pairs", "pairs.options.num_pairs=40", "label.workers=0"]
-    python(copy, "-m", "label", *overrides, *small, "label.device=cpu")
-    labelled = pl.read_parquet(copy / "runs/miniature/labels/colour/part-*.parquet")
-    files = sorted((copy / "pairs").glob("train-*.parquet"))
+    overrides = [word.replace("//my_conf", f"//{place}/my_conf") for word in overrides]
+    small = [f"pairs.root={place}/pairs", "pairs.options.num_pairs=40", "label.workers=1"]
+    python(place, "-m", "label", *overrides, *small, "label.device=cpu", f"runs={place}/runs")
+    run = place / "runs" / "miniature"
+    labelled = pl.read_parquet(run / "labels" / "colour" / "part-*.parquet")
+    files = sorted((place / "pairs").glob("train-*.parquet"))
     images = pl.concat([pl.from_arrow(pq.read_table(file, columns=["jpg_0"])) for file in files])
     scored = labelled["status"] == "ok"
     assert scored.sum() >= 30
@@ -86,6 +105,9 @@ def test_it_scores_and_votes(copy: Path):
         pl.sum_horizontal("vote_hps", "vote_clip", "vote_colour")
     )
     assert (votes.to_series().abs() == labelled.filter(scored)["margin"]).all()
+    manifest = read_manifest(run / "scores" / "colour", "colour")
+    assert manifest is not None
+    assert manifest.settings["options"] == OPTIONS
 
 
 def colourfulness(content: bytes) -> float:

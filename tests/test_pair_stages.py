@@ -24,11 +24,10 @@ from data.pairs.config import PairsSpec
 from data.pairs.schema import BLOBS, PairSource
 from label.analysis.gallery import read_images
 from label.config import Rule, VoteSpec
-from label.metrics import Panel
 from label.metrics.registry import resolve
 from label.scoring.batching import Batch
-from label.scoring.claims import Claims
 from label.scoring.decode_pool import DecodePool
+from label.scoring.panel import Panel
 from label.scoring.score_sets import FACTS, ScoreSets, plan
 from label.scoring.scoring_pass import Clock
 from label.scoring.shard_scorer import ScoringTools, score_shards
@@ -76,8 +75,7 @@ def score(spec: PairsSpec, weights: Path, folder: Path) -> tuple[PairSource, Sco
     sets = ScoreSets(folder / "scores", source.shards, metrics)
     panel = Panel.load(specs, torch.device("cpu"))
     with DecodePool(0) as decoder:
-        claims = Claims(sets.folder / "claims")
-        tools = ScoringTools(source, panel, sets, claims, decoder, Batch(8), Clock())
+        tools = ScoringTools(source, panel, sets, decoder, Batch(8), Clock())
         score_shards(plan(sets, Rank()), tools)
     sets.declare_complete({}, 0.0)
     return source, sets

@@ -11,7 +11,7 @@ import pytest
 
 from conf.job import Job
 from data.artifacts.atomic import sha256_of
-from label.config import MetricKind, MetricSpec, ParitySpec
+from label.config import MetricSpec, ParitySpec
 from label.parity.__main__ import main, measured
 from label.parity.accuracy import cross_fitted, measure, strict, with_ties, without_inversions
 from label.parity.references import REFERENCES, Reference, ReferenceImage, check
@@ -70,8 +70,8 @@ def test_pairs_without_scores_or_labels_do_not_count() -> None:
         },
         schema_overrides={"human": pl.Float32, "score_0": pl.Float32, "score_1": pl.Float32},
     )
-    found = measure("m", judged, scale=1.0, threshold=0.0)
-    assert (found.pairs, found.ties, found.strict, found.thresholded) == (2, 1, 1.0, 1.0)
+    result = measure("m", judged, scale=1.0, threshold=0.0)
+    assert (result.pairs, result.ties, result.strict, result.thresholded) == (2, 1, 1.0, 1.0)
     nothing = measure("m", judged.head(0), scale=1.0, threshold=None)
     assert nothing.pairs == 0
     assert math.isnan(nothing.strict)
@@ -93,7 +93,7 @@ def test_the_chance_of_a_pair_is_a_softmax() -> None:
 def reference(path: Path, **more: object) -> Reference:
     image = ReferenceImage(path.name, sha256_of(path))
     given = {"images": (image,), "prompts": ("a", "b"), "expected": (1.0, 2.0)} | more
-    return Reference("somewhere", MetricKind.clip, "tiny", tolerance=0.1, **given)
+    return Reference("somewhere", "clip", "tiny", tolerance=0.1, **given)
 
 
 @pytest.mark.parametrize(
@@ -118,19 +118,19 @@ def test_scores_are_compared(
     path.write_bytes(tiny.image(1))
     own = reference(path, scale=scale, expected=expected)
     monkeypatch.setattr("label.parity.references.REFERENCES", (own,))
-    asked = []
+    requests = []
 
     def score(name: str, images: list[bytes], prompts: tuple[str, ...]) -> np.ndarray:
-        asked.append((name, len(images), prompts))
+        requests.append((name, len(images), prompts))
         return np.array(scores, np.float32)
 
     metrics = {
-        "mine": MetricSpec(kind=MetricKind.clip, weights="folder/tiny-clip"),
-        "other": MetricSpec(kind=MetricKind.clip, weights="folder/large"),
-        "hps": MetricSpec(kind=MetricKind.hps, weights="tiny"),
+        "mine": MetricSpec(kind="clip", weights="folder/tiny-clip"),
+        "other": MetricSpec(kind="clip", weights="folder/large"),
+        "hps": MetricSpec(kind="hps", weights="tiny"),
     }
     (finding,) = check(metrics, tmp_path, score)
-    assert asked == [("mine", 2, ("a", "b"))]
+    assert requests == [("mine", 2, ("a", "b"))]
     assert finding.metric == "mine"
     assert finding.fits is fits
 
@@ -141,7 +141,7 @@ def test_missing_and_wrong_images_are_named(
     path = tmp_path / "one.png"
     path.write_bytes(tiny.image(1))
     monkeypatch.setattr("label.parity.references.REFERENCES", (reference(path),))
-    metrics = {"mine": MetricSpec(kind=MetricKind.clip, weights="tiny")}
+    metrics = {"mine": MetricSpec(kind="clip", weights="tiny")}
     (tmp_path / "empty").mkdir()
     for folder, says in (
         (None, "parity.images is not set"),
@@ -179,17 +179,17 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A run whose pairs are scored."""
     root = tmp_path_factory.mktemp("parity")
     weights, pairs = tiny.build_weights(root / "weights"), tiny.build_pairs(root / "pairs")
-    made = composed(*tiny.overrides(weights, pairs, root / "runs"))
-    label(made)
-    return made
+    built = composed(*tiny.overrides(weights, pairs, root / "runs"))
+    label(built)
+    return built
 
 
 def test_accuracy_of_a_run_is_that_of_its_files(job: Job) -> None:
-    found = {accuracy.metric: accuracy for accuracy in measured(job)}
-    assert list(found) == ["hps", "clip", "pickscore", "aesthetic"]
+    results = {accuracy.metric: accuracy for accuracy in measured(job)}
+    assert list(results) == ["hps", "clip", "pickscore", "aesthetic"]
     folder = job.folder / "scores"
     human = pl.read_parquet(folder / "pairs" / "part-*.parquet")["human"].to_list()
-    for name, accuracy in found.items():
+    for name, accuracy in results.items():
         scores = pl.read_parquet(folder / name / "part-*.parquet")
         rows = zip(human, scores["score_0"], scores["score_1"], strict=True)
         good = [row for row in rows if None not in row]

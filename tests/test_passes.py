@@ -1,9 +1,5 @@
-"""Passes over rows: batches of one shape, what is remembered, and what runs ahead."""
+"""Passes over rows: batches of one shape, and what is kept."""
 
-import threading
-import time
-from collections.abc import Iterator
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -11,13 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.prefetch import prefetch
-from label.metrics import Panel
-from label.metrics.base import EmbeddingMetric
 from label.metrics.preprocessing import process_images
+from label.metrics.protocols import EmbeddingMetric
 from label.scoring.batching import Batch, Batcher, Request, pad_batch
 from label.scoring.decode_pool import DecodePool
 from label.scoring.embedding_cache import EmbeddingCache
+from label.scoring.panel import Panel
 from tests import helpers_label as tiny
 
 CPU = torch.device("cpu")
@@ -25,8 +20,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def panel(tmp_path_factory: pytest.TempPathFactory) -> Panel:
-    found = tiny.specs(tiny.build_weights(tmp_path_factory.mktemp("weights")))
-    return Panel.load({name: found[name] for name in tiny.VOTERS}, CPU)
+    specs = tiny.specs(tiny.build_weights(tmp_path_factory.mktemp("weights")))
+    return Panel.load({name: specs[name] for name in tiny.VOTERS}, CPU)
 
 
 # --- batches -------------------------------------------------------------------------------------
@@ -45,7 +40,7 @@ def embed(queue: Batcher, contents: list[Any]) -> list[Any]:
 def test_an_embedding_depends_on_its_own_image_alone(panel: Panel, threads: int) -> None:
     rng, before = np.random.default_rng(0), torch.get_num_threads()
     towers = {
-        id(m.tower): m.tower for m in panel.metrics.values() if isinstance(m, EmbeddingMetric)
+        id(m.backbone): m.backbone for m in panel.metrics.values() if isinstance(m, EmbeddingMetric)
     }
     images = list(rng.integers(0, 256, (24, tiny.SIDE, tiny.SIDE, 3), dtype=np.uint8))
     torch.set_num_threads(threads)
@@ -57,8 +52,8 @@ def test_an_embedding_depends_on_its_own_image_alone(panel: Panel, threads: int)
             assert queue.steady
             order = rng.permutation(24)[:19]  # other neighbours, other places, the last one filled
             mixed = embed(queue, [images[i] for i in order])
-            for i, found in zip(order, mixed, strict=True):
-                assert np.array_equal(found, straight[i])
+            for i, result in zip(order, mixed, strict=True):
+                assert np.array_equal(result, straight[i])
     finally:
         torch.set_num_threads(before)
 
@@ -104,7 +99,7 @@ def test_rows_are_computed_in_order_and_a_full_batch_waits_for_nothing(panel: Pa
         scoring = panel.only(["aesthetic"]).start(decoder, Batch(4))
         for i in range(40):
             scoring.add(tiny.image(i), "a prompt that nobody reads")
-            assert scoring.computed <= scoring.given == i + 1
+            assert scoring.computed <= scoring.num_rows == i + 1
         early = scoring.computed
         assert 0 < early < 40
         scoring.flush()
@@ -134,51 +129,15 @@ def test_what_comes_again_is_computed_once_while_there_is_room(
         assert np.array_equal(scores[0][name], scores[1][name])
 
 
-def test_memory_forgets_the_longest_unused() -> None:
-    memory = EmbeddingCache(300, 100, 50)
+def test_the_least_recently_used_is_forgotten() -> None:
+    cache = EmbeddingCache(300, 100, 50)
     for key in (b"a", b"b", b"c"):
-        assert memory.image(key)[1]
-    assert not memory.image(b"a")[1]
-    assert memory.prompt("a")[1]  # its 50 bytes push out b, not a
-    assert not memory.image(b"a")[1]
-    held, new = memory.image(b"b")
+        assert cache.image(key)[1]
+    assert not cache.image(b"a")[1]
+    assert cache.prompt("a")[1]  # its 50 bytes push out b, not a
+    assert not cache.image(b"a")[1]
+    before, new = cache.image(b"b")
     assert new
-    memory.forget()
-    assert memory.image(b"b")[0] is not held
-    assert memory.prompt("a")[1]
-
-
-# --- ahead ---------------------------------------------------------------------------------------
-
-
-def test_ahead_gives_the_same_items_and_reads_no_further_than_it_may() -> None:
-    read = []
-
-    def numbers() -> Iterator[int]:
-        for i in range(50):
-            read.append(i)
-            yield i
-
-    with prefetch(numbers(), 2) as items:
-        assert next(items) == 0
-        deadline = time.monotonic() + 30
-        while len(read) < 4 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.05)
-        assert len(read) == 4  # one taken, two ready, one in the hand
-        assert list(items) == list(range(1, 50))
-
-
-def test_ahead_hands_on_errors_and_leaves_no_thread() -> None:
-    def broken() -> Iterator[int]:
-        yield 1
-        raise OSError("disk")
-
-    before = threading.active_count()
-    with prefetch(broken(), 3) as items:
-        assert next(items) == 1
-        with pytest.raises(OSError, match="disk"):
-            next(items)
-    with prefetch(count(), 3) as items:
-        assert next(items) == 0
-    assert threading.active_count() == before
+    cache.forget()
+    assert cache.image(b"b")[0] is not before
+    assert cache.prompt("a")[1]

@@ -8,7 +8,7 @@ import torch
 from tests import rank_programs
 from tests.helpers_ranks import run_ranks, shared_place
 from train.dpo.reference import move
-from train.trainer.checkpoint import share_bounds
+from train.trainer.checkpoint import shard_bounds
 
 
 def test_a_snapshot_is_a_copy_and_an_average_moves_by_alpha():
@@ -21,8 +21,8 @@ def test_a_snapshot_is_a_copy_and_an_average_moves_by_alpha():
 
 @pytest.mark.parametrize("numel", [1, 2, 5, 16, 17])
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
-def test_shares_are_a_partition(numel: int, world: int):
-    bounds = [share_bounds(numel, rank, world) for rank in range(world)]
+def test_shards_are_a_partition(numel: int, world: int):
+    bounds = [shard_bounds(numel, rank, world) for rank in range(world)]
     covered = [i for first, length in bounds for i in range(first, first + length)]
     assert covered == list(range(numel))
 

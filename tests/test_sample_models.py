@@ -13,9 +13,9 @@ from generate.config import Scheduler
 from generate.image_files import Model, SamplesError, adapter_at
 from generate.sampler import ImageGenerator
 from tests.helpers_train import SIDE, write_base, write_sdxl_base
-from tests.test_adapter import load as load_unet
-from tests.test_adapter import train_a_little, trained
 from tests.test_conf import job
+from tests.test_lora import load as load_unet
+from tests.test_lora import train_a_little, trained
 from train.config import LoraSpec
 from train.export.pipeline import export_adapter, export_pipeline, merged_unet
 from train.models.lora import attach, in_diffusers_format

@@ -49,15 +49,17 @@ def test_sheets_change_no_weight_and_are_the_same_again():
     wanted = ("train.samples.every=3", "train.samples.count=2", "train.samples.steps=3")
     place.train("drawn", "zero=stage2", *wanted)
     assert place.weights("drawn") == place.weights(straight(2, 1))
-    found = {path.name: path.read_bytes() for path in (place.folder("drawn") / "samples").iterdir()}
-    assert sorted(found) == ["step-0000000.png", "step-0000003.png", "step-0000006.png"]
-    assert len(set(found.values())) == 3
-    assert decode(found["step-0000000.png"]).size == (2 * 16 + 2, 16)
+    sheets = {
+        path.name: path.read_bytes() for path in (place.folder("drawn") / "samples").iterdir()
+    }
+    assert sorted(sheets) == ["step-0000000.png", "step-0000003.png", "step-0000006.png"]
+    assert len(set(sheets.values())) == 3
+    assert decode(sheets["step-0000000.png"]).size == (2 * 16 + 2, 16)
     place.train("drawn-3", "zero=stage3", *wanted, world=2)
     first = (place.folder("drawn-3") / "samples" / "step-0000000.png").read_bytes()
-    assert first == found["step-0000000.png"]  # of the base: no rank and no stage matters
-    asked = ("train.samples.every=6", "train.samples.prompts=[a red cat]")
-    place.train("asked", *asked, "train.samples.guidance=1", "train.samples.steps=2")
+    assert first == sheets["step-0000000.png"]  # of the base: no rank and no stage matters
+    wanted_once = ("train.samples.every=6", "train.samples.prompts=[a red cat]")
+    place.train("asked", *wanted_once, "train.samples.guidance=1", "train.samples.steps=2")
     page = (place.folder("asked") / "samples" / "step-0000006.png").read_bytes()
     assert decode(page).size == (16, 16)
 

@@ -32,9 +32,9 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
-    assert found
-    return found[1]
+    match = re.search(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
+    assert match
+    return match[1]
 
 
 def run(command: list[str], path: str = "") -> Path:
@@ -60,6 +60,6 @@ def test_torchrun_and_srun_make_the_same_files(arguments: list[str], tmp_path: P
     srun.write_text(SRUN)
     srun.chmod(0o755)
     slurm = ["bash", str(script), *arguments, "run=slurm"]
-    found = [tiny.hashes(run(torchrun)), tiny.hashes(run(slurm, str(tmp_path)))]
-    assert found[0] == found[1]
-    assert len(found[0]) == 3 * 6  # the pairs' facts, four metrics and the labels
+    by_torchrun, by_srun = tiny.hashes(run(torchrun)), tiny.hashes(run(slurm, str(tmp_path)))
+    assert by_torchrun == by_srun
+    assert len(by_torchrun) == 3 * 6  # the pairs' facts, four metrics and the labels

@@ -1,3 +1,4 @@
+import errno
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,25 +13,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from data.artifacts.atomic import ShardError, sha256_of
+from data.artifacts.atomic import ShardError, atomic_path, sha256_of
 from data.artifacts.manifest import read_manifest, verify
+from data.artifacts.parquet_io import write_table
 from data.artifacts.schemas import PAIR_FACTS, SCORES, Status
 from data.distributed import Rank
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
-from data.pairs.schema import PairSource
+from data.pairs.schema import PairShard, PairSource
 from label.config import MetricSpec
-from label.metrics import Panel
 from label.metrics.backbones import HfClipBackbone
-from label.metrics.clip_score import CosineMetric
+from label.metrics.cosine import CosineMetric
 from label.metrics.preprocessing import process_image
 from label.metrics.registry import resolve
 from label.scoring import shard_scorer as module
 from label.scoring.batching import Batch, Batcher
-from label.scoring.claims import Claims
 from label.scoring.decode_pool import DecodePool
+from label.scoring.panel import Panel
+from label.scoring.progress import PairCount
 from label.scoring.runner import device_of
-from label.scoring.score_sets import FACTS, ScoreSets, ShardTask, plan
+from label.scoring.score_sets import FACTS, ScoreSets, ShardTask, plan, remaining, work_order
 from label.scoring.scoring_pass import Clock
 from label.scoring.shard_scorer import ScoringTools, score_shards
 from tests import helpers_label as tiny
@@ -42,8 +44,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, MetricSpec]:
-    found = tiny.specs(tiny.build_weights(tmp_path_factory.mktemp("weights")))
-    return {name: found[name] for name in tiny.VOTERS}
+    result = tiny.specs(tiny.build_weights(tmp_path_factory.mktemp("weights")))
+    return {name: result[name] for name in tiny.VOTERS}
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +62,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> PairSource:
 @pytest.fixture(scope="module")
 def sets_of(specs: dict[str, MetricSpec], pairs: PairSource) -> Callable[..., ScoreSets]:
     def build(folder: Path, *names: str) -> ScoreSets:
-        found = {name: resolve(name, specs[name]).settings() for name in names or tiny.VOTERS}
-        return ScoreSets(folder, pairs.shards, found)
+        resolved = {name: resolve(name, specs[name]).settings() for name in names or tiny.VOTERS}
+        return ScoreSets(folder, pairs.shards, resolved)
 
     return build
 
@@ -70,9 +72,8 @@ def score_all(
     pairs: PairSource, panel: Panel, sets: ScoreSets, cache_bytes: int = 2**20
 ) -> list[ShardTask]:
     work = plan(sets, Rank())
-    claims = Claims(sets.folder / "claims")
     with DecodePool(0) as decoder:
-        tools = ScoringTools(pairs, panel, sets, claims, decoder, Batch(8), Clock(), cache_bytes)
+        tools = ScoringTools(pairs, panel, sets, decoder, Batch(8), Clock(), cache_bytes)
         score_shards(work, tools)
     return work
 
@@ -116,8 +117,8 @@ def test_scores_are_the_panels_and_bad_rows_say_why(
         images = [source[i][f"image_{side}"] for i in good]
         expected = panel.score(images, [source[i]["prompt"] for i in good])
         for name in tiny.VOTERS:
-            found = [tables[name][i][f"score_{side}"] for i in good]
-            np.testing.assert_allclose(found, expected[name], rtol=1e-5, atol=2e-6)
+            results = [tables[name][i][f"score_{side}"] for i in good]
+            np.testing.assert_allclose(results, expected[name], rtol=1e-5, atol=2e-6)
     bad = [(f["status"], f["reason"].split(":")[0]) for f in facts[12:18]]
     assert bad == [
         ("unreadable_image", "image 0"),
@@ -168,8 +169,8 @@ def test_how_pairs_are_grouped_and_remembered_changes_no_byte(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "READ_ROWS", 3)
-    monkeypatch.setattr(module, "STRETCH", 5)
-    monkeypatch.setattr(module, "OPEN", 1)
+    monkeypatch.setattr(module, "CHUNK_PAIRS", 5)
+    monkeypatch.setattr(module, "OPEN_CHUNKS", 1)
     sets = sets_of(tmp_path)
     score_all(pairs, panel, sets, cache_bytes)
     assert tiny.hashes(tmp_path) == tiny.hashes(scored.folder)
@@ -221,19 +222,17 @@ def test_uneven_networks_still_give_every_rank_the_same(
 
     embed = HfClipBackbone.embed_images
     monkeypatch.setattr(HfClipBackbone, "embed_images", uneven)
-    found = []
+    results = []
     for name, size in (("one", 1), ("more", world)):
         sets = sets_of(tmp_path / name, "clip")
         for rank in range(size):
             with DecodePool(0) as decoder:
-                tools = ScoringTools(
-                    pairs, panel, sets, Claims(sets.folder / "claims"), decoder, Batch(8), Clock()
-                )
+                tools = ScoringTools(pairs, panel, sets, decoder, Batch(8), Clock())
                 score_shards(plan(sets, Rank(rank, size)), tools)
-        found.append(tiny.hashes(sets.folder))
-    assert found[0] == found[1]
+        results.append(tiny.hashes(sets.folder))
+    assert results[0] == results[1]
     expected = tiny.hashes(scored.folder)
-    assert found[0]["clip/part-00000.parquet"] != expected["clip/part-00000.parquet"]
+    assert results[0]["clip/part-00000.parquet"] != expected["clip/part-00000.parquet"]
 
 
 def test_a_score_that_is_not_finite_is_a_status(
@@ -319,13 +318,110 @@ def test_a_changed_score_shard_is_noticed_and_never_declared_right(
     assert path.read_bytes() == sound
     pq.write_table(pq.read_table(path), path, compression="none")  # as if rounded otherwise
     sets.declare_complete({}, since=since)
-    found = read_manifest(tmp_path / "clip", "clip")
-    assert found is not None
-    verify(tmp_path / "clip", found)
+    result = read_manifest(tmp_path / "clip", "clip")
+    assert result is not None
+    verify(tmp_path / "clip", result)
+
+
+# --- ranks share the shards ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def ten(tmp_path: Path) -> ScoreSets:
+    shards = [PairShard(i, f"{i}.parquet", f"{i}.parquet", 10 + i, 1) for i in range(10)]
+    return ScoreSets(tmp_path, tuple(shards), {})
+
+
+def finish(sets: ScoreSets, *indices: int) -> None:
+    """Write a set's files as another rank would."""
+    for index in indices:
+        settings = sets.settings(FACTS, sets.shards[index])
+        write_table(sets.path(FACTS, sets.shards[index]), pa.table({"x": [1]}), settings)
+
+
+def test_blocks_are_of_neighbours_and_every_rank_comes_to_every_shard(ten: ScoreSets) -> None:
+    assert [task.shard.index for task in plan(ten, Rank(1, 3))] == [3, 4, 5]
+    for world in (1, 2, 3, 7, 12):
+        blocks = [[task.shard.index for task in plan(ten, Rank(r, world))] for r in range(world)]
+        assert sum(blocks, []) == list(range(10))  # neighbours stay together
+        for rank, block in enumerate(blocks):
+            order = [shard.index for shard in work_order(ten, Rank(rank, world))]
+            assert order[: len(block)] == block
+            assert sorted(order) == list(range(10))
+
+
+def test_those_who_help_with_a_block_begin_at_different_places(ten: ScoreSets) -> None:
+    orders = [[shard.index for shard in work_order(ten, Rank(rank, 3))] for rank in range(3)]
+    last = range(6, 10)  # the block of the third rank: forwards itself, backwards the others
+    assert [[i for i in order if i in last] for order in orders] == [
+        [7, 6, 9, 8], [9, 8, 7, 6], [6, 7, 8, 9],
+    ]  # fmt: skip
+
+
+def test_what_was_finished_meanwhile_is_not_done_again(ten: ScoreSets) -> None:
+    finish(ten, 9)
+    tasks = remaining(ten, Rank(0, 2))
+    assert next(tasks).shard.index == 0
+    finish(ten, 1, 5)
+    assert [task.shard.index for task in tasks] == [2, 3, 4, 8, 7, 6]
+
+
+def test_a_file_that_is_there_is_never_replaced(
+    pairs: PairSource, panel: Panel, sets_of: Callable[..., ScoreSets], tmp_path: Path
+) -> None:
+    """Two ranks that do the same shard: the second one's files are dropped."""
+    sets = sets_of(tmp_path, "clip")
+    work = plan(sets, Rank())
+    with DecodePool(0) as decoder:
+        tools = ScoringTools(pairs, panel, sets, decoder, Batch(8), Clock())
+        score_shards(work, tools)
+        before = {path: path.stat().st_ino for path in tmp_path.rglob("*.parquet")}
+        assert score_shards(work, tools) == sum(shard.rows for shard in pairs.shards)
+    assert {path: path.stat().st_ino for path in tmp_path.rglob("*")
+            if path.is_file()} == before  # fmt: skip
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_the_first_of_two_writers_wins(
+    has_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [errno.EPERM]
+
+    def refused(*_: object) -> None:
+        raise OSError(errors[-1], "no link")
+
+    if not has_links:
+        monkeypatch.setattr("os.link", refused)
+    path = tmp_path / "x"
+    for content in ("first", "second"):
+        with atomic_path(path, keep_existing=True) as partial:
+            partial.write_text(content)
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+    errors.append(errno.ENOSPC)
+    monkeypatch.setattr("os.link", refused)
+    with (
+        pytest.raises(ShardError, match="free some space"),
+        atomic_path(path, keep_existing=True) as partial,
+    ):
+        partial.write_text("third")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_progress_counts_files_of_all_and_what_this_process_has_read(ten: ScoreSets) -> None:
+    count = PairCount(ten)
+    assert (count.total, count.done()) == (sum(range(10, 20)), 0)
+    finish(ten, 0, 4)
+    count.advance(ten.shards[4], 14)  # finished, too
+    count.advance(ten.shards[5], 4)
+    count.advance(ten.shards[5], 3)
+    count.advance(ten.shards[6], 12)
+    count.advance(ten.shards[6], 12)  # never more than it has
+    assert count.done() == 10 + 14 + 7 + 16
 
 
 def test_a_set_cannot_be_called_like_the_facts(scored: ScoreSets) -> None:
-    for name in ("pairs", "claims"):
+    for name in ("pairs", "latents"):
         with pytest.raises(ValueError, match=f"cannot be named '{name}'"):
             ScoreSets(scored.folder, scored.shards, {name: {}})
 

@@ -45,8 +45,8 @@ def test_the_loss_is_ln_2_at_first_and_after_each_snapshot(stage: int, world: in
 def test_stages_and_ranks_agree(stage: int, world: int):
     """The same pairs, noise and arithmetic; only the order of sums may differ."""
     place = shared_place()
-    plain, found = place.journal(straight(0, 1)), place.journal(straight(stage, world))
-    for one, two in zip(plain, found, strict=True):
+    plain, sharded = place.journal(straight(0, 1)), place.journal(straight(stage, world))
+    for one, two in zip(plain, sharded, strict=True):
         for key in ("loss", "policy_winner_error", "reference_loser_error", "gradient_norm"):
             assert two[key] == pytest.approx(one[key], rel=2e-3), (one["step"], key)
 
@@ -78,17 +78,19 @@ def draws_an_image(pipeline: Path, base: Path) -> None:
     import torch
     from diffusers import StableDiffusionPipeline
 
-    made, old = (StableDiffusionPipeline.from_pretrained(path) for path in (pipeline, base))
-    made.set_progress_bar_config(disable=True)
-    image = made("a red cat", num_inference_steps=2, height=16, width=16, output_type="pt").images
+    trained, old = (StableDiffusionPipeline.from_pretrained(path) for path in (pipeline, base))
+    trained.set_progress_bar_config(disable=True)
+    image = trained(
+        "a red cat", num_inference_steps=2, height=16, width=16, output_type="pt"
+    ).images
     assert image.shape == (1, 3, 16, 16)
     assert torch.isfinite(image).all()
-    new, was = made.unet.state_dict(), old.unet.state_dict()
+    new, was = trained.unet.state_dict(), old.unet.state_dict()
     assert new.keys() == was.keys()
     assert all(not torch.equal(new[key], was[key]) for key in new)
     for part in ("vae", "text_encoder"):
         same = zip(
-            getattr(made, part).state_dict().values(),
+            getattr(trained, part).state_dict().values(),
             getattr(old, part).state_dict().values(),
             strict=True,
         )

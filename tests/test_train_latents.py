@@ -17,10 +17,9 @@ from data.distributed import Rank
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import PairSource
-from label.metrics import Panel
 from label.scoring.batching import Batch
-from label.scoring.claims import Claims
 from label.scoring.decode_pool import DecodePool
+from label.scoring.panel import Panel
 from label.scoring.score_sets import ScoreSets, plan
 from label.scoring.scoring_pass import Clock
 from label.scoring.shard_scorer import ScoringTools, score_shards
@@ -63,7 +62,7 @@ def write_latents(root: Path, **change: object) -> LatentSet:
     encoder = VaeEncoder(root / "base", form, CPU, 8)
     with DecodePool(0) as decoder:
         tools = ScoringTools(
-            pairs, Panel({}), sets, Claims(sets.folder / "claims"), decoder, Batch(8), Clock(), 0,
+            pairs, Panel({}), sets, decoder, Batch(8), Clock(), 0,
             encoder,
         )  # fmt: skip
         score_shards(plan(sets, Rank()), tools)

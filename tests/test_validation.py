@@ -12,9 +12,9 @@ from data.artifacts.atomic import ShardError
 from tests import rank_programs
 from tests.helpers_ranks import Place, run_ranks, shared_place, straight
 from train.config import ValidationSpec
-from train.dpo.draws import fraction
+from train.dpo.draws import keyed_uniform
 from train.loader.dataset import DecidedPairs
-from train.trainer.validation import FIELDS, dealt, split
+from train.trainer.validation import FIELDS, deal_with_filler, split
 
 SHARE = 0.6
 """Holds out one of the four prompts of the shared place's pairs (by their hashes)."""
@@ -34,20 +34,20 @@ def pairs_of(prompts: list[str]) -> DecidedPairs:
 def test_no_prompt_is_on_both_sides(prompts: list[str], share: float, most: int):
     pairs = pairs_of(prompts)
     spec = ValidationSpec(share=share, pairs=most)
-    asked = {prompt for prompt in prompts if fraction(f"held out/{prompt}") < share}
-    if len(asked) in (0, len(set(prompts))):
+    chosen = {prompt for prompt in prompts if keyed_uniform(f"held out/{prompt}") < share}
+    if len(chosen) in (0, len(set(prompts))):
         with pytest.raises(ShardError, match=f"share={share} holds out"):
             split(pairs, spec)
         return
     trained = split(pairs, spec)
-    held = trained.held_out
-    assert held is not None
-    assert set(held.table["prompt"].to_pylist()) <= asked
-    assert trained.table["prompt"].to_pylist() == [p for p in prompts if p not in asked]
-    assert len(held) == min(most, len(pairs) - len(trained))
-    assert (np.diff(held.group) >= 0).all()
+    held_out = trained.held_out
+    assert held_out is not None
+    assert set(held_out.table["prompt"].to_pylist()) <= chosen
+    assert trained.table["prompt"].to_pylist() == [p for p in prompts if p not in chosen]
+    assert len(held_out) == min(most, len(pairs) - len(trained))
+    assert (np.diff(held_out.group) >= 0).all()
     names = pairs.table["pair_id"].to_pylist()
-    for some in (trained, held):
+    for some in (trained, held_out):
         where = [names.index(name) for name in some.table["pair_id"].to_pylist()]
         assert (pairs.group[where] == some.group).all()
         assert (pairs.row[where] == some.row).all()
@@ -59,9 +59,9 @@ def test_what_is_held_out_depends_on_the_prompt_alone():
     two = split(pairs_of([*prompts[::-1], "another"]), ValidationSpec(share=0.3)).held_out
     assert one is not None
     assert two is not None
-    held = [set(some.table["prompt"].to_pylist()) - {"another"} for some in (one, two)]
-    assert held[0] == held[1]
-    assert 3 < len(held[0]) < 25
+    prompts = [set(some.table["prompt"].to_pylist()) - {"another"} for some in (one, two)]
+    assert prompts[0] == prompts[1]
+    assert 3 < len(prompts[0]) < 25
 
 
 def test_without_a_share_all_are_trained_on():
@@ -73,7 +73,7 @@ def test_without_a_share_all_are_trained_on():
 def test_every_rank_has_as_many_batches_and_each_pair_counts_once(
     count: int, micro_batch: int, world: int
 ):
-    each = [list(dealt(count, micro_batch, rank, world)) for rank in range(world)]
+    each = [list(deal_with_filler(count, micro_batch, rank, world)) for rank in range(world)]
     assert len({len(batches) for batches in each}) == 1
     counted = []
     for batches in each:

@@ -78,45 +78,45 @@ SPLIT = votes(
 def test_each_rule_on_six_ballots(
     spec: dict, winner: list[int | None], decided_by: list[str]
 ) -> None:
-    found = decide(SPLIT, **spec)
-    assert found["winner"].to_list() == winner
-    assert found["decided_by"].to_list() == decided_by
-    assert found["votes_0"].to_list() == [4, 3, 2, 1, 1, 0]
-    assert found["votes_1"].to_list() == [0, 1, 2, 3, 0, 0]
+    result = decide(SPLIT, **spec)
+    assert result["winner"].to_list() == winner
+    assert result["decided_by"].to_list() == decided_by
+    assert result["votes_0"].to_list() == [4, 3, 2, 1, 1, 0]
+    assert result["votes_1"].to_list() == [0, 1, 2, 3, 0, 0]
 
 
 def test_columns_and_types_are_those_of_label_shards() -> None:
-    found = decide(SPLIT)
-    assert found.to_arrow().cast(labels(METRICS)).schema.equals(labels(METRICS))
+    result = decide(SPLIT)
+    assert result.to_arrow().cast(labels(METRICS)).schema.equals(labels(METRICS))
 
 
 def test_human_rule_and_human_tie_rule() -> None:
     human = [0.0, 1.0, 0.0, 0.5, None, None]
-    found = decide(SPLIT, human, rule=Rule.human)
-    assert found["winner"].to_list() == [1, 0, 1, None, None, None]
-    assert found["decided_by"].to_list() == [
+    result = decide(SPLIT, human, rule=Rule.human)
+    assert result["winner"].to_list() == [1, 0, 1, None, None, None]
+    assert result["decided_by"].to_list() == [
         "human", "human", "human", "tie", "no_human_label", "no_human_label"
     ]  # fmt: skip
-    assert found["margin"].to_list() == [-4, 2, 0, 2, 1, 0]  # below 0: the votes were overruled
+    assert result["margin"].to_list() == [-4, 2, 0, 2, 1, 0]  # below 0: the votes were overruled
     broken = decide(SPLIT, human, rule=Rule.majority, tie_rule=TieRule.human)
     assert broken["winner"].to_list() == [0, 0, 1, 1, 0, None]
     assert broken["decided_by"][2] == "human"
 
 
 def test_human_as_one_more_voter_breaks_even_splits() -> None:
-    found = decide(SPLIT, [0.0, 1.0, 1.0, 0.5, 0.0, None], human_votes=True)
-    assert found["votes_0"].to_list() == [4, 4, 3, 1, 1, 0]
-    assert found["votes_1"].to_list() == [1, 1, 2, 3, 1, 0]
-    assert found["winner"].to_list() == [0, 0, 0, 1, None, None]
+    result = decide(SPLIT, [0.0, 1.0, 1.0, 0.5, 0.0, None], human_votes=True)
+    assert result["votes_0"].to_list() == [4, 4, 3, 1, 1, 0]
+    assert result["votes_1"].to_list() == [1, 1, 2, 3, 1, 0]
+    assert result["winner"].to_list() == [0, 0, 0, 1, None, None]
 
 
 def test_gap_up_to_the_threshold_abstains() -> None:
     scores = np.array([[[1.0, 0.75]] * 4, [[1.0, 0.5]] * 4])
     voting_rule = VotingRule(VoteSpec(), METRICS, {"a": 0.25, "b": 0.5})
-    found = label_pairs(scored(scores), voting_rule)
-    assert found["vote_a"].to_list() == [0, 1]
-    assert found["vote_b"].to_list() == [0, 0]
-    assert found["vote_c"].to_list() == [1, 1]
+    result = label_pairs(scored(scores), voting_rule)
+    assert result["vote_a"].to_list() == [0, 1]
+    assert result["vote_b"].to_list() == [0, 0]
+    assert result["vote_c"].to_list() == [1, 1]
 
 
 def test_sum_lets_the_largest_scale_decide_and_zscore_sum_does_not() -> None:
@@ -153,8 +153,8 @@ def test_coins_are_fair_differ_by_seed_and_by_occurrence_and_know_no_order() -> 
 
 def test_equal_pairs_get_occurrence_numbers_over_the_whole_set() -> None:
     keys = ["a" * 32, "b" * 32, "a" * 32, "a" * 32, "b" * 32, "c" * 32]
-    found = label_pairs(scored(SPLIT, keys=keys), VotingRule(VoteSpec(), METRICS))
-    assert [name[0] + name[32:] for name in found["pair_id"]] == [
+    result = label_pairs(scored(SPLIT, keys=keys), VotingRule(VoteSpec(), METRICS))
+    assert [name[0] + name[32:] for name in result["pair_id"]] == [
         "a-0", "b-0", "a-1", "a-2", "b-1", "c-0"
     ]  # fmt: skip
 
@@ -169,14 +169,14 @@ def test_bad_rows_keep_their_place_and_never_win() -> None:
     for rule in Rule:
         needed = {Rule.single: {"metric": "a"}, Rule.at_least: {"votes": 1}}.get(rule, {})
         spec = VoteSpec(rule=rule, tie_rule=TieRule.human, **needed)
-        found = label_pairs(frame, VotingRule(spec, METRICS))
-        assert found["winner"].to_list()[1:] == [None, None, None]
-        assert found["decided_by"].to_list()[1:] == [
+        result = label_pairs(frame, VotingRule(spec, METRICS))
+        assert result["winner"].to_list()[1:] == [None, None, None]
+        assert result["decided_by"].to_list()[1:] == [
             "unreadable_image", "empty_prompt", "not_finite_score"
         ]  # fmt: skip
-        assert found["reason"][3] == "not finite; b: score of image 1"
-        assert found["vote_b"].to_list() == [1, None, None, None]
-        assert sum(outcomes(found).values()) == 4
+        assert result["reason"][3] == "not finite; b: score of image 1"
+        assert result["vote_b"].to_list() == [1, None, None, None]
+        assert sum(outcomes(result).values()) == 4
 
 
 def test_nothing_decidable_is_an_error_that_says_why() -> None:
@@ -218,31 +218,31 @@ def test_settings_that_the_rule_never_reads_are_refused(spec: dict, says: str) -
 
 
 def test_a_weight_is_a_number_of_votes() -> None:
-    found = decide(SPLIT, weights={"d": 2.0})  # d: + - - + 0 0
-    assert found["votes_0"].to_list() == [5, 3, 2, 2, 1, 0]
-    assert found["votes_1"].to_list() == [0, 2, 3, 3, 0, 0]
-    assert found["winner"].to_list() == [0, 0, 1, 1, 0, None]
-    assert found["margin"].to_list() == [5, 1, 1, 1, 1, 0]
+    result = decide(SPLIT, weights={"d": 2.0})  # d: + - - + 0 0
+    assert result["votes_0"].to_list() == [5, 3, 2, 2, 1, 0]
+    assert result["votes_1"].to_list() == [0, 2, 3, 3, 0, 0]
+    assert result["winner"].to_list() == [0, 0, 1, 1, 0, None]
+    assert result["margin"].to_list() == [5, 1, 1, 1, 1, 0]
     heavy = decide(SPLIT, weights={"d": 4.0})
     assert heavy["winner"].to_list() == [0, 1, 1, 0, 0, None]
     enough = decide(SPLIT, rule=Rule.at_least, votes=3, weights={"d": 2.0})
     assert enough["winner"].to_list() == [0, 0, 1, 1, None, None]
     as_tie_metric = decide(SPLIT, tie_rule=TieRule.metric, tie_metric="d")
-    assert found["winner"].equals(as_tie_metric["winner"])  # two votes in four break every tie
+    assert result["winner"].equals(as_tie_metric["winner"])  # two votes in four break every tie
 
 
 def test_the_human_label_may_weigh_too() -> None:
     human = [0.0, 0.0, 0.0, 0.5, None, 1.0]
-    found = decide(SPLIT, human, human_votes=True, weights={"human": 3.0})
-    assert found["votes_1"].to_list() == [3, 4, 5, 3, 0, 0]
-    assert found["winner"].to_list() == [0, 1, 1, 1, 0, 0]
+    result = decide(SPLIT, human, human_votes=True, weights={"human": 3.0})
+    assert result["votes_1"].to_list() == [3, 4, 5, 3, 0, 0]
+    assert result["winner"].to_list() == [0, 1, 1, 1, 0, 0]
 
 
 def test_weights_are_factors_of_gaps_where_scores_are_summed() -> None:
     scores = np.random.default_rng(3).normal(size=(100, 4, 2))
-    found = decide(scores, rule=Rule.sum, weights={"a": 3.0, "c": 2.0})
+    result = decide(scores, rule=Rule.sum, weights={"a": 3.0, "c": 2.0})
     gaps = (scores[:, :, 0] - scores[:, :, 1]) @ [3, 1, 2, 1]
-    assert found["winner"].to_list() == np.where(gaps > 0, 0, 1).tolist()
+    assert result["winner"].to_list() == np.where(gaps > 0, 0, 1).tolist()
 
 
 def test_weights_name_voters_and_fit_their_columns() -> None:

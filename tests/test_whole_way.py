@@ -115,7 +115,7 @@ RUN_ELSEWHERE = {
 """Pages whose Python is run by a test of their own."""
 NOT_RUN = {
     "from_single_file": "asks for a published single file",
-    'from_pretrained("/models/sd15")': "test_adapter loads such a folder onto a small base",
+    'from_pretrained("/models/sd15")': "test_lora loads such a folder onto a small base",
     "pipeline.fuse_lora": "goes on from the one before",
     "reshape(4, 64, 64)": "test_latents reads blobs so; the miniature's have another shape",
 }

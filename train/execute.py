@@ -1,4 +1,4 @@
-"""A whole run of stage two: from the labels to the finished pipeline."""
+"""A whole run of stage two once torch is imported: from the labels to the finished pipeline."""
 
 import os
 import platform
@@ -13,17 +13,24 @@ from rich.console import Console
 from data.artifacts.atomic import write_json
 from data.artifacts.config_diff import differences
 from data.artifacts.manifest import code_revision
+from data.distributed import Rank
 from train.config import LatentUse, Objective
-from train.distributed.deepspeed_engine import World, start, stop
-from train.distributed.watch import watched
-from train.export.model_card import last_look, last_tenth, model_card
+from train.distributed.world import (
+    LostContactError,
+    World,
+    is_communication_error,
+    start,
+    stop,
+)
+from train.export.model_card import last_tenth, last_validation, model_card
 from train.export.pipeline import export_adapter, export_pipeline, merged_unet, trained_unet
 from train.identity import TrainRun
 from train.loader.loader import PairStream
 from train.loader.source_choice import advice
 from train.models.lora import in_diffusers_format
-from train.trainer.build import make_trainer, open_stream, shared_out
+from train.trainer.build import limit_micro_batch, make_trainer, open_stream
 from train.trainer.metrics_log import read_lines
+from train.trainer.resume import resume
 from train.trainer.trackers import check_trackers
 from train.trainer.trainer import Trainer
 
@@ -36,48 +43,62 @@ NO_CHANGE = {
     Objective.ipo: " (0.25 is no change)",
     Objective.mapo: "",
 }
-"""What the loss is where policy and reference agree."""
+"""The loss if policy and reference agree."""
 
 
 def execute(run: TrainRun) -> None:
-    """Train from wherever the run stands to the end; whatever ends one process ends all."""
+    """Train from where the run stands to the end.
+
+    Raises:
+        LostContactError: Another process ended, or did not answer in time.
+    """
     warnings.filterwarnings("ignore", module=r"(deepspeed|torch|diffusers|transformers)\b.*")
-    with watched(run.train.silence_s):
-        check_trackers(run)
-        train(run, start(run.train.device, run.train.patience_s))
-        stop()
+    check_trackers(run)
+    try:
+        train(run, start(run.train.device, run.train.collective_timeout_s))
+    except RuntimeError as error:
+        here = Rank.from_environment()
+        if here.world_size == 1 or not is_communication_error(error):
+            raise
+        raise LostContactError(
+            f"rank {here.rank} on {platform.node()} lost contact with the others ({error}): one of "
+            "them ended, or did not answer within train.collective_timeout_s="
+            f"{run.train.collective_timeout_s:g}. Look for its error above, or for a kill; then "
+            "rerun the same command, and it resumes"
+        ) from error
+    stop()
 
 
 def train(run: TrainRun, world: World) -> None:
     """Train, and export the result."""
     check_alike(run, world)
     console = Console(quiet=world.rank != 0, highlight=False, soft_wrap=True)
-    run = shared_out(run, world.size)
+    run = limit_micro_batch(run, world.world_size)
     stream = open_stream(run, world)
     console.print(
         f"{len(stream.pairs)} decided pairs · {stream.epoch_batches} batches of {run.train.batch} "
         f"an epoch · up to {stream.window_bytes / 2**20:.0f} MiB of pairs in memory a process"
     )
-    for line in (run.images, advised(run, stream)):
+    for line in (run.images, latent_advice(run, stream)):
         if line:
             console.print(line)
     trainer = make_trainer(run, world, stream, console)
     if world.rank == 0:  # not before: a mistyped model must not claim the folder
         write_json(run.folder / "config.json", provenance(run, world))
-    trainer.resume()
+    resume(trainer, console)
     trainer.train()
     export(trainer)
-    summarise(trainer)
+    summarise(trainer, console)
     world.barrier()
 
 
 def check_alike(run: TrainRun, world: World) -> None:
-    """Refuse processes that were started with other settings, or that share no folder.
+    """Check that all processes have the same settings and the same run folder.
 
     Raises:
-        ValueError: Says of which process, and what to change.
+        ValueError: This one has not; says how it differs, and what to change.
     """
-    if world.size == 1:
+    if world.world_size == 1:
         return
     first = world.broadcast(run.train)
     if differing := differences(asdict(first), asdict(run.train)):
@@ -85,47 +106,47 @@ def check_alike(run: TrainRun, world: World) -> None:
             f"rank 0 was started with other settings than rank {world.rank} "
             f"({'; '.join(differing)}); give every machine the same command"
         )
-    seen = run.folder.parent / world.broadcast(f".seen-{os.getpid()}-{time.time_ns()}")
+    mark = run.folder.parent / world.broadcast(f".seen-{os.getpid()}-{time.time_ns()}")
     if world.rank == 0:
-        write_json(seen, {})
+        write_json(mark, {})
     world.barrier()
-    there = seen.exists()
+    is_shared = mark.exists()
     world.barrier()
     if world.rank == 0:
-        seen.unlink()
-    if not there:
+        mark.unlink()
+    if not is_shared:
         raise ValueError(
-            f"{seen.parent.absolute()} on {platform.node()} is another folder than that of rank 0; "
+            f"{mark.parent.absolute()} on {platform.node()} is another folder than that of rank 0; "
             "set runs=... to one that all machines share"
         )
 
 
-def advised(run: TrainRun, stream: PairStream) -> str:
-    """Says when latents would be better."""
+def latent_advice(run: TrainRun, stream: PairStream) -> str:
+    """Say if latents would be faster."""
     if run.latents or run.train.latents is LatentUse.never:
         return ""
     return advice(run.train.steps, run.train.batch, len(stream.pairs))
 
 
 def export(trainer: Trainer) -> None:
-    """Write the pipeline, and before it the adapter; every rank takes part, rank 0 writes."""
+    """Write the adapter, if there is one, then the pipeline. All ranks gather, rank 0 writes."""
     run, world = trainer.run, trainer.world
     weights = trainer.policy.gather_fp32_state_dict()
     if world.rank != 0:
         return
     base, lora = trainer.models.components.base.folder, run.train.lora
-    made, card = provenance(run, world) | {"step": trainer.step}, model_card(trainer)
+    about, card = provenance(run, world) | {"step": trainer.state.step}, model_card(trainer)
     if lora.rank:
         adapter = in_diffusers_format(weights, lora.scale)
-        export_adapter(adapter, run.adapter, made, card)
+        export_adapter(adapter, run.adapter, about, card)
         unet = merged_unet(base, adapter)
     else:
         unet = trained_unet(base, weights)
-    export_pipeline(base, unet, run.pipeline, made, card)
+    export_pipeline(base, unet, run.pipeline, about, card)
 
 
 def provenance(run: TrainRun, world: World) -> dict[str, Any]:
-    """What decides the weights, and what is worth knowing besides."""
+    """What decides the weights, and what else is worth recording."""
     packages = ("torch", "diffusers", "transformers", "deepspeed")
     return {
         "settings": run.settings,
@@ -133,7 +154,7 @@ def provenance(run: TrainRun, world: World) -> dict[str, Any]:
         "label_set_identity": run.settings["labels"],
         "base": run.model.path,
         "base_revision": run.model.revision,
-        "processes": world.size,
+        "processes": world.world_size,
         "device": str(world.device),
         "code_revision": code_revision(),
         "versions": {name: version(name) for name in packages}
@@ -141,13 +162,13 @@ def provenance(run: TrainRun, world: World) -> dict[str, Any]:
     }
 
 
-def summarise(trainer: Trainer) -> None:
-    """The last words in the terminal."""
-    run, console = trainer.run, trainer.console
+def summarise(trainer: Trainer, console: Console) -> None:
+    """Print a summary of the run."""
+    run = trainer.run
     lines = read_lines(run.folder / "journal.jsonl")
     numbers, kind = last_tenth(lines), run.train.objective.kind
     console.print(
-        f"trained {trainer.step} steps of {run.train.batch} pairs · "
+        f"trained {trainer.state.step} steps of {run.train.batch} pairs · "
         f"loss {numbers['loss']:.4f}{NO_CHANGE[kind]} · "
         f"accuracy {numbers['accuracy']:.2f} · reference renewed {trainer.reference.version} times"
     )
@@ -157,12 +178,12 @@ def summarise(trainer: Trainer) -> None:
         f"about {seconds / 60:.1f} min in steps · {numbers['pairs_per_s']:.1f} pairs/s · "
         f"{waited / seconds:.1%} of it waiting for data"
     )
-    if (looked := last_look(lines)) is not None:
+    if (line := last_validation(lines)) is not None:
         console.print(
-            f"held-out pairs against the base: accuracy {looked['validation_accuracy']:.2f} "
-            f"(0.5 is chance) · winners' error {looked['validation_winner_rise']:+.1%} · "
-            f"losers' {looked['validation_loser_rise']:+.1%}"
+            f"held-out pairs against the base: accuracy {line['validation_accuracy']:.2f} "
+            f"(0.5 is chance) · winners' error {line['validation_winner_rise']:+.1%} · "
+            f"losers' {line['validation_loser_rise']:+.1%}"
         )
     if any(line.get("both_rise") for line in lines):
-        console.print("[yellow]both errors rose[/] at some steps, see both_rise in the journal")
+        console.print("[yellow]both errors rose[/] at some steps, see both_rise in journal.jsonl")
     console.print(f"pipeline: {run.pipeline}")

@@ -1,4 +1,4 @@
-"""What a run of stage two is: what is trained on what, and what decides its weights."""
+"""The description of a run of stage two, and what decides its weights."""
 
 import hashlib
 from collections.abc import Mapping
@@ -24,9 +24,9 @@ class TrainRun:
     train: TrainSpec
     seed: int
     latents: LatentSet | None = None
-    """Stage one's, in the images' place; None reads the pair files."""
+    """Stage one's latents, to be read instead of the images; None reads the pair files."""
     images: str = ""
-    """Where the images come from, in words."""
+    """A line for the terminal that says where the images come from."""
     settings: Mapping[str, Any]
     """Everything that decides the weights, as JSON values; a folder belongs to one of these."""
 
@@ -37,14 +37,14 @@ class TrainRun:
 
     @property
     def adapter(self) -> Path:
-        """Of LoRA: the result without the base, in diffusers' format."""
+        """For LoRA: the result without the base, in diffusers' format."""
         return self.folder / "lora"
 
 
 def fingerprint(model: ModelSpec) -> str:
-    """Names a model, cheaply at any size: a hub id by its commit, a folder by its files.
+    """Identify a model cheaply: a hub id by its commit, a folder by a digest of its files.
 
-    Of each file count the name, the size and the first MiB.
+    The digest covers the name, the size and the first MiB of each file.
     """
     folder = Path(model.path).expanduser()
     if not folder.exists() and model.revision:

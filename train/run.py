@@ -1,7 +1,11 @@
 """Stage two before torch is imported: what is to be trained, and whether that is done."""
 
 import json
-from contextlib import suppress
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +14,16 @@ from data.artifacts.atomic import ShardError
 from data.artifacts.config_diff import refuse_other_settings
 from data.artifacts.manifest import read_manifest
 from data.distributed import Rank
-from train.config import WITHOUT_EFFECT
+from train.config import resumable_fields
 from train.identity import TrainRun, fingerprint
-from train.loader.source_choice import LatentsNeeded, choose_source
+from train.loader.source_choice import ImageSource, LatentsNeeded, choose_source
 from train.models.families import find_model
 
 
 def main(job: Job) -> None:
     """Train, unless it is done; every check that needs no weights comes first."""
-    try:
-        run = describe(job)
-        is_done = done(run)
-    except ValueError as error:
-        tell_others(error, job.train.silence_s)
-        raise
-    if is_done:
+    run = describe(job)
+    if is_done(run):
         if Rank.from_environment().is_first:
             print(f"training is done: {run.pipeline}")
         return
@@ -33,44 +32,52 @@ def main(job: Job) -> None:
     execute(run)
 
 
-def tell_others(error: ValueError, silence_s: float) -> None:
-    """Let the other processes end, too; they may have found nothing wrong, and would wait."""
-    if Rank.from_environment().world_size > 1:
-        from train.distributed.watch import JoinError, join
+@contextmanager
+def exit_at_once() -> Iterator[None]:
+    """End a failed process of several without cleaning up, which might wait for the others.
 
-        with suppress(JoinError):
-            join(silence_s).fail(error)
+    Its error is printed first. The launcher notices that the process ended, and ends the others.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if _is_alone():
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        code = error.code if isinstance(error, SystemExit) else 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def _is_alone() -> bool:
+    """Whether no other process waits for this one, as far as the launcher's variables tell."""
+    try:
+        return Rank.from_environment().world_size == 1
+    except ValueError:
+        return True
 
 
 def describe(job: Job) -> TrainRun:
-    """The run that a configuration asks for.
+    """Describe the run of a configuration.
 
     Raises:
-        ShardError: There are no labels.
+        ShardError: There are no labels, or the latents do not match.
     """
     labels = job.folder / "labels" / job.vote.name
     manifest = read_manifest(labels, "labels")
     if manifest is None:
         raise ShardError(f"{labels} holds no complete label set; run `make labels` first")
     train, folder = settings(job.train), job.folder / "train"
-    begun = settings_of(folder)
-    if begun is not None and finished(folder):
-        latents, source = begun.get("latents"), None  # the set may be gone by now
-    else:
-        need = LatentsNeeded(
-            folder=job.folder / "latents",
-            model=find_model(job.model),
-            resolution=job.model.resolution,
-            flip=job.train.flip,
-        )
-        source = choose_source(job.train.latents, need, begun)
-        latents = source.settings
+    source, latents = image_source(job, folder)
+    resumable = resumable_fields()
     run_identity: dict[str, Any] = {
         "seed": job.seed,
         "vote": job.vote.name,
         "labels": manifest.identity,
         "model": {"resolution": job.model.resolution, "fingerprint": fingerprint(job.model)},
-        "train": {name: value for name, value in train.items() if name not in WITHOUT_EFFECT},
+        "train": {name: value for name, value in train.items() if name not in resumable},
         "latents": latents,
     }
     return TrainRun(
@@ -80,28 +87,46 @@ def describe(job: Job) -> TrainRun:
         model=job.model,
         train=job.train,
         seed=job.seed,
-        latents=source.latents if source else None,
-        images=source.words if source else "",
+        latents=source.latents,
+        images=source.description,
         settings=run_identity,
     )
 
 
+def image_source(job: Job, folder: Path) -> tuple[ImageSource, dict[str, Any] | None]:
+    """Where the run's images come from, and what of that decides its weights.
+
+    A finished run is described by its own settings: its latents may have been deleted.
+    """
+    begun = settings_of(folder)
+    if begun is not None and finished(folder):
+        return ImageSource(None, ""), begun.get("latents")
+    need = LatentsNeeded(
+        folder=job.folder / "latents",
+        model=find_model(job.model),
+        resolution=job.model.resolution,
+        flip=job.train.flip,
+    )
+    source = choose_source(job.train.latents, need, begun)
+    return source, source.settings
+
+
 def settings_of(folder: Path) -> dict[str, Any] | None:
-    """What a run that is under way, or finished, was begun with; None where there is none."""
+    """Return the settings with which a run was begun; None if there is no run."""
     config = folder / "config.json"
     if not config.is_file():
         return None
-    found: dict[str, Any] = json.loads(config.read_text())["settings"]
-    return found
+    begun: dict[str, Any] = json.loads(config.read_text())["settings"]
+    return begun
 
 
 def finished(folder: Path) -> bool:
-    """Whether a result is there."""
+    """Whether a run has its result."""
     return (folder / "pipeline" / "balanceddpo.json").is_file()
 
 
-def done(run: TrainRun) -> bool:
-    """Whether the result is there.
+def is_done(run: TrainRun) -> bool:
+    """Whether the run has its result.
 
     Raises:
         ShardError: The folder belongs to a run with other settings.

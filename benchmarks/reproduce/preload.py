@@ -4,6 +4,6 @@ import generate.sampler  # noqa: F401
 import label.metrics  # noqa: F401
 import label.scoring.shard_scorer  # noqa: F401
 import train.execute  # noqa: F401
-from train.distributed.deepspeed_engine import library
+from train.distributed.library import library
 
 library()

@@ -12,6 +12,7 @@ from typing import Any
 
 TOKEN = secrets.token_hex(4)
 """Names the partial files of this process and of its forks."""
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -19,16 +20,42 @@ class ShardError(ValueError):
     """A file is missing, damaged, or was made with other settings; the message says what to do."""
 
 
-def replace_atomically(partial: Path, path: Path) -> None:
-    """Make a finished partial file the file at `path`, on disk before it is seen."""
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+def publish(partial: Path, path: Path, *, keep_existing: bool = False) -> None:
+    """Make a finished partial file the file at `path`, on disk before it is seen.
+
+    With `keep_existing` a file that is there stays, even if another process puts it there at this
+    very moment.
+    """
+    fsync(partial)
+    if keep_existing:
+        _link_unless_there(partial, path)
+    else:
+        partial.replace(path)
+    fsync(path.parent)  # the rename itself must outlive a power cut
+
+
+def fsync(path: Path) -> None:
+    """Force a file, or the entries of a folder, to disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the rename itself must outlive a power cut
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
+
+
+def _link_unless_there(partial: Path, path: Path) -> None:
+    """Give the partial file its final name, unless a file has that name."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if not path.exists():  # a file system without hard links leaves a moment in between
+            partial.replace(path)
+            return
+    partial.unlink()
 
 
 def partial_path(path: Path) -> Path:
@@ -40,8 +67,10 @@ def partial_path(path: Path) -> Path:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, keep_existing: bool = False) -> Iterator[Path]:
     """A file to fill beside `path`, which takes its place at the end of the block, or nothing does.
+
+    With `keep_existing` a file that is at `path` by then stays.
 
     Raises:
         ShardError: The disk is full or cannot be written; says what to do.
@@ -50,7 +79,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        replace_atomically(partial, path)
+        publish(partial, path, keep_existing=keep_existing)
     except OSError as error:
         cure = "free some space" if error.errno in NO_SPACE else "make its folder writable"
         raise ShardError(

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.artifacts.atomic import ShardError, partial_path, replace_atomically, sha256_of
+from data.artifacts.atomic import ShardError, partial_path, publish, sha256_of
 from data.artifacts.config_diff import Settings
 from data.artifacts.manifest import Manifest, read_manifest
 from data.artifacts.parquet_io import SETTINGS_KEY
@@ -220,6 +220,6 @@ class GroupWriter:
         self._writer.write_table(group, row_group_size=GROUP_ROWS)
 
     def close(self) -> None:
-        """Finish the file, which only now appears."""
+        """Finish the file, which appears only now; one that is there already stays."""
         self._writer.close()
-        replace_atomically(self._partial, self._path)
+        publish(self._partial, self._path, keep_existing=True)

@@ -23,17 +23,19 @@ def write_table(
     *,
     blobs: Sequence[str] = (),
     row_group_rows: int = ROW_GROUP_ROWS,
+    keep_existing: bool = False,
 ) -> None:
     """Write a Parquet file whole or not at all, with page checksums and its settings in the footer.
 
     `blobs` names columns of encoded bytes: they are stored as they are, without dictionary,
-    statistics or compression, which is 5 to 10 times faster to stream.
+    statistics or compression, which is 5 to 10 times faster to stream. With `keep_existing` a file
+    that another process has written meanwhile stays.
     """
     plain = [name for name in table.column_names if name not in blobs]
     if settings is not None:
         footer = {SETTINGS_KEY: json.dumps(settings, sort_keys=True).encode()}
         table = table.replace_schema_metadata(footer)
-    with atomic_path(path) as partial:
+    with atomic_path(path, keep_existing=keep_existing) as partial:
         pq.write_table(
             table,
             partial,

@@ -1,79 +1,29 @@
-"""LAION's aesthetic predictor v2: five linear layers on a CLIP image embedding."""
+"""LAION's aesthetic predictor v2: a linear head on a CLIP's image embedding; knows no prompt."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
-from label.metrics.backbones import Backbone
-from label.metrics.registry import ResolvedMetric
-from label.metrics.state_dict import read_state
-from label.metrics.weights import WeightsError
-
-LAYERS = (0, 2, 4, 6, 7)
-"""Linear layers of the published checkpoint; between them is only dropout, no activation."""
+from label.config import MetricSpec
+from label.metrics.base import MetricDefinition, ResolvedMetric
+from label.metrics.preprocessing import ImageTransform, ResizeMode
+from label.metrics.weights import find_hf_clip, locate, vision_side
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The five layers as one: w . x + b."""
-
-    weight: Float[Tensor, " dim"]
-    bias: Float[Tensor, ""]
-
-
-@dataclass(frozen=True, slots=True)
-class Aesthetic:
-    """How pleasing an image is, about 1 to 10 with the published weights; knows no prompt."""
-
-    identity: ResolvedMetric
-    tower: Backbone
-    head: Head
-    reads_prompt: bool = False
-
-    def score(
-        self, images: Float[Tensor, "row dim"], texts: Float[Tensor, "row dim"]
-    ) -> Float[Tensor, " row"]:
-        """One dot product with the L2-normalised image embedding; `texts` is not looked at."""
-        return images @ self.head.weight + self.head.bias
+def resolve(name: str, spec: MetricSpec) -> ResolvedMetric:
+    """The image is prepared as for CLIP score, whose backbone the metric can share."""
+    weights = find_hf_clip(name, spec, reads_prompt=False)
+    transform = ImageTransform(ResizeMode.CROP_EVEN, vision_side(weights))
+    files = {"head": locate(f"metrics.{name}.head", spec.head, None)}
+    return ResolvedMetric(name, spec, transform, weights, files, repairs_prompts=True)
 
 
-def load_head(path: Path) -> Head:
-    """Multiply the layers of `layers.{0,2,4,6,7}` into one; exact up to rounding.
+def load(resolved: ResolvedMetric, loader: Any) -> Any:
+    """The head first, which is cheap, so that a wrong one fails early."""
+    from label.metrics.aesthetic_head import Aesthetic, check_head, load_head
 
-    Raises:
-        WeightsError: The file has other keys, or layers that do not fit each other.
-    """
-    state = read_state(path)
-    wanted = {f"layers.{i}.{part}" for i in LAYERS for part in ("weight", "bias")}
-    if state.keys() != wanted:
-        raise WeightsError(
-            f"{path} is not LAION's aesthetic head; it has {', '.join(sorted(state)[:4])}..., "
-            f"needed are layers.{{{','.join(map(str, LAYERS))}}}.weight and .bias"
-        )
-    first = state["layers.0.weight"]
-    weight = torch.eye(first.shape[-1], dtype=torch.float64)
-    bias = torch.zeros(first.shape[-1], dtype=torch.float64)
-    try:
-        for i in LAYERS:
-            layer = state[f"layers.{i}.weight"].double()
-            bias = layer @ bias + state[f"layers.{i}.bias"].double()
-            weight = layer @ weight
-        return Head(weight.reshape(first.shape[-1]).float(), bias.reshape(()).float())
-    except RuntimeError as error:
-        raise WeightsError(f"{path}: the head's layers do not fit each other: {error}") from error
+    head = load_head(resolved.files["head"])
+    backbone = loader.backbone(resolved)
+    check_head(resolved, head, backbone.dim)
+    return Aesthetic(resolved, backbone, head)
 
 
-def check_head(identity: ResolvedMetric, head: Head, dim: int) -> None:
-    """Refuse a head for another backbone.
-
-    Raises:
-        WeightsError: The head takes embeddings of another length than the tower gives.
-    """
-    if head.weight.numel() != dim:
-        raise WeightsError(
-            f"metrics.{identity.name}.head={identity.head} takes embeddings of length "
-            f"{head.weight.numel()}, but metrics.{identity.name}.weights gives {dim}"
-        )
+METRIC = MetricDefinition(resolve, load)

@@ -1,6 +1,6 @@
-"""Two-tower backbones: images and prompts -> unit vectors in one space.
+"""Backbones: images and prompts -> unit vectors in one space.
 
-A tower is loaded once and serves every metric that names the same weights.
+A backbone is loaded once and serves every metric that names the same weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from label.metrics.registry import ResolvedMetric
+from label.metrics.base import BackboneFamily, ResolvedMetric
 from label.metrics.state_dict import check_state, load_exactly, read_state
 from label.metrics.weights import Weights, WeightsError
 
@@ -22,7 +22,7 @@ from label.metrics.weights import Weights, WeightsError
 class Backbone(Protocol):
     """Embeds prepared images and prompts; embeddings are fp32 of length 1, on its device.
 
-    The answer may still be in the making: whoever reads it waits for it (`batches.Landing`).
+    The device may still be computing them; reading them waits (`batching.AsyncCopy`).
     """
 
     @property
@@ -36,34 +36,50 @@ class Backbone(Protocol):
         ...
 
     def embed_images(self, images: np.ndarray) -> Float[Tensor, "image dim"]:
-        """Images (image, height, width, 3) as a view prepared them."""
+        """Embed images (image, height, width, 3) as an `ImageTransform` prepared them."""
         ...
 
     def embed_texts(self, prompts: Sequence[str]) -> Float[Tensor, "prompt dim"]:
-        """Prompts, cut where the context ends."""
+        """Embed prompts, cut where the context ends."""
         ...
 
 
 def load_backbone(
-    identity: ResolvedMetric, device: torch.device, compiled: bool = False
+    resolved: ResolvedMetric, device: torch.device, compiled: bool = False
 ) -> Backbone:
     """The backbone that a metric names, on the device; compiled for the one shape of its batches.
 
     Raises:
         WeightsError: The checkpoint is damaged or does not fit its architecture.
     """
-    family = identity.tower[0]
-    kind = OpenClipBackbone if family == "open_clip" else HfClipBackbone
-    return kind(identity, device, compiled)
+    is_open_clip = resolved.family is BackboneFamily.open_clip
+    backbone = OpenClipBackbone if is_open_clip else HfClipBackbone
+    return backbone(resolved, device, compiled)
+
+
+class MetricLoader:
+    """What a kind's `load` is given: the device, and backbones that metrics share."""
+
+    def __init__(self, device: torch.device, compiled: bool = False) -> None:
+        self.device = device
+        self._compiled = compiled
+        self._backbones: dict[tuple[str, ...], Backbone] = {}
+
+    def backbone(self, resolved: ResolvedMetric) -> Backbone:
+        """The backbone that a metric names, loaded when the first metric asks for it."""
+        key = resolved.backbone_key
+        if key not in self._backbones:
+            self._backbones[key] = load_backbone(resolved, self.device, self._compiled)
+        return self._backbones[key]
 
 
 class Pixels:
-    """Prepared images -> what a vision tower is fed."""
+    """Turns prepared images into the input of a vision model."""
 
-    def __init__(self, identity: ResolvedMetric, device: torch.device) -> None:
-        mean, std = identity.normalisation
+    def __init__(self, resolved: ResolvedMetric, device: torch.device) -> None:
+        mean, std = resolved.normalisation
         self.device = device
-        self.dtype = identity.spec.dtype.torch
+        self.dtype = resolved.spec.dtype.torch
         self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
 
@@ -85,16 +101,16 @@ class HfClipBackbone:
     """`transformers.CLIPModel`: CLIP, PickScore, and the backbone of LAION's aesthetic head."""
 
     def __init__(
-        self, identity: ResolvedMetric, device: torch.device, compiled: bool = False
+        self, resolved: ResolvedMetric, device: torch.device, compiled: bool = False
     ) -> None:
-        assert identity.weights is not None
-        self._pixels = Pixels(identity, device)
-        model = _hf_model(identity.weights)
+        assert resolved.weights is not None
+        self._pixels = Pixels(resolved, device)
+        model = _hf_model(resolved.weights)
         self._scale = exp_of(model.logit_scale)
         self._model = model.to(device, self._pixels.dtype)
         self._see = _ready(self._model.get_image_features, compiled)
-        self._tokenizer = hf_tokenizer(identity.weights)
-        self._repairs = identity.repairs_prompts
+        self._tokenizer = hf_tokenizer(resolved.weights)
+        self._repairs = resolved.repairs_prompts
         self._context = self._model.config.text_config.max_position_embeddings
 
     @property
@@ -110,12 +126,12 @@ class HfClipBackbone:
     @torch.inference_mode()
     def embed_images(self, images: np.ndarray) -> Float[Tensor, "image dim"]:
         """Unit image embeddings; transformers 5 keeps them in `pooler_output`."""
-        found = self._see(pixel_values=self._pixels(images))
-        return functional.normalize(found.pooler_output.float(), dim=-1)
+        output = self._see(pixel_values=self._pixels(images))
+        return functional.normalize(output.pooler_output.float(), dim=-1)
 
     @torch.inference_mode()
     def embed_texts(self, prompts: Sequence[str]) -> Float[Tensor, "prompt dim"]:
-        """Unit text embeddings; padded to the full context, so that no prompt feels another."""
+        """Unit text embeddings; padded to the full context, so that no prompt affects another."""
         if self._tokenizer is None:
             raise WeightsError("this CLIP folder has no tokenizer, so it cannot read prompts")
         texts = [repaired(prompt) for prompt in prompts] if self._repairs else list(prompts)
@@ -123,14 +139,14 @@ class HfClipBackbone:
             texts, padding="max_length", truncation=True, max_length=self._context,
             return_tensors="pt",
         ).to(self._pixels.device)  # fmt: skip
-        found = self._model.get_text_features(
+        output = self._model.get_text_features(
             input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
         )
-        return functional.normalize(found.pooler_output.float(), dim=-1)
+        return functional.normalize(output.pooler_output.float(), dim=-1)
 
 
 def exp_of(logit_scale: Tensor) -> float:
-    """The factor of a score, taken before the weights are rounded: bf16 makes 98.9 of 100."""
+    """The factor of a score, read before the weights are rounded: bf16 makes 98.9 of 100."""
     return float(logit_scale.float().exp())
 
 
@@ -146,16 +162,16 @@ class OpenClipBackbone:
     """An open_clip CLIP: HPSv2 and HPSv2.1."""
 
     def __init__(
-        self, identity: ResolvedMetric, device: torch.device, compiled: bool = False
+        self, resolved: ResolvedMetric, device: torch.device, compiled: bool = False
     ) -> None:
-        assert identity.weights is not None
-        self._pixels = Pixels(identity, device)
-        model = _open_clip_model(identity.weights)
+        assert resolved.weights is not None
+        self._pixels = Pixels(resolved, device)
+        model = _open_clip_model(resolved.weights)
         self._scale = exp_of(model.logit_scale)
         self._model = model.to(device, self._pixels.dtype)
         self._see = _ready(self._model.encode_image, compiled)
-        self._tokenizer = _open_clip_tokenizer(identity.weights)
-        self._dim = int(identity.weights.config["model_cfg"]["embed_dim"])
+        self._tokenizer = _open_clip_tokenizer(resolved.weights)
+        self._dim = int(resolved.weights.config["model_cfg"]["embed_dim"])
 
     @property
     def logit_scale(self) -> float:
@@ -170,15 +186,15 @@ class OpenClipBackbone:
     @torch.inference_mode()
     def embed_images(self, images: np.ndarray) -> Float[Tensor, "image dim"]:
         """Unit image embeddings."""
-        found = self._see(self._pixels(images))
-        return functional.normalize(found.float(), dim=-1)
+        embeddings = self._see(self._pixels(images))
+        return functional.normalize(embeddings.float(), dim=-1)
 
     @torch.inference_mode()
     def embed_texts(self, prompts: Sequence[str]) -> Float[Tensor, "prompt dim"]:
         """Unit text embeddings."""
         tokens: Int[Tensor, "prompt token"] = self._tokenizer(list(prompts))
-        found = self._model.encode_text(tokens.to(self._pixels.device))
-        return functional.normalize(found.float(), dim=-1)
+        embeddings = self._model.encode_text(tokens.to(self._pixels.device))
+        return functional.normalize(embeddings.float(), dim=-1)
 
 
 def _ready(forward: Callable[..., Any], compiled: bool) -> Callable[..., Any]:

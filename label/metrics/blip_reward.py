@@ -1,4 +1,4 @@
-"""ImageReward (Xu et al. 2023) and CycleReward (Bahng et al. 2025): rewards on one BLIP network.
+"""The network of ImageReward (Xu et al. 2023) and CycleReward (Bahng et al. 2025), on BLIP.
 
 A vision transformer reads the image; BERT reads the prompt and looks at the image in every
 layer; a head scores what its first token has become. Both were published in BLIP's own classes,
@@ -9,7 +9,6 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -26,35 +25,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from label.config import MetricKind
 from label.metrics.backbones import Pixels
-from label.metrics.registry import ResolvedMetric
+from label.metrics.base import ResolvedMetric
+from label.metrics.blip import Recipe
 from label.metrics.state_dict import check_state, read_state
 from label.metrics.weights import Weights, WeightsError
 
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """In what the rewards differ."""
-
-    num_tokens: int
-    """Tokens of the prompt that are read, the two at its ends included; the rest is cut off."""
-    gelu: bool
-    """Whether the head has a GELU between its layers; without one it is linear."""
-    layers: tuple[int, ...]
-    """The checkpoint's numbers of the head's linear layers; the others have no weights."""
-    mean: float = 0.0
-    std: float = 1.0
-    """Score = (head's output - mean) / std."""
-
-
-RECIPES = {
-    # ImageReward's own constants: the statistics of its output on its training set.
-    MetricKind.image_reward: Recipe(
-        35, False, (0, 2, 4, 6, 7), mean=0.16717362830052426, std=1.0333394966054072
-    ),
-    MetricKind.cycle_reward: Recipe(128, True, (0, 2, 4, 6, 8)),
-}
 HEAD_SIZES = (1024, 128, 64, 16, 1)
 """Outputs of the head's layers; its input is as wide as the text model."""
 
@@ -82,14 +58,14 @@ UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.
 class Blip:
     """A reward for image and prompt together; about -2.5 to 2 (ImageReward)."""
 
-    def __init__(self, identity: ResolvedMetric, device: torch.device) -> None:
-        assert identity.weights is not None
-        self.identity = identity
-        self._recipe = RECIPES[identity.spec.kind]
-        self._pixels = Pixels(identity, device)
-        self._network = _load(identity.weights, self._recipe).to(device)
+    def __init__(self, resolved: ResolvedMetric, recipe: Recipe, device: torch.device) -> None:
+        assert resolved.weights is not None
+        self.resolved = resolved
+        self._recipe = recipe
+        self._pixels = Pixels(resolved, device)
+        self._network = _load(resolved.weights, self._recipe).to(device)
         self._network.set_dtype(self._pixels.dtype)
-        self._tokenizer = _tokenizer(identity)
+        self._tokenizer = _tokenizer(resolved)
 
     @torch.inference_mode()
     def judge(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> Float[Tensor, " row"]:
@@ -98,10 +74,10 @@ class Blip:
             list(prompts), padding="max_length", truncation=True,
             max_length=self._recipe.num_tokens, return_tensors="pt",
         ).to(self._pixels.device)  # fmt: skip
-        found = self._network(
+        rewards = self._network(
             self._pixels(np.stack(images)), tokens.input_ids, tokens.attention_mask
         )
-        scores = (found.cpu() - self._recipe.mean) / self._recipe.std
+        scores = (rewards.cpu() - self._recipe.mean) / self._recipe.std
         empty = torch.tensor([not prompt.strip() for prompt in prompts])
         return torch.where(empty, math.nan, scores)
 
@@ -131,14 +107,14 @@ class BlipNetwork(nn.Module):
         tokens: Int[Tensor, "row token"],
         mask: Int[Tensor, "row token"],
     ) -> Float[Tensor, " row"]:
-        """Not standardised. The first token, [CLS], is what the head reads."""
+        """The head's output, not standardised; it reads the first token, [CLS]."""
         image = self.vision(pixel_values=pixels).last_hidden_state
         # As a decoder, which its configuration says it is, [CLS] would see nothing of the prompt.
         read = self.text(
             input_ids=tokens, attention_mask=mask, encoder_hidden_states=image, is_decoder=False
         ).last_hidden_state
-        found: Tensor = self.head(read[:, 0].float())
-        return found.squeeze(-1)
+        rewards: Tensor = self.head(read[:, 0].float())
+        return rewards.squeeze(-1)
 
 
 # --- loading -------------------------------------------------------------------------------------
@@ -204,13 +180,16 @@ def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-def _tokenizer(identity: ResolvedMetric) -> Any:
-    assert identity.weights is not None
-    found = BertTokenizer.from_pretrained(identity.weights.words[0].parent, local_files_only=True)
-    room = identity.weights.config["text_config"]["vocab_size"]
-    if len(found) > room:
+def _tokenizer(resolved: ResolvedMetric) -> Any:
+    assert resolved.weights is not None
+    tokenizer = BertTokenizer.from_pretrained(
+        resolved.weights.words[0].parent, local_files_only=True
+    )
+    vocab_size = resolved.weights.config["text_config"]["vocab_size"]
+    if len(tokenizer) > vocab_size:
         raise WeightsError(
-            f"metrics.{identity.name}.tokenizer={identity.spec.tokenizer} has {len(found)} words, "
-            f"but the weights know {room}; the published rewards read with bert-base-uncased"
+            f"metrics.{resolved.name}.tokenizer={resolved.spec.tokenizer} has "
+            f"{len(tokenizer)} words, but the weights know {vocab_size}; the published rewards "
+            "read with bert-base-uncased"
         )
-    return found
+    return tokenizer

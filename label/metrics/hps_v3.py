@@ -1,228 +1,60 @@
-"""HPSv3 (Ma et al. 2025): Qwen2-VL-7B reads the image and an instruction with the prompt in it.
+"""HPSv3 (Ma et al. 2025): Qwen2-VL-7B reads the image and an instruction with the prompt in it."""
 
-A head turns what a special token at the end has become into mean and spread of a score; the mean
-is the score. As in the published code, all tokens are counted in one line: the places that Qwen2-VL
-gives to rows and columns of an image are not used.
-"""
-
-import ast
-import json
-import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from label.config import MetricSpec
+from label.metrics.architectures import QWEN2_VL_7B
+from label.metrics.base import MetricDefinition, ResolvedMetric
+from label.metrics.preprocessing import ImageTransform, ResizeMode
+from label.metrics.weights import (
+    HF_WEIGHTS,
+    VOCABULARY,
+    Weights,
+    WeightsError,
+    find_tensors,
+    find_tokenizer,
+    index_parts,
+    locate,
+    read_config,
+)
 
-from label.metrics.preprocessing import CELL
-from label.metrics.registry import CLIP_MEAN, CLIP_STD, ResolvedMetric
-from label.metrics.state_dict import check_state, read_state
-from label.metrics.weights import Weights, WeightsError
-
-REWARD, IMAGE, PROMPT = "<|Reward|>", "<|image_pad|>", "{text_prompt}"
-
-
-class HpsV3:
-    """The mean of the preference that the network predicts."""
-
-    def __init__(self, identity: ResolvedMetric, device: torch.device) -> None:
-        assert identity.weights is not None
-        assert identity.template is not None
-        self.identity = identity
-        self._device, self._dtype = device, identity.spec.dtype.torch
-        self._template = read_template(identity.name, identity.template)
-        self._tokenizer = _tokenizer(identity.name, identity.weights)
-        self._network = _load(identity.weights, len(self._tokenizer), self._dtype).to(device)
-
-    @torch.inference_mode()
-    def judge(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> Float[Tensor, " row"]:
-        """Scores one to one, in fp32; NaN where there is nothing to read.
-
-        That is an empty prompt, one that has the tokenizer's own marks in it, and an image that is
-        too long for `Fit.AREA`. One row at a time: its 800 tokens occupy a GPU, and its score
-        depends on no padding and on no neighbour.
-        """
-        marks = self._tokenizer.get_added_vocab()
-        scores = torch.full((len(prompts),), math.nan)
-        for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-            if image.size and prompt.strip() and not any(mark in prompt for mark in marks):
-                scores[row] = self._score(image, prompt)
-        return scores
-
-    def _score(self, image: np.ndarray, prompt: str) -> Float[Tensor, ""]:
-        cells = image.shape[0] * image.shape[1] // CELL**2
-        tokens = self._tokenizer(self._text(prompt, cells), return_tensors="pt").input_ids
-        grid = [1, image.shape[0] // (CELL // 2), image.shape[1] // (CELL // 2)]
-        image_id, reward_id = self._tokenizer.convert_tokens_to_ids([IMAGE, REWARD])
-        found: Tensor = self._network(
-            to_patches(image).to(self._device, self._dtype),
-            torch.tensor([grid], device=self._device),
-            tokens.to(self._device),
-            (tokens == image_id).to(self._device),
-            (tokens == reward_id).to(self._device),
-        )
-        return found
-
-    def _text(self, prompt: str, cells: int) -> str:
-        """The whole conversation, with as many marks as the image has tokens."""
-        said = [
-            {"type": "image"},
-            {"type": "text", "text": self._template.replace(PROMPT, prompt)},
-        ]
-        text: str = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": said}], tokenize=False, add_generation_prompt=True
-        )
-        return text.replace(IMAGE, IMAGE * cells)
+SIDE = 448
+"""HPSv3 reads images of about 448 x 448 pixels: 256 tokens of 28 x 28."""
 
 
-class HpsV3Network(nn.Module):
-    """Patches and tokens -> the mean of the preference."""
-
-    def __init__(self, qwen: Any, width: int) -> None:
-        super().__init__()
-        self.qwen = qwen
-        self.head = nn.Sequential(
-            nn.Linear(width, 1024), nn.ReLU(), nn.Dropout(0.05),
-            nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2),
-        )  # fmt: skip
-
-    def forward(
-        self,
-        patches: Float[Tensor, "patch values"],
-        grid: Int[Tensor, "1 3"],
-        tokens: Int[Tensor, "1 token"],
-        is_image: Bool[Tensor, "1 token"],
-        is_reward: Bool[Tensor, "1 token"],
-    ) -> Float[Tensor, ""]:
-        """`is_image` and `is_reward` say what a token stands for; the head works in fp32."""
-        seen = self.qwen.visual(patches, grid_thw=grid).pooler_output
-        words = self.qwen.language_model.embed_tokens(tokens)
-        words = words.masked_scatter(is_image[..., None], seen.to(words.dtype))
-        read = self.qwen.language_model(inputs_embeds=words, use_cache=False).last_hidden_state
-        found: Tensor = self.head(read[is_reward].float())
-        return found[0, 0]
+def resolve(name: str, spec: MetricSpec) -> ResolvedMetric:
+    """`template` is the instruction, which is not part of this program."""
+    where = locate(f"metrics.{name}.weights", spec.weights, spec.revision)
+    weights = qwen_weights(name, where, find_tokenizer(name, spec, VOCABULARY))
+    files = {"template": locate(f"metrics.{name}.template", spec.template, None)}
+    return ResolvedMetric(name, spec, ImageTransform(ResizeMode.AREA, SIDE), weights, files)
 
 
-def to_patches(image: np.ndarray) -> Float[Tensor, "patch values"]:
-    """An image (height, width, 3) as Qwen2-VL's patches, four neighbours after each other.
+def load(resolved: ResolvedMetric, loader: Any) -> Any:
+    """A network of its own."""
+    from label.metrics.hps_v3_network import HpsV3
 
-    Each holds the image twice, because the network reads films of two frames and more.
-    """
-    half, (tall, wide) = CELL // 2, (length // CELL for length in image.shape[:2])
-    scaled = image.astype(np.float32) / np.float32(255)
-    mean, std = (np.array(values, np.float32) for values in (CLIP_MEAN, CLIP_STD))
-    pixels = torch.from_numpy((scaled - mean) / std)
-    found = pixels.reshape(tall, 2, half, wide, 2, half, 3).permute(0, 3, 1, 4, 6, 2, 5)
-    found = found.reshape(tall * wide * 4, 3, 1, half, half).expand(-1, -1, 2, -1, -1)
-    return found.reshape(tall * wide * 4, -1)
+    return HpsV3(resolved, loader.device)
 
 
-# --- loading -------------------------------------------------------------------------------------
+METRIC = MetricDefinition(resolve, load)
 
 
-def read_template(name: str, path: Path) -> str:
-    """The instruction with `{text_prompt}` in it, up to the mark that is scored.
-
-    From a text file, or from `hpsv3/dataset/data_collator_qwen.py` of the official code, whose
-    strings are read and whose code is not run.
+def qwen_weights(name: str, where: Path, words: tuple[Path, ...]) -> Weights:
+    """HPSv3: a bare file of the published size, or a folder with a config.json.
 
     Raises:
-        WeightsError: The prompt's or the reward's place is not in it exactly once.
+        WeightsError: Something is missing or of another kind.
     """
-    text = path.read_text()
-    if path.suffix == ".py":
-        strings = {
-            target.id: node.value.value
-            for node in ast.parse(text).body
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
-            for target in node.targets
-            if isinstance(target, ast.Name) and isinstance(node.value.value, str)
-        }
-        text = strings.get("INSTRUCTION", "") + strings.get("prompt_with_special_token", "")
-    if text.count(PROMPT) != 1 or text.count(REWARD) != 1:
+    tensors = find_tensors(name, where, HF_WEIGHTS)
+    files = (tensors, *index_parts(tensors), *words)
+    if not where.is_dir():
+        return Weights(where, tensors, QWEN2_VL_7B, files, words)
+    config = read_config(name, where / "config.json")
+    if not all(isinstance(config.get(part), dict) for part in QWEN2_VL_7B):
         raise WeightsError(
-            f"metrics.{name}.template={path} must have {PROMPT} and {REWARD} in it once; the "
-            "published one is in hpsv3/dataset/data_collator_qwen.py of MizzenAI/HPSv3"
+            f"metrics.{name}: {where}/config.json describes no Qwen2-VL; it needs "
+            f"{' and '.join(QWEN2_VL_7B)}"
         )
-    return text
-
-
-def hps_v3_to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published weights under `HpsV3Network`'s names; unknown ones keep theirs.
-
-    What would continue the text (`lm_head`) is left out.
-    """
-    places = {"visual.": "qwen.visual.", "model.": "qwen.language_model.", "rm_head.": "head."}
-    found = {}
-    for key, value in state.items():
-        start = key[: key.index(".") + 1] if "." in key else key
-        if start != "lm_head.":
-            found[places.get(start, start) + key.removeprefix(start)] = value
-    return found
-
-
-def empty_network(config: Mapping[str, Any], words: int) -> HpsV3Network:
-    """The network without memory for its weights: names and shapes."""
-    from transformers import Qwen2VLModel
-
-    described = _described(config, words)
-    with torch.device("meta"):
-        return HpsV3Network(Qwen2VLModel(described), described.text_config.hidden_size)
-
-
-def _described(config: Mapping[str, Any], words: int) -> Any:
-    from transformers import Qwen2VLConfig
-
-    text = {"vocab_size": words, "bos_token_id": None, "eos_token_id": None} | config["text_config"]
-    return Qwen2VLConfig(text_config=text, vision_config=dict(config["vision_config"]))
-
-
-def _load(weights: Weights, words: int, dtype: torch.dtype) -> HpsV3Network:
-    """The network with its weights on the CPU; the head in fp32.
-
-    Raises:
-        WeightsError: The checkpoint is damaged, not of HPSv3, or of another tokenizer.
-    """
-    from transformers import Qwen2VLModel
-    from transformers.utils import logging
-
-    state = hps_v3_to_ours(read_state(weights.tensors))
-    check_state(weights.tensors, state, empty_network(weights.config, words).state_dict())
-    described = _described(weights.config, words)
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    qwen = Qwen2VLModel.from_pretrained(
-        None, config=described, state_dict=_below("qwen.", state), dtype=dtype
-    )
-    network = HpsV3Network(qwen, described.text_config.hidden_size)
-    network.head.load_state_dict(_below("head.", state))
-    network.head.float()
-    return network.eval().requires_grad_(False)
-
-
-def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-def _tokenizer(name: str, weights: Weights) -> Any:
-    """Qwen2-VL's tokenizer, which learns the mark that is scored.
-
-    Raises:
-        WeightsError: It does not know how Qwen2-VL talks.
-    """
-    from transformers import Qwen2Tokenizer
-
-    folder = weights.words[0].parent
-    found = Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
-    separate = folder / "chat_template.json"
-    if separate.is_file():
-        found.chat_template = json.loads(separate.read_text())["chat_template"]
-    if found.chat_template is None or IMAGE not in found.get_vocab():
-        raise WeightsError(
-            f"metrics.{name}.tokenizer: {folder} has no chat template or no {IMAGE}; HPSv3 reads "
-            "with the tokenizer of Qwen/Qwen2-VL-7B-Instruct"
-        )
-    found.add_tokens([REWARD], special_tokens=True)
-    return found
+    return Weights(where, tensors, config, (*files, where / "config.json"), words)

@@ -1,182 +1,89 @@
-"""MPS (Zhang et al. 2024): CLIP ViT-H/14 with layers in which the image looks at the prompt.
+"""MPS (Zhang et al. 2024): a CLIP ViT-H/14 whose image looks at part of the prompt.
 
-Of the prompt, the image sees only the tokens that have to do with a condition, a fixed list of
-words for "overall preference". Which ones is decided by a threshold, relative to the prompt's most
-related token. The published code takes that maximum over the whole batch, so that scores depend on
-who stands beside whom; here it is the prompt's own, as in the published scripts, which score one at
-a time.
+The part is what the prompt has to do with a condition, words that say what is judged.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from torch.nn import functional
-
-from label.metrics.backbones import Pixels, exp_of, hf_clip, hf_tokenizer
-from label.metrics.mps_layers import CrossModel, official_to_ours
-from label.metrics.registry import ResolvedMetric
-from label.metrics.state_dict import check_state, read_state
-from label.metrics.weights import Weights
-
-PROMPTS = 8
-"""Prompts that are read at a time."""
-
-
-class Mps:
-    """exp(logit_scale) times the cosine of the prompt with an image that has seen it."""
-
-    def __init__(self, identity: ResolvedMetric, device: torch.device) -> None:
-        assert identity.weights is not None
-        self.identity = identity
-        self._pixels = Pixels(identity, device)
-        self._network = _load(identity.weights).to(device)
-        self._network.set_dtype(self._pixels.dtype)
-        self._tokenizer = hf_tokenizer(identity.weights)
-        self._context = identity.weights.config["text_config"]["max_position_embeddings"]
-        with torch.inference_mode():
-            condition, _ = self._network.read(self._tokens([identity.spec.condition]))
-        self._condition = condition[0]
-
-    @torch.inference_mode()
-    def judge(self, images: Sequence[np.ndarray], prompts: Sequence[str]) -> Float[Tensor, " row"]:
-        """Scores one to one; NaN for an empty prompt. Each distinct prompt is read once."""
-        distinct = list(dict.fromkeys(prompts))
-        words, end = self._read(distinct)
-        bias = visible(words, self._condition, self.identity.spec.threshold)
-        image = self._network.look(self._pixels(np.stack(images)))
-        row = torch.tensor([distinct.index(text) for text in prompts], device=self._pixels.device)
-        found = self._network(image, words[row], end[row], bias[row]).cpu()
-        empty = torch.tensor([not text.strip() for text in prompts])
-        return torch.where(empty, math.nan, found)
-
-    def _read(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """`MpsNetwork.read` in batches of one size, so that no prompt feels how many others are."""
-        filled = prompts + prompts[-1:] * (-len(prompts) % PROMPTS)
-        parts = [
-            self._network.read(self._tokens(filled[start : start + PROMPTS]))
-            for start in range(0, len(filled), PROMPTS)
-        ]
-        words, end = (torch.cat(part)[: len(prompts)] for part in zip(*parts, strict=True))
-        return words, end
-
-    def _tokens(self, texts: list[str]) -> Int[Tensor, "text token"]:
-        """Padded to the full context, and the padding is not masked: MPS reads it, too."""
-        tokens: Tensor = self._tokenizer(
-            texts, padding="max_length", truncation=True, max_length=self._context,
-            return_tensors="pt",
-        ).input_ids  # fmt: skip
-        return tokens.to(self._pixels.device)
+from label.config import MetricSpec
+from label.metrics.architectures import MPS_H
+from label.metrics.base import MetricDefinition, ResolvedMetric
+from label.metrics.preprocessing import ImageTransform, ResizeMode
+from label.metrics.weights import (
+    HF_WEIGHTS,
+    VOCABULARY,
+    Weights,
+    WeightsError,
+    check_tokenizer,
+    find_tensors,
+    find_tokenizer,
+    index_parts,
+    locate,
+    read_config,
+    tokenizer_files,
+    vision_side,
+)
 
 
-class MpsNetwork(nn.Module):
-    """The two towers and the layers across them."""
-
-    def __init__(self, clip: Any, cross: CrossModel) -> None:
-        super().__init__()
-        self.clip, self.cross = clip, cross
-        self.scale = math.nan
-
-    def set_dtype(self, dtype: torch.dtype) -> None:
-        """Number format of the matrix products; mask, angles and score stay in fp32."""
-        self.scale = exp_of(self.clip.logit_scale)
-        self.clip.to(dtype)
-        self.cross.set_dtype(dtype)
-
-    def read(
-        self, tokens: Int[Tensor, "prompt token"]
-    ) -> tuple[Float[Tensor, "prompt token dim"], Float[Tensor, "prompt dim"]]:
-        """Each prompt's tokens, and its end token."""
-        read = self.clip.text_model(input_ids=tokens)
-        project = self.clip.text_projection
-        return project(read.last_hidden_state), project(read.pooler_output)
-
-    def look(self, pixels: Float[Tensor, "row 3 side side"]) -> Float[Tensor, "row patch dim"]:
-        """The class token and the patches, projected without the last norm that CLIP applies."""
-        hidden = self.clip.vision_model(pixel_values=pixels).last_hidden_state
-        found: Tensor = self.clip.visual_projection(hidden)
-        return found
-
-    def forward(
-        self,
-        image: Float[Tensor, "row patch dim"],
-        prompt: Float[Tensor, "row token dim"],
-        end: Float[Tensor, "row dim"],
-        bias: Float[Tensor, "row 1 1 token"],
-    ) -> Float[Tensor, " row"]:
-        """Scaled cosine of the image's class token with the prompt's end token."""
-        mixed = self.cross(image, prompt, bias)[:, 0]
-        cosine = functional.cosine_similarity(mixed.float(), end.float(), dim=-1)
-        return self.scale * cosine
+def resolve(name: str, spec: MetricSpec) -> ResolvedMetric:
+    """`condition` and `threshold` decide what of the prompt is seen."""
+    check_choices(name, spec)
+    where = locate(f"metrics.{name}.weights", spec.weights, spec.revision)
+    words = find_tokenizer(name, spec, VOCABULARY) if spec.tokenizer else None
+    weights = mps_weights(name, where, words)
+    check_tokenizer(name, where, weights.words, VOCABULARY)
+    return ResolvedMetric(
+        name,
+        spec,
+        ImageTransform(ResizeMode.CROP, vision_side(weights)),
+        weights,
+        choices={"condition": spec.condition, "threshold": spec.threshold},
+    )
 
 
-def visible(
-    words: Float[Tensor, "prompt token dim"],
-    condition: Float[Tensor, "other dim"],
-    threshold: float,
-) -> Float[Tensor, "prompt 1 1 token"]:
-    """Which tokens of each prompt an image may see: 0 those, -inf the others.
+def load(resolved: ResolvedMetric, loader: Any) -> Any:
+    """A network of its own."""
+    from label.metrics.mps_network import Mps
 
-    Those whose best product with a token of the condition is more than `threshold` times that of
-    the prompt's best token.
-    """
-    best = (words.float() @ condition.float().T).amax(dim=-1)
-    seen = best / best.amax(dim=-1, keepdim=True) > threshold
-    return torch.zeros_like(best).masked_fill(~seen, -math.inf)[:, None, None]
+    return Mps(resolved, loader.device)
 
 
-# --- loading -------------------------------------------------------------------------------------
+METRIC = MetricDefinition(resolve, load)
 
 
-def mps_to_ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published weights under `MpsNetwork`'s names; unknown ones keep theirs.
-
-    They begin with `model.` and `cross_model.`, on the hub with `mps.` before that.
-    """
-    return {
-        _renamed(key.removeprefix("mps.")): value
-        for key, value in state.items()
-        if not key.endswith(".position_ids")  # a buffer of old checkpoints
-    }
-
-
-def _renamed(key: str) -> str:
-    if key.startswith("cross_model."):
-        return f"cross.{official_to_ours(key.removeprefix('cross_model.'))}"
-    return f"clip.{key.removeprefix('model.')}" if key.startswith("model.") else key
-
-
-def empty_network(config: Mapping[str, Any]) -> MpsNetwork:
-    """The network without memory for its weights: names and shapes."""
-    from transformers import CLIPConfig, CLIPModel
-
-    with torch.device("meta"):
-        clip = CLIPModel(CLIPConfig(**_clip(config)))
-        return MpsNetwork(clip, CrossModel(config["projection_dim"], config["cross_config"]))
-
-
-def _load(weights: Weights) -> MpsNetwork:
-    """The network with its weights, in fp32 on the CPU.
+def check_choices(name: str, spec: MetricSpec) -> None:
+    """Refuse a condition or a threshold that means nothing.
 
     Raises:
-        WeightsError: The checkpoint is damaged, or not of MPS and this size.
+        WeightsError: Says what is allowed.
     """
-    state = mps_to_ours(read_state(weights.tensors))
-    check_state(weights.tensors, state, empty_network(weights.config).state_dict())
-    clip, across = _below("clip.", state), _below("cross.", state)
-    cross = CrossModel(weights.config["projection_dim"], weights.config["cross_config"])
-    cross.load_state_dict(across)
-    network = MpsNetwork(hf_clip(weights.tensors, _clip(weights.config), clip), cross)
-    return network.eval().requires_grad_(False)
+    if not 0 <= spec.threshold < 1:
+        raise WeightsError(f"metrics.{name}.threshold={spec.threshold}; it must be in [0, 1)")
+    if not spec.condition.strip():
+        raise WeightsError(
+            f"metrics.{name}.condition is empty; a metric of kind mps needs the words that say "
+            "what is judged, and conf/metric/mps.yaml has the published ones"
+        )
 
 
-def _clip(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: config[key] for key in ("projection_dim", "vision_config", "text_config")}
+def mps_weights(name: str, where: Path, words: tuple[Path, ...] | None) -> Weights:
+    """MPS: of the published size, or a folder whose config.json says another.
 
-
-def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    Raises:
+        WeightsError: Something is missing or of another kind.
+    """
+    tensors = find_tensors(name, where, HF_WEIGHTS)
+    folder = where if where.is_dir() else where.parent
+    words = tokenizer_files(folder) if words is None else words
+    described = where.is_dir() and (where / "config.json").is_file()
+    config = read_config(name, where / "config.json") if described else {}
+    if "vision_config" not in config:  # the published folder's config.json says nothing
+        return Weights(where, tensors, MPS_H, (tensors, *index_parts(tensors), *words), words)
+    if missing := MPS_H.keys() - config.keys():
+        raise WeightsError(
+            f"metrics.{name}: {where}/config.json describes no MPS; it lacks "
+            f"{', '.join(sorted(missing))}"
+        )
+    files = (tensors, *index_parts(tensors), where / "config.json", *words)
+    return Weights(where, tensors, config, files, words)

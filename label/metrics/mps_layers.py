@@ -85,8 +85,8 @@ class Across(nn.Module):
         query = split(self.query(x), self.heads)
         key, value = self.key_value(prompt).unsqueeze(1).chunk(2, dim=-1)
         seen = attend(query, key, value, bias.to(query.dtype))
-        found: Tensor = self.out(seen) + self.narrow(swiglu(self.widen(x)))
-        return found
+        mixed: Tensor = self.out(seen) + self.narrow(swiglu(self.widen(x)))
+        return mixed
 
 
 class Within(nn.Module):
@@ -111,16 +111,16 @@ class Within(nn.Module):
         angle = torch.outer(place, self.frequencies).repeat(1, 2)
         query = turn(split(query, self.heads), angle)
         key, value = turn(key.unsqueeze(1), angle), value.unsqueeze(1)
-        found: Tensor = self.out(attend(query, key, value, None)) + self.narrow(swiglu(wide))
-        return found
+        mixed: Tensor = self.out(attend(query, key, value, None)) + self.narrow(swiglu(wide))
+        return mixed
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     """(row, head, patch, dim) queries on one key and value for all heads -> (row, patch, dims)."""
     heads = query.shape[1]
     key, value = key.expand(-1, heads, -1, -1), value.expand(-1, heads, -1, -1)
-    found = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-    return found.transpose(1, 2).flatten(2)
+    attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    return attended.transpose(1, 2).flatten(2)
 
 
 def split(x: Tensor, heads: int) -> Tensor:

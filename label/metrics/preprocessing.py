@@ -1,8 +1,8 @@
-"""Encoded images -> arrays that a tower takes, without torch: worker processes import this.
+"""Encoded images -> arrays that a backbone takes, without torch.
 
-Two ways of making an image fit are in use. CLIP and its kin shorten the short side and cut the
-middle out, on 8-bit pixels; HPS shortens the long side and pads to a square, on float pixels,
-which is why its numbers depend on whether the resizing antialiases.
+The two common ways: CLIP and its relatives resize the shortest side and crop the middle, on 8-bit
+pixels; HPS resizes the longest side and pads to a square, on float pixels, which is why its numbers
+depend on whether the resizing antialiases.
 """
 
 import math
@@ -37,17 +37,18 @@ class PilImage(Protocol):
 
 
 class ResizeMode(Enum):
-    """How an image is brought to a tower's size."""
+    """How an image is brought to a backbone's size."""
 
     CROP = "shortest side bicubic on uint8, center crop"
-    """PickScore, MPS: PIL's antialiased bicubic, rounded to 8 bits; half a pixel is cut off."""
+    """PickScore, MPS: PIL's antialiased bicubic, rounded to 8 bits; the crop begins at a half pixel
+    rounded down."""
     CROP_EVEN = "shortest side bicubic on uint8, center crop, half a pixel rounded to even"
-    """CLIP, LAION aesthetics, ImageReward, CycleReward: the same, but where the middle begins at
-    half a pixel, it is OpenAI's code (torchvision's rounding), not Hugging Face's."""
+    """CLIP, LAION aesthetics, ImageReward, CycleReward: the same, but a crop that begins at a half
+    pixel is rounded as in OpenAI's code (torchvision's rounding), not as in Hugging Face's."""
     PAD = "longest side bicubic on float, zero pad to square before normalisation"
     """HPSv2 and v2.1: bicubic on [0, 1] floats, not clamped."""
     AREA = "bicubic on uint8 to an area, both sides multiples of 28, nothing cut off"
-    """HPSv3: what Qwen2-VL reads, of about `side` x `side` pixels."""
+    """HPSv3: what Qwen2-VL reads, an area of about `side` x `side` pixels."""
     SQUARE = "shortest side bilinear on uint8, center crop"
     """The trainer's, for latents: `images.fit_square`."""
     NONE = "as it is"
@@ -59,33 +60,33 @@ CROPS = (ResizeMode.CROP, ResizeMode.CROP_EVEN)
 
 @dataclass(frozen=True, slots=True)
 class ImageTransform:
-    """How an image is made ready; equal views give equal arrays, so a view is prepared once."""
+    """How an image is prepared; equal transforms give equal arrays and are computed once."""
 
-    fit: ResizeMode
+    mode: ResizeMode
     side: int = 0
-    """Height and width in pixels, or their geometric mean (`Fit.AREA`); nothing for `Fit.NONE`."""
+    """Height and width in pixels, or their geometric mean (AREA); unused for NONE."""
     antialias: bool = True
-    """Whether `Fit.PAD` antialiases when it makes an image smaller."""
+    """Whether PAD antialiases when it makes an image smaller."""
 
     def __call__(self, image: PilImage, small: PilImage | None = None) -> np.ndarray:
-        """The image as (height, width, 3): uint8, or float32 around [0, 1] for `Fit.PAD`.
+        """The image as (height, width, 3): uint8, or float32 around [0, 1] for PAD.
 
-        `small` is the image with its shortest side resized already, where a view crops.
+        `small` is the image with its shortest side resized already, where the mode crops.
         """
-        if self.fit in CROPS:
+        if self.mode in CROPS:
             small = resize_short_side(image, self.side) if small is None else small
-            return to_pixels(center_crop(small, self.side, self.fit))  # type: ignore[arg-type]
-        if self.fit is ResizeMode.AREA:
+            return to_pixels(center_crop(small, self.side, self.mode))  # type: ignore[arg-type]
+        if self.mode is ResizeMode.AREA:
             return fill_area(image, self.side)
-        if self.fit is ResizeMode.SQUARE:
+        if self.mode is ResizeMode.SQUARE:
             return fit_square(image, self.side)  # type: ignore[arg-type]
         pixels = to_pixels(image)  # type: ignore[arg-type]
-        return pad_to(pixels, self.side, self.antialias) if self.fit is ResizeMode.PAD else pixels
+        return pad_to(pixels, self.side, self.antialias) if self.mode is ResizeMode.PAD else pixels
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessedImage:
-    """One image made ready in every view asked for, or why it could not be."""
+    """An image after every transform, or why it could not be read."""
 
     status: Status
     reason: str = ""
@@ -94,33 +95,31 @@ class ProcessedImage:
     arrays: dict[ImageTransform, np.ndarray] = field(default_factory=dict)
 
 
-def process_image(content: bytes, views: Sequence[ImageTransform]) -> ProcessedImage:
-    """Decode an image once and make all its views; a bad image is an answer, not an error."""
+def process_image(content: bytes, transforms: Sequence[ImageTransform]) -> ProcessedImage:
+    """Decode an image once and apply all transforms; a bad image is a result, not an error."""
     try:
         image = decode(content)
     except TooLargeImageError as error:
-        return ProcessedImage(Status.TOO_LARGE, _lasting(str(error)))
+        return ProcessedImage(Status.TOO_LARGE, _without_addresses(str(error)))
     except UnreadableImageError as error:
-        return ProcessedImage(Status.UNREADABLE_IMAGE, _lasting(str(error)))
-    crops = {view.side for view in views if view.fit in CROPS}
-    small = {
-        side: resize_short_side(image, side) for side in crops
-    }  # resized once for both ways to crop
-    arrays = {view: view(image, small.get(view.side)) for view in views}
+        return ProcessedImage(Status.UNREADABLE_IMAGE, _without_addresses(str(error)))
+    sides = {transform.side for transform in transforms if transform.mode in CROPS}
+    small = {side: resize_short_side(image, side) for side in sides}  # once for both crops
+    arrays = {transform: transform(image, small.get(transform.side)) for transform in transforms}
     return ProcessedImage(Status.OK, "", image.width, image.height, arrays)
 
 
 def process_images(items: Sequence[tuple[bytes, Sequence[ImageTransform]]]) -> list[ProcessedImage]:
-    """`process_image` for a chunk of images: the unit of work of a worker process."""
-    return [process_image(content, views) for content, views in items]
+    """`process_image` for several images: the unit of work of a decoder."""
+    return [process_image(content, transforms) for content, transforms in items]
 
 
-def _lasting(reason: str) -> str:
+def _without_addresses(reason: str) -> str:
     """A reason without memory addresses, so that a repeated run writes the same bytes."""
     return _ADDRESS.sub("", reason)
 
 
-# --- CLIP's way ----------------------------------------------------------------------------------
+# --- CLIP's transform ----------------------------------------------------------------------------
 
 
 def resize_short_side(image: PilImage, side: int) -> PilImage:
@@ -133,21 +132,21 @@ def resize_short_side(image: PilImage, side: int) -> PilImage:
     return image.resize((width, height), BICUBIC)
 
 
-def center_crop(image: PilImage, side: int, fit: ResizeMode) -> PilImage:
-    """The square in the middle: as CLIPImageProcessor cuts it out, or as torchvision does."""
+def center_crop(image: PilImage, side: int, mode: ResizeMode) -> PilImage:
+    """Crop the square in the middle as CLIPImageProcessor does, or as torchvision does."""
     left, top = (
-        round((length - side) / 2) if fit is ResizeMode.CROP_EVEN else (length - side) // 2
+        round((length - side) / 2) if mode is ResizeMode.CROP_EVEN else (length - side) // 2
         for length in (image.width, image.height)
     )
     return image.crop((left, top, left + side, top + side))
 
 
-# --- Qwen2-VL's way ------------------------------------------------------------------------------
+# --- Qwen2-VL's transform ------------------------------------------------------------------------
 
 CELL = 28
 """Pixels of a side that become one token: patches of 14, merged two by two."""
 LONGEST = 200
-"""Images that are longer than this many times their height, or higher, are not read."""
+"""Images whose sides differ by more than this factor are not read."""
 
 
 def fill_area(image: PilImage, side: int) -> np.ndarray:
@@ -167,17 +166,15 @@ def cells(width: int, height: int, area: int) -> tuple[int, int]:
     """
     wide, tall = (max(CELL, round(length / CELL) * CELL) for length in (width, height))
     if wide * tall > area:
-        resize_short_side = math.sqrt(width * height / area)
-        wide, tall = (
-            max(CELL, math.floor(n / resize_short_side / CELL) * CELL) for n in (width, height)
-        )
+        shrink = math.sqrt(width * height / area)
+        wide, tall = (max(CELL, math.floor(n / shrink / CELL) * CELL) for n in (width, height))
     elif wide * tall < area:
         grow = math.sqrt(area / (width * height))
         wide, tall = (math.ceil(n * grow / CELL) * CELL for n in (width, height))
     return wide, tall
 
 
-# --- HPS's way -----------------------------------------------------------------------------------
+# --- HPS's transform -----------------------------------------------------------------------------
 
 
 def pad_to(pixels: np.ndarray, side: int, antialias: bool) -> np.ndarray:
@@ -198,7 +195,7 @@ def pad_to(pixels: np.ndarray, side: int, antialias: bool) -> np.ndarray:
 
 
 def turned(pixels: np.ndarray) -> np.ndarray:
-    """A uint8 image with rows for columns; whole pixels are moved, twice as fast as bytes."""
+    """A uint8 image transposed; moving whole pixels is twice as fast as moving bytes."""
     whole = np.ascontiguousarray(pixels).view("V3")[..., 0]
     return np.ascontiguousarray(whole.T).view(np.uint8).reshape(*whole.T.shape, 3)
 
@@ -206,21 +203,21 @@ def turned(pixels: np.ndarray) -> np.ndarray:
 def resize_first(pixels: np.ndarray, size: int, antialias: bool) -> np.ndarray:
     """Bicubic resizing along the first axis, as torch's `interpolate(..., align_corners=False)`.
 
-    A sparse matrix adds whole rows, tap by tap in their order: no BLAS threads fight in the worker
-    processes, and the result depends on no library's blocking.
+    A sparse matrix adds whole rows, tap by tap in their order: no BLAS threads compete, and the
+    result depends on no library's blocking.
     """
     length = len(pixels)
     if length == size:
         return pixels
     rows = np.ascontiguousarray(pixels).reshape(length, -1)
-    found: np.ndarray = tap_matrix(length, size, antialias) @ rows
-    return found.reshape(size, *pixels.shape[1:])
+    resized: np.ndarray = tap_matrix(length, size, antialias) @ rows
+    return resized.reshape(size, *pixels.shape[1:])
 
 
 @lru_cache(maxsize=64)
 def tap_matrix(length: int, size: int, antialias: bool) -> Any:
     """The weights of `taps` as a sparse (size, length) matrix."""
-    from scipy.sparse import csr_array  # half a second, which only HPS's view needs
+    from scipy.sparse import csr_array  # half a second, which only HPS needs
 
     index, weight = taps(length, size, antialias)
     ends = np.arange(size + 1) * len(index)
@@ -235,19 +232,19 @@ def taps(length: int, size: int, antialias: bool) -> tuple[np.ndarray, np.ndarra
     (as PIL does), and a = -0.75 and four taps where it does not. Positions are float32 as torch's.
     """
     scale = np.float32(length) / np.float32(size)
-    center_crop = scale * (np.arange(size, dtype=np.float32) + np.float32(0.5))
+    centre = scale * (np.arange(size, dtype=np.float32) + np.float32(0.5))
     if antialias:
         stretch = np.maximum(scale, np.float32(1))
-        first = np.maximum((center_crop - 2 * stretch + 0.5).astype(int), 0)
-        last = np.minimum((center_crop + 2 * stretch + 0.5).astype(int), length)
+        first = np.maximum((centre - 2 * stretch + 0.5).astype(int), 0)
+        last = np.minimum((centre + 2 * stretch + 0.5).astype(int), length)
         index = first + np.arange(int((last - first).max()))[:, None]
-        away = (index.astype(np.float32) - center_crop + np.float32(0.5)) / stretch
+        away = (index.astype(np.float32) - centre + np.float32(0.5)) / stretch
         weight = keys_cubic(away, -0.5) * (index < last)
         weight = weight / weight.sum(axis=0)
     else:
-        first = np.floor(center_crop - 0.5).astype(int) - 1
+        first = np.floor(centre - 0.5).astype(int) - 1
         index = first + np.arange(4)[:, None]
-        away = index.astype(np.float32) - (center_crop - np.float32(0.5))
+        away = index.astype(np.float32) - (centre - np.float32(0.5))
         weight = keys_cubic(away, -0.75)
     return index.clip(0, length - 1), weight.astype(np.float32)
 

@@ -17,7 +17,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint on the CPU, whatever wraps them.
 
     Reads .safetensors, an index of several files, and torch pickles with `weights_only=True`
-    (plain, or under "state_dict"); a "module." in front of every key is cut off.
+    (plain, or under "state_dict"); a "module." in front of every key is removed.
 
     Raises:
         WeightsError: The file is damaged, or holds anything but tensors.
@@ -49,23 +49,23 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
-def check_state(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+def check_state(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     """Refuse a checkpoint that does not fit its architecture, before it is loaded.
 
     Raises:
         WeightsError: Names missing and unexpected keys, and the first wrong shape.
     """
-    missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or unexpected:
         raise WeightsError(
             f"{path} does not fit its architecture: missing {_some(missing)}; "
             f"unexpected {_some(unexpected)}"
         )
     for key, tensor in wanted.items():
-        if found[key].shape != tensor.shape:
+        if state[key].shape != tensor.shape:
             raise WeightsError(
                 f"{path} does not fit its architecture: {key} has shape "
-                f"{tuple(found[key].shape)}, needed is {tuple(tensor.shape)}"
+                f"{tuple(state[key].shape)}, needed is {tuple(tensor.shape)}"
             )
 
 

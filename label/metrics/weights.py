@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.storage.hub import HubError, Wanted, resolve
-from label.metrics.architectures import BLIP_LARGE, MPS_H, QWEN2_VL_7B
+from label.config import MetricSpec
 
 HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 OPEN_CLIP_WEIGHTS = (
@@ -25,6 +25,9 @@ TOKENIZERS = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt",
     "chat_template.json", "chat_template.jinja",
 )  # fmt: skip
+VOCABULARY = "vocab.json"
+"""What CLIP's and Qwen's tokenizers have where they have no tokenizer.json."""
+
 WORDS_ON_HUB = (("*.json", "*.txt"),)
 HF_ON_HUB = (
     ("*.json", "*.txt", "model*.safetensors"),
@@ -70,6 +73,33 @@ def locate(
         raise WeightsError(str(error)) from error
 
 
+def find_hf_clip(name: str, spec: MetricSpec, *, reads_prompt: bool = True) -> Weights:
+    """The files of a metric on a Hugging Face CLIP, and of its tokenizer where prompts are read.
+
+    Raises:
+        WeightsError: Something is missing or of another kind.
+    """
+    where = locate(f"metrics.{name}.weights", spec.weights, spec.revision)
+    words = find_tokenizer(name, spec, VOCABULARY) if spec.tokenizer else None
+    weights = hf_weights(name, where, words)
+    if reads_prompt:
+        check_tokenizer(name, where, weights.words, VOCABULARY)
+    return weights
+
+
+def find_tokenizer(name: str, spec: MetricSpec, vocabulary: str) -> tuple[Path, ...]:
+    """The files of a tokenizer that does not lie beside the weights.
+
+    Raises:
+        WeightsError: There is none at `tokenizer`.
+    """
+    setting = f"metrics.{name}.tokenizer"
+    where = locate(setting, spec.tokenizer, spec.tokenizer_revision, WORDS_ON_HUB)
+    words = tokenizer_files(where)
+    check_tokenizer(name, where, words, vocabulary)
+    return words
+
+
 def hf_weights(name: str, where: Path, words: tuple[Path, ...] | None) -> Weights:
     """A Hugging Face CLIPModel: a folder, or a weights file beside its config.json.
 
@@ -79,76 +109,16 @@ def hf_weights(name: str, where: Path, words: tuple[Path, ...] | None) -> Weight
         WeightsError: Something is missing or of another kind.
     """
     folder = where if where.is_dir() else where.parent
-    tensors = _tensors(name, where, HF_WEIGHTS)
-    config = _json(name, folder / "config.json")
+    tensors = find_tensors(name, where, HF_WEIGHTS)
+    config = read_config(name, folder / "config.json")
     if not isinstance(config.get("vision_config"), dict):
         raise WeightsError(f"metrics.{name}: {folder}/config.json describes no CLIPModel")
     preprocess = folder / "preprocessor_config.json"
     if preprocess.is_file():
-        config["preprocess"] = _json(name, preprocess)
+        config["preprocess"] = read_config(name, preprocess)
     words = tokenizer_files(folder) if words is None else words
-    files = (tensors, *_parts(tensors), folder / "config.json", *words)
+    files = (tensors, *index_parts(tensors), folder / "config.json", *words)
     return Weights(where, tensors, config, files, words)
-
-
-def blip_weights(name: str, where: Path, words: tuple[Path, ...]) -> Weights:
-    """A reward on BLIP: a bare file of the published size, or a folder with a config.json.
-
-    Raises:
-        WeightsError: Something is missing or of another kind.
-    """
-    tensors = _tensors(name, where, HF_WEIGHTS)
-    if not where.is_dir():
-        return Weights(where, tensors, BLIP_LARGE, (tensors, *words), words)
-    config = _json(name, where / "config.json")
-    if not all(isinstance(config.get(part), dict) for part in BLIP_LARGE):
-        raise WeightsError(
-            f"metrics.{name}: {where}/config.json describes no BLIP; it needs "
-            f"{' and '.join(BLIP_LARGE)}"
-        )
-    files = (tensors, *_parts(tensors), where / "config.json", *words)
-    return Weights(where, tensors, config, files, words)
-
-
-def mps_weights(name: str, where: Path, words: tuple[Path, ...] | None) -> Weights:
-    """MPS: of the published size, or a folder whose config.json says another.
-
-    Raises:
-        WeightsError: Something is missing or of another kind.
-    """
-    tensors = _tensors(name, where, HF_WEIGHTS)
-    folder = where if where.is_dir() else where.parent
-    words = tokenizer_files(folder) if words is None else words
-    described = where.is_dir() and (where / "config.json").is_file()
-    config = _json(name, where / "config.json") if described else {}
-    if "vision_config" not in config:  # the published folder's config.json says nothing
-        return Weights(where, tensors, MPS_H, (tensors, *_parts(tensors), *words), words)
-    if missing := MPS_H.keys() - config.keys():
-        raise WeightsError(
-            f"metrics.{name}: {where}/config.json describes no MPS; it lacks "
-            f"{', '.join(sorted(missing))}"
-        )
-    files = (tensors, *_parts(tensors), where / "config.json", *words)
-    return Weights(where, tensors, config, files, words)
-
-
-def qwen_weights(name: str, where: Path, words: tuple[Path, ...]) -> Weights:
-    """HPSv3: a bare file of the published size, or a folder with a config.json.
-
-    Raises:
-        WeightsError: Something is missing or of another kind.
-    """
-    tensors = _tensors(name, where, HF_WEIGHTS)
-    files = (tensors, *_parts(tensors), *words)
-    if not where.is_dir():
-        return Weights(where, tensors, QWEN2_VL_7B, files, words)
-    config = _json(name, where / "config.json")
-    if not all(isinstance(config.get(part), dict) for part in QWEN2_VL_7B):
-        raise WeightsError(
-            f"metrics.{name}: {where}/config.json describes no Qwen2-VL; it needs "
-            f"{' and '.join(QWEN2_VL_7B)}"
-        )
-    return Weights(where, tensors, config, (*files, where / "config.json"), words)
 
 
 def tokenizer_files(folder: Path) -> tuple[Path, ...]:
@@ -170,24 +140,12 @@ def check_tokenizer(name: str, where: Path, words: Sequence[Path], vocabulary: s
         )
 
 
-def open_clip_weights(name: str, where: Path, arch: str) -> Weights:
-    """An open_clip model: a folder with open_clip_config.json, or a bare file of `arch`.
+def find_tensors(name: str, where: Path, candidates: Sequence[str]) -> Path:
+    """The file with the tensors: `where` itself, or the first candidate in that folder.
 
     Raises:
-        WeightsError: Something is missing, or open_clip does not know `arch`.
+        WeightsError: There is none, or it is no weights file.
     """
-    tensors = _tensors(name, where, OPEN_CLIP_WEIGHTS)
-    if not where.is_dir():
-        return Weights(where, tensors, _arch(name, arch), (tensors,))
-    config = _json(name, where / "open_clip_config.json")
-    if "model_cfg" not in config:
-        raise WeightsError(f"metrics.{name}: {where}/open_clip_config.json has no model_cfg")
-    config["preprocess"] = config.get("preprocess_cfg", {})
-    merges = tuple(sorted(where.glob("*.gz")))
-    return Weights(where, tensors, config, (tensors, where / "open_clip_config.json", *merges))
-
-
-def _tensors(name: str, where: Path, candidates: Sequence[str]) -> Path:
     if where.is_file():
         if where.suffix not in WEIGHT_FILES:
             raise WeightsError(
@@ -200,7 +158,7 @@ def _tensors(name: str, where: Path, candidates: Sequence[str]) -> Path:
     raise WeightsError(f"metrics.{name}: {where} has none of {', '.join(candidates)}")
 
 
-def _parts(tensors: Path) -> tuple[Path, ...]:
+def index_parts(tensors: Path) -> tuple[Path, ...]:
     """The files that an index of several refers to."""
     if not tensors.name.endswith(".index.json"):
         return ()
@@ -208,7 +166,12 @@ def _parts(tensors: Path) -> tuple[Path, ...]:
     return tuple(tensors.parent / file for file in sorted(set(index.values())))
 
 
-def _json(name: str, path: Path) -> dict[str, Any]:
+def read_config(name: str, path: Path) -> dict[str, Any]:
+    """A JSON object that describes an architecture.
+
+    Raises:
+        WeightsError: The file cannot be read as one.
+    """
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -218,21 +181,11 @@ def _json(name: str, path: Path) -> dict[str, Any]:
     return value
 
 
-def _arch(name: str, arch: str) -> dict[str, Any]:
-    """open_clip's description of a named architecture, read without importing torch."""
-    from importlib.util import find_spec
-
-    package = find_spec("open_clip")
-    assert package is not None
-    assert package.origin is not None
-    folder = Path(package.origin).parent / "model_configs"
-    path = folder / f"{arch}.json"
-    if not path.is_file():
-        allowed = ", ".join(sorted(file.stem for file in folder.glob("ViT-[BLHg]-*.json")))
-        raise WeightsError(f"metrics.{name}.arch={arch} is unknown to open_clip; it has {allowed}")
-    return {"model_cfg": _json(name, path)}
-
-
 def side_of(size: int | Sequence[int]) -> int:
     """Pixels of a side, however a configuration says it."""
     return size if isinstance(size, int) else size[0]
+
+
+def vision_side(weights: Weights) -> int:
+    """Pixels of a side of the images that a Hugging Face vision model reads."""
+    return side_of(weights.config["vision_config"].get("image_size", 224))

@@ -1,7 +1,7 @@
 """`python -m label.parity`: published scores against ours, and accuracy on the run's pairs.
 
-What is not at hand (weights, images, scores of the run) is named and passed over. The exit status
-is 1 when a score differs from the published one, or when there was nothing at all to look at.
+Missing weights, images and scores of the run are named and skipped. The exit status
+is 1 when a score differs from the published one, or when there was nothing to compare.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,12 @@ from conf.job import Job, entry
 from data.artifacts.manifest import Manifest, read_manifest, verify
 from data.artifacts.parquet_io import read_table
 from label.analysis.tables import coefficient, number
-from label.config import MetricKind
 from label.metrics.registry import resolve
 from label.parity.accuracy import Accuracy, measure
 from label.parity.references import Finding, check
 from label.scoring.score_sets import FACTS
 
-LOGITS = {MetricKind.clip.value: 100.0, MetricKind.hps.value: 100.0}
+LOGITS = {"clip": 100.0, "hps": 100.0}
 """Kinds whose score lacks the factor of CLIP's logits; its trained value is 100."""
 OWN = {
     "imagereward": "strict",
@@ -34,7 +33,7 @@ OWN = {
 
 
 def main(job: Job) -> None:
-    """Check and report; exit status 1 on a mismatch, or when nothing was at hand."""
+    """Check and report; exit status 1 on a mismatch, or when there was nothing to compare."""
     console = Console()
     findings = references(job)
     report_references(console, findings)
@@ -56,8 +55,8 @@ def references(job: Job) -> list[Finding]:
         raise ValueError(f"parity.images={folder}: no such folder")
 
     def score(name: str, images: Sequence[bytes], prompts: Sequence[str]) -> np.ndarray:
-        resolve(name, job.metrics[name])  # what is missing is said before torch is imported
-        from label.metrics import Panel
+        resolve(name, job.metrics[name])  # missing files are reported before torch is imported
+        from label.scoring.panel import Panel
         from label.scoring.runner import device_of
 
         panel = Panel.load({name: job.metrics[name]}, device_of(job.label.device, 0))
@@ -76,12 +75,12 @@ def report_references(console: Console, findings: Sequence[Finding]) -> None:
             say(console, f"not checked  {name}: {finding.missing}")
             continue
         verdict = "equal        " if finding.fits else "DIFFERENT    "
-        found, expected = (
+        scores, expected = (
             ", ".join(f"{value:.4f}" for value in values)
-            for values in (finding.found, finding.reference.expected)
+            for values in (finding.scores, finding.reference.expected)
         )
         allowed = f"{finding.worst:.2g} away, {finding.reference.tolerance:g} allowed"
-        say(console, f"{verdict}{name}: {found}; published {expected} ({allowed})")
+        say(console, f"{verdict}{name}: {scores}; published {expected} ({allowed})")
 
 
 # --- accuracy ------------------------------------------------------------------------------------
@@ -94,15 +93,15 @@ def measured(job: Job) -> list[Accuracy]:
     if facts is None:
         return []
     pairs = read(folder / FACTS, facts, ["pair_id", "prompt", "human"])
-    found = []
+    accuracies = []
     for name in job.metrics:
         manifest = manifest_of(folder, name)
         if manifest is not None and manifest.sources == facts.sources:
             scores = read(folder / name, manifest, ["score_0", "score_1"])
             scale = LOGITS.get(manifest.settings["kind"], 1.0)
             judged = pl.concat([pairs, scores], how="horizontal")
-            found.append(measure(name, judged, scale, job.parity.threshold))
-    return [accuracy for accuracy in found if accuracy.pairs]
+            accuracies.append(measure(name, judged, scale, job.parity.threshold))
+    return [accuracy for accuracy in accuracies if accuracy.pairs]
 
 
 def manifest_of(folder: Path, name: str) -> Manifest | None:

@@ -1,4 +1,4 @@
-"""Published scores of published images: what a metric with the official weights must find."""
+"""Published scores of published images, which a metric with the official weights must reproduce."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data.artifacts.atomic import sha256_of
-from label.config import MetricKind, MetricSpec
+from label.config import MetricSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +24,22 @@ class Reference:
     """Scores that an official code gave."""
 
     source: str
-    """Where the images and the numbers are."""
-    kind: MetricKind
+    """Where the images and the numbers were published."""
+    kind: str
     weights: str
-    """What the name of the weights has in it (a regular expression)."""
+    """A regular expression that the name of the weights matches."""
     images: tuple[ReferenceImage, ...]
     prompts: tuple[str, ...]
     """One for each image; or several for the only image."""
     expected: tuple[float, ...]
     tolerance: float
-    """How far a score may be away: other hardware and number formats, and the digits printed."""
+    """Allowed difference: other hardware and number formats, and the digits printed."""
     scale: float = 0.0
     """Where `expected` are chances, a softmax of scale x score; 0 where they are scores."""
 
     def is_about(self, spec: MetricSpec) -> bool:
         """Whether a metric should reproduce these numbers."""
-        return spec.kind is self.kind and re.search(self.weights, spec.weights) is not None
+        return spec.kind == self.kind and re.search(self.weights, spec.weights) is not None
 
     def of(self, scores: np.ndarray) -> np.ndarray:
         """Scores as they were published."""
@@ -53,7 +53,7 @@ class Reference:
 REFERENCES = (
     Reference(
         "README of THUDM/ImageReward, assets/images",
-        MetricKind.image_reward,
+        "image_reward",
         "",  # there is but one
         (
             ReferenceImage(
@@ -75,7 +75,7 @@ REFERENCES = (
     ),
     Reference(
         "issue 27 of tgxs002/HPSv2, hpsv2/assets",
-        MetricKind.hps,
+        "hps",
         r"HPS_v2_",
         (
             ReferenceImage(
@@ -89,7 +89,7 @@ REFERENCES = (
     ),
     Reference(
         "README of openai/CLIP",
-        MetricKind.clip,
+        "clip",
         r"clip-vit-base-patch32",
         (
             ReferenceImage(
@@ -106,18 +106,18 @@ REFERENCES = (
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What became of one reference and one metric."""
+    """The comparison of one metric with one reference."""
 
     metric: str
     reference: Reference
-    found: tuple[float, ...] = ()
+    scores: tuple[float, ...] = ()
     missing: str = ""
     """Why nothing was compared."""
 
     @property
     def worst(self) -> float:
         """The largest distance; NaN where a score is."""
-        return float(np.abs(np.subtract(self.found, self.reference.expected)).max())
+        return float(np.abs(np.subtract(self.scores, self.reference.expected)).max())
 
     @property
     def fits(self) -> bool:
@@ -131,12 +131,12 @@ Score = Callable[[str, Sequence[bytes], Sequence[str]], np.ndarray]
 
 def check(metrics: Mapping[str, MetricSpec], folder: Path | None, score: Score) -> list[Finding]:
     """Compare every metric with every reference that is about it."""
-    found = []
+    findings = []
     for reference in REFERENCES:
         for name, spec in metrics.items():
             if reference.is_about(spec):
-                found.append(_check(name, reference, folder, score))
-    return found
+                findings.append(_check(name, reference, folder, score))
+    return findings
 
 
 def _check(name: str, reference: Reference, folder: Path | None, score: Score) -> Finding:

@@ -1,9 +1,9 @@
-"""Forward passes of one fixed shape, and results that the device is not made to wait for.
+"""Forward passes of one fixed shape, whose results are copied without making the device wait.
 
-With every batch of the same size, filled up where inputs are wanting, what is computed of an image
-does not depend on its neighbours. That is no law: a library may add in another order for another
-place in the batch (measured: five images on two threads differ by 7e-7, multiples of eight do
-not). So each network's first batch is computed twice, with every input at another place.
+When every batch has the same size (the last is padded), the result for an image does not depend on
+its neighbours. Nothing guarantees this: a library may add in another order for another place in
+the batch (measured: five images on two threads differ by 7e-7, multiples of eight do not). So each
+network's first batch is computed twice, with every input at another place.
 """
 
 from collections import deque
@@ -20,18 +20,18 @@ Inputs = TypeVar("Inputs", np.ndarray, list[Any])
 
 @dataclass(slots=True)
 class Batch:
-    """Inputs a forward pass; shared by all networks of a run, halved when memory runs out."""
+    """Size of a forward pass; shared by all networks of a run, halved when memory runs out."""
 
     size: int
     is_checked: bool = True
-    """Whether each network's first batch is computed twice, to fill `even`; a pass that stands for
-    itself can do without."""
+    """Whether each network's first batch is computed twice, to fill `even`; a single pass that
+    shares nothing with others needs no check."""
     even: dict[tuple[Hashable, int], bool] = field(default_factory=dict)
-    """(network, size) -> whether results were seen not to depend on the place in the batch."""
+    """(network, size) -> whether the check showed that the place in the batch does not matter."""
 
 
 def run_halving(forward: Callable[[Inputs], Tensor], inputs: Inputs, batch: Batch) -> Tensor:
-    """Run `forward` on full batches; out of device memory halves the batch and goes on.
+    """Run `forward` on full batches; when device memory runs out, halve the batch and continue.
 
     Raises:
         ValueError: Not even one fits.
@@ -59,7 +59,7 @@ def run_halving(forward: Callable[[Inputs], Tensor], inputs: Inputs, batch: Batc
 
 
 def pad_batch(inputs: Inputs, size: int) -> Inputs:
-    """Inputs and, up to `size`, the last of them again."""
+    """The inputs, padded to `size` with copies of the last one."""
     missing = size - len(inputs)
     if isinstance(inputs, np.ndarray):
         return np.concatenate([inputs, np.repeat(inputs[-1:], missing, axis=0)])
@@ -67,7 +67,7 @@ def pad_batch(inputs: Inputs, size: int) -> Inputs:
 
 
 class AsyncCopy:
-    """A tensor on its way from the device."""
+    """A tensor that is being copied from the device."""
 
     def __init__(self, values: Tensor) -> None:
         self._event = None
@@ -78,7 +78,7 @@ class AsyncCopy:
         self._values = values
 
     def wait(self) -> np.ndarray:
-        """The values, once they are there."""
+        """Wait for the values and return them."""
         if self._event is not None:
             self._event.synchronize()
         return self._values.numpy()
@@ -86,10 +86,10 @@ class AsyncCopy:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An input of a network, and where its result goes."""
+    """An input of a network, and where its result is stored."""
 
     row: int
-    """For the sake of which row it is computed."""
+    """The row that needs it."""
     content: Any
     store: dict[Any, Any]
     key: Any
@@ -97,31 +97,31 @@ class Request:
 
 @dataclass(slots=True)
 class Batcher:
-    """Inputs that wait for a network until a batch is full; results come one batch later."""
+    """Collects inputs of a network until a batch is full; results arrive one batch later."""
 
     network: Hashable
-    """Names what `forward` runs."""
+    """Identifies what `forward` runs."""
     forward: Callable[[list[Any]], Tensor]
     batch: Batch
     part: str = "embed"
-    """What its time is counted as."""
+    """The part of the pass that its time counts for."""
     waiting: deque[Request] = field(default_factory=deque)
-    landing: deque[tuple[list[Request], AsyncCopy]] = field(default_factory=deque)
+    copies: deque[tuple[list[Request], AsyncCopy]] = field(default_factory=deque)
 
     @property
     def steady(self) -> bool:
-        """Whether a result depends on nothing but its own input, as far as was seen."""
+        """Whether the check showed that a result depends on nothing but its own input."""
         return self.batch.even.get((self.network, self.batch.size), False)
 
     @property
     def oldest(self) -> int | None:
         """The first row that waits for a result."""
-        if self.landing:
-            return self.landing[0][0][0].row
+        if self.copies:
+            return self.copies[0][0][0].row
         return self.waiting[0].row if self.waiting else None
 
     def run_full(self) -> None:
-        """Compute as long as there are full batches."""
+        """Compute while there are full batches."""
         while len(self.waiting) >= self.batch.size:
             self._run()
 
@@ -129,8 +129,8 @@ class Batcher:
         """Compute everything and wait for it."""
         while self.waiting:
             self._run()
-        while self.landing:
-            self._land()
+        while self.copies:
+            self._store()
 
     def _run(self) -> None:
         work = [self.waiting.popleft() for _ in range(min(self.batch.size, len(self.waiting)))]
@@ -138,21 +138,21 @@ class Batcher:
         values = run_halving(self.forward, contents, self.batch)
         if self.batch.is_checked and (self.network, self.batch.size) not in self.batch.even:
             self._check(contents, values)
-        self.landing.append((work, AsyncCopy(values)))
-        if len(self.landing) > 1:
-            self._land()
+        self.copies.append((work, AsyncCopy(values)))
+        if len(self.copies) > 1:
+            self._store()
 
     def _check(self, contents: list[Any], values: Tensor) -> None:
         size = self.batch.size
         inputs = pad_batch(contents[:size], size)
-        if len(contents) < size:  # the places that were only filled up count, too
+        if len(contents) < size:  # the padded places count, too
             values = run_halving(self.forward, inputs, self.batch)
         moved = run_halving(self.forward, inputs[-1:] + inputs[:-1], self.batch).roll(-1, dims=0)
         if self.batch.size == size:
             same = torch.equal(values[:size].nan_to_num(), moved.nan_to_num())
             self.batch.even[self.network, size] = same
 
-    def _land(self) -> None:
-        work, landing = self.landing.popleft()
-        for one, value in zip(work, landing.wait(), strict=True):
+    def _store(self) -> None:
+        work, copy = self.copies.popleft()
+        for one, value in zip(work, copy.wait(), strict=True):
             one.store[one.key] = value.copy()  # a view would keep the whole batch alive

@@ -1,7 +1,7 @@
-"""What is known of each distinct image and prompt, for as long as there is room.
+"""What was computed of each distinct image and prompt, as long as there is room.
 
-Rows hold on to their image and prompt, so nothing that is still needed is ever forgotten; beyond
-that, the longest unused go first.
+Rows refer to their image and prompt, so nothing that is still needed is evicted; of the others, the
+least recently used go first.
 """
 
 from collections import OrderedDict
@@ -20,13 +20,13 @@ OVERHEAD = 1280
 class CachedImage:
     """A distinct image and what was computed of it."""
 
-    found: ProcessedImage | None = None
+    processed: ProcessedImage | None = None
     """Status, reason and size, without the arrays; None while it is being decoded."""
     embeddings: dict[tuple[int, ImageTransform], np.ndarray] = field(default_factory=dict)
-    """By tower and view, fp32 of length 1, and latents as bytes; empty for an image that cannot be
-    read."""
+    """By backbone and transform, fp32 of length 1, and latents as bytes; empty for an image that
+    cannot be read."""
     judged: dict[str, dict[str, np.float32]] = field(default_factory=dict)
-    """Prompt -> metric -> score, for metrics that see both together."""
+    """Prompt -> metric -> score, of metrics that see both together."""
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -35,7 +35,7 @@ class CachedPrompt:
 
     text: str
     embeddings: dict[int, np.ndarray] = field(default_factory=dict)
-    """By tower, fp32 of length 1."""
+    """By backbone, fp32 of length 1."""
 
 
 class EmbeddingCache:
@@ -65,7 +65,7 @@ class EmbeddingCache:
         return prompt, known is None
 
     def forget(self) -> None:
-        """Know nothing any more; rows keep what they have."""
+        """Forget everything; rows keep what they have."""
         self._images.clear()
         self._prompts.clear()
         while self._kept:

@@ -1,4 +1,4 @@
-"""One process's part in the scoring: its device, its workers, and the shards it can get."""
+"""One process's part in the scoring: its device, its decoders, and the shards that it scores."""
 
 import importlib.util
 import os
@@ -13,58 +13,57 @@ from rich.console import Console
 from data.artifacts.latents import KIND as LATENTS
 from data.pairs.schema import PairSource
 from label.config import LabelSpec, MetricSpec
-from label.metrics import Panel
 from label.scoring.batching import Batch
-from label.scoring.claims import Claims
 from label.scoring.decode_pool import DecodePool
+from label.scoring.panel import Panel
+from label.scoring.progress import PairCount
 from label.scoring.score_sets import ScoreSets, ShardTask
 from label.scoring.scoring_pass import Clock
 from label.scoring.shard_scorer import ScoringTools, score_shards
 from label.scoring.vae_encoder import VaeEncoder
 
 PARTS = ("load", "read", "decode", "embed", "latents", "score", "write")
-"""What the main process spent its time on; `read` and `decode` are waiting for what runs ahead."""
+"""What the main thread spent its time on; `read` and `decode` are waiting for prefetched work."""
 
 
 @dataclass(slots=True)
 class ScoringRunner:
-    """Scores what it is given; the metrics are loaded when the first shard comes."""
+    """Scores shards, and says how long each part of it took."""
 
     pairs: PairSource
     sets: ScoreSets
-    claims: Claims
+    count: PairCount
     specs: Mapping[str, MetricSpec]
     spec: LabelSpec
     device: torch.device
     make_encoder: Callable[[], VaeEncoder] | None = None
-    """Loads what makes latents, where they are asked."""
+    """Loads what makes latents, where they are wanted."""
     clock: Clock = field(default_factory=Clock)
     num_pairs: int = 0
     batch: Batch = field(init=False)
-    _panel: Panel | None = None
-    _encoder: VaeEncoder | None = None
 
     def __post_init__(self) -> None:
         self.batch = Batch(self.spec.batch)
         if self.spec.compile:
             check_compiler(self.device)
 
-    def run(self, works: Iterator[ShardTask]) -> None:
-        """Score shard by shard."""
-        first = next(works, None)
+    def run(self, tasks: Iterator[ShardTask]) -> None:
+        """Score shard by shard; load the metrics when there is a first one."""
+        first = next(tasks, None)
         if first is None:
             return
         with self.clock.measure("load"):
-            panel = self._panel = self._panel or self._load()
-            if self.make_encoder and self._encoder is None and LATENTS in self._absent():
-                self._encoder = self.make_encoder()
+            panel = self._load()
+            encoder = None
+            if self.make_encoder and LATENTS in self._absent():
+                encoder = self.make_encoder()
         with DecodePool(self.spec.workers) as decoder:
             cache_bytes = self.spec.cache_mb * 2**20
             tools = ScoringTools(
-                self.pairs, panel, self.sets, self.claims, decoder, self.batch, self.clock,
-                cache_bytes, self._encoder,
+                self.pairs, panel, self.sets, decoder, self.batch, self.clock, cache_bytes,
+                encoder, self.count.advance,
             )  # fmt: skip
-            self.num_pairs += score_shards(chain([first], works), tools)
+            self.num_pairs += score_shards(chain([first], tasks), tools)
 
     def say(self, console: Console) -> None:
         """Print what this process did, and how long each part of it took."""
@@ -88,7 +87,7 @@ def device_of(name: str, local_rank: int) -> torch.device:
     """The device of this process: `auto` and `cuda` give each process on a machine its own GPU.
 
     Raises:
-        ValueError: A GPU is asked for that is not there.
+        ValueError: The setting names a GPU that is not there.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cpu" or (name == "auto" and not count):
@@ -103,17 +102,18 @@ def device_of(name: str, local_rank: int) -> torch.device:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Refuse `label.compile` where torch would find no compiler in the middle of the run.
+    """Refuse `label.compile` now where torch would miss its compiler in the middle of the run.
 
     Raises:
         ValueError: There is no C++ compiler (CPU) or no Triton (GPU).
     """
     if device.type == "cuda":
-        there, what = importlib.util.find_spec("triton") is not None, "the package triton"
+        available, what = importlib.util.find_spec("triton") is not None, "the package triton"
     else:
         compiler = os.environ.get("CXX", "g++")
-        there, what = shutil.which(compiler) is not None, f"a C++ compiler, and {compiler} is none"
-    if not there:
+        available = shutil.which(compiler) is not None
+        what = f"a C++ compiler, and {compiler} is none"
+    if not available:
         raise ValueError(
             f"label.compile=true needs {what} for {device}; install it, or set label.compile=false"
         )

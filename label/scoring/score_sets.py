@@ -1,12 +1,12 @@
-"""What a run needs, what is there, and who does the rest; imports no torch.
+"""Which files a run needs, which it has, and in which order a rank makes the rest; no torch.
 
 Ranks share the pair shards without talking to each other. Each begins with a block of neighbouring
-shards, which have images in common, and then takes what others have not begun (`claims`).
+shards, which have images in common, and then does whatever has no file yet. Two ranks may do the
+same shard, which is harmless: both make the same file, and one that is there is never replaced.
 A score file that is there is finished; its footer says with which settings it was made.
 """
 
 import re
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,17 +29,9 @@ from data.artifacts.manifest import (
 from data.artifacts.parquet_io import read_settings
 from data.distributed import Rank
 from data.pairs.schema import PairShard
-from label.scoring.claims import Claims
 
 FACTS = "pairs"
-"""The set of `tables.PAIR_FACTS`, beside the metrics' sets."""
-
-
-CLAIMS = "claims"
-"""Folder of the claims, beside the sets."""
-
-
-POLL_S = 0.5
+"""The set of `schemas.PAIR_FACTS`, beside the metrics' sets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +43,10 @@ class ScoreSets:
     metrics: Mapping[str, Mapping[str, Any]]
     """Metric -> the settings that decide its scores."""
     latents: LatentFormat | None = None
-    """The images' latents, a set that lies beside `scores/`; None where they are not asked."""
+    """The images' latents, a set that lies beside `scores/`; None where none are wanted."""
 
     def __post_init__(self) -> None:
-        for taken in {FACTS, CLAIMS, LATENTS} & self.metrics.keys():
+        for taken in {FACTS, LATENTS} & self.metrics.keys():
             raise ValueError(
                 f"a metric cannot be named {taken!r}; the folder of that name is taken"
             )
@@ -98,10 +90,10 @@ class ScoreSets:
         path = self.path(name, shard)
         if not path.exists():
             return False
-        found = read_settings(path)
+        footer = read_settings(path)
         for word in ("sha256", "etag"):  # known only after the pairs were read
-            found.get("source", {}).pop(word, None)
-        refuse_other_settings(path, found, self.settings(name, shard))
+            footer.get("source", {}).pop(word, None)
+        refuse_other_settings(path, footer, self.settings(name, shard))
         return True
 
     def absent(self, shard: PairShard) -> list[str]:
@@ -109,21 +101,21 @@ class ScoreSets:
         return [name for name in self.names if not self.path(name, shard).exists()]
 
     def unfinished(self) -> list[PairShard]:
-        """The shards that lack a file, whoever is at it."""
+        """The shards that lack a file."""
         return [shard for shard in self.shards if self.absent(shard)]
 
     def has_latents(self) -> bool:
-        """Whether the latents are complete, or not asked.
+        """Whether the latents are complete, or none are wanted.
 
         Raises:
             ShardError: There is a complete set of another format.
         """
         if self.latents is None:
             return True
-        found = read_manifest(folder := self.folder_of(LATENTS), LATENTS)
-        if found is not None:
-            refuse_other_settings(folder, found.settings, self.own_settings(LATENTS))
-        return found is not None and len(found.files) == len(self.shards)
+        manifest = read_manifest(folder := self.folder_of(LATENTS), LATENTS)
+        if manifest is not None:
+            refuse_other_settings(folder, manifest.settings, self.own_settings(LATENTS))
+        return manifest is not None and len(manifest.files) == len(self.shards)
 
     def sources(self) -> list[dict[str, Any]]:
         """The pair files with name, bytes and SHA-256, as the scoring pass recorded them."""
@@ -148,10 +140,10 @@ class ScoreSets:
             remove_partials(folder, since)
             files = [describe(self.path(name, shard)) for shard in self.shards]
             _check_rows(folder, [file.rows for file in files], self.shards)
-            found = read_manifest(folder, name)
-            if found is not None:
-                _refuse_changed(folder, found.files, files, since)
-                if found.files == files:
+            known = read_manifest(folder, name)
+            if known is not None:
+                _refuse_changed(folder, known.files, files, since)
+                if known.files == files:
                     continue
             manifest = Manifest(
                 kind=name,
@@ -165,9 +157,9 @@ class ScoreSets:
 
 
 def remove_partials(folder: Path, since: float) -> None:
-    """Remove what killed processes left half written (`shards.partial_of`).
+    """Remove what killed processes left half written (`atomic.partial_path`).
 
-    Files younger than `since`, when this run began, may be another rank's at work.
+    Another rank may still be writing a file that is younger than `since`, when this run began.
     """
     for path in folder.glob(".*"):
         if re.fullmatch(r"\..+-\d+", path.name) and path.stat().st_mtime < since:
@@ -175,10 +167,10 @@ def remove_partials(folder: Path, since: float) -> None:
 
 
 def _check_rows(folder: Path, rows: list[int], shards: tuple[PairShard, ...]) -> None:
-    for found, shard in zip(rows, shards, strict=True):
-        if found != shard.rows:
+    for num_rows, shard in zip(rows, shards, strict=True):
+        if num_rows != shard.rows:
             raise ShardError(
-                f"{folder / part_name(shard.index)} has {found} rows, {shard.name} has "
+                f"{folder / part_name(shard.index)} has {num_rows} rows, {shard.name} has "
                 f"{shard.rows}; delete it and run the same command again"
             )
 
@@ -186,9 +178,9 @@ def _check_rows(folder: Path, rows: list[int], shards: tuple[PairShard, ...]) ->
 def _refuse_changed(
     folder: Path, known: list[FileEntry], files: list[FileEntry], since: float
 ) -> None:
-    """A file that the manifest knows and that no process wrote since must be the same to the byte.
+    """Refuse a file that has other bytes than its manifest says and was not written since.
 
-    A lost file may be made again, with rounding that differs from machine to machine.
+    A lost file may be computed again, with rounding that differs from machine to machine.
     """
     before = {file.name: file for file in known}
     for file in files:
@@ -216,27 +208,36 @@ def plan(sets: ScoreSets, rank: Rank) -> list[ShardTask]:
     Raises:
         ShardError: A finished file is torn, or was made with other settings.
     """
-    mine = _blocks(sets, rank)[0]
-    return [ShardTask(shard, todo) for shard in mine if (todo := sets.missing(shard))]
+    own = _blocks(sets, rank)[0]
+    return [ShardTask(shard, missing) for shard in own if (missing := sets.missing(shard))]
 
 
-def claim_work(
-    sets: ScoreSets, rank: Rank, claims: Claims, *, even_if_alive: bool = False
-) -> Iterator[ShardTask]:
-    """Claim unfinished shards one by one, until none is left that nobody is at.
+def remaining(sets: ScoreSets, rank: Rank) -> Iterator[ShardTask]:
+    """This rank's own block, then the others', without the shards that have all of their files.
 
-    Own ones first; then those of others, which work on theirs from the other end.
+    Files are looked for when a shard's turn comes. A rank that comes to its end has seen every
+    shard finished, or has done it.
 
     Raises:
         ShardError: A finished file is torn, or was made with other settings.
     """
+    for shard in work_order(sets, rank):
+        if sets.absent(shard) and (missing := sets.missing(shard)):
+            yield ShardTask(shard, missing)
+
+
+def work_order(sets: ScoreSets, rank: Rank) -> list[PairShard]:
+    """All shards: this rank's own block, then the others' in an order that no other rank has.
+
+    The owner of a block walks forwards, its helpers backwards, each from another place, so that
+    the block of a dead or slow rank is shared by all who have finished theirs.
+    """
     own, *others = _blocks(sets, rank)
-    for shard in (*own, *(shard for block in others for shard in reversed(block))):
-        if sets.absent(shard) and claims.take(shard.index, even_if_alive=even_if_alive):
-            if todo := sets.missing(shard):  # its last owner may just have finished
-                yield ShardTask(shard, todo)
-            else:
-                claims.release(shard.index)
+    order = list(own)
+    for distance, block in enumerate(others):
+        backwards, first = block[::-1], len(block) * distance // len(others)
+        order += backwards[first:] + backwards[:first]
+    return order
 
 
 def _blocks(sets: ScoreSets, rank: Rank) -> list[tuple[PairShard, ...]]:
@@ -244,21 +245,3 @@ def _blocks(sets: ScoreSets, rank: Rank) -> list[tuple[PairShard, ...]]:
     edges = [len(sets.shards) * number // rank.world_size for number in range(rank.world_size + 1)]
     blocks = [sets.shards[first:end] for first, end in pairwise(edges)]
     return blocks[rank.rank :] + blocks[: rank.rank]
-
-
-def wait_for_change(sets: ScoreSets, claims: Claims, patience_s: float) -> bool:
-    """Wait until another process has written a file or died; false after so long without either."""
-    shards, since = sets.unfinished(), time.monotonic()
-    before = [_state(sets, claims, shard) for shard in shards]
-    while time.monotonic() - since < patience_s:
-        time.sleep(POLL_S)
-        now = [_state(sets, claims, shard) for shard in shards]
-        if now != before or None in now:
-            return True
-    return False
-
-
-def _state(sets: ScoreSets, claims: Claims, shard: PairShard) -> tuple[list[str], int] | None:
-    """What a shard lacks and how many of its pairs are read; None where nobody is at it."""
-    claim = claims.read(shard.index)
-    return (sets.absent(shard), claim.rows) if claim is not None and claim.alive else None

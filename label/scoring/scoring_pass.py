@@ -1,17 +1,17 @@
 """One pass over rows of (image, prompt): each distinct thing is computed once.
 
-An image is the same when its bytes are. It is decoded once, prepared once per view and embedded
-once per backbone; a prompt is embedded once per backbone; a metric that needs both together runs
-once per distinct (image, prompt). Decoding runs ahead in worker processes, and networks run on
-full batches (`batches`), whichever rows these come from. What was computed is remembered as long
-as there is room (`memory`).
+Two images are the same when their bytes are. An image is decoded once, prepared once per transform
+and embedded once per backbone; a prompt is embedded once per backbone; a metric that needs both
+together runs once per distinct (image, prompt). Decoding runs ahead of the networks
+(`decode_pool`), which run on full batches (`batching`), whichever rows these come from. What was
+computed is kept as long as there is room (`embedding_cache`).
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -21,21 +21,21 @@ from torch import Tensor
 from data.artifacts.schemas import Status
 from data.pairs.schema import image_key
 from label.metrics.backbones import Backbone
-from label.metrics.base import CrossMetric, EmbeddingMetric, Metric
 from label.metrics.preprocessing import ImageTransform, ProcessedImage
+from label.metrics.protocols import CrossMetric, EmbeddingMetric, Metric
 from label.scoring.batching import Batch, Batcher, Request
 from label.scoring.decode_pool import DecodePool
 from label.scoring.embedding_cache import OVERHEAD, CachedImage, CachedPrompt, EmbeddingCache
 
-CHUNK = 8
-"""Images that a worker process takes at a time."""
+DECODE_IMAGES = 8
+"""Images that a decoding worker takes at a time."""
 SCORE_ROWS = 8192
 """Rows whose embeddings are gathered at a time."""
 
 
 @dataclass(slots=True)
 class Clock:
-    """Seconds spent on each part of a pass by the main process."""
+    """Seconds that the main thread spent on each part of a pass."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -59,7 +59,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class _Submitted:
-    """An image on its way through a worker process."""
+    """An image that is being decoded."""
 
     row: int
     image: CachedImage
@@ -70,23 +70,23 @@ class _Submitted:
 
 @runtime_checkable
 class ImageEncoder(Protocol):
-    """A network beside the metrics', whose results for each image a pass is to give, too."""
+    """A network besides the metrics', whose output for each image a pass computes, too."""
 
     key: tuple[int, ImageTransform]
-    """Names them among an image's embeddings, and says how it wants images prepared."""
+    """Its output's key among an image's embeddings, and how it wants images prepared."""
     batch: Batch
-    """Its own."""
+    """Its own batch size."""
 
     @property
     def num_bytes(self) -> int:
-        """Of a result."""
+        """Size of the output for an image."""
 
     def __call__(self, images: list[np.ndarray]) -> Tensor:
-        """One row an image."""
+        """Encode images; one row an image."""
 
 
 class ScoringPass:
-    """Takes rows one by one; answers with their scores when they are computed."""
+    """Takes rows one by one, and gives their scores when they are computed."""
 
     def __init__(
         self,
@@ -97,168 +97,182 @@ class ScoringPass:
         cache_bytes: int = 0,
         encoder: ImageEncoder | None = None,
     ) -> None:
-        """`cache_bytes` are for images and prompts that no row in work needs any more.
+        """`cache_bytes` are for images and prompts that no row needs any more.
 
-        What an encoder makes of images is an embedding under its key.
+        The encoder's output is kept among an image's embeddings, under its key.
         """
         self._metrics, self._decoder, self._clock = metrics, decoder, clock
         self._images: dict[tuple[int, ImageTransform], Batcher] = {}
         self._texts: dict[int, Batcher] = {}
         self._judges: dict[str, tuple[ImageTransform, Batcher]] = {}
-        dims: dict[tuple[int, ImageTransform], int] = {}
         for name, metric in metrics.items():
-            view = metric.identity.view
-            if isinstance(metric, CrossMetric):
-                self._judges[name] = view, Batcher(id(metric), _judging(metric), batch)
-            elif isinstance(metric, EmbeddingMetric):
-                tower = metric.tower
-                key = id(tower), view
-                dims[key] = tower.dim
-                self._images.setdefault(key, Batcher(key, _embedding(tower), batch))
-                if metric.reads_prompt:
-                    self._texts.setdefault(id(tower), Batcher(id(tower), tower.embed_texts, batch))
+            self._add_batchers(name, metric, batch)
+        dims = {key: metric.backbone.dim for key, metric in self._embedding_metrics()}
         if encoder is not None:
             self._images[encoder.key] = Batcher(encoder.key, encoder, encoder.batch, "latents")
             dims[encoder.key] = encoder.num_bytes // 4  # as floats
-        self._judge_views = tuple(dict.fromkeys(view for view, _ in self._judges.values()))
-        self._views = tuple(dict.fromkeys([*(v for _, v in self._images), *self._judge_views]))
+        self._judge_transforms = tuple(dict.fromkeys(one for one, _ in self._judges.values()))
+        of_images = [transform for _, transform in self._images]
+        self._transforms = tuple(dict.fromkeys([*of_images, *self._judge_transforms]))
         floats = 4 * sum(dims.values())
-        self._memory = EmbeddingCache(cache_bytes, OVERHEAD + floats, OVERHEAD + floats)
-        self._chunk: list[tuple[_Submitted, bytes, tuple[ImageTransform, ...]]] = []
+        self._cache = EmbeddingCache(cache_bytes, OVERHEAD + floats, OVERHEAD + floats)
+        self._to_submit: list[tuple[_Submitted, bytes, tuple[ImageTransform, ...]]] = []
         self._in_flight: deque[tuple[list[_Submitted], Callable[[], list[ProcessedImage]]]] = (
             deque()
         )
-        self.given = 0
+        self.num_rows = 0
         """Rows that were added."""
+
+    def _add_batchers(self, name: str, metric: Metric, batch: Batch) -> None:
+        """One for each network and transform; metrics that share a backbone share its batchers."""
+        transform = metric.resolved.transform
+        if isinstance(metric, CrossMetric):
+            self._judges[name] = transform, Batcher(id(metric), _judging(metric), batch)
+        elif isinstance(metric, EmbeddingMetric):
+            backbone, number = metric.backbone, id(metric.backbone)
+            key = number, transform
+            self._images.setdefault(key, Batcher(key, _embedding(backbone), batch))
+            if metric.reads_prompt:
+                self._texts.setdefault(number, Batcher(number, backbone.embed_texts, batch))
+
+    def _embedding_metrics(self) -> Iterator[tuple[tuple[int, ImageTransform], EmbeddingMetric]]:
+        """The metrics that compare embeddings, by the key of their image embeddings."""
+        for metric in self._metrics.values():
+            if isinstance(metric, EmbeddingMetric) and not isinstance(metric, CrossMetric):
+                yield (id(metric.backbone), metric.resolved.transform), metric
 
     def add(self, image: bytes, prompt: str, key: bytes | None = None) -> Row:
         """Take a row. `key` is the image's `image_key`, where the caller has it already."""
-        cached, new = self._memory.image(key or image_key(image))
-        text, unread = self._memory.prompt(prompt)
+        cached, new = self._cache.image(key or image_key(image))
+        text, unread = self._cache.prompt(prompt)
         if unread:
-            for tower, queue in self._texts.items():
-                queue.waiting.append(Request(self.given, prompt, text.embeddings, tower))
-                self._run(queue.part, queue.run_full)
+            for backbone, batcher in self._texts.items():
+                request = Request(self.num_rows, prompt, text.embeddings, backbone)
+                batcher.waiting.append(request)
+                self._run(batcher.part, batcher.run_full)
         unjudged = bool(self._judges) and prompt not in cached.judged
         if unjudged:
             cached.judged[prompt] = {}
         if new or unjudged:
-            views = self._views if new else self._judge_views
-            self._send(_Submitted(self.given, cached, prompt, new), image, views)
-        self.given += 1
+            transforms = self._transforms if new else self._judge_transforms
+            self._send(_Submitted(self.num_rows, cached, prompt, new), image, transforms)
+        self.num_rows += 1
         return Row(cached, text)
 
     @property
     def computed(self) -> int:
         """All rows before this one can be scored."""
-        waiting = [queue.oldest for queue in self._queues()]
+        waiting = [batcher.oldest for batcher in self._batchers()]
         waiting += [sent[0].row for sent, _ in self._in_flight]
-        waiting += [sent.row for sent, _, _ in self._chunk[:1]]
-        return min((row for row in waiting if row is not None), default=self.given)
+        waiting += [sent.row for sent, _, _ in self._to_submit[:1]]
+        return min((row for row in waiting if row is not None), default=self.num_rows)
 
     @property
     def steady(self) -> bool:
         """Whether each network is known to give an image or prompt the same in every batch."""
-        return all(queue.steady for queue in self._queues())
+        return all(batcher.steady for batcher in self._batchers())
 
     def flush(self) -> None:
         """Compute all rows that were added, in batches that are filled up."""
         self._submit()
         while self._in_flight:
             self._receive()
-        for queue in self._queues():
-            self._run(queue.part, queue.flush)
+        for batcher in self._batchers():
+            self._run(batcher.part, batcher.flush)
 
     def forget(self) -> None:
-        """Let rows that come be computed as if none had been before."""
-        self._memory.forget()
+        """Compute the next rows as if none had been before."""
+        self._cache.forget()
 
     def scores(self, rows: Sequence[Row]) -> dict[str, np.ndarray]:
         """Metric -> float32 scores of computed rows; NaN where the image could not be read."""
         with self._clock.measure("score"):
-            found = {}
+            scores = {}
             for name, metric in self._metrics.items():
-                score = self._scored if isinstance(metric, EmbeddingMetric) else self._judged
+                score_rows = self._scored if isinstance(metric, EmbeddingMetric) else self._judged
                 parts = [
-                    score(name, rows[start : start + SCORE_ROWS])
+                    score_rows(name, rows[start : start + SCORE_ROWS])
                     for start in range(0, len(rows), SCORE_ROWS)
                 ]
-                found[name] = np.concatenate([np.zeros(0, np.float32), *parts])
-            return found
+                scores[name] = np.concatenate([np.zeros(0, np.float32), *parts])
+            return scores
 
     def _scored(self, name: str, rows: Sequence[Row]) -> np.ndarray:
         metric = self._metrics[name]
         assert isinstance(metric, EmbeddingMetric)
-        tower, nothing = id(metric.tower), np.full(metric.tower.dim, np.nan, np.float32)
-        seen = tower, metric.identity.view
-        images = _stacked([row.image.embeddings.get(seen, nothing) for row in rows])
+        backbone, nothing = id(metric.backbone), np.full(metric.backbone.dim, np.nan, np.float32)
+        key = backbone, metric.resolved.transform
+        images = _stacked([row.image.embeddings.get(key, nothing) for row in rows])
         if not metric.reads_prompt:
             return metric.score(images, images).numpy()
         return metric.score(
-            images, _stacked([row.prompt.embeddings[tower] for row in rows])
+            images, _stacked([row.prompt.embeddings[backbone] for row in rows])
         ).numpy()
 
     def _judged(self, name: str, rows: Sequence[Row]) -> np.ndarray:
         scores = [row.image.judged[row.prompt.text].get(name, np.nan) for row in rows]
         return np.array(scores, np.float32)
 
-    def _queues(self) -> Iterator[Batcher]:
+    def _batchers(self) -> Iterator[Batcher]:
         yield from self._images.values()
         yield from self._texts.values()
-        yield from (queue for _, queue in self._judges.values())
+        yield from (batcher for _, batcher in self._judges.values())
 
-    def _send(self, sent: _Submitted, content: bytes, views: tuple[ImageTransform, ...]) -> None:
-        self._chunk.append((sent, content, views))
-        if len(self._chunk) == CHUNK:
+    def _send(
+        self, sent: _Submitted, content: bytes, transforms: tuple[ImageTransform, ...]
+    ) -> None:
+        self._to_submit.append((sent, content, transforms))
+        if len(self._to_submit) == DECODE_IMAGES:
             self._submit()
-        while len(self._in_flight) > self._decoder.ahead:
+        while len(self._in_flight) > self._decoder.prefetch:
             self._receive()
 
     def _submit(self) -> None:
-        if self._chunk:
-            work = [(content, views) for _, content, views in self._chunk]
+        if self._to_submit:
+            work = [(content, transforms) for _, content, transforms in self._to_submit]
             with self._clock.measure("decode"):
                 wait = self._decoder.submit(work)
-            self._in_flight.append(([sent for sent, _, _ in self._chunk], wait))
-            self._chunk = []
+            self._in_flight.append(([sent for sent, _, _ in self._to_submit], wait))
+            self._to_submit = []
 
     def _receive(self) -> None:
-        everything, wait = self._in_flight[0]
+        submitted, wait = self._in_flight[0]
         with self._clock.measure("decode"):
-            prepared = wait()
-        for sent, found in zip(everything, prepared, strict=True):
+            results = wait()
+        for sent, processed in zip(submitted, results, strict=True):
             if sent.new:
-                sent.image.found = ProcessedImage(
-                    found.status, found.reason, found.width, found.height
-                )
-            if found.status is Status.OK:
-                self._take(sent, found)
+                sent.image.processed = replace(processed, arrays={})
+            if processed.status is Status.OK:
+                self._request(sent, processed)
         self._in_flight.popleft()
-        for queue in self._queues():
-            self._run(queue.part, queue.run_full)
+        for batcher in self._batchers():
+            self._run(batcher.part, batcher.run_full)
 
-    def _take(self, sent: _Submitted, found: ProcessedImage) -> None:
+    def _request(self, sent: _Submitted, processed: ProcessedImage) -> None:
         if sent.new:
-            for key, queue in self._images.items():
-                pixels = found.arrays[key[1]]
-                queue.waiting.append(Request(sent.row, pixels, sent.image.embeddings, key))
-        for name, (view, queue) in self._judges.items():
-            judged, content = sent.image.judged[sent.prompt], (found.arrays[view], sent.prompt)
-            queue.waiting.append(Request(sent.row, content, judged, name))
+            for key, batcher in self._images.items():
+                pixels = processed.arrays[key[1]]
+                batcher.waiting.append(Request(sent.row, pixels, sent.image.embeddings, key))
+        for name, (transform, batcher) in self._judges.items():
+            judged, content = (
+                sent.image.judged[sent.prompt],
+                (processed.arrays[transform], sent.prompt),
+            )
+            batcher.waiting.append(Request(sent.row, content, judged, name))
 
     def _run(self, part: str, run: Callable[[], None]) -> None:
         with self._clock.measure(part):
             run()
 
 
-def _embedding(tower: Backbone) -> Callable[[list[np.ndarray]], Tensor]:
-    return lambda images: tower.embed_images(np.stack(images))
+def _embedding(backbone: Backbone) -> Callable[[list[np.ndarray]], Tensor]:
+    return lambda images: backbone.embed_images(np.stack(images))
 
 
 def _judging(metric: CrossMetric) -> Callable[[list[Any]], Tensor]:
     def judge(rows: list[tuple[np.ndarray, str]]) -> Tensor:
         images, prompts = zip(*rows, strict=True)
-        return metric.judge(images, prompts)
+        return torch.as_tensor(metric.judge(images, prompts))
 
     return judge
 

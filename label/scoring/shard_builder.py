@@ -42,12 +42,12 @@ class ShardBuilder:
         )
         self.seen[name] += 1
 
-    def found(
+    def score(
         self,
         images: Sequence[tuple[ProcessedImage, ProcessedImage]],
         scores: Mapping[str, np.ndarray],
     ) -> None:
-        """Take what was found for the next pairs: both images, and scores as (pair, 2)."""
+        """Take the results of the next pairs: both images, and scores as (pair, 2)."""
         first = len(self.statuses)
         prompts = self.columns["prompt"][first : first + len(images)]
         for both, prompt in zip(images, prompts, strict=True):
@@ -75,7 +75,7 @@ class ShardBuilder:
         self.statuses.append((first, second))
 
     def last(self, count: int) -> list[tuple[str, Status]]:
-        """Name and status of the pairs that were found last."""
+        """Name and status of the pairs whose results were taken last."""
         end = len(self.statuses)
         names, statuses = (self.columns[name][end - count : end] for name in ("pair_id", "status"))
         return [(str(one), Status(str(two))) for one, two in zip(names, statuses, strict=True)]

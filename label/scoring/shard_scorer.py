@@ -1,37 +1,42 @@
 """Pair shards x the metrics they lack -> score shards, in one pass over the images.
 
-The pass runs on over the borders of shards: a shard's files are written as soon as all of its rows
-are computed, and meanwhile the next shards are read, decoded and embedded.
+The pass does not stop at the border of a shard: while the rows of one are still being computed,
+the next are read, decoded and embedded. A shard's files are written as soon as all of its rows are
+computed.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from data.artifacts.latents import KIND as LATENTS
 from data.artifacts.parquet_io import write_table
-from data.pairs.schema import PairSource, image_key
+from data.pairs.schema import PairShard, PairSource, image_key
 from data.prefetch import prefetch
-from label.metrics import Panel
 from label.metrics.preprocessing import ProcessedImage
 from label.scoring.batching import Batch
-from label.scoring.claims import Claims
 from label.scoring.decode_pool import DecodePool
+from label.scoring.panel import Panel
 from label.scoring.score_sets import FACTS, ScoreSets, ShardTask
-from label.scoring.scoring_pass import Clock, Row, ScoringPass
+from label.scoring.scoring_pass import Clock, Row
 from label.scoring.shard_builder import ShardBuilder
 from label.scoring.vae_encoder import LatentFile, VaeEncoder
 
 READ_ROWS = 64
 """Pairs read at a time; with 170 kB an image, 20 MB."""
-READ_AHEAD = 3
-"""Such reads that lie ready."""
-STRETCH = 4096
+PREFETCHED_READS = 3
+"""How many such reads may lie ready."""
+CHUNK_PAIRS = 4096
 """Pairs scored together. Public pair files have about 1 500."""
-OPEN = 4
-"""Stretches that may wait for full batches; with these, 16 384 pairs' embeddings are in memory."""
+OPEN_CHUNKS = 4
+"""Chunks that may wait for full batches; with these, 16 384 pairs' embeddings are in memory."""
+
+
+def _ignore(_: PairShard, __: int) -> None:
+    """Nobody counts the pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,212 +46,222 @@ class ScoringTools:
     pairs: PairSource
     panel: Panel
     sets: ScoreSets
-    claims: Claims
     decoder: DecodePool
     batch: Batch
     clock: Clock
     cache_bytes: int = 0
     encoder: VaeEncoder | None = None
-    """Makes latents, where they are asked."""
+    """Makes latents, where they are wanted."""
+    on_read: Callable[[PairShard, int], None] = _ignore
+    """Called with a shard and the number of its pairs that were read since the last call."""
 
 
-def score_shards(works: Iterable[ShardTask], tools: ScoringTools) -> int:
-    """Score pair shards by the metrics they lack and write their files; how many pairs."""
+def score_shards(tasks: Iterable[ShardTask], tools: ScoringTools) -> int:
+    """Score pair shards by the metrics they lack and write their files; return how many pairs.
+
+    Neighbouring shards that lack the same sets share a pass over their images.
+    """
+    num_pairs = 0
     with (
         ThreadPoolExecutor(1) as background,
-        prefetch(_read(works, tools.pairs), READ_AHEAD) as parts,
+        prefetch(_read(tasks, tools.pairs), PREFETCHED_READS) as batches,
     ):
-        desk = ShardScorer(tools, background)
-        timed = _timed(parts, tools.clock)
-        while (part := _next(timed, desk)) is not None:
-            desk.take(part)
-        desk.finish()
-    return desk.num_pairs
-
-
-def _next(parts: "Iterator[PairBatch]", desk: "ShardScorer") -> "PairBatch | None":
-    """The next part; a pair file that cannot be read costs none of the shards before it."""
-    try:
-        return next(parts, None)
-    except ValueError:
-        desk.save()
-        raise
+        timed = _timed(batches, tools.clock)
+        for names, of_these_sets in groupby(timed, key=lambda batch: batch.task.sets):
+            scorer = ShardScorer(tools, names, background)
+            for shard in scorer.score(of_these_sets):
+                write_shard(shard, tools)
+                num_pairs += shard.task.shard.rows
+    return num_pairs
 
 
 @dataclass(frozen=True, slots=True)
 class PairBatch:
     """Some pairs of a shard, as their source gives them."""
 
-    work: ShardTask
+    task: ShardTask
     pairs: list[dict[str, Any]]
     keys: list[tuple[bytes, bytes]]
     """The `image_key`s of both images."""
-    last: bool = False
+    is_last: bool = False
 
 
-def _read(works: Iterable[ShardTask], pairs: PairSource) -> Iterator[PairBatch]:
-    """All pairs of all shards; a shard ends with an empty part."""
-    for work in works:
-        for table in pairs.read(work.shard, batch_rows=READ_ROWS):
+def _read(tasks: Iterable[ShardTask], pairs: PairSource) -> Iterator[PairBatch]:
+    """All pairs of all shards; a shard ends with an empty batch."""
+    for task in tasks:
+        for table in pairs.read(task.shard, batch_rows=READ_ROWS):
             rows = table.to_pylist()
             keys = [
                 (image_key(row["image_0"] or b""), image_key(row["image_1"] or b"")) for row in rows
             ]
-            yield PairBatch(work, rows, keys)
-        yield PairBatch(work, [], [], last=True)
+            yield PairBatch(task, rows, keys)
+        yield PairBatch(task, [], [], is_last=True)
+
+
+def _timed(batches: Iterator[PairBatch], clock: Clock) -> Iterator[PairBatch]:
+    """The batches; waiting for each of them counts as reading."""
+    while True:
+        with clock.measure("read"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 @dataclass(slots=True)
 class Chunk:
-    """Pairs that are scored together."""
+    """Pairs of a shard that are scored together."""
 
     rows: list[tuple[Row, Row]] = field(default_factory=list)
     end: int | None = None
-    """When this many rows are computed, all of these are; None while there is room."""
+    """How many rows the pass had been given when the chunk was closed: when that many are
+    computed, all of these are. None while the chunk takes pairs."""
 
 
 @dataclass(slots=True)
-class _Shard:
-    """A shard in work."""
+class OpenShard:
+    """A shard whose pairs are being read and scored."""
 
-    work: ShardTask
+    task: ShardTask
     columns: ShardBuilder
-    fingerprint: Future[dict[str, str]] | None
-    """Of the pair file, where it is to be noted."""
+    source_hash: Future[dict[str, str]] | None
+    """The pair file's fingerprint, where it is to be recorded."""
     latents: LatentFile | None
-    stretches: deque[Chunk] = field(default_factory=deque)
+    chunks: deque[Chunk] = field(default_factory=deque)
+    """Pairs that are not scored yet."""
     is_read: bool = False
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether its files can be written."""
+        return self.is_read and not self.chunks
 
 
 class ShardScorer:
-    """The shards in work: pairs come in, files go out."""
+    """Scores shards that lack the same sets, in one pass over their images."""
 
-    def __init__(self, tools: ScoringTools, background: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, tools: ScoringTools, names: tuple[str, ...], background: ThreadPoolExecutor
+    ) -> None:
+        """`names` are the sets to make; `background` hashes pair files."""
         self._tools, self._background = tools, background
-        self._shards: deque[_Shard] = deque()
-        self._names: list[str] | None = None
-        self._pass: ScoringPass | None = None
-        self.num_pairs = 0
+        self._encoder = tools.encoder if LATENTS in names else None
+        panel = tools.panel.only([name for name in names if name not in (FACTS, LATENTS)])
+        self._pass = panel.start(
+            tools.decoder, tools.batch, tools.clock, tools.cache_bytes, self._encoder
+        )
+        self._shards: deque[OpenShard] = deque()
 
-    def take(self, part: PairBatch) -> None:
-        """Give pairs to the pass, and write what is computed."""
-        shard, scoring = self._shard(part.work), self._pass
-        assert scoring is not None
-        for pair, keys in zip(part.pairs, part.keys, strict=True):
-            shard.columns.read(pair, keys)
-            stretch, prompt = self._room(shard), pair["prompt"] or ""
-            left = scoring.add(pair["image_0"] or b"", prompt, keys[0])
-            right = scoring.add(pair["image_1"] or b"", prompt, keys[1])
-            stretch.rows.append((left, right))
-        self.num_pairs += len(part.pairs)
-        self._tools.claims.advance(part.work.shard.index, len(part.pairs))
-        shard.is_read = part.last
-        if part.last and shard.stretches and shard.stretches[-1].end is None:
-            self._close(shard.stretches[-1])
-        self._settle()
+    def score(self, batches: Iterator[PairBatch]) -> Iterator[OpenShard]:
+        """Yield each shard, in order, as soon as all of its pairs are scored.
 
-    def finish(self) -> None:
-        """Compute and write everything that was taken."""
-        self.save()
+        A pair file that cannot be read costs none of the shards before it: they are yielded before
+        its error is raised.
+        """
+        error = None
+        while True:
+            try:
+                batch = next(batches, None)
+            except ValueError as unreadable:
+                batch, error = None, unreadable
+            if batch is None:
+                break
+            self._add(batch)
+            yield from self._scored()
+        self._pass.flush()
+        yield from self._scored()
+        if error is not None:
+            raise error
         assert not self._shards
 
-    def save(self) -> None:
-        """Compute what was taken, and write the shards that were taken whole."""
-        if self._pass is not None:
-            self._pass.flush()
-            self._settle()
+    def _add(self, batch: PairBatch) -> None:
+        """Give pairs to the pass."""
+        shard = self._open_shard(batch.task)
+        for pair, keys in zip(batch.pairs, batch.keys, strict=True):
+            shard.columns.read(pair, keys)
+            chunk, prompt = self._open_chunk(shard), pair["prompt"] or ""
+            left = self._pass.add(pair["image_0"] or b"", prompt, keys[0])
+            right = self._pass.add(pair["image_1"] or b"", prompt, keys[1])
+            chunk.rows.append((left, right))
+        self._tools.on_read(batch.task.shard, len(batch.pairs))
+        shard.is_read = batch.is_last
+        if batch.is_last and shard.chunks and shard.chunks[-1].end is None:
+            self._close(shard.chunks[-1])
 
-    def _shard(self, work: ShardTask) -> _Shard:
-        """The shard in work, opened where it is new."""
-        if self._shards and self._shards[-1].work == work:
+    def _open_shard(self, task: ShardTask) -> OpenShard:
+        """The shard that takes the pairs of a task: the last one, or a new one."""
+        if self._shards and self._shards[-1].task == task:
             return self._shards[-1]
-        tools, names = self._tools, [name for name in work.sets if name != FACTS]
-        encoder = tools.encoder if LATENTS in names else None
-        if names != self._names:
-            self.finish()
-            panel = tools.panel.only([name for name in names if name != LATENTS])
-            self._pass = panel.start(
-                tools.decoder, tools.batch, tools.clock, tools.cache_bytes, encoder
-            )
-            self._names = names
-        latents = fingerprint = None
-        if encoder is not None:
-            path = tools.sets.path(LATENTS, work.shard)
-            latents = LatentFile(path, encoder, tools.sets.settings(LATENTS, work.shard))
-        if FACTS in work.sets:  # hashing releases the GIL and reads what we read
-            fingerprint = self._background.submit(tools.pairs.fingerprint, work.shard)
-        self._shards.append(_Shard(work, ShardBuilder(work.shard), fingerprint, latents))
+        tools, latents, source_hash = self._tools, None, None
+        if self._encoder is not None:
+            path = tools.sets.path(LATENTS, task.shard)
+            latents = LatentFile(path, self._encoder, tools.sets.settings(LATENTS, task.shard))
+        if FACTS in task.sets:  # hashing releases the GIL and reads the file that is read anyway
+            source_hash = self._background.submit(tools.pairs.fingerprint, task.shard)
+        self._shards.append(OpenShard(task, ShardBuilder(task.shard), source_hash, latents))
         return self._shards[-1]
 
-    def _room(self, shard: _Shard) -> Chunk:
-        """The stretch that takes the next pair."""
-        if shard.stretches and len(shard.stretches[-1].rows) == STRETCH:
-            self._close(shard.stretches[-1])
-            self._settle()
-        if not shard.stretches or shard.stretches[-1].end is not None:
-            shard.stretches.append(Chunk())
-        return shard.stretches[-1]
+    def _open_chunk(self, shard: OpenShard) -> Chunk:
+        """The chunk that takes the shard's next pair."""
+        if shard.chunks and len(shard.chunks[-1].rows) == CHUNK_PAIRS:
+            self._close(shard.chunks[-1])
+            self._score_computed()
+        if not shard.chunks or shard.chunks[-1].end is not None:
+            shard.chunks.append(Chunk())
+        return shard.chunks[-1]
 
-    def _close(self, stretch: Chunk) -> None:
-        scoring = self._pass
-        assert scoring is not None
-        stretch.end = scoring.given
-        waiting = sum(len(shard.stretches) for shard in self._shards)
-        if waiting > OPEN or not scoring.steady:
-            scoring.flush()
-        if not scoring.steady:  # then batches must not depend on what this process did before
-            scoring.forget()
+    def _close(self, chunk: Chunk) -> None:
+        """Let a chunk take no more pairs; compute what waits where too much waits already."""
+        chunk.end = self._pass.num_rows
+        waiting = sum(len(shard.chunks) for shard in self._shards)
+        if waiting > OPEN_CHUNKS or not self._pass.steady:
+            self._pass.flush()
+        if not self._pass.steady:  # then batches must not depend on what this process did before
+            self._pass.forget()
 
-    def _settle(self) -> None:
-        """Score the stretches that are computed, write the shards that are whole."""
-        scoring = self._pass
-        assert scoring is not None
-        done = scoring.computed
+    def _scored(self) -> Iterator[OpenShard]:
+        """Score what is computed and yield the shards that are complete."""
+        self._score_computed()
+        while self._shards and self._shards[0].is_scored:
+            yield self._shards.popleft()
+
+    def _score_computed(self) -> None:
+        """Score the chunks all rows of which are computed."""
+        computed = self._pass.computed
         for shard in self._shards:
-            while shard.stretches and (end := shard.stretches[0].end) is not None and end <= done:
-                self._score(shard, shard.stretches.popleft().rows)
-        while self._shards and self._shards[0].is_read and not self._shards[0].stretches:
-            self._write(self._shards.popleft())
+            while shard.chunks and (end := shard.chunks[0].end) is not None and end <= computed:
+                self._score(shard, shard.chunks.popleft().rows)
 
-    def _score(self, shard: _Shard, rows: list[tuple[Row, Row]]) -> None:
-        assert self._pass is not None
-        images = [(_found(left), _found(right)) for left, right in rows]
+    def _score(self, shard: OpenShard, rows: list[tuple[Row, Row]]) -> None:
+        images = [(_processed(left), _processed(right)) for left, right in rows]
         scores = self._pass.scores([row for pair in rows for row in pair])
-        shard.columns.found(
+        shard.columns.score(
             images, {name: values.reshape(-1, 2) for name, values in scores.items()}
         )
         if shard.latents:
-            known = shard.columns.last(len(rows))
+            pairs = shard.columns.last(len(rows))
             with self._tools.clock.measure("write"):
-                shard.latents.add(known, [(left.image, right.image) for left, right in rows])
-
-    def _write(self, shard: _Shard) -> None:
-        sets, work = self._tools.sets, shard.work
-        with self._tools.clock.measure("write"):
-            for name in work.sets:
-                if name == LATENTS:
-                    assert shard.latents
-                    shard.latents.close()
-                    continue
-                settings = sets.settings(name, work.shard)
-                if name == FACTS and shard.fingerprint is not None:
-                    settings["source"] |= shard.fingerprint.result()
-                table = shard.columns.facts() if name == FACTS else shard.columns.scores(name)
-                write_table(sets.path(name, work.shard), table, settings)
-        self._tools.claims.release(work.shard.index)
+                shard.latents.add(pairs, [(left.image, right.image) for left, right in rows])
 
 
-def _found(row: Row) -> ProcessedImage:
-    found = row.image.found
-    assert found is not None
-    return found
+def _processed(row: Row) -> ProcessedImage:
+    processed = row.image.processed
+    assert processed is not None
+    return processed
 
 
-def _timed(items: Iterator[PairBatch], clock: Clock) -> Iterator[PairBatch]:
-    """The parts, with the time to get each of them counted as reading."""
-    while True:
-        with clock.measure("read"):
-            item = next(items, None)
-        if item is None:
-            return
-        yield item
+def write_shard(shard: OpenShard, tools: ScoringTools) -> None:
+    """Write the files of a scored shard; one that another rank has written stays as it is."""
+    with tools.clock.measure("write"):
+        for name in shard.task.sets:
+            if name == LATENTS:
+                assert shard.latents
+                shard.latents.close()
+                continue
+            settings = tools.sets.settings(name, shard.task.shard)
+            if name == FACTS and shard.source_hash is not None:
+                settings["source"] |= shard.source_hash.result()
+            table = shard.columns.facts() if name == FACTS else shard.columns.scores(name)
+            write_table(
+                tools.sets.path(name, shard.task.shard), table, settings, keep_existing=True
+            )

@@ -24,10 +24,10 @@ from label.scoring.embedding_cache import CachedImage
 
 
 class VaeEncoder:
-    """A VAE's encoder that makes latents of a format."""
+    """The encoder of a VAE, for latents of one format."""
 
     def __init__(self, model: Path, form: LatentFormat, device: torch.device, batch: int) -> None:
-        from diffusers import AutoencoderKL  # takes seconds, and only some runs ask for latents
+        from diffusers import AutoencoderKL  # takes seconds, and only some runs write latents
         from diffusers.utils import logging
 
         logging.disable_progress_bar()
@@ -44,7 +44,7 @@ class VaeEncoder:
 
     @property
     def num_bytes(self) -> int:
-        """Of an image's latents."""
+        """Size of an image's latents."""
         return self.form.record
 
     @torch.inference_mode()
@@ -61,8 +61,8 @@ class VaeEncoder:
         return latents.contiguous().view(torch.uint8).flatten(1)
 
     def _moments(self, signed: Tensor) -> Tensor:
-        found = self._vae.encode(signed).latent_dist
-        kept = [found.mean, found.std] if self.form.moments else [found.mean]
+        posterior = self._vae.encode(signed).latent_dist
+        kept = [posterior.mean, posterior.std] if self.form.moments else [posterior.mean]
         return torch.stack(kept, 1).to(self.dtype)
 
 

@@ -1,4 +1,4 @@
-"""The label set on disk: score shards in, label shards and their manifest out."""
+"""The label set on disk: reads score shards, writes label shards and their manifest."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +41,7 @@ class LabelSet:
     settings: Mapping[str, Any]
 
     def read_if_complete(self) -> pl.DataFrame | None:
-        """The labels, or None when they are still to be made.
+        """The labels, or None when they are not complete.
 
         Raises:
             ShardError: The folder has labels of another vote, or a damaged file.
@@ -55,15 +55,15 @@ class LabelSet:
         verify(self.folder, manifest)
         return read_labels(self.folder, manifest)
 
-    def _refuse_others(self, found: Mapping[str, Any]) -> None:
-        if differing := differences(found, self.settings):
+    def _refuse_others(self, settings: Mapping[str, Any]) -> None:
+        if differing := differences(settings, self.settings):
             raise ShardError(
                 f"{self.folder} holds labels made with other settings ({'; '.join(differing)}); "
                 "give this vote another name (vote.name=...), set them back, or delete the folder"
             )
 
     def facts(self) -> dict[str, Any]:
-        """What made the set, as its manifest has it, for people to read."""
+        """What made the set, from its manifest, for people to read."""
         manifest = read_manifest(self.folder, KIND)
         assert manifest is not None
         return {
@@ -96,7 +96,7 @@ def label_settings(
 ) -> dict[str, Any]:
     """What decides a label set: the vote, the metrics' settings, and which pairs."""
     named = {name: value for name, value in vote.items() if name != "name"}
-    if not named.get("weights"):  # sets from before there were weights go on being equal
+    if not named.get("weights"):  # equal to sets from before there were weights
         named.pop("weights", None)
     listing = "\n".join(
         f"{shard.name}\0{shard.bytes}" + (f"\0{shard.reading}" if shard.reading else "")
@@ -148,15 +148,15 @@ def make_labels(
 
 
 def check_decided(labelled: pl.DataFrame) -> None:
-    """Refuse labels that teach nothing.
+    """Refuse labels without a single winner.
 
     Raises:
         ValueError: No pair has a winner; says what became of them.
     """
     if labelled["winner"].null_count() == len(labelled):
-        found = ", ".join(f"{count} {word}" for word, count in outcomes(labelled).items())
+        counts = ", ".join(f"{count} {word}" for word, count in outcomes(labelled).items())
         raise ValueError(
-            f"none of the {len(labelled)} pairs can be decided ({found}); choose another vote "
+            f"none of the {len(labelled)} pairs can be decided ({counts}); choose another vote "
             "rule or tie rule, other voters, or look at the pairs"
         )
 

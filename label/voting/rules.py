@@ -10,7 +10,7 @@ from data.artifacts.schemas import Status, labels
 from label.config import HUMAN, Rule, TieRule, VoteSpec
 
 KEY_DIGITS = 32
-"""Digits of `pairs.pair_key` in a pair_id, before the occurrence number."""
+"""Digits of `data.pairs.schema.pair_key` in a pair_id, before the occurrence number."""
 MOST_VOTES = 127
 """Votes are counted in int8 columns."""
 
@@ -28,10 +28,10 @@ class VotingRule:
     """Decides the coins of `Rule.random`."""
 
     def __post_init__(self) -> None:
-        strangers = [name for name in self.spec.weights if name not in self.everyone]
-        if strangers:
+        unknown = [name for name in self.spec.weights if name not in self.everyone]
+        if unknown:
             raise ValueError(
-                f"vote.weights names {strangers[0]}, who has no vote; "
+                f"vote.weights names {unknown[0]}, which has no vote; "
                 f"voters: {', '.join(self.everyone)} (panel.voters)"
             )
         total = sum(map(self.weight, self.everyone))
@@ -49,7 +49,7 @@ class VotingRule:
 
     @property
     def everyone(self) -> tuple[str, ...]:
-        """All who vote: the metrics, then the human label where it does."""
+        """All voters: the metrics, then the human label where it has a vote."""
         return (*self.voters, *([HUMAN] if self.spec.human_votes else []))
 
     def weight(self, voter: str) -> int:
@@ -58,7 +58,7 @@ class VotingRule:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """All metrics that are needed: the voters, and those that the rules name."""
+        """All metrics that are needed: the voters, and those that the spec names."""
         named = (
             self.spec.metric if self.spec.rule is Rule.single else "",
             self.spec.tie_metric if self.spec.tie_rule is TieRule.metric else "",
@@ -69,8 +69,8 @@ class VotingRule:
 def label_pairs(scored: pl.DataFrame, voting_rule: VotingRule) -> pl.DataFrame:
     """Decide every pair; rows keep their order and none is lost.
 
-    `scored` has the columns of `tables.PAIR_FACTS` and, for each metric m of the voting_rule,
-    `score_m_0`, `score_m_1`, `status_m_0`, `status_m_1`. The answer has those of `tables.labels`.
+    `scored` has the columns of `schemas.PAIR_FACTS` and, for each metric m of the voting rule,
+    `score_m_0`, `score_m_1`, `status_m_0`, `status_m_1`. The result has those of `schemas.labels`.
     """
     frame = scored.with_columns(pair_id=unique_ids(scored["pair_id"]))
     frame = frame.with_columns(
@@ -91,7 +91,7 @@ def label_pairs(scored: pl.DataFrame, voting_rule: VotingRule) -> pl.DataFrame:
 def unique_ids(pair_ids: pl.Series) -> pl.Series:
     """pair_id with the occurrence number counted over the whole set instead of a shard.
 
-    Only the few keys that occur again are counted: over all rows it takes ten times as long.
+    Only the few keys that occur again are counted; counting all rows takes ten times as long.
     """
     rows = pl.DataFrame({"key": pair_ids.str.slice(0, KEY_DIGITS)}).with_row_index()
     again = rows.filter(rows["key"].hash().is_duplicated())
@@ -123,7 +123,10 @@ def row_status(metrics: Sequence[str]) -> dict[str, pl.Expr]:
     ok = pl.col("status") == Status.OK
     which = pl.concat_str(
         pl.lit("not finite"),
-        *[pl.when(found).then(pl.lit(f"; {what}")).otherwise(pl.lit("")) for found, what in broken],
+        *[
+            pl.when(is_broken).then(pl.lit(f"; {what}")).otherwise(pl.lit(""))
+            for is_broken, what in broken
+        ],
     )
     return {
         "status": pl.when(ok & any_broken)
@@ -149,7 +152,7 @@ def tally(voting_rule: VotingRule) -> dict[str, pl.Expr]:
 
 
 def choice(frame: pl.DataFrame, voting_rule: VotingRule) -> pl.Expr | pl.Series:
-    """What the rule alone says: > 0 for image 0, < 0 for image 1, 0 or null for neither."""
+    """The verdict of the rule alone: > 0 for image 0, < 0 for image 1, 0 or null for neither."""
     spec = voting_rule.spec
     first, second = pl.col("votes_0"), pl.col("votes_1")
     if spec.rule is Rule.unanimous:
@@ -194,7 +197,7 @@ def coins(pair_ids: pl.Series, seed: int) -> pl.Series:
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:
-    """Steele, Lea and Flood's mixer (2014): every bit of the answer depends on every bit of x."""
+    """Steele, Lea and Flood's mixer (2014): every bit of the result depends on every bit of x."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

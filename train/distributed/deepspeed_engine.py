@@ -1,19 +1,10 @@
-"""DeepSpeed behind a small door: processes, the sharded policy, the sharded reference.
-
-The only file with deepspeed. It runs alike under `python -m train`, torchrun, srun and DeepSpeed's
-launcher, on GPUs with NCCL and on CPUs with gloo.
-"""
+"""A thin wrapper around DeepSpeed: the sharded policy and the sharded reference."""
 
 import argparse
 import contextlib
 import io
-import logging
-import os
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data.distributed import Rank, be_alone
-from train.config import PATIENCE_S, Precision, TrainSpec
-from train.distributed.malloc import keep_freed_memory
-from train.models.memory import BUCKET
+from train.config import TrainSpec
+from train.distributed.library import library, quiet
+from train.distributed.world import World
+from train.distributed.zero_config import zero_config
 
 TAG = "engine"
 """DeepSpeed's folder inside a checkpoint."""
@@ -32,100 +23,6 @@ TAG = "engine"
 
 class NonFiniteError(ValueError):
     """A gradient is inf or NaN; the weights are as they were before the step."""
-
-
-# --- processes -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """The processes of this run, as one of them sees them."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    def barrier(self) -> None:
-        """Wait for every process."""
-        dist.barrier()
-
-    def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, everywhere; changes `tensor`."""
-        dist.all_reduce(tensor)
-        return tensor
-
-    def broadcast(self, value: Any) -> Any:
-        """What the first process has, everywhere."""
-        holder = [value]
-        dist.broadcast_object_list(holder, src=0, device=self.device)
-        return holder[0]
-
-    def all_gather(self, value: Any) -> list[Any]:
-        """What every process has, everywhere, by rank."""
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
-
-
-def start(device: str, patience_s: float = PATIENCE_S) -> World:
-    """Join the processes that the launcher started; alone, be a world of one.
-
-    One that waits for the others longer than `patience_s` fails.
-
-    Raises:
-        ValueError: A GPU is asked for where there is none.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"train.device={device}; allowed are auto, cpu and cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("train.device=cuda, but no GPU is visible; set train.device=cpu")
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    be_alone()
-    here = Rank.from_environment()
-    local = here.local_rank
-    if on_gpu:
-        local %= torch.cuda.device_count()  # a scheduler may show each process its own GPU alone
-        os.environ["LOCAL_RANK"] = str(local)
-        torch.cuda.set_device(local)
-    else:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-        keep_freed_memory()
-        if "OMP_NUM_THREADS" not in os.environ:
-            cores = len(os.sched_getaffinity(0))
-            torch.set_num_threads(max(1, cores // here.local_world_size))
-    library().init_distributed(
-        dist_backend="nccl" if on_gpu else "gloo",
-        timeout=timedelta(seconds=patience_s),
-        verbose=False,
-    )
-    place = torch.device("cuda", local) if on_gpu else torch.device("cpu")
-    return World(dist.get_rank(), dist.get_world_size(), place)
-
-
-def stop() -> None:
-    """Leave; only after success, for a failing process must not wait for the others."""
-    dist.destroy_process_group()
-
-
-def library() -> Any:
-    """The library, imported without the lines it prints and without anything it would compile."""
-    for name in ("torch.utils.cpp_extension", "DeepSpeed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with quiet():
-        import deepspeed
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # The shared-memory collective is compiled at run time; a compiler that is killed leaves a lock
-    # behind, and every later run waits on it for ever.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """DeepSpeed prints and warns while it starts, saves and loads; none of it is for users."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 # --- the policy ----------------------------------------------------------------------------------
@@ -140,10 +37,10 @@ class Policy:
         optimizer = torch.optim.AdamW(
             self.trained.values(), lr=spec.lr, weight_decay=spec.weight_decay, fused=True
         )
-        config = _config(unet, spec, world.size)
+        config = zero_config(unet, spec, world.world_size)
         with quiet():
             self.engine = library().initialize(model=unet, optimizer=optimizer, config=config)[0]
-        self.engine.module.eval()  # dropout would set policy and reference apart
+        self.engine.module.eval()  # with dropout, policy and reference would differ
         self.sharded = spec.zero.stage == 3
         self.unguarded = self.engine.optimizer is optimizer  # stage 0, fp32
 
@@ -158,15 +55,15 @@ class Policy:
         return self.engine(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a micro-batch's mean loss."""
+        """Accumulate the gradient of a micro-batch's mean loss."""
         self.engine.backward(loss)
 
     def next_micro_batch(self) -> None:
-        """Go on to another micro-batch of the same step."""
+        """Move on to the next micro-batch of the same step."""
         self.engine.step()
 
     def optimizer_step(self, lr: float) -> float:
-        """The optimizer step on the gradients of all micro-batches; their norm before clipping.
+        """Apply the gradients of all micro-batches; return their norm before clipping.
 
         Raises:
             NonFiniteError: The norm is inf or NaN; nothing was changed.
@@ -177,19 +74,21 @@ class Policy:
         if norm is not None and not norm.isfinite():
             raise NonFiniteError(f"the gradient norm is {norm.item()}")
         self.engine.step()
-        if not self.engine.was_step_applied():  # DeepSpeed has found inf or NaN, and says nothing
+        if (
+            not self.engine.was_step_applied()
+        ):  # DeepSpeed skips a step silently when it sees inf or NaN
             raise NonFiniteError("the gradient norm is not finite")
         return float(norm if norm is not None else self.engine.get_global_grad_norm())
 
     def _own_norm(self) -> Tensor:
-        """Under stage 0 with fp32 nobody else looks at the gradients before they are applied."""
+        """The gradient norm under stage 0 in fp32, where DeepSpeed does not check gradients."""
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         return torch.nn.utils.get_total_norm(gradients)
 
     def save(self, folder: Path) -> None:
-        """Write this rank's shards below a folder; every rank must call it.
+        """Write this rank's shards into a folder; every rank must call it.
 
-        Frozen weights are the base's, and are not written.
+        Frozen weights are the base model's and are not written.
         """
         with quiet():
             self.engine.save_checkpoint(
@@ -200,7 +99,7 @@ class Policy:
             )
 
     def load(self, folder: Path) -> None:
-        """Read shards written by as many ranks; it unpickles, so check their hashes first."""
+        """Read shards written by the same number of ranks. It unpickles: check hashes first."""
         with quiet():
             path, _ = self.engine.load_checkpoint(
                 str(folder), tag=TAG, load_module_strict=not self.on_frozen_base
@@ -208,16 +107,16 @@ class Policy:
         assert path is not None, f"DeepSpeed found nothing in {folder}"
 
     def load_from_other_ranks(self, folder: Path, scratch: Path) -> None:
-        """Read shards that were written by another number of ranks (DeepSpeed's universal form).
+        """Read shards that another number of ranks wrote, by way of DeepSpeed's universal format.
 
-        `scratch` is where rank 0 spreads them out, one file a parameter; it is removed afterwards.
+        Rank 0 converts them to a file for each parameter in `scratch`, which is removed at the end.
         """
-        if self.engine.zero_optimization_stage() == 0:  # every rank holds everything
+        if self.engine.zero_optimization_stage() == 0:  # every rank has everything
             self.load(folder)
             return
         if dist.get_rank() == 0:
             shutil.rmtree(scratch, ignore_errors=True)
-            _spread(folder / TAG, scratch / TAG)
+            _to_universal(folder / TAG, scratch / TAG)
         dist.barrier()
         self.engine._config.load_universal_checkpoint = True
         try:
@@ -229,20 +128,20 @@ class Policy:
             shutil.rmtree(scratch)
 
     def gather_fp32_state_dict(self) -> dict[str, Tensor]:
-        """The trained weights in fp32 on the CPU of rank 0, gathered one by one; empty elsewhere.
+        """Gather the trained weights in fp32 on the CPU of rank 0; other ranks get an empty dict.
 
-        They are the optimizer's: in bf16 the model computes with them rounded.
+        They are the optimizer's master weights: in bf16 the model computes with rounded copies.
         """
-        here, found = self._masters_here(), {}
-        gathered = library().utils.safe_get_full_fp32_param
+        local, weights = self._local_masters(), {}
+        gather = library().utils.safe_get_full_fp32_param
         for name, parameter in self.trained.items():
-            master = here[name] if here else gathered(parameter)  # which all ranks must do
+            master = local[name] if local else gather(parameter)  # every rank must call it
             if dist.get_rank() == 0:
-                found[name] = master.detach().to("cpu", torch.float32, copy=True)
-        return found
+                weights[name] = master.detach().to("cpu", torch.float32, copy=True)
+        return weights
 
-    def _masters_here(self) -> dict[str, Tensor]:
-        """Under stage 0 every rank holds all that the optimizer updates; under others, none."""
+    def _local_masters(self) -> dict[str, Tensor]:
+        """Master weights that this rank has whole: all under stage 0, none under the others."""
         if self.engine.zero_optimization_stage() > 0:
             return {}
         if self.unguarded:
@@ -252,11 +151,13 @@ class Policy:
             for groups in (self.engine.optimizer.fp16_groups, self.engine.optimizer.fp32_groups)
         )
         names = {parameter: name for name, parameter in self.trained.items()}
-        return {names[one]: master for one, master in zip(rounded, masters, strict=True)}
+        return {
+            names[parameter]: master for parameter, master in zip(rounded, masters, strict=True)
+        }
 
 
-def _spread(shards: Path, target: Path) -> None:
-    """Turn a checkpoint's shards into DeepSpeed's universal form."""
+def _to_universal(shards: Path, target: Path) -> None:
+    """Convert a checkpoint's shards to DeepSpeed's universal format."""
     options = argparse.Namespace(
         input_folder=str(shards),
         output_folder=str(target),
@@ -272,41 +173,12 @@ def _spread(shards: Path, target: Path) -> None:
         ds_to_universal.main(options)
 
 
-def _config(unet: nn.Module, spec: TrainSpec, world: int) -> dict[str, Any]:
-    bf16 = spec.precision is Precision.bf16
-    accumulation = spec.batch // (spec.micro_batch * world)
-    if bf16 and spec.zero.stage == 0 and accumulation > 1:
-        raise ValueError(
-            f"zero=stage0 adds up bf16 gradients in bf16, and here {accumulation} micro-batches "
-            "make a step; choose zero=stage1, which adds them up in fp32"
-        )
-    bucket = max(1, min(BUCKET, sum(parameter.numel() for parameter in unet.parameters())))
-    return {
-        "train_batch_size": spec.batch,
-        "train_micro_batch_size_per_gpu": spec.micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": spec.clip_norm,
-        "bf16": {"enabled": bf16},
-        "data_types": {"grad_accum_dtype": "bf16" if bf16 and spec.zero.stage == 0 else "fp32"},
-        "zero_optimization": {
-            "stage": spec.zero.stage,
-            "overlap_comm": False,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-            "stage3_prefetch_bucket_size": bucket,
-        },
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW needs no compiler at run time
-        "steps_per_print": None,
-    }
-
-
 # --- the reference, and parameters under stage 3 -------------------------------------------------
 
 
 def sharded_reference(unet: nn.Module, spec: TrainSpec, world: World) -> Any:
-    """A frozen UNet whose parameters are shared out among the ranks (stage 3, no optimizer)."""
-    config = _config(unet, spec, world.size)
+    """A frozen UNet whose parameters are partitioned over the ranks (stage 3, no optimizer)."""
+    config = zero_config(unet, spec, world.world_size)
     with quiet():
         engine = library().initialize(model=unet.requires_grad_(False), config=config)[0]
     engine.module.eval()
@@ -314,12 +186,12 @@ def sharded_reference(unet: nn.Module, spec: TrainSpec, world: World) -> Any:
 
 
 def release(engine: Any) -> None:
-    """Drop gathered parameters, so that what a rank keeps is its partition and nothing stale."""
+    """Drop gathered parameters, so that a rank keeps only its partition and nothing stale."""
     engine.optimizer.empty_partition_cache()
 
 
 def partitions(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Each parameter's part on this rank, flat: its stage 3 partition, else all of it."""
+    """Each parameter's part on this rank, flattened: its stage 3 partition, else all of it."""
     return {
         name: parameter.ds_tensor.data
         if hasattr(parameter, "ds_tensor")

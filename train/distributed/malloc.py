@@ -1,10 +1,10 @@
-"""Where a CPU's tensors live."""
+"""Makes glibc keep freed memory, as GPU allocators do."""
 
 import ctypes
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Of glibc's malloc.h."""
+"""Option numbers in glibc's malloc.h."""
 
 
 def keep_freed_memory() -> bool:
@@ -12,7 +12,7 @@ def keep_freed_memory() -> bool:
 
     glibc gives large blocks back to the system when they are freed, and the system clears each page
     that is asked for again. Training frees and asks for all activations and gradients in each step:
-    with two cores that is an eighth of its time. No number changes; what a process held at its peak
+    with two cores that is an eighth of its time. No number changes; its peak of memory
     grew by up to 13 % where it was measured. PyTorch's allocator for GPUs keeps its memory as well.
     """
     if sys.platform != "linux":

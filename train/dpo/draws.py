@@ -1,7 +1,7 @@
-"""What chance decides for a pair, as a function of (seed, epoch, pair_id) and of nothing else.
+"""The random choices of a pair, as a function of (seed, epoch, pair_id) and of nothing else.
 
-Stopping and going on, another batch size, another number of processes: a pair meets the same
-timestep and the same noise. All draws are made on the CPU, so another device changes none of them.
+A pair gets the same timestep and the same noise after a resume, in a batch of another size, and
+with another number of processes. Everything is drawn on the CPU, so the device does not matter.
 """
 
 from bisect import bisect_right
@@ -21,7 +21,7 @@ class Draws:
     """The random choices of a batch; winner and loser of a pair share all but `posterior`."""
 
     timestep: Int[Tensor, " pair"]
-    """In 0 .. num_timesteps - 1, distributed by the rule's `timesteps`."""
+    """In 0 .. num_timesteps - 1, distributed by `DrawRule.timesteps`."""
     noise: Float[Tensor, "pair channel height width"]
     """Standard normal: what is added to both latents."""
     posterior: Float[Tensor, "pair 2 channel height width"]
@@ -46,13 +46,13 @@ TimestepRule = Callable[[Visit, int, int], int]
 
 
 def uniform(visit: Visit, drawn: int, num_timesteps: int) -> int:
-    """Every timestep alike: the one that was drawn."""
+    """Every timestep is equally likely: keep the one that was drawn."""
     return drawn
 
 
 @dataclass(frozen=True, slots=True)
 class Importance:
-    """Equal parts of the schedule, each drawn in proportion to its weight; uniform inside a part.
+    """Draws equal parts of the schedule in proportion to their weights; uniform inside a part.
 
     Losses are not divided by the density: the weights are meant to shift what is learned, not only
     where it is measured.
@@ -63,7 +63,7 @@ class Importance:
 
     def __call__(self, visit: Visit, drawn: int, num_timesteps: int) -> int:
         """The inverse of the cumulative density at a uniform number."""
-        where = fraction(f"{visit.seed}/{visit.epoch}/{visit.pair_id}/timestep")
+        where = keyed_uniform(f"{visit.seed}/{visit.epoch}/{visit.pair_id}/timestep")
         ends = [end / sum(self.weights) for end in accumulate(self.weights)]
         part = bisect_right(ends, where)
         start = ends[part - 1] if part else 0.0
@@ -73,7 +73,7 @@ class Importance:
 
 @dataclass(frozen=True, slots=True)
 class Bucketed:
-    """Equal parts of the schedule; in as many epochs as there are parts a pair visits each once.
+    """Visits each of equal parts of the schedule once, in as many epochs as there are parts.
 
     A pair's first part is its own, by its hash, so the pairs of a batch are spread over all parts
     by chance; from epoch to epoch it steps by about the golden section of the circle, so that a few
@@ -84,25 +84,25 @@ class Bucketed:
 
     def __call__(self, visit: Visit, drawn: int, num_timesteps: int) -> int:
         """A uniform number inside the part whose turn it is."""
-        first = int(fraction(f"{visit.seed}/{visit.pair_id}/bucket") * self.buckets)
+        first = int(keyed_uniform(f"{visit.seed}/{visit.pair_id}/bucket") * self.buckets)
         part = (first + visit.epoch * coprime_stride(self.buckets)) % self.buckets
-        inside = fraction(f"{visit.seed}/{visit.epoch}/{visit.pair_id}/timestep")
+        inside = keyed_uniform(f"{visit.seed}/{visit.epoch}/{visit.pair_id}/timestep")
         return at((part + inside) / self.buckets, num_timesteps)
 
 
-def fraction(key: str) -> float:
-    """A number in [0, 1) named by its key; uniform over keys, to 53 bits."""
+def keyed_uniform(key: str) -> float:
+    """Return a number in [0, 1) that depends on the key alone; uniform over keys, to 53 bits."""
     digest = blake2b(key.encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) / 2**53
 
 
-def at(share: float, num_timesteps: int) -> int:
-    """The timestep at a share in [0, 1] of the schedule."""
-    return min(int(share * num_timesteps), num_timesteps - 1)
+def at(fraction: float, num_timesteps: int) -> int:
+    """The timestep at a fraction in [0, 1] of the schedule."""
+    return min(int(fraction * num_timesteps), num_timesteps - 1)
 
 
 def coprime_stride(count: int) -> int:
-    """The step round `count` places that visits all, nearest to the golden section of them."""
+    """The stride around `count` places that visits all, nearest to their golden section."""
     golden = count * (5**0.5 - 1) / 2
     return min(
         (n for n in range(1, count + 1) if gcd(n, count) == 1), key=lambda n: abs(n - golden)
@@ -122,11 +122,11 @@ class DrawRule:
     flip: bool = False
     """Whether images are mirrored at all."""
     caption_dropout: float = 0.0
-    """Rate of empty prompts, in [0, 1]."""
+    """Fraction of empty prompts, in [0, 1]."""
 
 
 def pair_generator(seed: int, epoch: int, pair_id: str) -> torch.Generator:
-    """The stream of random numbers that belongs to a pair in an epoch."""
+    """The generator of random numbers that belongs to a pair in an epoch."""
     key = blake2b(f"{seed}/{epoch}/{pair_id}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
 

@@ -28,19 +28,19 @@ class Errors:
     loser: Float[Tensor, " pair"]
 
     def detached(self) -> "Errors":
-        """The same without their history."""
+        """The same errors without their gradient."""
         return Errors(self.winner.detach(), self.loser.detach())
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """All that an objective may know of a batch."""
+    """The errors and votes of a batch, from which every objective is computed."""
 
     policy: Errors
     reference: Errors
-    """NaN where no reference was asked."""
+    """NaN under an objective without a reference."""
     overlap: Float[Tensor, " pair"]
-    """Of the policy; see `residual_overlap`."""
+    """The policy's `residual_overlap`."""
     votes: Int[Tensor, " pair"]
     """The winner's lead in votes; below 0 where the votes were overruled."""
 
@@ -143,7 +143,7 @@ def sdpo_losses(
 def loser_scale(
     winner: Float[Tensor, " pair"], overlap: Float[Tensor, " pair"], mu: float
 ) -> Float[Tensor, " pair"]:
-    """The safeguard's lambda: the largest in [0, 1] that leaves winners a share mu of progress.
+    """The safeguard's lambda: the largest in [0, 1] that leaves winners a fraction mu of progress.
 
     With d_w and d_l the residuals, a descent step on DPO moves outputs along -(d_w - lambda d_l),
     hence e_w at the rate -(d_w . d_w - lambda d_l . d_w). That this is at most -mu d_w . d_w asks

@@ -1,10 +1,10 @@
-"""From settings to what a step is built of: the objective and the distribution of timesteps."""
+"""Chooses the loss and the distribution of timesteps by the settings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from data.artifacts.atomic import ShardError
@@ -21,7 +21,6 @@ from train.dpo.loss import (
     margin_dpo_losses,
     sdpo_losses,
 )
-from train.loader.dataset import DecidedPairs
 
 
 def _reference_free(policy: Errors, reference: Errors) -> Float[Tensor, " pair"]:
@@ -33,61 +32,65 @@ class Criterion:
     """An objective with its settings filled in."""
 
     losses: Callable[[Compared], Float[Tensor, " pair"]]
-    """Of each pair; their mean is minimised."""
+    """The loss of each pair; their mean is minimized."""
     margin: Callable[[Errors, Errors], Float[Tensor, " pair"]] = margin
-    """What the journal calls margin; accuracy is the share of pairs where it is above 0."""
-    asks_reference: bool = True
+    """The logged margin; accuracy is the fraction of pairs for which it is above 0."""
+    uses_reference: bool = True
     """Whether the reference model is run at all."""
 
 
-def make_criterion(spec: TrainSpec, pairs: DecidedPairs, num_timesteps: int) -> Criterion:
-    """The objective of a run.
+def make_criterion(
+    spec: TrainSpec, votes: Int[np.ndarray, " pair"], num_timesteps: int
+) -> Criterion:
+    """The objective of a run; `votes` is the lead in votes of each decided pair.
 
     Raises:
         ShardError: Pairs are to be weighted by vote margins that are all 0.
     """
-    asked, beta = spec.objective, spec.beta
-    if asked.kind is Objective.margin_dpo:
-        return margin_dpo(beta, mean_votes(pairs))
-    if asked.kind is Objective.ipo:
-        return Criterion(lambda found: ipo_losses(found.policy, found.reference, beta))
-    if asked.kind is Objective.sdpo:
+    objective, beta = spec.objective, spec.beta
+    if objective.kind is Objective.margin_dpo:
+        return margin_dpo(beta, mean_votes(votes))
+    if objective.kind is Objective.ipo:
+        return Criterion(lambda pairs: ipo_losses(pairs.policy, pairs.reference, beta))
+    if objective.kind is Objective.sdpo:
         return Criterion(
-            lambda found: sdpo_losses(found.policy, found.reference, beta, found.overlap, asked.mu)
+            lambda pairs: sdpo_losses(
+                pairs.policy, pairs.reference, beta, pairs.overlap, objective.mu
+            )
         )
-    if asked.kind is Objective.mapo:
-        own, weight = asked.mapo_beta, asked.winner_weight
+    if objective.kind is Objective.mapo:
+        own, weight = objective.mapo_beta, objective.winner_weight
         return Criterion(
-            lambda found: mapo_losses(found.policy, num_timesteps, own, weight),
+            lambda pairs: mapo_losses(pairs.policy, num_timesteps, own, weight),
             margin=_reference_free,
-            asks_reference=False,
+            uses_reference=False,
         )
     return dpo(beta)
 
 
 def dpo(beta: float) -> Criterion:
     """Diffusion-DPO, the default."""
-    return Criterion(lambda found: dpo_losses(found.policy, found.reference, beta))
+    return Criterion(lambda pairs: dpo_losses(pairs.policy, pairs.reference, beta))
 
 
 def margin_dpo(beta: float, mean: float) -> Criterion:
-    """The same, weighted by vote margin; `mean` is that of the set."""
+    """Diffusion-DPO weighted by the lead in votes, whose mean over the label set is `mean`."""
     return Criterion(
-        lambda found: margin_dpo_losses(found.policy, found.reference, beta, found.votes, mean)
+        lambda pairs: margin_dpo_losses(pairs.policy, pairs.reference, beta, pairs.votes, mean)
     )
 
 
-def mean_votes(pairs: DecidedPairs) -> float:
-    """Mean of the lead in votes, whichever side it is on, over all decided pairs.
+def mean_votes(votes: Int[np.ndarray, " pair"]) -> float:
+    """Mean absolute lead in votes.
 
     Raises:
         ShardError: It is 0.
     """
-    mean = float(np.abs(pairs.table["margin"].to_numpy()).mean())
+    mean = float(np.abs(votes).mean())
     if mean == 0:
         raise ShardError(
             "train.objective.kind=margin_dpo weights pairs by the lead in votes, which is 0 for "
-            f"each of the {len(pairs)} decided pairs; choose objective=dpo or another vote"
+            f"each of the {len(votes)} decided pairs; choose objective=dpo or another vote"
         )
     return mean
 

@@ -1,6 +1,6 @@
 """The reference model and its refresh rule.
 
-The refresh touches what each rank holds and nothing else: under ZeRO 0 to 2 the whole model, under
+A refresh touches only what a rank has: under ZeRO 0 to 2 the whole model, under
 stage 3 the rank's own partition of every parameter; with LoRA, of the adapter alone. Nothing is
 gathered or sent, so a snapshot costs one copy of memory bandwidth and no extra peak memory.
 """
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from train.config import Objective, Precision, ReferenceSpec, Refresh, TrainSpec
-from train.distributed.deepspeed_engine import Policy, World, partitions, release, sharded_reference
+from train.distributed.deepspeed_engine import Policy, partitions, release, sharded_reference
+from train.distributed.world import World
 from train.models.lora import as_reference, of_reference
 
 
@@ -24,24 +25,24 @@ class Reference:
     spec: ReferenceSpec
     denoiser: Any
     """The UNet, DeepSpeed's engine around it, or the policy's UNet with another adapter; None where
-    the objective compares with none."""
+    the objective has no reference."""
     parameters: dict[str, nn.Parameter]
-    """What a refresh moves, by the names of the policy's parameters; none of a LoRA's frozen one,
-    which is the base."""
+    """What a refresh moves, by the names of the policy's parameters; empty for LoRA's frozen
+    reference, which is the base."""
     engine: Any = None
-    """Under stage 3, the DeepSpeed engine that shares the parameters out."""
+    """Under stage 3, the DeepSpeed engine that partitions the parameters."""
     version: int = 0
     """How many times it was refreshed."""
     average: dict[str, Tensor] = field(default_factory=dict)
-    """Of `ema` in bf16: this rank's parts in fp32; bf16 would swallow small moves."""
+    """For `ema` in bf16: this rank's parts in fp32, because bf16 would round small moves away."""
 
     @property
     def sharded(self) -> bool:
-        """Whether a rank holds only its part of each parameter."""
+        """Whether a rank has only its part of each parameter."""
         return self.engine is not None
 
     def due(self, step: int) -> bool:
-        """Whether the refresh comes after this many optimizer steps."""
+        """Whether to refresh after this many optimizer steps."""
         return self.spec.refresh is not Refresh.frozen and step % self.spec.every == 0
 
     @torch.no_grad()
@@ -60,14 +61,14 @@ class Reference:
         self.version += 1
 
     def parts(self) -> dict[str, Tensor]:
-        """What this rank holds of each parameter; after it nothing gathered is left to be stale."""
+        """This rank's part of each parameter; drops gathered parameters, which would be stale."""
         if self.sharded:
             release(self.engine)
         return partitions(self.parameters)
 
 
 def move(target: Tensor, source: Tensor, alpha: float) -> None:
-    """Make target (1 - alpha) target + alpha source, in place (TR-DPO); a copy for alpha 1."""
+    """Set target to (1 - alpha) target + alpha source, in place (TR-DPO); alpha 1 copies."""
     if alpha == 1.0:
         target.copy_(source)
     else:
@@ -77,9 +78,9 @@ def move(target: Tensor, source: Tensor, alpha: float) -> None:
 def make_reference(
     base: Callable[[], nn.Module], policy: Policy, spec: TrainSpec, world: World
 ) -> Reference:
-    """The first reference: the base model, shared out like the policy.
+    """Make the first reference: the base model, partitioned like the policy.
 
-    `base` loads the UNet; it is called only where the reference has a UNet of its own.
+    `base` loads the UNet; it is called only if the reference has a UNet of its own.
     """
     if spec.objective.kind is Objective.mapo:  # reference-free: nothing is loaded or saved
         return Reference(spec.reference, None, {})

@@ -10,9 +10,9 @@ from torch import Tensor
 from train.dpo.draws import DrawRule, Draws, draw
 from train.dpo.loss import Compared, Errors, denoising_errors, residual_overlap
 from train.dpo.objectives import Criterion
+from train.loader.device_copy import copy_to, pin
 from train.loader.image_source import Images
 from train.loader.loader import PairBatch
-from train.loader.transfer import moved, pinned
 from train.models.components import Denoiser, ModelComponents, run_denoiser
 from train.models.conditioning import Condition
 
@@ -24,23 +24,23 @@ class Models:
     components: ModelComponents
     policy: Denoiser
     reference: Denoiser
-    """`absent` where the objective asks none."""
+    """`absent` under an objective without a reference."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What a forward pass found; all but `loss` is detached and per pair."""
+    """The result of a forward pass; all but `loss` is detached and per pair."""
 
     loss: Float[Tensor, ""]
     """Mean over the pairs; its gradient trains the policy."""
     losses: Float[Tensor, " pair"]
     margin: Float[Tensor, " pair"]
-    """The objective's; above 0 where the policy does as the label says."""
+    """The objective's; above 0 if the policy agrees with the label."""
     policy: Errors
     reference: Errors
-    """NaN where the objective asks no reference."""
+    """NaN under an objective without a reference."""
     timestep: Float[Tensor, " pair"]
-    """As a share of the schedule, in [0, 1)."""
+    """As a fraction of the schedule, in [0, 1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,40 +51,40 @@ class BatchWithNoise:
     draws: Draws
 
     def on(self, device: torch.device) -> "BatchWithNoise":
-        """The same where the step computes; sizes and dropped captions, the host must know."""
-        batch = moved(self.batch, device, stay=("size",))
-        return BatchWithNoise(batch, moved(self.draws, device, stay=("drop_caption",)))
+        """Copy to the device; sizes and dropped captions stay, because the host needs them."""
+        batch = copy_to(device, self.batch, stay=("size",))
+        return BatchWithNoise(batch, copy_to(device, self.draws, stay=("drop_caption",)))
 
 
-def draw_noise(batch: PairBatch, rule: DrawRule) -> BatchWithNoise:
-    """What chance decides for a batch."""
-    return BatchWithNoise(batch, draw(rule, batch.epoch, batch.pair_ids))
+def draw_noise(batch: PairBatch, draw_rule: DrawRule) -> BatchWithNoise:
+    """Draw the random choices of a batch."""
+    return BatchWithNoise(batch, draw(draw_rule, batch.epoch, batch.pair_ids))
 
 
 def prefetch_noise(
-    batches: Iterator[PairBatch], rule: DrawRule, device: torch.device
+    batches: Iterator[PairBatch], draw_rule: DrawRule, device: torch.device
 ) -> Iterator[BatchWithNoise]:
-    """Batches and their draws where the device can fetch them; for the thread that reads ahead."""
+    """Yield batches with noise where the device can fetch them; runs in the prefetch thread."""
     if device.type == "cuda":
         torch.cuda.set_device(device)  # each thread has its own
     for batch in batches:
-        draws = draw(rule, batch.epoch, batch.pair_ids)
-        yield BatchWithNoise(pinned(batch, device), pinned(draws, device))
+        draws = draw(draw_rule, batch.epoch, batch.pair_ids)
+        yield BatchWithNoise(pin(batch, device), pin(draws, device))
 
 
 @dataclass(frozen=True, slots=True)
 class NoisedBatch:
-    """What a denoiser is asked about a batch; winners first, then losers."""
+    """The inputs and the target of a denoiser; winners first, then losers."""
 
     noisy: Float[Tensor, "image channel height width"]
     timestep: Int[Tensor, " image"]
     condition: Condition
     target: Float[Tensor, "image channel height width"]
-    """The right answer."""
+    """What the denoiser should predict."""
 
 
 def prepare_inputs(noised: BatchWithNoise, components: ModelComponents) -> NoisedBatch:
-    """Noise both images of each pair alike."""
+    """Add the same noise to both images of each pair."""
     draws, schedule = noised.draws, components.schedule
     latents, condition = encode(noised.batch, components, draws)
     timestep, noise = twice(draws.timestep), twice(draws.noise)  # winner and loser share both
@@ -95,7 +95,7 @@ def prepare_inputs(noised: BatchWithNoise, components: ModelComponents) -> Noise
 def predict(
     unet: Denoiser, inputs: NoisedBatch, dtype: torch.dtype
 ) -> Float[Tensor, "image channel height width"]:
-    """A denoiser's prediction, float32."""
+    """Return a denoiser's prediction in float32."""
     return run_denoiser(unet, inputs.noisy, inputs.timestep, inputs.condition, dtype)
 
 
@@ -113,21 +113,22 @@ def step(noised: BatchWithNoise, models: Models, criterion: Criterion) -> StepOu
     with torch.inference_mode():
         predicted = predict(models.reference, inputs, components.dtype)
     reference = denoising_errors(predicted.clone(), inputs.target)  # a copy that autograd may keep
-    share = noised.draws.timestep / len(components.schedule.alphas_cumprod)
-    return step_output(Compared(policy, reference, overlap, noised.batch.margin), criterion, share)
+    fraction = noised.draws.timestep / components.num_timesteps
+    compared = Compared(policy, reference, overlap, noised.batch.margin)
+    return step_output(compared, criterion, fraction)
 
 
 def step_output(
-    compared: Compared, criterion: Criterion, share: Float[Tensor, " pair"]
+    compared: Compared, criterion: Criterion, timestep: Float[Tensor, " pair"]
 ) -> StepOutput:
-    """The loss to differentiate, and what the journal wants to know of each pair."""
+    """Compute the loss to differentiate, and what is logged of each pair."""
     losses, policy = criterion.losses(compared), compared.policy.detached()
     margin = criterion.margin(policy, compared.reference)
-    return StepOutput(losses.mean(), losses.detach(), margin, policy, compared.reference, share)
+    return StepOutput(losses.mean(), losses.detach(), margin, policy, compared.reference, timestep)
 
 
 def absent(noisy: Tensor, *_: object, **__: object) -> tuple[Tensor]:
-    """In the reference's place where none is asked: computes nothing, and answers NaN."""
+    """Stand in for the reference where there is none: computes nothing and returns NaN."""
     return (torch.full_like(noisy, torch.nan),)
 
 
@@ -135,7 +136,7 @@ def absent(noisy: Tensor, *_: object, **__: object) -> tuple[Tensor]:
 def encode(
     batch: PairBatch, components: ModelComponents, draws: Draws
 ) -> tuple[Float[Tensor, "image channel height_8 width_8"], Condition]:
-    """Latents and text of a batch: winners first, then losers; both of a pair mirrored or none."""
+    """Encode a batch, winners first, then losers; both images of a pair are mirrored or none."""
     images = torch.cat([facing(side, draws.flip) for side in (batch.winner, batch.loser)])
     posterior = torch.cat([draws.posterior[:, 0], draws.posterior[:, 1]])
     cached = images.is_floating_point()
@@ -147,13 +148,13 @@ def encode(
 
 
 def facing(side: Images, mirror: Bool[Tensor, " pair"]) -> Tensor:
-    """One side's pixels, or moments of latents; mirrored left to right where asked."""
+    """One side's pixels, or moments of latents; mirrored left to right where `mirror` is true."""
     if not side.is_floating_point():
         return torch.where(mirror.view(-1, 1, 1, 1), side.flip(2), side)
-    upright, mirrored = side[:, 0], side[:, -1]  # the same where nothing is ever mirrored
+    upright, mirrored = side[:, 0], side[:, -1]  # the same if no mirrored ones were read
     return torch.where(mirror.view(-1, 1, 1, 1, 1), mirrored, upright)
 
 
 def twice(tensor: Tensor) -> Tensor:
-    """The same for winners and losers, which follow each other."""
+    """Repeat for winners, then losers."""
     return torch.cat([tensor, tensor])

@@ -1,4 +1,4 @@
-"""The README of a finished pipeline: what it is, how it was made, and what is known of it."""
+"""The README of a finished pipeline: what it is, how it was trained, and its metrics."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -63,12 +63,14 @@ def model_card(trainer: Trainer) -> str:
     """The README of the pipeline."""
     run, spec = trainer.run, trainer.run.train
     lines = read_lines(run.folder / "journal.jsonl")
-    rule = spec.reference
-    moved = f"{rule.refresh.value} every {rule.every} steps, {trainer.reference.version} times"
+    refresh = spec.reference
+    moved = (
+        f"{refresh.refresh.value} every {refresh.every} steps, {trainer.reference.version} times"
+    )
     return CARD.format(
         name=run.folder.parent.name,
         base=run.model.path,
-        steps=trainer.step,
+        steps=trainer.state.step,
         batch=spec.batch,
         labels=run.labels.name,
         pairs=len(trainer.stream.pairs),
@@ -82,7 +84,7 @@ def model_card(trainer: Trainer) -> str:
         resolution=run.model.resolution,
         precision=spec.precision.value,
         zero=spec.zero.stage,
-        processes=trainer.world.size,
+        processes=trainer.world.world_size,
         device=trainer.world.device.type,
         seed=run.seed,
         more="".join(f"| {name} | {value} |\n" for name, value in _known(trainer, lines).items()),
@@ -91,32 +93,32 @@ def model_card(trainer: Trainer) -> str:
 
 
 def _known(trainer: Trainer, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Rows that not every run has."""
-    found, held = {}, trainer.stream.pairs.held_out
-    if (looked := last_look(lines)) is not None and held is not None:
-        rises = (looked[f"validation_{side}_rise"] for side in ("winner", "loser"))
-        accuracy = f"{looked['validation_accuracy']:.3f}"
-        found[f"accuracy on {len(held)} held-out pairs, against the base"] = accuracy
-        found["rise of their winners' and losers' errors"] = ", ".join(f"{r:+.2%}" for r in rises)
+    """Return the rows that not every run has."""
+    rows, held_out = {}, trainer.stream.pairs.held_out
+    if (line := last_validation(lines)) is not None and held_out is not None:
+        rises = (line[f"validation_{side}_rise"] for side in ("winner", "loser"))
+        accuracy = f"{line['validation_accuracy']:.3f}"
+        rows[f"accuracy on {len(held_out)} held-out pairs, against the base"] = accuracy
+        rows["rise of their winners' and losers' errors"] = ", ".join(f"{r:+.2%}" for r in rises)
     if any(line.get("both_rise") for line in lines):
-        found["warning"] = "both errors rose over the reference at some steps"
-    return found
+        rows["warning"] = "both errors rose over the reference at some steps"
+    return rows
 
 
 def last_tenth(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Means over the last tenth of the journal."""
+    """Return means over the last tenth of the log."""
     tail = lines[-max(1, len(lines) // 10) :]
     names = ("loss", "accuracy", "pairs_per_s")
     return {name: sum(line[name] for line in tail) / len(tail) for name in names}
 
 
-def last_look(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The last line that has looked at held-out pairs."""
-    looked = (line for line in reversed(lines) if line.get("validation_accuracy") is not None)
-    return next(looked, None)
+def last_validation(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return the last line with a validation."""
+    validated = (line for line in reversed(lines) if line.get("validation_accuracy") is not None)
+    return next(validated, None)
 
 
 def strength(spec: TrainSpec) -> float:
-    """The beta that the objective uses."""
+    """Return the beta that the objective uses."""
     mapo = spec.objective.kind is Objective.mapo
     return spec.objective.mapo_beta if mapo else spec.beta

@@ -1,9 +1,8 @@
-"""The finished model in diffusers' formats: a pipeline folder, and with LoRA the adapter beside it.
+"""Writes the result in diffusers' formats: a pipeline folder, and for LoRA the adapter beside it.
 
-Each folder is written aside and renamed, so it is whole or not there.
+Each folder is written under another name and renamed, so it is complete or absent.
 """
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,12 +14,12 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.artifacts.atomic import write_bytes, write_json
+from data.artifacts.atomic import fsync, write_bytes, write_json
 from train.models.families import OTHER_PARTS, PARTS, Family
 from train.models.lora import merge
 
 ABOUT = "balanceddpo.json"
-"""Where a result's weights come from. A later run looks for the pipeline's: then all is done."""
+"""Where a result's weights come from. If the pipeline has this file, the run is finished."""
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 """The name that diffusers' `load_lora_weights` looks for in a folder."""
@@ -35,7 +34,7 @@ COPIED = (
 def export_pipeline(
     base: Path, unet: UNet2DConditionModel, folder: Path, about: Mapping[str, Any], card: str
 ) -> None:
-    """Write the trained model as a diffusers folder; all but the UNet is the base's bytes."""
+    """Write the trained model as a diffusers folder; all but the UNet is copied from the base."""
     with _whole(folder, about, card) as partial:
         for name in COPIED:
             if (base / name).is_dir():
@@ -54,9 +53,9 @@ def export_adapter(
 
 
 def trained_unet(base: Path, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
-    """The base's UNet with these weights, which are all it has, in their format.
+    """The base's UNet with all its weights replaced by these, in their format.
 
-    No weights are made besides: for SDXL's UNet in fp32 they would be another 10 GB of memory.
+    The base's weights are not loaded: SDXL's UNet in fp32 would take another 10 GB of memory.
     """
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(
@@ -80,7 +79,7 @@ def merged_unet(base: Path, adapter: Mapping[str, Tensor]) -> UNet2DConditionMod
 
 @contextmanager
 def _whole(folder: Path, about: Mapping[str, Any], card: str) -> Iterator[Path]:
-    """A folder to fill, which takes its name when all its files are on disk."""
+    """Yield a folder to fill, which is renamed to `folder` when all its files are on disk."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -88,15 +87,7 @@ def _whole(folder: Path, about: Mapping[str, Any], card: str) -> Iterator[Path]:
     write_bytes(partial / "README.md", card.encode())
     write_json(partial / ABOUT, about)
     for path in partial.rglob("*"):
-        _sync(path)
+        fsync(path)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    fsync(folder.parent)

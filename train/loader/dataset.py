@@ -1,4 +1,4 @@
-"""The decided pairs of a label set, and where their images lie in the pair files."""
+"""The decided pairs of a label set, and where their images are in the pair files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,20 +27,20 @@ class DecidedPairs:
     table: pa.Table
     """The columns `COLUMNS`, in the order of the label set."""
     identity: str
-    """Of the label set; see `Manifest.identity`."""
+    """Identity of the label set; see `Manifest.identity`."""
     group: np.ndarray
     """Each pair's row group, as index into `groups`."""
     row: np.ndarray
     """Each pair's row in its row group."""
     groups: tuple[RowGroup, ...]
     held_out: "DecidedPairs | None" = None
-    """Those of the label set that are kept for validation, and not trained on."""
+    """Pairs kept for validation, and not trained on."""
 
     def __len__(self) -> int:
         return len(self.row)
 
     def only(self, indices: np.ndarray) -> "DecidedPairs":
-        """Some of them, in the given order."""
+        """Select pairs, in the given order."""
         return replace(
             self,
             table=self.table.take(indices),
@@ -50,10 +50,10 @@ class DecidedPairs:
 
 
 def decided_pairs(labels: Path, source: PairSource) -> DecidedPairs:
-    """Read the label set and find its decided pairs in the pair files.
+    """Read the label set and locate its decided pairs in the pair files.
 
     Raises:
-        ShardError: There is no complete label set, it is damaged, or the pair files are others.
+        ShardError: There is no complete label set, it is damaged, or it is of other pair files.
     """
     manifest = read_manifest(labels, "labels")
     if manifest is None:
@@ -74,22 +74,22 @@ def decided_pairs(labels: Path, source: PairSource) -> DecidedPairs:
 def _locate(
     names: Sequence[str], rows: np.ndarray, source: PairSource
 ) -> tuple[np.ndarray, np.ndarray, tuple[RowGroup, ...]]:
-    """Each pair's row group and its row in it."""
+    """Return each pair's row group, its row in the group, and all row groups."""
     shards = {shard.name: shard for shard in source.shards}
     groups: list[RowGroup] = []
     group, row = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
     named = np.array(names, dtype=object)
     for name in sorted(set(names)):
-        found = source.row_groups(shards[name])
-        ends = np.cumsum([num_rows for num_rows, _ in found], dtype=np.int64)
+        row_groups = source.row_groups(shards[name])
+        ends = np.cumsum([rows_in_group for rows_in_group, _ in row_groups], dtype=np.int64)
         ours = np.flatnonzero(named == name)
-        if rows[ours].max() >= (there := int(ends[-1]) if found else 0):
+        if rows[ours].max() >= (num_rows := int(ends[-1]) if row_groups else 0):
             raise ShardError(
-                f"{source.root}/{name} has {there} rows, but a labelled pair is its row "
+                f"{source.root}/{name} has {num_rows} rows, but a labelled pair is its row "
                 f"{rows[ours].max()}; give the pairs that were labelled (pairs.root=...)"
             )
         inside = np.searchsorted(ends, rows[ours], side="right")
         group[ours] = inside + len(groups)
         row[ours] = rows[ours] - np.concatenate([[0], ends])[inside]
-        groups += [RowGroup(shards[name], i, size) for i, (_, size) in enumerate(found)]
+        groups += [RowGroup(shards[name], i, size) for i, (_, size) in enumerate(row_groups)]
     return group, row, tuple(groups)

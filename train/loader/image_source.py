@@ -1,6 +1,6 @@
-"""Where the images of pairs come from: row groups of the pair files, decoded and cut square.
+"""Reads the images of pairs from row groups of the pair files, and decodes and crops them.
 
-Stage one's latents, which may stand in their place, are in `train/loader/latent_source.py`.
+Stage one's latents, which may be read instead, are in `train/loader/latent_source.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,11 @@ from data.pairs.schema import PairShard, PairSource
 
 Pixels = UInt8[Tensor, "pair height width 3"]
 Latents = Float[Tensor, "pair facing moment channel height_8 width_8"]
-"""The VAE's own numbers, before the model's scaling. `facing` has the image and, where images
-are mirrored, its mirror image; `moment` the posterior's mean and, where it was kept, deviation."""
+"""The VAE's output, before the model's scaling. `facing` has the image and, if images are mirrored,
+its mirror image; `moment` the posterior's mean and, if it was kept, its deviation."""
 
 Images = Pixels | Latents
-"""One image of each pair."""
+"""One image of each pair: pixels, or their latents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +39,17 @@ class RowGroup:
 
 @runtime_checkable
 class PairImages(Protocol):
-    """Images of pairs, in row groups that are read whole."""
+    """A source of the images of pairs, in row groups that are read whole."""
 
     @property
     def group(self) -> np.ndarray:
         """Each pair's row group; none has pairs of two row groups of the pair files."""
 
     def bytes_of(self, group: int) -> int:
-        """What a row group takes in memory."""
+        """Memory of a row group."""
 
     def read(self, group: int) -> Any:
-        """A row group in memory."""
+        """Read a row group into memory."""
 
     def take(
         self,
@@ -58,12 +58,12 @@ class PairImages(Protocol):
         groups: Sequence[Any],
         threads: Executor,
     ) -> tuple[Images, Images]:
-        """Winners and losers: of pairs by index, with their labels and what `read` gave."""
+        """Winners and losers of pairs, which have these labels and are in these groups."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairFileImages:
-    """The images themselves, from the files that were labelled."""
+    """The images in the pair files that were labelled."""
 
     source: PairSource
     groups: tuple[RowGroup, ...]
@@ -79,9 +79,9 @@ class PairFileImages:
         return self.groups[group].bytes
 
     def read(self, group: int) -> pa.Table:
-        """The row group in the columns of `pairs.PAIR`."""
-        found = self.groups[group]
-        return self.source.read_row_group(found.shard, found.index)
+        """Read the row group with the columns of `data.pairs.schema.PAIR`."""
+        row_group = self.groups[group]
+        return self.source.read_row_group(row_group.shard, row_group.index)
 
     def take(
         self,
@@ -93,7 +93,7 @@ class PairFileImages:
         """Decode both images of each pair.
 
         Raises:
-            ShardError: An image is not the one that was labelled, or cannot be read any more.
+            ShardError: An image is not the one that was labelled, or is no longer readable.
         """
         contents: list[tuple[bytes, str]] = []
         for index, label, table in zip(pairs.tolist(), labels, groups, strict=True):
@@ -108,7 +108,7 @@ class PairFileImages:
 def _winner_loser(
     pair: Mapping[str, Any], label: Mapping[str, Any], file: str
 ) -> list[tuple[bytes, str]]:
-    """The encoded winner and loser of a pair, each with a name for messages."""
+    """Return the encoded winner and loser of a pair, each with a name for messages."""
     where = f"pair {label['pair_id']} (row {label['row']} of {file})"
     if (pair["uid_0"], pair["uid_1"]) != (label["image_0"], label["image_1"]):
         raise ShardError(

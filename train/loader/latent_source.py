@@ -1,4 +1,4 @@
-"""Stage one's latents in the images' place: the same pairs, in the same order."""
+"""Reads stage one's latents instead of the images: the same pairs, in the same order."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
@@ -26,7 +26,7 @@ AGAIN = "delete {folder} and run `make labels` again, or set train.latents=never
 
 @dataclass(frozen=True, slots=True)
 class LatentRow:
-    """A row group of a file of latents, in the part that belongs to a row group of pairs."""
+    """A row group of a latent file, or the part of it that belongs to one row group of pairs."""
 
     file: str
     index: int
@@ -37,9 +37,9 @@ class LatentRow:
 class LatentFiles:
     """The latents of decided pairs."""
 
-    found: LatentSet
+    latent_set: LatentSet
     mirrored: bool
-    """Whether mirrored latents are read, too."""
+    """Whether mirrored latents are read as well."""
     places: tuple[LatentRow, ...]
     group: np.ndarray
     """Each pair's row group, as index into `places`."""
@@ -48,7 +48,7 @@ class LatentFiles:
 
     def bytes_of(self, group: int) -> int:
         """Bytes of the latents in the row group."""
-        return self.places[group].rows * self.found.form.bytes * (4 if self.mirrored else 2)
+        return self.places[group].rows * self.latent_set.form.bytes * (4 if self.mirrored else 2)
 
     def read(self, group: int) -> dict[str, Tensor]:
         """Column -> latents of all rows of the row group, (row, moment, channel, height, width).
@@ -56,8 +56,8 @@ class LatentFiles:
         Raises:
             ShardError: The file is damaged.
         """
-        place, form = self.places[group], self.found.form
-        path = self.found.folder / place.file
+        place, form = self.places[group], self.latent_set.form
+        path = self.latent_set.folder / place.file
         kinds = ("latent", "flipped") if self.mirrored else ("latent",)
         names = [f"{kind}_{side}" for kind in kinds for side in (0, 1)]
         try:
@@ -78,7 +78,7 @@ class LatentFiles:
         groups: Sequence[dict[str, Tensor]],
         threads: Executor,
     ) -> tuple[Images, Images]:
-        """Winners and losers; nothing is left to decode."""
+        """Winners and losers; there is nothing to decode."""
         kinds = ("latent", "flipped") if self.mirrored else ("latent",)
         winner: list[Tensor] = []
         loser: list[Tensor] = []
@@ -90,22 +90,22 @@ class LatentFiles:
 
 
 def _numbers(column: pa.ChunkedArray) -> Tensor:
-    """The bytes of a column of equally long blobs, (row, byte)."""
+    """The bytes of a column of blobs of equal length, (row, byte)."""
     blobs = pa.concat_arrays(column.chunks)
     size = blobs.type.byte_width
-    found = np.frombuffer(blobs.buffers()[1], np.uint8)
+    content = np.frombuffer(blobs.buffers()[1], np.uint8)
     start = blobs.offset * size
-    ours = found[start : start + len(blobs) * size].reshape(len(blobs), size)
+    ours = content[start : start + len(blobs) * size].reshape(len(blobs), size)
     return torch.from_numpy(ours.copy())  # Arrow's memory must not be written to
 
 
-def latents_of(found: LatentSet, pairs: DecidedPairs, *, mirrored: bool) -> LatentFiles:
-    """Find the latents of decided pairs.
+def latents_of(latent_set: LatentSet, pairs: DecidedPairs, *, mirrored: bool) -> LatentFiles:
+    """Locate the latents of decided pairs.
 
     Raises:
-        ShardError: The set is of other pairs, a file is missing, or a decided pair has no latents.
+        ShardError: The set is of other pairs, lacks a file, or has no latents of a decided pair.
     """
-    files = {file.name: file for file in found.manifest.files}
+    files = {file.name: file for file in latent_set.manifest.files}
     rows = pairs.table["row"].to_numpy()
     names = pairs.table["pair_id"].to_numpy()
     shard_of = np.array([group.shard.index for group in pairs.groups])[pairs.group]
@@ -115,26 +115,27 @@ def latents_of(found: LatentSet, pairs: DecidedPairs, *, mirrored: bool) -> Late
         file = files.get(part_name(shard))
         if file is None:
             raise ShardError(
-                f"{found.folder} has no {part_name(shard)}: it is of other pairs than the labels; "
-                f"{AGAIN.format(folder=found.folder)}"
+                f"{latent_set.folder} has no {part_name(shard)}: it is of other pairs than the "
+                f"labels; "
+                f"{AGAIN.format(folder=latent_set.folder)}"
             )
-        _check(found.folder, file, rows[ours], names[ours])
+        _check(latent_set.folder, file, rows[ours], names[ours])
         ends = np.cumsum(file.row_groups)
         inside[ours] = np.searchsorted(ends, rows[ours], side="right")
         row[ours] = rows[ours] - np.concatenate([[0], ends])[inside[ours]]
         size[ours] = np.array(file.row_groups)[inside[ours]]
-    # A row group that two row groups of pairs share is two, because each is visited in its turn.
+    # A row group of latents that spans two row groups of pairs counts twice: each has its turn.
     key = pairs.group * (int(inside.max(initial=0)) + 1) + inside
     _, first, group = np.unique(key, return_index=True, return_inverse=True)
     places = (
         LatentRow(part_name(int(shard_of[pair])), int(inside[pair]), int(size[pair]))
         for pair in first
     )
-    return LatentFiles(found, mirrored, tuple(places), group, row)
+    return LatentFiles(latent_set, mirrored, tuple(places), group, row)
 
 
 def _check(folder: Path, file: FileEntry, rows: np.ndarray, names: np.ndarray) -> None:
-    """Refuse a file that is not the one of the manifest, or not of these pairs."""
+    """Check that a file is the one in the manifest, and that it has these pairs."""
     path = folder / file.name
     if not path.is_file() or path.stat().st_size != file.bytes:
         state = "has another size than its manifest says" if path.is_file() else "is missing"

@@ -1,4 +1,4 @@
-"""Label shards -> this rank's pair batches, in the order that `sampler.py` computes."""
+"""Reads this rank's batches of pairs, in the order that `sampler.py` computes."""
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -15,7 +15,16 @@ from data.artifacts.atomic import ShardError
 from data.pairs.schema import PairSource
 from train.loader.dataset import DecidedPairs
 from train.loader.image_source import Images, PairFileImages, PairImages, winner_first
-from train.loader.sampler import Position, Reading, deal, epoch_order, reading, windows_of
+from train.loader.sampler import (
+    Position,
+    Reading,
+    deal,
+    epoch_order,
+    most_open_bytes,
+    open_groups,
+    reading,
+    windows_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +37,7 @@ class PairBatch:
     winner: Images
     loser: Images
     margin: Int[Tensor, " pair"]
-    """The winner's lead in votes; below 0 where the votes were overruled."""
+    """The winner's lead in votes; below 0 if the votes were overruled."""
     size: Int[Tensor, "pair 2 2"]
     """Height and width of winner and loser in pixels, before they were made square."""
 
@@ -39,18 +48,18 @@ class StreamPlan:
 
     seed: int
     batch: int
-    """Pairs of a global batch."""
+    """Pairs in a global batch."""
     micro_batch: int
-    """Pairs of a forward pass on one rank."""
+    """Pairs in a forward pass on one rank."""
     window: int
     side: int
     """Pixels of the square images."""
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     workers: int = 1
-    """Threads that decode; one more reads."""
+    """Threads that decode; another one reads."""
     memory_mb: int = 8192
-    """Row groups held in memory may take this many MiB on each rank."""
+    """Most MiB of row groups in memory on each rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,43 +68,49 @@ class _Epoch:
 
     number: int
     pairs: np.ndarray
-    """Of each global batch, (batch, pair)."""
+    """Its pairs of each global batch, (batch, pair)."""
     reading: Reading
     last_window: int
-    """Its pairs in the last window."""
+    """Number of its pairs in the last window."""
 
 
 @dataclass(slots=True)
 class PairStream:
-    """This rank's batches, from any position on, for ever."""
+    """This rank's batches, from any position on, without end."""
 
     pairs: DecidedPairs
     source: PairSource
     plan: StreamPlan
     latents: PairImages | None = None
-    """Read in place of the images, where they are there."""
+    """Read instead of the images, if there are any."""
     payload: PairImages = field(init=False)
+    """Where the images or latents are read from."""
     _open: dict[tuple[int, int], Future[Any]] = field(default_factory=dict)
-    """(epoch, row group) -> the row group, in memory or under way."""
+    """(epoch, row group) -> the row group, in memory or being read."""
 
     def __post_init__(self) -> None:
-        found, plan = self.pairs, self.plan
-        images = PairFileImages(self.source, found.groups, found.group, found.row, plan.side)
+        pairs, plan = self.pairs, self.plan
+        images = PairFileImages(self.source, pairs.groups, pairs.group, pairs.row, plan.side)
         self.payload = self.latents or images
-        if len(found) == 0:
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse too few pairs, a batch that cannot be divided, and too much memory."""
+        plan, num_pairs = self.plan, len(self.pairs)
+        if num_pairs == 0:
             raise ShardError(
                 "no pair of the label set has a winner; choose another vote or tie rule "
                 "(vote=majority_human), or more pairs"
             )
-        if len(found) < plan.batch:
+        if num_pairs < plan.batch:
             raise ShardError(
-                f"the label set has {len(found)} decided pairs, fewer than one batch; "
-                f"set train.batch={plan.batch} to at most {len(found)}, or label more pairs"
+                f"the label set has {num_pairs} decided pairs, fewer than one batch; "
+                f"set train.batch={plan.batch} to at most {num_pairs}, or label more pairs"
             )
-        if plan.batch % (plan.micro_batch * plan.world):
+        if plan.batch % (plan.micro_batch * plan.world_size):
             raise ValueError(
                 f"train.batch={plan.batch} is no multiple of train.micro_batch={plan.micro_batch} "
-                f"x {plan.world} processes; change one of them (processes: NPROC=...)"
+                f"x {plan.world_size} processes; change one of them (processes: NPROC=...)"
             )
         if self.window_bytes > plan.memory_mb << 20:
             smaller = "" if self.latents else ", or write latents (docs/latents.md)"
@@ -107,25 +122,20 @@ class PairStream:
 
     @property
     def epoch_batches(self) -> int:
-        """Whole global batches of an epoch; the rest of the pairs waits for the next order."""
+        """Whole global batches of an epoch; the remaining pairs wait for the next order."""
         return len(self.pairs) // self.plan.batch
 
     @property
     def window_bytes(self) -> int:
-        """An upper bound of the bytes in memory: two windows of the largest row groups.
-
-        Or more, where windows are so small that a forward pass spans several.
-        """
-        read, first = np.unique(self.payload.group, return_index=True)
+        """An upper bound of the bytes of row groups in memory; see `most_open_bytes`."""
+        units, first = np.unique(self.payload.group, return_index=True)
         sizes = np.zeros(len(self.pairs.groups), np.int64)
-        bytes_of = [self.payload.bytes_of(group) for group in read.tolist()]
+        bytes_of = [self.payload.bytes_of(unit) for unit in units.tolist()]
         np.add.at(sizes, self.pairs.group[first], bytes_of)
-        window, stretch = self.plan.window, self.plan.micro_batch
-        if self.plan.world > 1:
-            stretch = self.plan.batch  # within which a rank's pairs may lie apart
-        fewest = int(np.sort(np.unique(self.pairs.group, return_counts=True)[1])[:window].sum())
-        windows = 2 + max(0, stretch - 2) // fewest
-        return int(np.sort(sizes)[::-1][: windows * window].sum())
+        num_pairs = np.unique(self.pairs.group, return_counts=True)[1]
+        alone = self.plan.world_size == 1  # else a rank's pairs may lie anywhere in a batch
+        stretch = self.plan.micro_batch if alone else self.plan.batch
+        return most_open_bytes(sizes, num_pairs, self.plan.window, stretch)
 
     def after(self, position: Position) -> Position:
         """The position one global batch later."""
@@ -147,7 +157,7 @@ class PairStream:
                 mine = now.pairs[position.batches]
                 for start in range(0, len(mine), size):
                     place = position.batches * len(mine) + start
-                    self._hold(now, later, place, reader)
+                    self._open_due(now, later, place, reader)
                     indices = mine[start : start + size]
                     numbers = self.payload.group[indices].tolist()
                     groups = [self._open[now.number, number].result() for number in numbers]
@@ -155,34 +165,35 @@ class PairStream:
                 position = self.after(position)
 
     def _epoch(self, number: int, before: _Epoch | None = None) -> _Epoch:
-        """What this rank does in an epoch; costs the same wherever in it one begins.
+        """Plan this rank's part of an epoch; it costs the same wherever a run resumes.
 
         Its first row groups are read in the last window of the epoch before.
         """
         plan, key = self.plan, f"{self.pairs.identity}/{self.plan.seed}/{number}"
         order = epoch_order(self.pairs.group, plan.window, key)
-        mine = deal(order, plan.batch, plan.rank, plan.world)
+        mine = deal(order, plan.batch, plan.rank, plan.world_size)
         window = windows_of(self.pairs.group, plan.window, key)[mine.ravel()]
         last_window = int((window == window[-1]).sum())
         lead = before.last_window if before else 0
         group = self.payload.group[mine.ravel()]
         return _Epoch(number, mine, reading(group, window, lead), last_window)
 
-    def _hold(self, now: _Epoch, later: _Epoch, place: int, reader: Executor) -> None:
-        """Have the row groups that are due in memory, or under way, and no others."""
-        size, ended = self.plan.micro_batch, place - now.pairs.size
-        due = [(now.number, group) for group in now.reading.due_at(place, size)]
-        due += [(later.number, group) for group in later.reading.due_at(ended, size)]
-        old = self._open
-        held: dict[tuple[int, int], Future[Any]] = {}
-        for epoch, group in due:  # the epoch before may have it
-            same = old.get((epoch, group)) or held.get((epoch - 1, group))
-            same = same or old.get((epoch - 1, group))
-            held[epoch, group] = same or reader.submit(self.payload.read, group)
-        self._open = held
+    def _open_due(self, now: _Epoch, later: _Epoch, place: int, reader: Executor) -> None:
+        """Keep the row groups of `open_groups`, start to read new ones, and drop all others."""
+        due = open_groups(
+            now.reading, later.reading, now.number, place, self.plan.micro_batch, now.pairs.size
+        )
+        before, self._open = self._open, {}
+        for epoch, group in due:
+            same = (  # read for this epoch, or for the one before
+                before.get((epoch, group))
+                or self._open.get((epoch - 1, group))
+                or before.get((epoch - 1, group))
+            )
+            self._open[epoch, group] = same or reader.submit(self.payload.read, group)
 
     def pick(self, indices: np.ndarray) -> PairBatch:
-        """Some pairs as one batch of the first epoch, beside the stream."""
+        """Read some pairs as one batch of the first epoch, independently of the stream."""
         numbers = self.payload.group[indices].tolist()
         groups = {number: self.payload.read(number) for number in dict.fromkeys(numbers)}
         with ThreadPoolExecutor(max(1, self.plan.workers)) as threads:
@@ -210,7 +221,7 @@ def _sizes(label: Mapping[str, Any]) -> list[list[int]]:
 
 @contextmanager
 def _one_reader() -> Iterator[Executor]:
-    """A thread for reading; what it has not begun is forgotten at the end."""
+    """A thread for reading; reads that have not started are cancelled at the end."""
     reader = ThreadPoolExecutor(1, "reader")
     try:
         yield reader

@@ -1,8 +1,8 @@
-"""The order of pairs, computed and not stored; pure functions.
+"""The order of pairs, and when row groups are read for it; pure functions.
 
 An epoch's order is a function of (label rows, seed, epoch): row groups are permuted, the rows of
 `window` row groups are permuted together, the result is dealt in global batches and cut to whole
-ones. A position is two numbers, so going on costs nothing and repeats nothing, and every number of
+ones. A position is two numbers, so a resumed run repeats no work and no pair, and any number of
 processes sees the same global batches.
 """
 
@@ -14,19 +14,19 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where training stands in the data: whole global batches done in an epoch."""
+    """The position in the data: an epoch, and the whole global batches done in it."""
 
     epoch: int = 0
     batches: int = 0
 
 
 def windows_of(group: np.ndarray, window: int, key: str) -> np.ndarray:
-    """The window that visits each pair, counted from 0; `group` is each pair's row group."""
+    """Return the window that visits each pair, from 0; `group` is each pair's row group."""
     counts = np.bincount(group)
     present, place = np.flatnonzero(counts), np.zeros(len(counts), np.int64)
     place[present[_permutation(len(present), f"{key}/groups")]] = np.arange(len(present))
-    found: np.ndarray = place[group] // window
-    return found
+    window_of: np.ndarray = place[group] // window
+    return window_of
 
 
 def epoch_order(group: np.ndarray, window: int, key: str) -> np.ndarray:
@@ -40,29 +40,29 @@ def epoch_order(group: np.ndarray, window: int, key: str) -> np.ndarray:
 
 
 def _permutation(length: int, key: str) -> np.ndarray:
-    """A permutation named by its key; sorts raw bits, whose stream NumPy promises not to change."""
+    """Return the permutation of a key; it sorts raw bits, whose stream NumPy promises to keep."""
     seed = int.from_bytes(blake2b(key.encode(), digest_size=16).digest(), "little")
     return np.argsort(np.random.PCG64(seed).random_raw(length), kind="stable")
 
 
-def deal(order: np.ndarray, batch: int, rank: int, world: int) -> np.ndarray:
-    """This rank's pairs of every whole global batch of an epoch, (batch, pair).
+def deal(order: np.ndarray, batch: int, rank: int, world_size: int) -> np.ndarray:
+    """Return this rank's pairs of every whole global batch of an epoch, (batch, pair).
 
     Ranks are disjoint, equal, and together the batch. Each takes the pairs of one stretch of the
     files (indices count pairs as they lie there), so that it reads its part of the row groups and
     not all of them; it visits them in the order's order.
     """
     whole = order[: len(order) // batch * batch].reshape(-1, batch)
-    if world == 1:
+    if world_size == 1:
         return whole
-    mine = batch // world
+    mine = batch // world_size
     here = np.argsort(whole, axis=1)[:, rank * mine : (rank + 1) * mine]
     return np.take_along_axis(whole, np.sort(here, axis=1), axis=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """When a rank needs which row group in an epoch; times are places in its order of pairs."""
+    """When a rank needs which row group in an epoch; times are indices into its order of pairs."""
 
     groups: np.ndarray
     """The row groups that it needs, in the order of `due`."""
@@ -74,14 +74,14 @@ class Reading:
     """When each is needed for the first and the last time."""
 
     def due_at(self, place: int, count: int) -> list[int]:
-        """The row groups to have for `count` pairs from a place on, or to begin to read there."""
+        """The row groups needed for `count` pairs from a place on, and those due at that place."""
         due = (self.due <= place) | (self.first < place + count)
-        found: list[int] = self.groups[due & (place <= self.last)].tolist()
-        return found
+        groups: list[int] = self.groups[due & (place <= self.last)].tolist()
+        return groups
 
 
 def reading(group: np.ndarray, window: np.ndarray, lead: int) -> Reading:
-    """The reading of an epoch: `group` and `window` of each pair in this rank's order.
+    """Plan the reading of an epoch, from `group` and `window` of each pair in this rank's order.
 
     Row groups of a window become due one after the other, evenly spread over the window before;
     those of the first window over the `lead` pairs before the epoch.
@@ -99,3 +99,39 @@ def reading(group: np.ndarray, window: np.ndarray, lead: int) -> Reading:
     before = np.concatenate([[-lead], starts])
     due = before[belongs] + (before[belongs + 1] - before[belongs]) * number // count
     return Reading(present, due, first, last)
+
+
+def open_groups(
+    now: Reading, later: Reading, epoch: int, place: int, count: int, length: int
+) -> list[tuple[int, int]]:
+    """The (epoch, row group) to have in memory, or to read, for `count` pairs from a place on.
+
+    `now` is the reading of `epoch`, which has `length` pairs on this rank, and `later` that of the
+    next epoch. Its first windows are read while this epoch's last one is used up, so a place in
+    this epoch is also one before the next, counted from its beginning:
+
+        this epoch   |---- window ----|---- window ----|
+        place        0                   ^ place       length
+        next epoch                       ^ place - length (< 0)  |---- window ----|
+        memory                        [ used up here, and read for the next window ]
+    """
+    due = [(epoch, group) for group in now.due_at(place, count)]
+    return due + [(epoch + 1, group) for group in later.due_at(place - length, count)]
+
+
+def most_open_bytes(sizes: np.ndarray, num_pairs: np.ndarray, window: int, stretch: int) -> int:
+    """An upper bound of the bytes of row groups in memory at a time.
+
+    `sizes` and `num_pairs` are the bytes and the pairs of each row group. The pairs of a forward
+    pass lie within `stretch` consecutive pairs of the order. With at least `fewest` pairs in a
+    window, these touch at most 2 + (stretch - 2) // fewest windows:
+
+        order      |-- window --|-- window --|-- window --|-- window --|
+        stretch              [===================]
+
+    Two windows are open in any case, since the next one is read while one is used up. These windows
+    may have the largest row groups, so the bound is the size of that many of them.
+    """
+    fewest = int(np.sort(num_pairs)[:window].sum())
+    windows = 2 + max(0, stretch - 2) // fewest
+    return int(np.sort(sizes)[::-1][: windows * window].sum())

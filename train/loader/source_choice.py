@@ -1,6 +1,6 @@
-"""Which images a run trains on: those of the pair files, or their latents from stage one.
+"""Chooses what a run trains on: the images in the pair files, or their latents from stage one.
 
-Nothing here imports torch, so that a finished run answers at once.
+It does not import torch, so a finished run answers at once.
 """
 
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ GUIDE = "docs/latents.md"
 
 @dataclass(frozen=True, slots=True)
 class LatentsNeeded:
-    """What latents must be to stand for a run's images."""
+    """What latents must match to be read instead of a run's images."""
 
     folder: Path
-    """Where latents are kept, `runs/<run>/latents`."""
+    """The folder of latents, `runs/<run>/latents`."""
     model: Path
     """The model's folder; its VAE's weights name the set."""
     resolution: int
@@ -36,12 +36,12 @@ class ImageSource:
 
     latents: LatentSet | None
     """The set to read; None reads the pair files."""
-    words: str
-    """Says so in the terminal, and why."""
+    description: str
+    """A line for the terminal, with the reason."""
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """What decides the weights of it, as JSON."""
+        """What of it decides the weights, as JSON."""
         if self.latents is None:
             return None
         form = self.latents.form
@@ -52,28 +52,28 @@ class ImageSource:
 def choose_source(
     use: LatentUse, need: LatentsNeeded, begun: Mapping[str, Any] | None
 ) -> ImageSource:
-    """The images of a run; `begun` are its settings when it is under way.
+    """Choose the images of a run; `begun` are the settings with which it was begun, if it was.
 
-    A run that is under way goes on with what it began with.
+    A resumed run keeps what it began with.
 
     Raises:
-        ShardError: Latents are asked for, or were used so far, and none fit; says why.
+        ShardError: Latents are required, or were used so far, and none match; says why.
     """
     if use is LatentUse.never:
         return ImageSource(None, f"{FROM_FILES} (train.latents=never)")
     if use is LatentUse.auto and begun is not None and begun.get("latents") is None:
         return ImageSource(None, f"{FROM_FILES}, as this run began")
-    found = find_latents(need)
-    if isinstance(found, LatentSet):
-        return ImageSource(found, f"images: latents in {found.folder} ({found.form})")
+    latents = find_latents(need)
+    if isinstance(latents, LatentSet):
+        return ImageSource(latents, f"images: latents in {latents.folder} ({latents.form})")
     if use is LatentUse.always or begun is not None:
-        asked = "train.latents=always" if begun is None else "this run began with latents"
-        raise ShardError(f"{asked}, but {found}; `make labels ARGS=latents=model` writes them")
-    return ImageSource(None, f"{FROM_FILES}: {found}")
+        reason = "train.latents=always" if begun is None else "this run began with latents"
+        raise ShardError(f"{reason}, but {latents}; `make labels ARGS=latents=model` writes them")
+    return ImageSource(None, f"{FROM_FILES}: {latents}")
 
 
 def advice(steps: int, batch: int, pairs: int) -> str:
-    """What latents would spare a run that reads the pair files; empty where that is nothing."""
+    """Say what latents would save a run that reads the pair files; empty if nothing."""
     times = steps * batch / pairs
     if times <= 1:
         return ""
@@ -84,19 +84,19 @@ def advice(steps: int, batch: int, pairs: int) -> str:
 
 
 def find_latents(need: LatentsNeeded) -> LatentSet | str:
-    """The complete set that fits, or why there is none."""
-    there = sorted(path.name for path in need.folder.glob("*-*") if path.is_dir())
-    if not there:
+    """Return the complete set that matches, or the reason why there is none."""
+    sets = sorted(path.name for path in need.folder.glob("*-*") if path.is_dir())
+    if not sets:
         return f"there are no latents in {need.folder}"
     name = set_name(find_vae(need.model).sha256, need.resolution)
-    if name not in there:
-        return f"{need.folder} has {', '.join(there)}, but this VAE and resolution are {name}"
-    found = read_set(need.folder / name)
-    if found is None:
+    if name not in sets:
+        return f"{need.folder} has {', '.join(sets)}, but this VAE and resolution are {name}"
+    latents = read_set(need.folder / name)
+    if latents is None:
         return f"the latents in {need.folder / name} are not complete"
-    if need.flip and not found.form.flip:
+    if need.flip and not latents.form.flip:
         return (
-            f"train.flip=true mirrors images, and {found.folder} has no mirrored ones (it was "
+            f"train.flip=true mirrors images, and {latents.folder} has no mirrored ones (it was "
             "written with label.latents.flip=false)"
         )
-    return found
+    return latents

@@ -1,7 +1,7 @@
-"""Gradient checkpointing: what the backward pass computes again instead of remembering it.
+"""Activation (gradient) checkpointing: activations that the backward pass recomputes.
 
-diffusers runs its residual and transformer blocks through a function that decides. Recomputed
-numbers are those of the forward pass bit for bit, for the same kernels run on the same tensors.
+diffusers runs its residual and transformer blocks through a function, which is set here. Recomputed
+numbers equal those of the forward pass bit for bit: the same kernels run on the same tensors.
 """
 
 from functools import partial
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from train.config import Recompute
+from train.config import ActivationCheckpointing
 
 aten = torch.ops.aten
 
@@ -22,24 +22,25 @@ COSTLY = [
     aten._scaled_dot_product_efficient_attention.default,
     aten._scaled_dot_product_cudnn_attention.default,
 ]  # fmt: skip
-"""Nearly all arithmetic of a UNet: `selective` remembers what they gave, and computes again only
-norms, activations and sums, which are cheap and a third of what is remembered (Korthikanti et al.
-2022 do so for language models)."""
+"""Nearly all arithmetic of a UNet: `selective` keeps their results and recomputes only norms,
+activation functions and sums, which are cheap and a third of the memory (Korthikanti et al. 2022
+do so for language models)."""
 
 
-def checkpoint_activations(unet: Any, what: Recompute) -> None:
-    """Make a diffusers UNet remember less for its backward pass; the reference has none."""
-    if what is not Recompute.none:
-        unet.enable_gradient_checkpointing(_full if what is Recompute.full else _selective)
+def checkpoint_activations(unet: Any, kind: ActivationCheckpointing) -> None:
+    """Make a diffusers UNet keep fewer activations for its backward pass."""
+    if kind is not ActivationCheckpointing.none:
+        full = kind is ActivationCheckpointing.full
+        unet.enable_gradient_checkpointing(_full if full else _selective)
 
 
 def _full(block: Any, *args: Any) -> Any:
-    """Remember what goes into a block, and nothing within."""
+    """Keep a block's inputs, and nothing within."""
     return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 def _selective(block: Any, *args: Any) -> Any:
-    """Remember besides what the costly operations within a block gave."""
+    """Keep a block's inputs, and the results of costly operations within."""
     contexts = partial(create_selective_checkpoint_contexts, COSTLY)
     return checkpoint(
         block, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts

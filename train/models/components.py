@@ -1,7 +1,7 @@
 """The model's parts in a diffusers folder: VAE, text encoders, UNet, noise schedule.
 
-VAE and text encoders are frozen and stay outside DeepSpeed; so does the reference under ZeRO 0 to
-2. Everything is in evaluation mode, policy included: with dropout the policy and its own copy would
+VAE and text encoders are frozen and stay outside DeepSpeed, like the reference under ZeRO 0 to 2.
+Everything is in evaluation mode, even the policy: with dropout the policy and its own copy would
 disagree, and the margin would not start at 0.
 """
 
@@ -33,7 +33,7 @@ from train.models.families import BaseModel, Family, open_model
 from train.models.schedule import NoiseSchedule, Prediction
 
 SLICED_ABOVE = 512
-"""Sides in pixels from which the VAE takes one image at a time, to bound its memory."""
+"""Sides in pixels above which the VAE takes one image at a time, to bound its memory."""
 
 Denoiser = Callable[..., Any]
 """A UNet, or DeepSpeed's engine around it."""
@@ -50,12 +50,12 @@ class ModelComponents:
     resolution: int
     device: torch.device
     dtype: torch.dtype
-    """Of the UNet and the text encoders."""
+    """The format of the UNet and the text encoders."""
     vae: AutoencoderKL
     text: TextEncoder
     schedule: NoiseSchedule
     frozen_bytes: int
-    """What VAE and text encoders take."""
+    """Memory of VAE and text encoders."""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -63,8 +63,13 @@ class ModelComponents:
         side = self.resolution // self.base.vae_factor
         return (self.vae.config.latent_channels, side, side)
 
+    @property
+    def num_timesteps(self) -> int:
+        """Timesteps of the noise schedule."""
+        return len(self.schedule.alphas_cumprod)
+
     def unet(self) -> UNet2DConditionModel:
-        """The base's UNet in this precision; the start of the policy and of the reference."""
+        """Load the base's UNet in this precision; policy and reference start from it."""
         unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
             self.base.folder, subfolder="unet", torch_dtype=self.dtype, use_safetensors=True
         )
@@ -76,30 +81,30 @@ class ModelComponents:
         pixels: UInt8[Tensor, "image height width 3"],
         posterior: Float[Tensor, "image channel height_8 width_8"],
     ) -> Float[Tensor, "image channel height_8 width_8"]:
-        """Latents scaled as the UNet expects, drawn from the VAE's posterior by `posterior`."""
+        """Encode to latents scaled as the UNet expects, drawn from the posterior by its noise."""
         signed = pixels.to(self.device).permute(0, 3, 1, 2).to(self.vae.dtype) / 127.5 - 1
-        found = self.vae.encode(signed).latent_dist
-        return self.sample_posterior(torch.stack([found.mean, found.std], 1), posterior)
+        moments = self.vae.encode(signed).latent_dist
+        return self.sample_posterior(torch.stack([moments.mean, moments.std], 1), posterior)
 
     def sample_posterior(
         self,
         moments: Float[Tensor, "image moment channel height_8 width_8"],
         posterior: Float[Tensor, "image channel height_8 width_8"],
     ) -> Float[Tensor, "image channel height_8 width_8"]:
-        """Latents scaled as the UNet expects, drawn by `posterior` where there is a deviation.
+        """Draw latents, scaled as the UNet expects, by the noise `posterior`.
 
-        `moments` are the mean and, or not, the standard deviation of the VAE's posterior.
+        `moments` are the mean and, optionally, the standard deviation of the VAE's posterior.
         """
         mean, *std = moments.to(self.device).float().unbind(1)
         latents: Tensor = mean + std[0] * posterior.to(self.device) if std else mean
-        # The layout decides how the UNet rounds; it is the VAE's, wherever the moments come from.
+        # The layout decides how the UNet rounds; it is the VAE's, also for moments read from files.
         latents = latents.contiguous(memory_format=torch.channels_last)
         shift = float(self.vae.config.shift_factor or 0.0)
         return (latents - shift) * float(self.vae.config.scaling_factor)
 
     @torch.no_grad()
     def condition(self, prompts: Sequence[str], size: Int[Tensor, "pair 2 2"]) -> Condition:
-        """What the UNet is told about winners, then losers; each distinct prompt is encoded once.
+        """The condition of winners, then losers; each distinct prompt is encoded once.
 
         `size` is `PairBatch.size`.
         """
@@ -109,7 +114,7 @@ class ModelComponents:
 
     @torch.no_grad()
     def condition_of_new(self, prompts: Sequence[str]) -> Condition:
-        """What the UNet is told about images to draw, one a prompt: whole ones of full size."""
+        """The condition of images to generate, one for each prompt: uncropped, of full size."""
         text = encode_distinct(self.text, prompts, self.device)
         size = torch.full((len(prompts), 2), self.resolution)
         return condition(text, size, self.resolution, self.device)
@@ -118,7 +123,7 @@ class ModelComponents:
     def decode_latents(
         self, latents: Float[Tensor, "image channel height_8 width_8"]
     ) -> UInt8[Tensor, "image height width 3"]:
-        """The images of latents, one at a time to bound the memory."""
+        """Decode latents to images, one at a time to bound the memory."""
         shift = float(self.vae.config.shift_factor or 0.0)
         scaled = latents / float(self.vae.config.scaling_factor) + shift
         signed = torch.cat([self.vae.decode(one[None].to(self.vae.dtype))[0] for one in scaled])
@@ -133,7 +138,7 @@ def run_denoiser(
     condition: Condition,
     dtype: torch.dtype,
 ) -> Float[Tensor, "image channel height width"]:
-    """One forward pass of a denoiser; float32 whatever it computes in."""
+    """Run a denoiser's forward pass; returns float32 whatever it computes in."""
     predicted: Tensor = unet(
         noisy.to(dtype),
         timestep,
@@ -147,10 +152,11 @@ def run_denoiser(
 def load_components(
     spec: ModelSpec, precision: Precision, device: torch.device, *, with_vae: bool = True
 ) -> ModelComponents:
-    """Load the frozen parts of a model; without the VAE its settings alone are there.
+    """Load the frozen parts of a model; without the VAE, only its configuration is loaded.
 
     Raises:
-        ValueError: It is no folder, of another family, or does not fit the resolution.
+        ValueError: There is no such folder, its family is not supported, or it does not fit the
+            resolution.
     """
     base, dtype = open_model(spec), Dtype(precision.value).torch
     schedule = noise_schedule(base.folder, device)
@@ -185,14 +191,16 @@ def load_components(
 
 
 def noise_schedule(folder: Path, device: torch.device) -> NoiseSchedule:
-    """The forward process in the model's scheduler settings.
+    """Read the forward process from the model's scheduler configuration.
 
     Raises:
         ValueError: The UNet predicts something that cannot be trained here.
     """
     scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-    found = scheduler.config.prediction_type
+    prediction = scheduler.config.prediction_type
     allowed = [kind.value for kind in Prediction]
-    if found not in allowed:
-        raise ValueError(f"{folder}/scheduler predicts {found!r}; allowed are {', '.join(allowed)}")
-    return NoiseSchedule(scheduler.alphas_cumprod.float().to(device), Prediction(found))
+    if prediction not in allowed:
+        raise ValueError(
+            f"{folder}/scheduler predicts {prediction!r}; allowed: {', '.join(allowed)}"
+        )
+    return NoiseSchedule(scheduler.alphas_cumprod.float().to(device), Prediction(prediction))

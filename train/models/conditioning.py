@@ -1,6 +1,6 @@
-"""What a UNet is told besides the noisy latents: text, and for SDXL the image's sizes.
+"""The condition of a UNet: encoded text, and for SDXL the image's sizes.
 
-A prompt is encoded as the family's own pipeline encodes it, so what is trained is what is drawn.
+A prompt is encoded as the family's own pipeline encodes it, in training as in sampling.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,12 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from data.images import central_square
-from train.loader.transfer import onto
+from train.loader.device_copy import to_device
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What the UNet is told; one row an image."""
+    """What a UNet is conditioned on, one row for each image."""
 
     states: Float[Tensor, "image token width"]
     added: dict[str, Tensor] | None = None
@@ -43,7 +43,7 @@ class PromptEmbeds:
 
 
 TextEncoder = Callable[[Sequence[str]], PromptEmbeds]
-"""How a family encodes prompts, each as often as it is given."""
+"""How a family encodes prompts; repeated prompts are encoded repeatedly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class ClipEncoder:
             max_length=self.tokenizer.model_max_length,
             return_tensors="pt",
         )
-        return self.model(onto(tokens.input_ids, self.model.device), **options)
+        return self.model(to_device(tokens.input_ids, self.model.device), **options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class TwoEncoders:
     first: ClipEncoder
     second: ClipEncoder
     zeros_for_empty: bool
-    """Whether an empty prompt is zeros throughout, as the pipeline's configuration says."""
+    """Whether an empty prompt is encoded as zeros; from the pipeline's configuration."""
 
     def __call__(self, prompts: Sequence[str]) -> PromptEmbeds:
         """Encode each prompt."""
@@ -94,7 +94,7 @@ class TwoEncoders:
         states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         pooled = outputs[1].text_embeds
         if self.zeros_for_empty:
-            empty = onto(torch.tensor([not prompt for prompt in prompts]), states.device)
+            empty = to_device(torch.tensor([not prompt for prompt in prompts]), states.device)
             states = states.masked_fill(empty.view(-1, 1, 1), 0)
             pooled = pooled.masked_fill(empty.view(-1, 1), 0)
         return PromptEmbeds(states, pooled)
@@ -103,19 +103,19 @@ class TwoEncoders:
 def encode_distinct(
     encode: TextEncoder, prompts: Sequence[str], device: torch.device
 ) -> PromptEmbeds:
-    """One row a prompt; each distinct one is encoded once."""
+    """Encode prompts, one row each; each distinct prompt is encoded once."""
     distinct = sorted(set(prompts))
     rows = torch.tensor([distinct.index(prompt) for prompt in prompts])
-    return encode(distinct).rows(onto(rows, device))
+    return encode(distinct).rows(to_device(rows, device))
 
 
 def condition(
     text: PromptEmbeds, size: Int[Tensor, "image 2"], side: int, device: torch.device
 ) -> Condition:
-    """One row an image: its text, and its own sizes where the family wants them."""
+    """Condition images, one row each: the text, and the sizes if the family uses them."""
     if text.pooled is None:
         return Condition(text.states)
-    ids = onto(time_ids(size, side), device)
+    ids = to_device(time_ids(size, side), device)
     return Condition(text.states, {"text_embeds": text.pooled, "time_ids": ids})
 
 
@@ -124,8 +124,8 @@ def time_ids(size: Int[Tensor, "image 2"], side: int) -> Float[Tensor, "image 6"
 
     Original height and width; top and left of the crop, counted in pixels of the resized image
     (the convention that SDXL was trained with); target height and width. They stay float32: in
-    bf16 sizes above 256 would be rounded. Of a mirrored image the left edge is that before
-    mirroring, which is off by at most one pixel, since crops are central.
+    bf16 sizes above 256 would be rounded. For a mirrored image the left edge is that before
+    mirroring, which is off by at most one pixel because crops are central.
     """
     rows = []
     for height, width in size.tolist():

@@ -1,4 +1,4 @@
-"""Which models can be aligned, told from a folder's configuration before any weight is loaded."""
+"""Which models can be aligned, judged by a folder's configuration before any weight is loaded."""
 
 import json
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ WANTED = (
     ),
     "model_index.json",
 )
-"""What is fetched of a hub repository: one set of weights in one format; never a pickle."""
+"""Files to fetch from a hub repository: one set of weights in one format, and no pickle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +61,14 @@ class BaseModel:
     @property
     def zeros_for_empty_prompt(self) -> bool:
         """Whether "no prompt" is zeros instead of an encoded empty text, as in SDXL's base."""
-        asked = self.index.get("force_zeros_for_empty_prompt", True)  # as the pipeline's default
-        return self.family is Family.sdxl and bool(asked)
+        zeros = self.index.get("force_zeros_for_empty_prompt", True)  # as the pipeline's default
+        return self.family is Family.sdxl and bool(zeros)
 
     @property
     def vae_in_fp32(self) -> bool:
-        """Whether the VAE overflows in half precision; SDXL's says so, its fp16-safe copies not.
+        """Whether the VAE overflows in half precision, as SDXL's does but for fp16-safe copies.
 
-        SD1.x and SD2.x never overflow; there diffusers writes its default, which says nothing.
+        SD1.x and SD2.x never overflow; diffusers writes the setting for them all the same.
         """
         return self.family is Family.sdxl and bool(self.vae.get("force_upcast", True))
 
@@ -79,18 +79,18 @@ class BaseModel:
 
 
 def open_model(spec: ModelSpec) -> BaseModel:
-    """The model's folder on this machine, fetched where it is a hub id, and checked.
+    """Find, or fetch, a model's folder and check its configuration.
 
     Raises:
-        ValueError: There is none, it is of another family, or it does not fit the resolution.
+        ValueError: There is none, its family is not supported, or it does not fit the resolution.
     """
     folder = find_model(spec)
     index = _json(spec, folder / "model_index.json")
-    found = index.get("_class_name")
-    if found not in [family.value for family in Family]:
+    class_name = index.get("_class_name")
+    if class_name not in [family.value for family in Family]:
         allowed = ", ".join(family.value for family in Family)
-        raise ValueError(f"model.path={spec.path} is a {found}; allowed are {allowed}")
-    family = Family(found)
+        raise ValueError(f"model.path={spec.path} is a {class_name}; allowed are {allowed}")
+    family = Family(class_name)
     _check_parts(spec, folder, family)
     unet, vae = (_json(spec, folder / name / "config.json") for name in ("unet", "vae"))
     base = BaseModel(folder, family, index, unet, vae)
@@ -122,7 +122,7 @@ def _check_parts(spec: ModelSpec, folder: Path, family: Family) -> None:
 
 
 def _check_unet(spec: ModelSpec, base: BaseModel) -> None:
-    """Refuse inpainting, depth and refiner UNets, which wear the class name of their family."""
+    """Refuse inpainting, depth and refiner UNets, which share their family's class name."""
     channels, latent = base.unet.get("in_channels", 4), base.vae.get("latent_channels", 4)
     if channels != latent:
         raise ValueError(
@@ -144,10 +144,10 @@ def _check_unet(spec: ModelSpec, base: BaseModel) -> None:
 
 
 def find_model(spec: ModelSpec) -> Path:
-    """A local folder as it is; a hub id from the cache of this machine, or from the hub.
+    """Return a local folder as it is; fetch a hub id, or take it from this machine's cache.
 
     Raises:
-        ValueError: Neither is there; says what `model.path` may be.
+        ValueError: There is neither; says what `model.path` may be.
     """
     folder = Path(spec.path).expanduser()
     if folder.suffix in SINGLE_FILES:

@@ -1,7 +1,7 @@
 """Floating point operations: what a step needs, and what the device could do.
 
-Counted from shapes, on tensors without data. Model FLOPs utilization (MFU) is what was needed over
-what the device could have done in the same time; recomputed activations do not count as needed.
+They are counted from shapes, on tensors without data. Model FLOPs utilization (MFU) is what was
+needed over what the device could have done in the same time; recomputation does not count.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from train.models.conditioning import Condition
 
 PASSES = 3
-"""Of the policy: forward, and twice as much backward. The reference has one."""
+"""The policy's passes: forward, and twice as much backward. The reference has one."""
 
 PEAK = {
     "H200": 989e12, "H100": 989e12, "H800": 989e12, "B200": 2250e12, "A100": 312e12,
@@ -25,7 +25,7 @@ form where there are several: a PCIe card's MFU comes out too low."""
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """What a GPU could do a second in bf16; None where that is not known."""
+    """A GPU's bf16 operations per second at most; None if they are not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -33,26 +33,26 @@ def peak_flops(device: torch.device) -> float | None:
     return PEAK[max(known, key=len)] if known else None
 
 
-def forward_flops(unet: Any, latent_shape: tuple[int, int, int], told: Condition) -> int:
-    """Of one forward pass of a diffusers UNet over one image; `told` is its first row."""
+def forward_flops(unet: Any, latent_shape: tuple[int, int, int], condition: Condition) -> int:
+    """Operations of a diffusers UNet's forward pass over one image, with the first condition."""
     with torch.device("meta"):
         empty: nn.Module = type(unet).from_config(unet.config).eval()
         noisy, timestep = torch.empty(1, *latent_shape), torch.zeros(1)
-    added = told.added and {name: _shape_of(value) for name, value in told.added.items()}
+    added = condition.added and {name: _shape_of(value) for name, value in condition.added.items()}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         empty(
             noisy,
             timestep,
-            encoder_hidden_states=_shape_of(told.states),
+            encoder_hidden_states=_shape_of(condition.states),
             added_cond_kwargs=added,
             return_dict=False,
         )
     return int(counter.get_total_flops())
 
 
-def pair_flops(forward: int, *, asks_reference: bool) -> int:
-    """Of a training step, a pair: both images through policy and reference."""
-    return 2 * (PASSES + asks_reference) * forward
+def pair_flops(forward: int, *, uses_reference: bool) -> int:
+    """Operations of a pair in a training step: both images through policy and reference."""
+    return 2 * (PASSES + uses_reference) * forward
 
 
 def _shape_of(value: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""LoRA: the policy is the frozen base and a small adapter; so is the reference, with its own.
+"""LoRA: the policy is the frozen base with a small adapter, and so is the reference.
 
-Both adapters live in one UNet, and a forward pass uses one of them. So the reference costs no
+Both adapters live in one UNet, and a forward pass uses one of them. So the reference needs no
 second UNet, and its refresh copies the adapter alone.
 """
 
@@ -24,12 +24,12 @@ REFERENCE = "reference"
 
 
 def attach(unet: nn.Module, spec: LoraSpec, seed: int, *, moving: bool) -> None:
-    """Freeze the UNet and add the policy's adapter; where the reference moves, also the latter's.
+    """Freeze the UNet and add the policy's adapter; if the reference moves, also the reference's.
 
-    Both begin alike: A is drawn from `seed`, and B is 0, so that the policy begins as the base.
+    Both start equal: A is drawn from `seed` and B is 0, so the policy starts as the base.
 
     Raises:
-        ValueError: No layer of the UNet has a name that `train.lora.targets` asks for.
+        ValueError: A name in `train.lora.targets` fits no layer of the UNet.
     """
     check_targets(unet, spec)
     config = LoraConfig(
@@ -52,21 +52,23 @@ def attach(unet: nn.Module, spec: LoraSpec, seed: int, *, moving: bool) -> None:
 
 
 def check_targets(unet: nn.Module, spec: LoraSpec) -> None:
-    """Refuse names of layers that are not there.
+    """Check that every target fits a layer.
 
     Raises:
-        ValueError: Names the targets that fit nothing, and what there is.
+        ValueError: Some do not; names them, and the layers there are.
     """
     kinds = (nn.Linear, nn.Conv2d)
-    there = {name for name, layer in unet.named_modules() if isinstance(layer, kinds)}
-    lost = [
-        end for end in spec.targets if not any(f".{name}".endswith(f".{end}") for name in there)
+    layer_names = {name for name, layer in unet.named_modules() if isinstance(layer, kinds)}
+    missing = [
+        end
+        for end in spec.targets
+        if not any(f".{name}".endswith(f".{end}") for name in layer_names)
     ]
-    if lost:
+    if missing:
         ends = {".".join(name.split(".")[-2:]) if name[-1].isdigit() else name.split(".")[-1]
-                for name in there}  # fmt: skip
+                for name in layer_names}  # fmt: skip
         raise ValueError(
-            f"train.lora.targets has {', '.join(lost)}, but no layer of the UNet is named so; "
+            f"train.lora.targets has {', '.join(missing)}, but no layer of the UNet is named so; "
             f"allowed are {', '.join(sorted(ends))}, or longer ends of a layer's name"
         )
 
@@ -77,7 +79,7 @@ def belongs(parameter: str, adapter: str) -> bool:
 
 
 def counts(unet: nn.Module) -> ParameterCounts:
-    """How many parameters the base has, and the policy's adapter."""
+    """Count the parameters of the base and of the policy's adapter."""
     sizes = {name: parameter.numel() for name, parameter in unet.named_parameters()}
     return ParameterCounts(
         unet=sum(size for name, size in sizes.items() if ".lora_" not in name),
@@ -99,18 +101,18 @@ def layers(unet: nn.Module) -> list[BaseTunerLayer]:
     return [layer for layer in unet.modules() if isinstance(layer, BaseTunerLayer)]
 
 
-def choose(found: list[BaseTunerLayer], *adapters: str) -> None:
-    """Let the layers use these adapters, or with none the base alone; changes no tensor.
+def choose(tuner_layers: list[BaseTunerLayer], *adapters: str) -> None:
+    """Let the layers use these adapters, or none: the base alone. Changes no tensor.
 
     peft's own switch also turns `requires_grad` on and off, which DeepSpeed has built upon.
     """
-    for layer in found:
+    for layer in tuner_layers:
         layer._active_adapter = list(adapters)
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterReference:
-    """The policy's UNet with the reference's adapter, or without any; never differentiated."""
+    """The policy's UNet with the reference's adapter, or without one; has no gradient."""
 
     unet: nn.Module
     switched: list[BaseTunerLayer]
@@ -118,7 +120,7 @@ class AdapterReference:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The UNet's forward pass."""
-        # Not in inference mode: what ZeRO 3 gathers here, the policy's backward pass may still use.
+        # Not in inference mode: the policy's backward pass may use what ZeRO 3 gathers here.
         with self._instead(), torch.inference_mode(mode=False), torch.no_grad():
             return self.unet(*args, **kwargs)
 
@@ -132,7 +134,7 @@ class AdapterReference:
 
 
 def as_reference(unet: nn.Module) -> AdapterReference:
-    """The reference in the policy's UNet: its own adapter, or the base where it has none."""
+    """The reference in the policy's UNet: its own adapter, or the base if it has none."""
     adapters = (REFERENCE,) if of_reference(unet) else ()
     return AdapterReference(unet, layers(unet), adapters)
 
@@ -141,15 +143,15 @@ def as_reference(unet: nn.Module) -> AdapterReference:
 
 
 def in_diffusers_format(weights: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """The policy's adapter as diffusers reads it, in float32.
+    """Convert the policy's adapter to the format that diffusers reads, in float32.
 
-    The scale is multiplied into B, because readers take it as 1 where a file does not say.
+    The scale is multiplied into B, because readers take it as 1 if a file does not give one.
     """
-    found = {}
+    adapter = {}
     for name, weight in weights.items():
         key = f"unet.{name.replace(f'.{POLICY}.', '.')}"
-        found[key] = weight.float() * (scale if ".lora_B." in key else 1.0)
-    return found
+        adapter[key] = weight.float() * (scale if ".lora_B." in key else 1.0)
+    return adapter
 
 
 @torch.no_grad()

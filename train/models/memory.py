@@ -1,10 +1,10 @@
-"""Bytes that a process holds in training, counted from numbers of parameters.
+"""Memory of a process in training, computed from numbers of parameters.
 
-Counted are the tensors that live from one step to the next, at their most: when the gradients of a
-whole batch are there. Not counted are activations, which depend on resolution, micro-batch and
-kernels, and what lives for a moment: a bucket in flight, a gathered layer, the allocator's slack.
+It counts the tensors that live from one step to the next, at their most: when the gradients of a
+whole batch are there. It does not count activations, which depend on resolution, micro-batch and
+kernels, nor what lives for a moment: a bucket in flight, a gathered layer, the allocator's slack.
 
-`python -m train.memory` prints the published models.
+`python -m train.models.memory` prints the published models.
 """
 
 from collections.abc import Iterator
@@ -26,16 +26,16 @@ class ParameterCounts:
     """How many parameters a model has."""
 
     unet: int
-    """Of the base's UNet."""
+    """Parameters of the base's UNet."""
     adapter: int = 0
-    """Of a LoRA adapter; 0 trains the UNet."""
+    """Parameters of a LoRA adapter; 0 trains the UNet."""
     text: int = 0
-    """Of all text encoders."""
+    """Parameters of all text encoders."""
     vae: int = 0
 
     @property
     def trained(self) -> int:
-        """Those with a gradient."""
+        """Parameters with a gradient."""
         return self.adapter or self.unet
 
 
@@ -63,11 +63,11 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return sum(getattr(self, item.name) for item in fields(self))
 
     def __str__(self) -> str:
-        """In GiB, for people."""
+        """Describe the parts in GiB."""
         each = ", ".join(
             f"{item.name} {getattr(self, item.name) / GIB:.2f}" for item in fields(self)
         )
@@ -75,42 +75,42 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    counts: ParameterCounts, spec: TrainSpec, world: int, *, vae_in_fp32: bool = False
+    counts: ParameterCounts, spec: TrainSpec, world_size: int, *, vae_in_fp32: bool = False
 ) -> MemoryEstimate:
-    """What one of `world` processes holds."""
+    """Estimate the memory of one of `world_size` processes."""
     width = FP32 if spec.precision is Precision.fp32 else 2
-    shared = world if spec.zero.stage == 3 else 1
+    partitions = world_size if spec.zero.stage == 3 else 1
     weights = counts.unet + counts.adapter
     return MemoryEstimate(
-        policy=width * weights // shared,
-        gradients=_gradients(counts, spec, world, width),
-        optimizer=_optimizer(counts.trained, spec, world),
-        reference=_reference(counts, spec, width) // shared,
+        policy=width * weights // partitions,
+        gradients=_gradients(counts, spec, world_size, width),
+        optimizer=_optimizer(counts.trained, spec, world_size),
+        reference=_reference(counts, spec, width) // partitions,
         others=width * counts.text + (FP32 if vae_in_fp32 else width) * counts.vae,
     )
 
 
-def _gradients(counts: ParameterCounts, spec: TrainSpec, world: int, width: int) -> int:
+def _gradients(counts: ParameterCounts, spec: TrainSpec, world_size: int, width: int) -> int:
     trained, stage = counts.trained, spec.zero.stage
     if stage == 0:
         return width * trained
-    if stage == 1:  # whole on every process, and beside those of a micro-batch their sum
+    if stage == 1:  # whole on every process: those of a micro-batch, and their sum
         return (FP32 + width) * trained
     if stage == 2:
-        return FP32 * trained // world
+        return FP32 * trained // world_size
     bucket = min(BUCKET, counts.unet + counts.adapter)  # stage 3 keeps its bucket
-    return FP32 * trained // world + width * bucket
+    return FP32 * trained // world_size + width * bucket
 
 
-def _optimizer(trained: int, spec: TrainSpec, world: int) -> int:
+def _optimizer(trained: int, spec: TrainSpec, world_size: int) -> int:
     moments, masters = 2 * FP32 * trained, FP32 * trained
     if spec.zero.stage == 0:
         return moments + (0 if spec.precision is Precision.fp32 else masters)
-    return (moments + masters) // world
+    return (moments + masters) // world_size
 
 
 def _reference(counts: ParameterCounts, spec: TrainSpec, width: int) -> int:
-    """On all processes of a sharded one."""
+    """Bytes of the reference over all processes, if it is partitioned."""
     refresh = spec.reference.refresh
     if spec.objective.kind is Objective.mapo or (counts.adapter and refresh is Refresh.frozen):
         return 0  # there is none, or it is the base
@@ -122,16 +122,16 @@ def _reference(counts: ParameterCounts, spec: TrainSpec, width: int) -> int:
 
 
 def published_rows() -> Iterator[tuple[str, str, MemoryEstimate]]:
-    """Model, how it is trained, and its memory: bf16 and a snapshot reference throughout."""
+    """Yield model, training and memory; always in bf16 with a snapshot reference."""
     for name, whole in PUBLISHED.items():
         lora = ParameterCounts(
             unet=whole.unet, adapter=ADAPTERS[name], text=whole.text, vae=whole.vae
         )
-        for stage, world in ((2, 1), (1, 8), (2, 8), (3, 8)):
+        for stage, world_size in ((2, 1), (1, 8), (2, 8), (3, 8)):
             spec = TrainSpec()
             spec.zero.stage = stage
-            how = f"all weights, ZeRO-{stage}, {world} GPU{'s' if world > 1 else ''}"
-            yield name, how, estimate_memory(whole, spec, world, vae_in_fp32=name == "SDXL")
+            how = f"all weights, ZeRO-{stage}, {world_size} GPU{'s' if world_size > 1 else ''}"
+            yield name, how, estimate_memory(whole, spec, world_size, vae_in_fp32=name == "SDXL")
         spec = TrainSpec()
         yield (
             name,
@@ -141,7 +141,7 @@ def published_rows() -> Iterator[tuple[str, str, MemoryEstimate]]:
 
 
 def published_table() -> str:
-    """A Markdown table in GiB."""
+    """Format `published_rows` as a Markdown table in GiB."""
     names = [item.name for item in fields(MemoryEstimate)]
     lines = [f"| model | trained | total | {' | '.join(names)} |", "|---|---" + "|---:" * 6 + "|"]
     for model, how, memory in published_rows():

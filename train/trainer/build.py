@@ -1,4 +1,4 @@
-"""From settings to a trainer: the stream, the model, policy and reference in their places."""
+"""From settings to a trainer: the stream, the models, the callbacks."""
 
 from dataclasses import replace
 from typing import Any
@@ -10,7 +10,8 @@ from torch import Tensor
 from data.pairs import open_pairs
 from data.pairs.schema import PairSource
 from train.config import Refresh, TrainSpec
-from train.distributed.deepspeed_engine import Policy, World
+from train.distributed.deepspeed_engine import Policy
+from train.distributed.world import World
 from train.dpo.draws import DrawRule
 from train.dpo.objectives import make_criterion, timestep_rule
 from train.dpo.reference import make_reference
@@ -20,27 +21,31 @@ from train.loader.dataset import DecidedPairs, decided_pairs
 from train.loader.latent_source import latents_of
 from train.loader.loader import PairStream, StreamPlan
 from train.models.activation_checkpointing import checkpoint_activations
-from train.models.components import load_components
+from train.models.components import ModelComponents, load_components
 from train.models.flops import forward_flops, pair_flops
 from train.models.lora import attach, counts
 from train.models.memory import estimate_memory
-from train.trainer.samples import make_samples, texts
-from train.trainer.trainer import Trainer
-from train.trainer.validation import make_validation, split
+from train.trainer.metrics_log import MetricsLog
+from train.trainer.progress import ShowProgress
+from train.trainer.reference_refresh import RefreshReference
+from train.trainer.resume import SaveCheckpoints
+from train.trainer.samples import Samples, make_samples
+from train.trainer.trainer import Callback, Trainer
+from train.trainer.validation import Validation, make_validation, split
 
 
-def shared_out(run: TrainRun, world: int) -> TrainRun:
-    """The run with no more pairs a forward pass than a process has of a batch."""
-    if run.train.batch % world:
-        return run  # the stream says so
-    micro_batch = min(run.train.micro_batch, run.train.batch // world)
+def limit_micro_batch(run: TrainRun, world_size: int) -> TrainRun:
+    """The run with micro-batches no larger than a process's part of a batch."""
+    if run.train.batch % world_size:
+        return run  # the stream refuses this with a message
+    micro_batch = min(run.train.micro_batch, run.train.batch // world_size)
     return replace(run, train=replace(run.train, micro_batch=micro_batch))
 
 
 def open_stream(run: TrainRun, world: World) -> PairStream:
-    """This rank's pairs; every mistake in the data that can be seen early is seen here."""
+    """Open this rank's pairs; mistakes in the data that can be noticed early are noticed here."""
     if world.rank == 0:
-        open_pairs(run.pairs)  # may draw the miniature's pairs
+        open_pairs(run.pairs)  # may generate the miniature's pairs
     world.barrier()
     source = open_pairs(run.pairs)
     plan = StreamPlan(
@@ -50,7 +55,7 @@ def open_stream(run: TrainRun, world: World) -> PairStream:
         window=run.train.window,
         side=run.model.resolution,
         rank=world.rank,
-        world=world.size,
+        world_size=world.world_size,
         workers=run.train.workers,
         memory_mb=run.train.memory_mb,
     )
@@ -61,7 +66,7 @@ def open_stream(run: TrainRun, world: World) -> PairStream:
 def stream_of(
     run: TrainRun, pairs: DecidedPairs, source: PairSource, plan: StreamPlan
 ) -> PairStream:
-    """Some of the pairs, from the images that the run trains on."""
+    """A stream of some of the pairs, from the images or latents that the run trains on."""
     latents = None
     if run.latents:
         latents = latents_of(run.latents, pairs, mirrored=run.train.flip)
@@ -69,64 +74,90 @@ def stream_of(
 
 
 def held_out_stream(run: TrainRun, stream: PairStream) -> PairStream | None:
-    """The pairs that are kept for validation, if any; to pick from, whatever their number."""
+    """A stream of the held-out pairs, if any; only to pick from, so any number of them will do."""
     if stream.pairs.held_out is None:
         return None
-    alone = replace(stream.plan, batch=1, micro_batch=1, rank=0, world=1)
+    alone = replace(stream.plan, batch=1, micro_batch=1, rank=0, world_size=1)
     return stream_of(run, stream.pairs.held_out, stream.source, alone)
 
 
 def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Console) -> Trainer:
-    """Load the model and put policy and reference in their places."""
+    """Load the model, and make of it the policy, the reference, and what checks them."""
     spec = run.train
     with_vae = run.latents is None or spec.samples.every > 0
     components = load_components(run.model, spec.precision, world.device, with_vae=with_vae)
-    unet = components.unet()
-    num_timesteps = len(components.schedule.alphas_cumprod)
-    criterion = make_criterion(spec, stream.pairs, num_timesteps)
+    votes = stream.pairs.table["margin"].to_numpy()
+    criterion = make_criterion(spec, votes, components.num_timesteps)
+    unet = policy_unet(run, components)
+    memory = estimate_memory(counts(unet), spec, world.world_size)
+    console.print(f"memory: {replace(memory, others=components.frozen_bytes)}")
+    draw_rule = draw_rule_of(run, components)
+    validation = make_validation(
+        spec.validation, held_out_stream(run, stream), stream.plan, components, unet, draw_rule
+    )
+    forward = forward_flops(unet, components.latent_shape, components.condition_of_new([""]))
+    policy = Policy(unet, spec, world)
+    reference = make_reference(lambda: arranged(components.unet(), spec), policy, spec, world)
+    denoiser = reference.denoiser if criterion.uses_reference else absent
+    metrics_log = MetricsLog(run, world.rank == 0, console)
+    samples = make_samples(spec.samples, components, stream.pairs, run.seed, metrics_log)
+    return Trainer(
+        run=run,
+        world=world,
+        stream=stream,
+        models=Models(components, policy, denoiser),
+        policy=policy,
+        reference=reference,
+        draw_rule=draw_rule,
+        criterion=criterion,
+        pair_flops=pair_flops(forward, uses_reference=criterion.uses_reference),
+        callbacks=ordered(validation, metrics_log, samples, ShowProgress(console)),
+    )
+
+
+def ordered(
+    validation: Validation | None,
+    metrics_log: MetricsLog,
+    samples: Samples | None,
+    progress: ShowProgress,
+) -> list[Callback]:
+    """The callbacks of a run, in the order in which each step calls them.
+
+    The refresh is part of the step: validation, samples and checkpoint see the refreshed reference.
+    Validation adds to the line before it is logged. The log and the samples come before the
+    checkpoint: a run that is killed between them repeats the step and writes both again, while
+    after the checkpoint they would be lost.
+    """
+    callbacks = (RefreshReference(), validation, metrics_log, samples, SaveCheckpoints(), progress)
+    return [callback for callback in callbacks if callback is not None]
+
+
+def policy_unet(run: TrainRun, components: ModelComponents) -> Any:
+    """The base's UNet, with an adapter if one is trained."""
+    spec, unet = run.train, components.unet()
     if spec.lora.rank:
         moving = spec.reference.refresh is not Refresh.frozen
         attach(unet, spec.lora, run.seed, moving=moving)
-    memory = estimate_memory(counts(unet), spec, world.size)
-    memory = replace(memory, others=components.frozen_bytes)
-    console.print(f"memory: {memory}")
-    unet = arranged(unet, spec)
-    rule = DrawRule(
+    return arranged(unet, spec)
+
+
+def draw_rule_of(run: TrainRun, components: ModelComponents) -> DrawRule:
+    """The distribution of the random choices of each pair."""
+    return DrawRule(
         seed=run.seed,
-        num_timesteps=num_timesteps,
+        num_timesteps=components.num_timesteps,
         latent_shape=components.latent_shape,
-        timesteps=timestep_rule(spec.timesteps),
-        flip=spec.flip,
-        caption_dropout=spec.caption_dropout,
-    )
-    held_out = held_out_stream(run, stream)
-    validation = make_validation(spec.validation, held_out, stream.plan, components, unet, rule)
-    told = texts(components, [""])
-    forward = forward_flops(unet, components.latent_shape, told)
-    policy = Policy(unet, spec, world)
-    reference = make_reference(lambda: arranged(components.unet(), spec), policy, spec, world)
-    asked = reference.denoiser if criterion.asks_reference else absent
-    return Trainer(
-        run,
-        world,
-        stream,
-        Models(components, policy, asked),
-        policy,
-        reference,
-        rule,
-        criterion,
-        console,
-        validation=validation,
-        samples=make_samples(spec.samples, components, stream.pairs, run.seed),
-        pair_flops=pair_flops(forward, asks_reference=criterion.asks_reference),
+        timesteps=timestep_rule(run.train.timesteps),
+        flip=run.train.flip,
+        caption_dropout=run.train.caption_dropout,
     )
 
 
 def arranged(unet: Any, spec: TrainSpec) -> Any:
-    """A UNet in the memory and execution that the settings ask for; its numbers stay."""
+    """Set how a UNet is executed and stored, by the settings; its numbers stay the same."""
     checkpoint_activations(unet, spec.gradient_checkpointing)
     if spec.channels_last:  # activations only: DeepSpeed takes no weights in another order
-        unet.register_forward_pre_hook(_to_channels_last)  # convolutions keep what they are given
+        unet.register_forward_pre_hook(_to_channels_last)  # convolutions keep that layout
     if spec.compile:
         unet.compile_repeated_blocks()
     return unet

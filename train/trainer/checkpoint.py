@@ -1,12 +1,11 @@
-"""All that is needed to go on.
+"""The format of checkpoints: all that is needed to resume.
 
 A checkpoint is written into a hidden folder, hashed, described by `manifest.json`, and renamed: a
-folder named `step-...` is whole, or was damaged later, which its hashes tell. DeepSpeed's shards
-are pickles, so they are opened only after the hashes hold.
+folder named `step-...` is whole, or was damaged later, which its hashes reveal. DeepSpeed's shards
+are pickles, so they are opened only after their hashes are checked.
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -18,9 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data.artifacts.atomic import ShardError, sha256_of, write_json
+from data.artifacts.atomic import ShardError, fsync, sha256_of, write_json
 from data.artifacts.manifest import MANIFEST
-from train.distributed.deepspeed_engine import Policy, World, sizes
+from train.distributed.deepspeed_engine import Policy, sizes
+from train.distributed.world import World
 from train.dpo.reference import Reference
 from train.loader.sampler import Position
 
@@ -52,7 +52,7 @@ def checkpoint_folder(root: Path, step: int) -> Path:
 def save_checkpoint(
     root: Path, state: State, policy: Policy, reference: Reference, world: World, keep: int
 ) -> Path:
-    """Write the checkpoint of a step, all ranks together; of older ones the last few are kept."""
+    """Write the checkpoint of a step, all ranks together, and delete all but the last `keep`."""
     final = checkpoint_folder(root, state.step)
     partial = final.with_name(f".{final.name}.partial")
     if world.rank == 0:
@@ -60,8 +60,8 @@ def save_checkpoint(
         partial.mkdir(parents=True)
     world.barrier()
     policy.save(partial)
-    shares = reference_shares(reference, world)
-    save_file(shares, reference_file(partial, world.rank, world.size))
+    shards = reference_shards(reference, world)
+    save_file(shards, reference_file(partial, world.rank, world.world_size))
     world.barrier()  # every rank's files are written before any is counted
     if world.rank == 0:
         write_json(partial / STATE, asdict(state))
@@ -69,73 +69,65 @@ def save_checkpoint(
         if final.exists():  # damaged, or the run would not have done this step again
             shutil.rmtree(final)
         partial.rename(final)
-        _sync(root)
-        _forget(root, keep)
+        fsync(root)
+        _delete_old(root, keep)
     world.barrier()
     return final
 
 
 def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Bytes and SHA-256 of every file below a folder, each forced to disk first."""
-    found = {}
+    """Force every file below a folder to disk; return their sizes and SHA-256 by name."""
+    entries = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        _sync(path)
+        fsync(path)
         name = path.relative_to(folder).as_posix()
-        found[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    return found
+        entries[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    return entries
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _forget(root: Path, keep: int) -> None:
+def _delete_old(root: Path, keep: int) -> None:
     for step in steps_saved(root)[:-keep]:
         shutil.rmtree(checkpoint_folder(root, step))
 
 
-# --- the reference's shares ----------------------------------------------------------------------
+# --- the reference's shards ----------------------------------------------------------------------
 
 
-def reference_file(folder: Path, rank: int, world: int) -> Path:
-    """The share of the reference that a rank wrote."""
-    return folder / f"reference-{rank:05d}-of-{world:05d}.safetensors"
+def reference_file(folder: Path, rank: int, world_size: int) -> Path:
+    """The file with a rank's shard of the reference."""
+    return folder / f"reference-{rank:05d}-of-{world_size:05d}.safetensors"
 
 
-def reference_shares(reference: Reference, world: World) -> dict[str, Tensor]:
-    """This rank's share of every parameter of the reference, flat; cut alike at every ZeRO stage.
+def reference_shards(reference: Reference, world: World) -> dict[str, Tensor]:
+    """Return this rank's shard of each of the reference's parameters, flat; alike at every stage.
 
-    A share is a stage 3 partition without its padding; where the rank holds everything, it is cut
-    from that. So a checkpoint has the reference once, and any number of ranks can read it.
+    A shard is a stage 3 partition without its padding; if the rank has whole parameters, it is cut
+    from them. So a checkpoint has the reference once, and any number of ranks can read it.
     """
     numels = sizes(reference.parameters)
-    found = {}
+    shards = {}
     for name, part in (reference.parts() | reference.average).items():
-        first, length = share_bounds(numels[name], world.rank, world.size)
+        first, length = shard_bounds(numels[name], world.rank, world.world_size)
         start = 0 if reference.sharded else first
-        found[name] = part[start : start + length].detach().to("cpu", copy=True)
-    return found
+        shards[name] = part[start : start + length].detach().to("cpu", copy=True)
+    return shards
 
 
-def share_bounds(numel: int, rank: int, world: int) -> tuple[int, int]:
-    """First element and length of a rank's share of `numel` elements: DeepSpeed's stage 3 cut."""
-    share = -(-numel // world)
-    first = min(rank * share, numel)
-    return first, min(share, numel - first)
+def shard_bounds(numel: int, rank: int, world_size: int) -> tuple[int, int]:
+    """First element and length of a rank's shard of `numel` elements, cut as by ZeRO stage 3."""
+    size = -(-numel // world_size)
+    first = min(rank * size, numel)
+    return first, min(size, numel - first)
 
 
 def load_reference(folder: Path, state: State, reference: Reference, world: World) -> None:
-    """Read the reference, written by any number of ranks, into what this rank holds of it."""
+    """Read the reference, written by any number of ranks, into this rank's part of it."""
     files = [load_file(reference_file(folder, rank, state.world)) for rank in range(state.world)]
     numels = sizes(reference.parameters)
     for name, part in reference.parts().items():
-        whole = torch.cat([shares[name] for shares in files])
+        whole = torch.cat([shards[name] for shards in files])
         if reference.sharded:
-            first, length = share_bounds(numels[name], world.rank, world.size)
+            first, length = shard_bounds(numels[name], world.rank, world.world_size)
             whole = whole[first : first + length]
         part[: len(whole)].copy_(whole)
         if name in reference.average:
@@ -148,12 +140,12 @@ def load_reference(folder: Path, state: State, reference: Reference, world: Worl
 
 def steps_saved(root: Path) -> list[int]:
     """Steps that have a checkpoint folder, in order."""
-    found = [NAME.fullmatch(path.name) for path in root.iterdir()] if root.is_dir() else []
-    return sorted(int(match.group(1)) for match in found if match)
+    matches = [NAME.fullmatch(path.name) for path in root.iterdir()] if root.is_dir() else []
+    return sorted(int(match.group(1)) for match in matches if match)
 
 
 def latest_valid(root: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose hashes hold, and what is wrong with the newer ones.
+    """Return the newest checkpoint whose hashes hold, and what is wrong with newer ones.
 
     Raises:
         ShardError: There are checkpoints, and every one is damaged.
@@ -174,12 +166,12 @@ def latest_valid(root: Path) -> tuple[Path | None, list[str]]:
 
 
 def find_corruption(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+    """Say what is wrong with a checkpoint's files, or return None."""
     try:
-        listed: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text())["files"]
+        entries: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text())["files"]
     except (OSError, ValueError, KeyError) as error:
         return f"{folder}/{MANIFEST} cannot be read ({error})"
-    for name, entry in listed.items():
+    for name, entry in entries.items():
         path = folder / name
         if not path.is_file():
             return f"{path} is missing"
@@ -189,6 +181,6 @@ def find_corruption(folder: Path) -> str | None:
 
 
 def load_state(folder: Path) -> State:
-    """Where the run stood."""
+    """Read where the run stood."""
     value = json.loads((folder / STATE).read_text())
     return State(**value | {"position": Position(**value["position"])})

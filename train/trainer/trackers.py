@@ -1,4 +1,4 @@
-"""Where the journal is shown as curves: TensorBoard always, Weights & Biases when asked for."""
+"""Shows metrics as curves: in TensorBoard, and in Weights & Biases if `train.wandb` is set."""
 
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -22,8 +22,8 @@ class Tracker(Protocol):
     def log_images(self, name: str, pixels: UInt8[np.ndarray, "height width 3"], step: int) -> None:
         """Show an image."""
 
-    def close(self) -> None:
-        """Finish."""
+    def close(self, *, failed: bool) -> None:
+        """Finish; `failed` says that the run ended with an error."""
 
 
 class TensorBoard:
@@ -43,13 +43,13 @@ class TensorBoard:
         """Show an image."""
         self.writer.add_image(name, pixels, step, dataformats="HWC")
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         """Write what is left."""
         self.writer.close()
 
 
 class WeightsAndBiases:
-    """A run of the project; the same folder goes on with the same run.
+    """A run of the project; the same folder resumes the same run.
 
     Steps that are repeated after a kill are sent again: the newest value of a step counts.
     """
@@ -78,16 +78,16 @@ class WeightsAndBiases:
         """Show an image."""
         self.run.log({name: self.wandb.Image(pixels), "step": step})
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         """Send what is left."""
-        self.run.finish()
+        self.run.finish(exit_code=int(failed))
 
 
 def check_trackers(run: TrainRun) -> None:
-    """Whether all that is asked for can be had.
+    """Check that the trackers can be opened.
 
     Raises:
-        ValueError: Weights & Biases is asked for and not installed.
+        ValueError: `train.wandb` is set and Weights & Biases is not installed.
     """
     if run.train.wandb is not None and find_spec("wandb") is None:
         raise ValueError(
@@ -97,7 +97,7 @@ def check_trackers(run: TrainRun) -> None:
 
 
 def open_trackers(run: TrainRun, done: int) -> list[Tracker]:
-    """Every tracker of a run that goes on after `done` steps."""
+    """Open every tracker of a run that stands after `done` steps."""
     trackers: list[Tracker] = [TensorBoard(run.folder / "tensorboard", done)]
     if run.train.wandb is not None:
         trackers.append(WeightsAndBiases(run))

@@ -1,0 +1,174 @@
+"""Settings of stage two: `TrainSpec`, whose sections are in the modules beside it."""
+
+from dataclasses import dataclass, field, fields
+from enum import Enum
+
+from train.config.model import (
+    ActivationCheckpointing,
+    LoraSpec,
+    ModelSpec,
+    Precision,
+    ZeroSpec,
+)
+from train.config.monitoring import SampleSpec, ValidationSpec
+from train.config.objective import (
+    Objective,
+    ObjectiveSpec,
+    ReferenceSpec,
+    Refresh,
+    TimestepKind,
+    TimestepSpec,
+)
+
+__all__ = [
+    "COLLECTIVE_TIMEOUT_S", "ActivationCheckpointing", "LatentUse", "LoraSpec", "ModelSpec",
+    "Objective", "ObjectiveSpec", "Precision", "ReferenceSpec", "Refresh", "SampleSpec",
+    "TimestepKind", "TimestepSpec", "TrainSpec", "ValidationSpec", "ZeroSpec", "resumable_fields",
+]  # fmt: skip
+
+COLLECTIVE_TIMEOUT_S = 1800.0
+"""Default of `train.collective_timeout_s`."""
+
+RESUMABLE = {"resumable": True}
+"""Marks a field of `TrainSpec` that may change when a run is resumed: it decides no weight, or only
+how sums are rounded."""
+
+
+class LatentUse(Enum):
+    """Whether stage one's latents are read in place of the images."""
+
+    auto = "auto"
+
+    never = "never"
+    """Decode the images, and encode them by the VAE in every step."""
+    always = "always"
+    """Use them, or refuse to run."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainSpec:
+    """How the policy is trained; together with the labels and the seed this decides the weights."""
+
+    lora: LoraSpec = field(default_factory=LoraSpec)
+    """Trains an adapter instead of all weights."""
+    reference: ReferenceSpec = field(default_factory=ReferenceSpec)
+    """The reference model's renewal."""
+    zero: ZeroSpec = field(default_factory=ZeroSpec)
+    """DeepSpeed's partitioning."""
+    objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
+    """The loss."""
+    timesteps: TimestepSpec = field(default_factory=TimestepSpec)
+    """Where in the noise schedule pairs are compared."""
+    validation: ValidationSpec = field(default_factory=ValidationSpec)
+    """Held-out pairs."""
+    samples: SampleSpec = field(default_factory=SampleSpec, metadata=RESUMABLE)
+    """Images generated while training."""
+    steps: int = 2000
+    """Optimizer steps."""
+    batch: int = 2048
+    """Pairs in an optimizer step, over all processes."""
+    micro_batch: int = field(default=8, metadata=RESUMABLE)
+    """Pairs in a forward pass on one process, at most its part of a batch; batch must be a multiple
+    of micro_batch x processes."""
+    beta: float = 5000.0
+    """Strength of the pull to the reference in the DPO loss, T folded in (Wallace et al. 2023);
+    `mapo` has its own."""
+    lr: float = 1e-8
+    """Peak learning rate of AdamW."""
+    warmup: int = 500
+    """Optimizer steps of linear warm-up; constant afterwards."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them."""
+    caption_dropout: float = 0.0
+    """Rate of pairs trained with an empty prompt, in [0, 1]."""
+    flip: bool = False
+    """Mirror half of the pairs left to right, both images alike. Wrong where prompts say sides."""
+    latents: LatentUse = field(default=LatentUse.auto, metadata=RESUMABLE)
+    """Whether to read the images' latents that stage one wrote (label.latents)."""
+    precision: Precision = Precision.bf16
+    """Format of weights and activations; errors and losses are fp32 whatever this is."""
+    gradient_checkpointing: ActivationCheckpointing = field(
+        default=ActivationCheckpointing.none, metadata=RESUMABLE
+    )
+    """What the backward pass computes again, to save memory; it changes no number."""
+    channels_last: bool = field(default=False, metadata=RESUMABLE)
+    """Keep the UNet's activations in channels-last memory; meant for GPUs in bf16."""
+    compile: bool = field(default=False, metadata=RESUMABLE)
+    """Compile the UNet's transformer blocks (torch.compile): needs a C++ compiler, takes minutes at
+    first, and does not go with ZeRO stage 3. See docs/training.md."""
+    window: int = 16
+    """Row groups whose rows are shuffled together."""
+    memory_mb: int = field(default=8192, metadata=RESUMABLE)
+    """Most MiB of row groups that a process may keep in memory; see `window`."""
+    workers: int = field(default=1, metadata=RESUMABLE)
+    """Threads that decode images while a step runs; 0 decodes between steps."""
+    checkpoint_every: int = field(default=500, metadata=RESUMABLE)
+    """Optimizer steps between two checkpoints; the last step always has one."""
+    keep: int = field(default=2, metadata=RESUMABLE)
+    """Checkpoints kept."""
+    log_every: int = field(default=1, metadata=RESUMABLE)
+    """Optimizer steps between two lines of the metrics log (journal.jsonl)."""
+    wandb: str | None = field(default=None, metadata=RESUMABLE)
+    """Weights & Biases project to which the metrics log is also sent; null sends nothing."""
+    collective_timeout_s: float = field(default=COLLECTIVE_TIMEOUT_S, metadata=RESUMABLE)
+    """Seconds that a process waits for the others in a collective operation before it fails. Must
+    exceed what the first process does alone: hashing a checkpoint, writing the pipeline."""
+    device: str = field(default="auto", metadata=RESUMABLE)
+    """auto, cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.zero.stage <= 3:
+            raise ValueError(f"zero.stage={self.zero.stage}; allowed are 0, 1, 2 and 3")
+        if self.compile and self.zero.stage == 3:
+            raise ValueError(
+                "train.compile=true with zero.stage=3: parameters are gathered while the model "
+                "runs, which compiled blocks do not see; choose zero=stage2 or train.compile=false"
+            )
+        self._check_ranges()
+        if self.batch % self.micro_batch:
+            raise ValueError(
+                f"train.batch={self.batch} is no multiple of train.micro_batch={self.micro_batch}; "
+                "change one of them"
+            )
+        self._check_reference()
+
+    def _check_ranges(self) -> None:
+        counts = ("steps", "batch", "micro_batch", "window", "checkpoint_every", "keep")
+        least = dict.fromkeys((*counts, "log_every"), 1) | {"collective_timeout_s": 3}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"train.{name}={getattr(self, name)}; it must be at least {bound}")
+        for name in ("warmup", "weight_decay", "clip_norm", "workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name}={getattr(self, name)}; it must not be negative")
+        for name in ("beta", "lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"train.{name}={getattr(self, name)}; it must be above 0")
+        if not 0 <= self.caption_dropout <= 1:
+            raise ValueError(
+                f"train.caption_dropout={self.caption_dropout}; it is a rate in [0, 1]"
+            )
+
+    def _check_reference(self) -> None:
+        reference = self.reference
+        if reference.refresh is Refresh.frozen:
+            return
+        if self.objective.kind is Objective.mapo:
+            raise ValueError(
+                "train.objective.kind=mapo compares with no reference, but train.reference.refresh="
+                f"{reference.refresh.value} would renew one; choose reference=frozen"
+            )
+        if not 0 < reference.every <= self.steps:
+            raise ValueError(
+                f"train.reference.every={reference.every} never happens within "
+                f"train.steps={self.steps}; lower it, or choose reference=frozen"
+            )
+        if reference.refresh is Refresh.ema and not 0 < reference.alpha <= 1:
+            raise ValueError(f"train.reference.alpha={reference.alpha}; it must be in (0, 1]")
+
+
+def resumable_fields() -> set[str]:
+    """Names of the fields of `TrainSpec` that may change when a run is resumed."""
+    return {item.name for item in fields(TrainSpec) if item.metadata.get("resumable")}

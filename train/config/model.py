@@ -1,0 +1,69 @@
+"""Settings of the model: its weights, their format, and how it is run."""
+
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Precision(Enum):
+    """Format of the policy's and the reference's weights and activations."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class ActivationCheckpointing(Enum):
+    """Which activations are recomputed in the backward pass instead of kept."""
+
+    none = "none"
+    """None: every activation is kept."""
+    selective = "selective"
+    """Those of norms, activation functions and sums; those of matrix products, convolutions and
+    attention are kept."""
+    full = "full"
+    """Those of whole blocks: least memory, a quarter more arithmetic."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelSpec:
+    """The model to align: any diffusers folder of the SD1.x, SD2.x and SDXL families."""
+
+    path: str = "???"
+    """Diffusers folder, or a hub id `owner/name` (then `revision` is required)."""
+    revision: str | None = None
+    """The hub's 40-digit commit; never a branch, which changes under a run."""
+    resolution: int = 512
+    """Side of the square training images in pixels."""
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraSpec:
+    """Low-rank adaptation (Hu et al. 2021, Eq. 3): W + alpha / rank * B A, with W frozen."""
+
+    rank: int = 0
+    """Rows of A and columns of B; 0 trains all weights instead."""
+    alpha: float | None = None
+    """Strength of the adapter; null is the rank, so that the factor is 1."""
+    targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
+    """Layers of the UNet that get an adapter, by the ends of their names; attention by default."""
+
+    @property
+    def scale(self) -> float:
+        """The factor of B A."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"train.lora.rank={self.rank}; it must not be negative")
+        if self.alpha is not None and not (self.alpha > 0 and math.isfinite(self.alpha)):
+            raise ValueError(f"train.lora.alpha={self.alpha}; it must be above 0, or null")
+        if self.rank and not self.targets:
+            raise ValueError("train.lora.targets is empty; name at least one layer, such as to_q")
+
+
+@dataclass(kw_only=True, slots=True)
+class ZeroSpec:
+    """DeepSpeed's partitioning."""
+
+    stage: int = 2
+    """ZeRO stage 0 (none), 1 (optimizer), 2 (and gradients), 3 (and parameters)."""

@@ -1,0 +1,102 @@
+"""Settings of what is learned: the objective, the reference and the timesteps."""
+
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Refresh(Enum):
+    """How the reference model follows the policy."""
+
+    frozen = "frozen"
+    """Never: plain Diffusion-DPO."""
+    snapshot = "snapshot"
+    """A copy of the policy every K optimizer steps: the paper's dynamic reference."""
+    ema = "ema"
+    """Moved by `alpha` towards the policy every K optimizer steps (TR-DPO)."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ReferenceSpec:
+    """When and how the reference is refreshed."""
+
+    refresh: Refresh = Refresh.snapshot
+    """The rule."""
+    every: int = 50
+    """K: optimizer steps between two refreshes."""
+    alpha: float = 1.0
+    """For `ema`: fraction of the policy in a refreshed reference, in (0, 1]."""
+
+
+class Objective(Enum):
+    """What training minimises; the equations are in `train/dpo/loss.py`."""
+
+    dpo = "dpo"
+    """Diffusion-DPO (Wallace et al. 2023)."""
+    margin_dpo = "margin_dpo"
+    """Diffusion-DPO in which a pair weighs as much as its winner's lead in votes."""
+    ipo = "ipo"
+    """Identity preference optimization (Azar et al. 2023): a margin to reach, not to exceed."""
+    sdpo = "sdpo"
+    """DPO with the winner-preserving safeguard (Diffusion-SDPO, Fu et al. 2025)."""
+    mapo = "mapo"
+    """Reference-free baseline (Hong et al. 2024)."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ObjectiveSpec:
+    """The objective; its strength, for all but `mapo`, is `train.beta`."""
+
+    kind: Objective = Objective.dpo
+    """The objective."""
+    mu: float = 0.9
+    """For `sdpo`: fraction of the winner's progress that the loser may not take away, in [0, 1].
+    Published: 0.9 for SD1.5, 0.6 for SDXL. At 1 losers that pull against winners are left alone."""
+    mapo_beta: float = 0.1
+    """For `mapo`: weight of the preference against the winner's own error; the published one."""
+    winner_weight: float = 1.0
+    """For `mapo`: weight of the winner's own error (the supervised part); 0 leaves it out."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mu <= 1:
+            raise ValueError(f"train.objective.mu={self.mu}; it must be in [0, 1]")
+        if not (self.mapo_beta > 0 and math.isfinite(self.mapo_beta)):
+            raise ValueError(f"train.objective.mapo_beta={self.mapo_beta}; it must be above 0")
+        if not (self.winner_weight >= 0 and math.isfinite(self.winner_weight)):
+            raise ValueError(
+                f"train.objective.winner_weight={self.winner_weight}; it must not be negative"
+            )
+
+
+class TimestepKind(Enum):
+    """How a pair's timestep is drawn."""
+
+    uniform = "uniform"
+    """Every timestep is equally likely."""
+    importance = "importance"
+    """Some parts of the schedule more often than others."""
+    bucketed = "bucketed"
+    """Every timestep is equally likely, and each pair cycles through the schedule over epochs."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TimestepSpec:
+    """The distribution of timesteps; whatever it is, a pair's depends on (seed, epoch, pair)."""
+
+    kind: TimestepKind = TimestepKind.uniform
+    """The rule."""
+    weights: list[float] = field(default_factory=lambda: [1.0, 1.0, 2.0, 3.0, 3.0])
+    """For `importance`: how often each of as many equal parts of the schedule is drawn, from least
+    to most noise, in any unit. The loss is not divided by it: what is drawn more counts more."""
+    buckets: int = 10
+    """For `bucketed`: equal parts of the schedule; in as many epochs a pair visits each once."""
+
+    def __post_init__(self) -> None:
+        good = all(math.isfinite(weight) and weight >= 0 for weight in self.weights)
+        if not (self.weights and good and sum(self.weights) > 0):
+            raise ValueError(
+                f"train.timesteps.weights={self.weights}; give at least one number, "
+                "none negative and not all 0"
+            )
+        if self.buckets < 1:
+            raise ValueError(f"train.timesteps.buckets={self.buckets}; it must be at least 1")

@@ -1,0 +1,42 @@
+"""From settings to DeepSpeed's configuration."""
+
+from typing import Any
+
+from torch import nn
+
+from train.config import Precision, TrainSpec
+from train.models.memory import BUCKET
+
+
+def zero_config(unet: nn.Module, spec: TrainSpec, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's configuration of a run.
+
+    Raises:
+        ValueError: ZeRO stage 0 would sum the gradients of several micro-batches in bf16.
+    """
+    bf16 = spec.precision is Precision.bf16
+    accumulation = spec.batch // (spec.micro_batch * world_size)
+    if bf16 and spec.zero.stage == 0 and accumulation > 1:
+        raise ValueError(
+            f"zero=stage0 adds up bf16 gradients in bf16, and here {accumulation} micro-batches "
+            "make a step; choose zero=stage1, which adds them up in fp32"
+        )
+    bucket = max(1, min(BUCKET, sum(parameter.numel() for parameter in unet.parameters())))
+    return {
+        "train_batch_size": spec.batch,
+        "train_micro_batch_size_per_gpu": spec.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": spec.clip_norm,
+        "bf16": {"enabled": bf16},
+        "data_types": {"grad_accum_dtype": "bf16" if bf16 and spec.zero.stage == 0 else "fp32"},
+        "zero_optimization": {
+            "stage": spec.zero.stage,
+            "overlap_comm": False,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "stage3_prefetch_bucket_size": bucket,
+        },
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW needs no compiler at run time
+        "steps_per_print": None,
+    }

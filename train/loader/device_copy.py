@@ -1,0 +1,32 @@
+"""Non-blocking host-to-device copies."""
+
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to the device; the host does not wait for a GPU."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # pinned already: no second copy
+
+
+def pin(item: Any, device: torch.device) -> Any:
+    """Copy a dataclass's tensors to pinned memory, from which a GPU reads without the host's help.
+
+    On a CPU it returns the same object. It copies, so it belongs in the prefetch thread.
+    """
+    return item if device.type != "cuda" else _mapped(item, lambda tensor: tensor.pin_memory())
+
+
+def copy_to(device: torch.device, item: Any, stay: tuple[str, ...] = ()) -> Any:
+    """Copy a dataclass's tensors to the device, except for the fields named in `stay`."""
+    return _mapped(item, lambda tensor: to_device(tensor, device), stay)
+
+
+def _mapped(item: Any, change: Any, stay: tuple[str, ...] = ()) -> Any:
+    values = {f.name: getattr(item, f.name) for f in fields(item) if f.name not in stay}
+    return replace(item, **{name: change(v) for name, v in values.items() if isinstance(v, Tensor)})
