@@ -10,7 +10,7 @@ WHOLE_COMMANDS = ("test_docs", "test_evaluate_cli", "test_label_cli")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests of whole commands as slow, and group all for `--dist loadgroup`: one worker a group.
+    """Mark tests of whole commands as slow; put each test into a group for `--dist loadgroup`.
 
     A file is a group, so that its fixtures are made once. Tests with ranks are one group of all
     files: they share a fork server, whose imports take 20 s of a core, and runs to compare with.
