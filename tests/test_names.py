@@ -34,7 +34,7 @@ QUOTES = {
         ("data/images.py", "docs/pairs.md", "tests/test_images.py"), "not a picture of"
     ),
 }
-"""File -> words that stay: golden scores or label files have them, or the page says to avoid them."""
+"""File -> words that stay: golden scores and label files have them, or the page warns of them."""
 FORMER_SETTINGS = re.compile(r"\b(label|evaluate|parity)\.pictures\b")
 """Settings that are answered with their new names."""
 
