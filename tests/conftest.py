@@ -4,16 +4,19 @@ from collections.abc import Iterator
 
 import pytest
 
+WHOLE_COMMANDS = ("test_docs", "test_evaluate_cli", "test_label_cli")
+"""Files whose every test composes commands or runs a stage: slow as a whole."""
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the pages' tests as slow, and group all for `--dist loadgroup`: one worker a group.
+    """Mark tests of whole commands as slow; put each test into a group for `--dist loadgroup`.
 
     A file is a group, so that its fixtures are made once. Tests with ranks are one group of all
     files: they share a fork server, whose imports take 20 s of a core, and runs to compare with.
     """
     for item in items:
-        if item.path.name.startswith("test_docs"):  # each command on a page is composed, 0.3 s
+        if item.path.name.startswith(WHOLE_COMMANDS):
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("xdist_group") is None:
             ranks = item.get_closest_marker("ranks") is not None
