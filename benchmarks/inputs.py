@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
 from data.dtypes import Dtype
-from data.miniature import tokenizer, world
+from data.miniature import scenes, tokenizer
 from label.config import MetricSpec
 
 SLOTS = 1.87
@@ -55,7 +55,7 @@ def write_pairs(folder: Path, num_pairs: int, per_file: int, side: int, seed: in
     """Pick-a-Pic files of drawn JPEGs; how many slots an image fills."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = list(repetition(num_pairs, seed))
-    texts = world.prompts("train")
+    texts = scenes.prompts("train")
     for number, first in enumerate(range(0, num_pairs, per_file)):
         part = rows[first : first + per_file]
         table = pa.table(

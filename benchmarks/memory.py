@@ -15,7 +15,7 @@ from benchmarks.worlds import WORLDS, training_run, write_world
 from train.config import Precision
 from train.distributed.world import start, stop
 from train.dpo.step import prefetch_noise
-from train.loader.sampler import Position
+from train.loader.order import Position
 from train.trainer.build import make_trainer, open_stream
 
 RANKS = 2

@@ -16,7 +16,7 @@ from data.prefetch import prefetch
 from train.config import ActivationCheckpointing, Precision
 from train.distributed.world import World
 from train.dpo.step import prefetch_noise
-from train.loader.sampler import Position
+from train.loader.order import Position
 from train.trainer.build import make_trainer, open_stream
 from train.trainer.trainer import READ_AHEAD, Trainer
 

@@ -38,7 +38,7 @@ from train.loader.dataset import DecidedPairs
 from train.loader.image_source import Images, RowGroup
 from train.loader.latent_source import latents_of
 from train.loader.loader import PairStream, StreamPlan
-from train.loader.sampler import Position, deal, epoch_order
+from train.loader.order import Position, deal, epoch_order
 
 SIDE, PIXELS, GROUP = 512, 768, 64
 FORM = LatentFormat(

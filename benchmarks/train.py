@@ -38,7 +38,7 @@ from train.distributed.world import World, start, stop
 from train.dpo.loss import denoising_errors, dpo_losses
 from train.dpo.step import BatchWithNoise, NoisedBatch, predict, prefetch_noise, prepare_inputs
 from train.loader.loader import PairStream
-from train.loader.sampler import Position
+from train.loader.order import Position
 from train.models.flops import peak_flops
 from train.trainer.build import make_trainer, open_stream, stream_of
 from train.trainer.trainer import READ_AHEAD, Trainer

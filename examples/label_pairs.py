@@ -17,7 +17,7 @@ import polars as pl
 
 from conf.job import composed
 from data.images import encode_png
-from data.miniature import world
+from data.miniature import scenes
 from label.run import main as label
 
 RUN = Path("runs/example")
@@ -32,10 +32,10 @@ def draw_example(folder: Path, num_pairs: int = 60) -> Path:
     with table.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["prompt", "image_0", "image_1"])
-        for number, prompt in enumerate(world.prompts("train")[:num_pairs]):
+        for number, prompt in enumerate(scenes.prompts("train")[:num_pairs]):
             names = [f"{number}-{side}.png" for side in (0, 1)]
             for name in names:
-                (images / name).write_bytes(encode_png(world.imagine(prompt, rng).pixels))
+                (images / name).write_bytes(encode_png(scenes.imagine(prompt, rng).pixels))
             writer.writerow([prompt, *names])
     return table
 

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
 from data.artifacts.atomic import sha256_of
-from data.miniature import tokenizer, world
+from data.miniature import scenes, tokenizer
 from label.config import MetricSpec
 
 SIDE = 32
@@ -175,7 +175,7 @@ def write_pairs(path: Path, rows: list[Row], drop: tuple[str, ...] = ()) -> None
 
 def good_rows(count: int, first: int = 0) -> list[Row]:
     """Distinct pairs; every image occurs in two of them, as in the real set."""
-    prompts = world.prompts("train")
+    prompts = scenes.prompts("train")
     return [
         Row(prompts[(first + i) // 2], image(first + i), image(first + i + 1), float(i % 3 != 0))
         for i in range(count)
@@ -184,7 +184,7 @@ def good_rows(count: int, first: int = 0) -> list[Row]:
 
 def broken_rows() -> list[Row]:
     """One row for each way in which a pair can be bad."""
-    good, prompt = image(900), world.prompts("train")[0]
+    good, prompt = image(900), scenes.prompts("train")[0]
     return [
         Row(prompt, image(901)[: len(image(901)) // 2], good),
         Row(prompt, good, b""),

@@ -30,7 +30,7 @@ from train.dpo.reference import Reference, make_reference
 from train.dpo.step import Models, draw_noise, prefetch_noise, prepare_inputs, step
 from train.identity import TrainRun
 from train.loader.loader import PairBatch
-from train.loader.sampler import Position
+from train.loader.order import Position
 from train.models.components import ModelComponents, load_components
 from train.models.lora import attach
 from train.trainer.build import make_trainer, open_stream

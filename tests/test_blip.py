@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import BlipTextModel
 
 from data.dtypes import Dtype
-from data.miniature import world
+from data.miniature import scenes
 from label.config import MetricSpec
 from label.metrics.architectures import BLIP_LARGE
 from label.metrics.base import ResolvedMetric
@@ -35,7 +35,7 @@ from tests.helpers_blip import HEAD_LAYERS, official_shapes
 CPU = torch.device("cpu")
 SIDE, HEADS = 32, 2
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
-WORDS += sorted({word for prompt in world.prompts("train") for word in prompt.split()} - {"a"})
+WORDS += sorted({word for prompt in scenes.prompts("train") for word in prompt.split()} - {"a"})
 CONFIG: dict[str, Any] = {
     "vision_config": {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -49,7 +49,7 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 LENGTH = {"image_reward": 35, "cycle_reward": 128}
 REWARDS = pytest.mark.parametrize("reward", HEAD_LAYERS)
-PROMPTS = world.prompts("train")[:4]
+PROMPTS = scenes.prompts("train")[:4]
 
 
 # --- the official checkpoint ---------------------------------------------------------------------

@@ -21,7 +21,7 @@ from data.pairs.config import PairsSpec
 from tests.helpers_train import SIDE, image, write_labels, write_pairs
 from train.loader.dataset import decided_pairs
 from train.loader.loader import PairBatch, PairStream, StreamPlan
-from train.loader.sampler import Position
+from train.loader.order import Position
 
 # --- the stream ----------------------------------------------------------------------------------
 

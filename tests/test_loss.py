@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train.dpo.loss import Errors, denoising_errors, dpo_losses, margin
-from train.models.schedule import NoiseSchedule, Prediction
+from train.models.noise_schedule import NoiseSchedule, Prediction
 
 BETA = 5000.0
 

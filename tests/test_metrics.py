@@ -18,7 +18,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel
 from data.artifacts.schemas import Status
 from data.dtypes import Dtype
 from data.images import decode
-from data.miniature import tokenizer, world
+from data.miniature import scenes, tokenizer
 from data.miniature.oracle import oracle
 from label.config import MetricSpec
 from label.metrics.aesthetic_head import load_head
@@ -44,7 +44,7 @@ from tests.helpers_keymap import open_clip_to_hf
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
-PROMPTS = world.prompts("train")[:5]
+PROMPTS = scenes.prompts("train")[:5]
 
 
 @pytest.fixture(scope="module")
@@ -264,8 +264,8 @@ def test_bf16_does_not_round_the_factor_of_a_score(root: Path, tmp_path: Path) -
 
 def test_oracle_is_that_of_the_world(specs: dict[str, MetricSpec]) -> None:
     panel = Panel.load({"oracle": specs["oracle"]}, CPU)
-    scene = world.parse(PROMPTS[0])
-    pixels = world.render(scene, world.Look(), np.random.default_rng(0))
+    scene = scenes.parse(PROMPTS[0])
+    pixels = scenes.render(scene, scenes.Look(), np.random.default_rng(0))
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     scores = panel.score([buffer.getvalue()] * 3, [PROMPTS[0], PROMPTS[1], " "])["oracle"]

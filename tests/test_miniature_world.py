@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data.miniature import world
+from data.miniature import scenes
 from data.miniature.oracle import attributes, oracle
 from data.miniature.pairs import PICKAPIC, write_pairs
+from data.miniature.scenes import Look, Scene
 from data.miniature.taste import HUMAN
-from data.miniature.world import Look, Scene
 from data.pairs.miniature import ensure_pairs
 
 SCENE = Scene("small", "red", "circle", "left", "blue")
@@ -23,14 +23,14 @@ SCENE = Scene("small", "red", "circle", "left", "blue")
 
 def images(number: int, seed: int) -> list[tuple[Scene, np.ndarray]]:
     rng = np.random.default_rng(seed)
-    scenes = world.all_scenes()
-    chosen = [scenes[i] for i in rng.integers(len(scenes), size=number)]
-    return [(scene, world.render(scene, Look(), rng)) for scene in chosen]
+    every = scenes.all_scenes()
+    chosen = [every[i] for i in rng.integers(len(every), size=number)]
+    return [(scene, scenes.render(scene, Look(), rng)) for scene in chosen]
 
 
 def test_a_prompt_reads_back_into_its_scene():
     assert SCENE.prompt == "a small red circle at the left on a blue background"
-    assert all(world.parse(scene.prompt) == scene for scene in world.all_scenes())
+    assert all(scenes.parse(scene.prompt) == scene for scene in scenes.all_scenes())
 
 
 @pytest.mark.parametrize(
@@ -45,11 +45,11 @@ def test_a_prompt_reads_back_into_its_scene():
 )
 def test_other_sentences_are_refused(prompt: str):
     with pytest.raises(ValueError, match="not a prompt of the miniature world"):
-        world.parse(prompt)
+        scenes.parse(prompt)
 
 
 def test_splits_are_disjoint_and_large_enough():
-    splits = {name: set(world.prompts(name)) for name in ("train", "validation", "test")}
+    splits = {name: set(scenes.prompts(name)) for name in ("train", "validation", "test")}
     assert sum(map(len, splits.values())) == len(set().union(*splits.values())) == 3360
     assert len(splits["validation"]) >= 200
     assert len(splits["test"]) >= 500
@@ -57,23 +57,23 @@ def test_splits_are_disjoint_and_large_enough():
 
 def test_splits_never_move():
     """Weights in the repository were trained on this split; another one would leak."""
-    listing = "\n".join(world.prompts("test")).encode()
+    listing = "\n".join(scenes.prompts("test")).encode()
     assert hashlib.blake2b(listing, digest_size=8).hexdigest() == "5fda3ed54daab833"
 
 
 def test_a_fault_changes_one_attribute_and_stays_in_the_world():
     rng = np.random.default_rng(0)
-    for attribute in world.ATTRIBUTES:
+    for attribute in scenes.ATTRIBUTES:
         for _ in range(20):
-            wrong = world.with_fault(SCENE, attribute, rng)
-            assert world.parse(wrong.prompt) == wrong
+            wrong = scenes.with_fault(SCENE, attribute, rng)
+            assert scenes.parse(wrong.prompt) == wrong
             assert replace(wrong, **{attribute: getattr(SCENE, attribute)}) == SCENE
             assert wrong != SCENE
 
 
 def test_the_oracle_reads_clean_images():
     rows = [attributes(image, scene.prompt) for scene, image in images(150, seed=1)]
-    for name in world.ATTRIBUTES:
+    for name in scenes.ATTRIBUTES:
         assert np.mean([row[name] > 0.5 for row in rows]) > 0.97
 
 
@@ -81,15 +81,15 @@ def test_every_fault_lowers_the_oracle_by_about_a_fifth():
     rng = np.random.default_rng(2)
     for scene, image in images(30, seed=3):
         right = oracle(image, scene.prompt)
-        for attribute in world.ATTRIBUTES:
-            wrong = world.render(world.with_fault(scene, attribute, rng), Look(), rng)
+        for attribute in scenes.ATTRIBUTES:
+            wrong = scenes.render(scenes.with_fault(scene, attribute, rng), Look(), rng)
             assert oracle(wrong, scene.prompt) < right - 0.1
 
 
 def test_the_oracle_sees_through_a_poor_look():
     rng = np.random.default_rng(4)
     poor = Look(saturation=0.6, contrast=0.7, brightness=-0.05, blur=1.0)
-    scores = [oracle(world.render(scene, poor, rng), scene.prompt) for scene, _ in images(100, 5)]
+    scores = [oracle(scenes.render(scene, poor, rng), scene.prompt) for scene, _ in images(100, 5)]
     assert np.mean(scores) > 0.85
 
 
@@ -112,7 +112,7 @@ def test_appeal_falls_with_every_flaw():
 
 def test_humans_mind_faults_and_looks():
     rng = np.random.default_rng(7)
-    good = world.SceneImage(world.render(SCENE, Look(), rng), SCENE, Look(), 1.0)
+    good = scenes.SceneImage(scenes.render(SCENE, Look(), rng), SCENE, Look(), 1.0)
     wrong = replace(good, scene=replace(SCENE, colour="green"))
     dull = replace(good, look=Look(saturation=0.3))
     for worse in (wrong, dull):
@@ -185,7 +185,7 @@ def test_an_image_stands_in_several_pairs_of_one_prompt(pair_folder: Path):
 
 def test_captions_are_training_prompts(pair_folder: Path):
     captions = {row["caption"] for row in rows_of(pair_folder)} - {""}
-    assert captions <= set(world.prompts("train"))
+    assert captions <= set(scenes.prompts("train"))
 
 
 def test_ensure_pairs_writes_once(tmp_path: Path):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
 from data.dtypes import Dtype
-from data.miniature import tokenizer, world
+from data.miniature import scenes, tokenizer
 from label.config import MetricSpec
 from label.metrics.architectures import MPS_H
 from label.metrics.mps_network import Mps, empty_network, mps_to_ours, visible
@@ -28,7 +28,7 @@ from tests.helpers_golden import cross_shapes, shapes_of, weights
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
-PROMPTS = world.prompts("train")[:6]
+PROMPTS = scenes.prompts("train")[:6]
 CROSS = {"num_layers": 2, "num_heads": 2, "head_dim": 8, "widening": 4}
 
 

@@ -38,7 +38,7 @@ from tests.helpers_pairs import KINDS, make_set
 from tests.helpers_stores import Shop, served_folder
 from train.loader.dataset import decided_pairs
 from train.loader.loader import PairStream, StreamPlan
-from train.loader.sampler import Position
+from train.loader.order import Position
 
 served = pytest.fixture(served_folder)
 

@@ -114,11 +114,11 @@ def test_a_missing_file_names_the_setting(tmp_path, kind):
 
 
 def test_miniature_prompts_are_those_of_the_held_out_split():
-    from data.miniature import world
+    from data.miniature import scenes
 
     prompts = load_prompts(spec("", PromptsKind.miniature, split="test", max_prompts=40))
-    assert texts(prompts) == list(world.prompts("test"))[:40]
-    assert not set(texts(prompts)) & set(world.prompts("train"))
+    assert texts(prompts) == list(scenes.prompts("test"))[:40]
+    assert not set(texts(prompts)) & set(scenes.prompts("train"))
     with pytest.raises(PromptsError, match="test and validation"):
         load_prompts(spec("", PromptsKind.miniature, split="train"))
 

@@ -7,7 +7,7 @@ import torch
 from data.images import decode
 from tests.helpers_ranks import shared_place, straight
 from train.config import SampleSpec
-from train.models.schedule import NoiseSchedule, Prediction
+from train.models.noise_schedule import NoiseSchedule, Prediction
 from train.trainer.samples import descent, sheet
 
 

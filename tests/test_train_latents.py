@@ -32,7 +32,7 @@ from train.dpo.step import encode
 from train.loader.dataset import decided_pairs
 from train.loader.latent_source import latents_of
 from train.loader.loader import PairStream, StreamPlan
-from train.loader.sampler import Position
+from train.loader.order import Position
 from train.loader.source_choice import LatentsNeeded, advice, choose_source, find_latents
 from train.models.components import ModelComponents, load_components
 

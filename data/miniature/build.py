@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import save_file
 from transformers import CLIPImageProcessorPil, CLIPModel
 
-from data.miniature import train_base, train_scorers, world
+from data.miniature import scenes, train_base, train_scorers
 from data.miniature.taste import HELD_OUT, HPS, PICKSCORE, Taste
 from data.miniature.tokenizer import hf_tokenizer, write_open_clip_merges
 from data.miniature.training import Plan
@@ -192,7 +192,7 @@ def _float_clip(folder: Path) -> CLIPModel:
 def _save_hf(model: CLIPModel, folder: Path) -> None:
     """A Hugging Face folder: tokenizer and preprocessing first, weights last."""
     hf_tokenizer().save_pretrained(folder)
-    side = world.SIDE
+    side = scenes.SIDE
     CLIPImageProcessorPil(
         size={"shortest_edge": side}, crop_size={"height": side, "width": side}
     ).save_pretrained(folder)

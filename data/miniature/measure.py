@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
-from data.miniature import world
+from data.miniature import scenes
 from data.miniature.oracle import attributes, oracle
 from data.miniature.pairs import write_pairs
 from data.miniature.train_base import encode
@@ -103,9 +103,9 @@ def measure(folder: Path) -> None:
 def _oracle_accuracy(folder: Path) -> dict[str, Any]:
     """How often the oracle reads attributes right: on clean images and after the autoencoder."""
     rng = np.random.default_rng(SEED)
-    scenes = world.all_scenes()
-    shown = [scenes[i] for i in rng.integers(len(scenes), size=NUM_CLEAN)]
-    clean = np.stack([world.render(scene, world.Look(), rng) for scene in shown])
+    every = scenes.all_scenes()
+    shown = [every[i] for i in rng.integers(len(every), size=NUM_CLEAN)]
+    clean = np.stack([scenes.render(scene, scenes.Look(), rng) for scene in shown])
     vae = AutoencoderKL.from_pretrained(folder / "base" / "vae", dtype=torch.float32)
     with torch.no_grad():
         latents = encode(vae, clean) / vae.config.scaling_factor
@@ -121,7 +121,7 @@ def _oracle_accuracy(folder: Path) -> dict[str, Any]:
     }
 
 
-def _attribute_means(pixels: NDArray[np.uint8], shown: list[world.Scene]) -> dict[str, float]:
+def _attribute_means(pixels: NDArray[np.uint8], shown: list[scenes.Scene]) -> dict[str, float]:
     rows = [attributes(image, scene.prompt) for image, scene in zip(pixels, shown, strict=True)]
     return {name: round(float(np.mean([row[name] > 0.5 for row in rows])), 3) for name in rows[0]}
 
@@ -175,13 +175,13 @@ def _base_samples(folder: Path, scorers: Scorers) -> dict[str, Any]:
     """Mean oracle and scores of the untrained generator on validation prompts, per guidance."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder / "base", dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    prompts = world.prompts("validation")[:NUM_SAMPLES]
+    prompts = scenes.prompts("validation")[:NUM_SAMPLES]
     facts: dict[str, Any] = {"prompts": len(prompts), "ddim_steps": DDIM_STEPS}
     for guidance in GUIDANCES:
         generator = torch.Generator().manual_seed(SEED)
         images = pipeline(
             prompts, num_inference_steps=DDIM_STEPS, guidance_scale=guidance, generator=generator,
-            output_type="np", height=world.SIDE, width=world.SIDE,
+            output_type="np", height=scenes.SIDE, width=scenes.SIDE,
         ).images  # fmt: skip
         pixels = (images * 255).round().astype(np.uint8)
         means = {

@@ -12,12 +12,12 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from data.miniature import world
-from data.miniature.world import Mask, Pixels
+from data.miniature import scenes
+from data.miniature.scenes import Mask, Pixels
 
 FloatArray = NDArray[np.float32]
 
-_MIDDLE = world.SIDE / 2
+_MIDDLE = scenes.SIDE / 2
 _BORDER = 3
 """Width in pixels of the frame that no shape reaches."""
 _GRID = 24
@@ -49,10 +49,10 @@ def oracle(pixels: Pixels, prompt: str) -> float:
 
 def attributes(pixels: Pixels, prompt: str) -> dict[str, float]:
     """How clearly the image shows each attribute asked for; above 0.5 is right, 1 beyond doubt."""
-    wanted = world.parse(prompt)
+    wanted = scenes.parse(prompt)
     seen = look_at(pixels)
     if seen is None:
-        return dict.fromkeys(world.ATTRIBUTES, 0.0)
+        return dict.fromkeys(scenes.ATTRIBUTES, 0.0)
     ink, paper = _colour_scores(seen)
     return {
         "size": _size_score(seen, wanted),
@@ -98,8 +98,8 @@ def _clarity(wanted: float, best_other: float, unit: float) -> float:
 @cache
 def _colour_table() -> tuple[FloatArray, tuple[tuple[str, str], ...]]:
     """Shape and background colours under many looks: pair x look x 6."""
-    names = tuple((a, b) for a, b in product(world.COLOURS, world.COLOURS) if a != b)
-    flat = np.array([world.COLOURS[a] + world.COLOURS[b] for a, b in names], np.float32).reshape(
+    names = tuple((a, b) for a, b in product(scenes.COLOURS, scenes.COLOURS) if a != b)
+    flat = np.array([scenes.COLOURS[a] + scenes.COLOURS[b] for a, b in names], np.float32).reshape(
         -1, 2, 3
     )
     looks = []
@@ -120,13 +120,13 @@ def _colour_scores(seen: Seen) -> tuple[dict[str, float], dict[str, float]]:
     ink = _nearest(
         {
             c: float(min(g for g, n in zip(gaps, names, strict=True) if n[0] == c))
-            for c in world.COLOURS
+            for c in scenes.COLOURS
         }
     )
     paper = _nearest(
         {
             c: float(min(g for g, n in zip(gaps, names, strict=True) if n[1] == c))
-            for c in world.COLOURS
+            for c in scenes.COLOURS
         }
     )
     return ink, paper
@@ -143,11 +143,11 @@ def _nearest(gaps: dict[str, float]) -> dict[str, float]:
 def _outline_table() -> tuple[FloatArray, tuple[str, ...]]:
     """Each shape's outline on the comparing grid, drawn sharp and blurred."""
     rows = []
-    for shape in world.SHAPES:
-        for radius in world.SIZES.values():
-            mask = world.shape_mask(shape, radius, _MIDDLE, _MIDDLE)
+    for shape in scenes.SHAPES:
+        for radius in scenes.SIZES.values():
+            mask = scenes.shape_mask(shape, radius, _MIDDLE, _MIDDLE)
             rows.append(_outline(mask, float(mask.sum()), _MIDDLE, _MIDDLE))
-    return np.stack(rows), tuple(np.repeat(world.SHAPES, len(world.SIZES)))
+    return np.stack(rows), tuple(np.repeat(scenes.SHAPES, len(scenes.SIZES)))
 
 
 def _outline(mask: Mask, area: float, x: float, y: float) -> FloatArray:
@@ -175,7 +175,7 @@ def _shape_scores(seen: Seen) -> dict[str, float]:
     table, names = _outline_table()
     own = _outline(seen.mask, seen.area, seen.x, seen.y)
     overlap = np.minimum(table, own).sum(1) / np.maximum(table, own).sum(1)
-    gaps = dict.fromkeys(world.SHAPES, 0.0)
+    gaps = dict.fromkeys(scenes.SHAPES, 0.0)
     for name, value in zip(names, overlap, strict=True):
         gaps[name] = max(gaps[name], float(value))
     return {
@@ -184,19 +184,19 @@ def _shape_scores(seen: Seen) -> dict[str, float]:
     }
 
 
-def _size_score(seen: Seen, wanted: world.Scene) -> float:
+def _size_score(seen: Seen, wanted: scenes.Scene) -> float:
     """Clarity of the wanted size, from the area that the shape would have in either size."""
     shape = max(_shape_scores(seen).items(), key=lambda item: item[1])[0]
     gaps = {
         size: abs(
-            float(np.log(seen.area / world.shape_mask(shape, radius, _MIDDLE, _MIDDLE).sum()))
+            float(np.log(seen.area / scenes.shape_mask(shape, radius, _MIDDLE, _MIDDLE).sum()))
         )
-        for size, radius in world.SIZES.items()
+        for size, radius in scenes.SIZES.items()
     }
     other = next(size for size in gaps if size != wanted.size)
     return _clarity(gaps[wanted.size], gaps[other], 0.25)
 
 
 def _place_score(seen: Seen, wanted: str) -> float:
-    gaps = {name: float(np.hypot(seen.x - x, seen.y - y)) for name, (x, y) in world.PLACES.items()}
+    gaps = {name: float(np.hypot(seen.x - x, seen.y - y)) for name, (x, y) in scenes.PLACES.items()}
     return _clarity(gaps[wanted], min(gap for name, gap in gaps.items() if name != wanted), 2.0)

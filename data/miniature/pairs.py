@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data.miniature import world
+from data.miniature import scenes
+from data.miniature.scenes import Pixels, Split
 from data.miniature.taste import HUMAN
-from data.miniature.world import Pixels, Split
 
 PICKAPIC = pa.schema(
     [
@@ -101,7 +101,7 @@ def write_pairs(
 
 def _rows(num_pairs: int, split: Split, rng: np.random.Generator) -> list[dict[str, Any]]:
     """All rows, session after session, until there are enough."""
-    texts = world.prompts(split)
+    texts = scenes.prompts(split)
     rows: list[dict[str, Any]] = []
     ranking = 0
     while len(rows) < num_pairs:
@@ -154,7 +154,7 @@ def _columns(sides: list[_Image], prompt: str) -> dict[str, Any]:
 
 
 def _new_image(prompt: str, rng: np.random.Generator) -> _Image:
-    image = world.imagine(prompt, rng)
+    image = scenes.imagine(prompt, rng)
     return _Image(
         uid=str(uuid.UUID(bytes=rng.bytes(16), version=4)),
         content=_encode(image.pixels, "JPEG"),

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.miniature import world
-from data.miniature.world import Look, SceneImage
+from data.miniature import scenes
+from data.miniature.scenes import Look, SceneImage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,9 +25,9 @@ class Taste:
 
     def pleasure(self, image: SceneImage, prompt: str) -> float:
         """How much this judge likes the image for the prompt; only differences mean anything."""
-        wanted = world.parse(prompt)
+        wanted = scenes.parse(prompt)
         right = {
-            name: getattr(image.scene, name) == getattr(wanted, name) for name in world.ATTRIBUTES
+            name: getattr(image.scene, name) == getattr(wanted, name) for name in scenes.ATTRIBUTES
         }
         fidelity = sum(getattr(self, name) * shown for name, shown in right.items())
         return float(fidelity + self._looks(image.look))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers import CLIPTokenizer
 
-from data.miniature import world
+from data.miniature import scenes
 
 CONTEXT = 16
 """Tokens of a text at most, begin and end included; a prompt of this world has 13."""
@@ -21,7 +21,7 @@ _WORD_END = "</w>"
 
 def merges() -> list[tuple[str, str]]:
     """Merges that make every word of the world one token, most frequent pair first."""
-    words = {word for scene in world.all_scenes() for word in scene.prompt.split()}
+    words = {word for scene in scenes.all_scenes() for word in scene.prompt.split()}
     pieces = [[*word[:-1], word[-1] + _WORD_END] for word in sorted(words)]
     merged_pairs: list[tuple[str, str]] = []
     while any(len(word) > 1 for word in pieces):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
 
-from data.miniature import world
+from data.miniature import scenes
 from data.miniature.taste import Taste
 from data.miniature.tokenizer import CONTEXT, hf_tokenizer
 from data.miniature.training import Corpus, Plan, captioned, fit, to_signed
@@ -106,7 +106,7 @@ def new_hf_clip() -> CLIPModel:
         "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
-    vision = common | {"num_hidden_layers": 3, "image_size": world.SIDE, "patch_size": 8}
+    vision = common | {"num_hidden_layers": 3, "image_size": scenes.SIDE, "patch_size": 8}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=EMBEDDING))
 
 
@@ -115,7 +115,7 @@ def open_clip_config(width: int = _WIDTH, layers: int = 3) -> dict[str, Any]:
     return {
         "embed_dim": EMBEDDING,
         "vision_cfg": {"layers": layers, "width": width, "head_width": width // _HEADS,
-                       "patch_size": 8, "image_size": world.SIDE},
+                       "patch_size": 8, "image_size": scenes.SIDE},
         "text_cfg": {"layers": 2, "width": width, "heads": _HEADS, "context_length": CONTEXT,
                      "vocab_size": len(hf_tokenizer())},
     }  # fmt: skip
@@ -157,11 +157,11 @@ class Choices:
 def choose(number: int, taste: Taste, seed: int) -> Choices:
     """Show a judge pairs of imperfect images on training prompts, and note what it prefers."""
     rng = np.random.default_rng(seed)
-    texts = world.prompts("train")
+    texts = scenes.prompts("train")
     prompts = [texts[i] for i in rng.integers(len(texts), size=number)]
-    sides = np.empty((2, number, world.SIDE, world.SIDE, 3), np.uint8)
+    sides = np.empty((2, number, scenes.SIDE, scenes.SIDE, 3), np.uint8)
     for i, prompt in enumerate(prompts):
-        first, second = world.imagine(prompt, rng), world.imagine(prompt, rng)
+        first, second = scenes.imagine(prompt, rng), scenes.imagine(prompt, rng)
         gap = taste.pleasure(first, prompt) - taste.pleasure(second, prompt)
         won = taste.prefers_first(gap, rng)
         sides[:, i] = (first.pixels, second.pixels) if won else (second.pixels, first.pixels)
@@ -216,8 +216,8 @@ class AestheticHead(nn.Module):
 def train_aesthetic(model: CLIPModel, plan: Plan, num_images: int, seed: int) -> AestheticHead:
     """Learn the appeal of looks, spread over 1 to 10, from what the CLIP happens to keep of it."""
     rng = np.random.default_rng(seed)
-    texts = world.prompts("train")
-    images = [world.imagine(texts[int(rng.integers(len(texts)))], rng) for _ in range(num_images)]
+    texts = scenes.prompts("train")
+    images = [scenes.imagine(texts[int(rng.integers(len(texts)))], rng) for _ in range(num_images)]
     truth = torch.tensor([1 + 9 * image.look.appeal for image in images])
     pixels = np.stack([image.pixels for image in images])
     with torch.no_grad():

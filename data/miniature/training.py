@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from data.miniature import world
+from data.miniature import scenes
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +45,21 @@ def captioned(number: int, seed: int, fault_rate: float, quality: tuple[float, f
         quality: Range of the look's quality, drawn evenly; 1 is the best.
     """
     rng = np.random.default_rng(seed)
-    texts = world.prompts("train")
+    texts = scenes.prompts("train")
     prompts = [texts[i] for i in rng.integers(len(texts), size=number)]
-    pixels = np.empty((number, world.SIDE, world.SIDE, 3), np.uint8)
+    pixels = np.empty((number, scenes.SIDE, scenes.SIDE, 3), np.uint8)
     for i, prompt in enumerate(prompts):
-        scene = world.with_faults(world.parse(prompt), fault_rate, rng)
-        pixels[i] = world.render(scene, world.draw_look(rng.uniform(*quality), rng), rng)
+        scene = scenes.with_faults(scenes.parse(prompt), fault_rate, rng)
+        pixels[i] = scenes.render(scene, scenes.draw_look(rng.uniform(*quality), rng), rng)
     return Corpus(pixels, prompts)
 
 
 def imagined(number: int, seed: int) -> Corpus:
     """A corpus as an imperfect generator fills it: some attributes wrong, many looks poor."""
     rng = np.random.default_rng(seed)
-    texts = world.prompts("train")
+    texts = scenes.prompts("train")
     prompts = [texts[i] for i in rng.integers(len(texts), size=number)]
-    return Corpus(np.stack([world.imagine(prompt, rng).pixels for prompt in prompts]), prompts)
+    return Corpus(np.stack([scenes.imagine(prompt, rng).pixels for prompt in prompts]), prompts)
 
 
 def to_signed(pixels: NDArray[np.uint8]) -> Tensor:

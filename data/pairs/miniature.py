@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from data.miniature.pairs import write_pairs
-from data.miniature.world import Split
+from data.miniature.scenes import Split
 from data.pairs import pickapic
 from data.pairs.config import PairsSpec
 from data.pairs.parquet_pairs import ParquetPairs

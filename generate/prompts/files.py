@@ -63,14 +63,14 @@ def wording(text: str) -> str:
 
 
 def _miniature(spec: PromptsSpec) -> Iterator[Prompt]:
-    from data.miniature import world  # imports PIL, so only for this kind
+    from data.miniature import scenes  # imports PIL, so only for this kind
 
     if spec.split not in ("test", "validation"):
         raise PromptsError(
             f"evaluate.prompts.split={spec.split!r}; the miniature world's held-out prompts "
             "are in test and validation"
         )
-    for index, text in enumerate(world.prompts(spec.split)):  # type: ignore[arg-type]
+    for index, text in enumerate(scenes.prompts(spec.split)):  # type: ignore[arg-type]
         yield Prompt(index, text)
 
 

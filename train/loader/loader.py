@@ -1,4 +1,4 @@
-"""Reads this rank's batches of pairs, in the order that `sampler.py` computes."""
+"""Reads this rank's batches of pairs, in the order that `order.py` computes."""
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -15,7 +15,7 @@ from data.artifacts.atomic import ShardError
 from data.pairs.schema import PairSource
 from train.loader.dataset import DecidedPairs
 from train.loader.image_source import Images, PairFileImages, PairImages, winner_first
-from train.loader.sampler import (
+from train.loader.order import (
     Position,
     Reading,
     deal,

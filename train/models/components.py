@@ -30,7 +30,7 @@ from train.models.conditioning import (
     encode_distinct,
 )
 from train.models.families import BaseModel, Family, open_model
-from train.models.schedule import NoiseSchedule, Prediction
+from train.models.noise_schedule import NoiseSchedule, Prediction
 
 SLICED_ABOVE = 512
 """Sides in pixels above which the VAE takes one image at a time, to bound its memory."""

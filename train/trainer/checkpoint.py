@@ -22,7 +22,7 @@ from data.artifacts.manifest import MANIFEST
 from train.distributed.deepspeed_engine import Policy, sizes
 from train.distributed.world import World
 from train.dpo.reference import Reference
-from train.loader.sampler import Position
+from train.loader.order import Position
 
 STATE = "state.json"
 NAME = re.compile(r"step-(\d{7,})")

@@ -19,7 +19,7 @@ from train.dpo.reference import Reference
 from train.dpo.step import BatchWithNoise, Models, prefetch_noise, step
 from train.identity import TrainRun
 from train.loader.loader import PairStream
-from train.loader.sampler import Position
+from train.loader.order import Position
 from train.models.flops import peak_flops
 from train.trainer.tally import Stopwatch, Tally
 

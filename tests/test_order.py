@@ -19,7 +19,7 @@ from data.pairs.schema import PairShard, PairSource
 from train.loader.dataset import DecidedPairs
 from train.loader.image_source import Images, RowGroup
 from train.loader.loader import PairStream, StreamPlan
-from train.loader.sampler import (
+from train.loader.order import (
     Position,
     deal,
     epoch_order,

@@ -102,7 +102,7 @@ def parse(prompt: str) -> Scene:
         if scene.prompt == prompt and _exists(scene):
             return scene
     raise ValueError(
-        f"{prompt!r} is not a prompt of the miniature world; see data/miniature/world.py"
+        f"{prompt!r} is not a prompt of the miniature world; see data/miniature/scenes.py"
     )
 
 
