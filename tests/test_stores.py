@@ -15,7 +15,8 @@ from data.pairs import open_pairs
 from data.pairs.config import Images, PairsSpec
 from data.pairs.schema import PairsError
 from data.storage import open_store
-from data.storage.base import ClientHandler, Store, StoreError
+from data.storage.base import Store, StoreError
+from data.storage.remote import ClientHandler
 from tests.helpers_pairs import (
     KINDS,
     hpdv2_train,

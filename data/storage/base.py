@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pyarrow as pa
 from pyarrow import fs
 
 from data.artifacts.atomic import sha256_of
@@ -186,35 +185,6 @@ class Store:
                 f"{f'{self.url}/{name}'.rstrip('/')} cannot be read: {words_of(error)}; what is "
                 "finished is kept: when the disk or store answers again, rerun the same command"
             ) from error
-
-
-class ClientHandler(fs.FSSpecHandler):  # type: ignore[misc]  # pyarrow has no types
-    """An fsspec client for Arrow.
-
-    Arrow's own handler asks `isfile` before it opens, which takes every failure for a missing file.
-    """
-
-    def open_input_file(self, path: str) -> pa.PythonFile:
-        """A file read by exact ranges."""
-        return pa.PythonFile(_ClientFile(self.fs.open(path, "rb", cache_type="none")), mode="r")
-
-
-class _ClientFile:
-    """A client's file whose failures are OSErrors, whatever the client raises."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def read(self, size: int = -1) -> bytes:
-        try:
-            return bytes(self._file.read(size))
-        except OSError:
-            raise
-        except Exception as error:
-            raise OSError(words_of(error)) from error
 
 
 def words_of(error: BaseException) -> str:
