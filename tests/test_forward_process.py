@@ -267,8 +267,8 @@ def test_an_assumed_prediction_is_said():
     assert assumed.prediction is Prediction.epsilon
     assert str(assumed) == (
         "epsilon (assumed: scheduler/scheduler_config.json has no prediction_type; if it is wrong, "
-        "set model.prediction_type=v_prediction), 1000 timesteps, scaled_linear betas from 0.00085 "
-        "to 0.012"
+        "add it there, or set model.prediction_type=v_prediction), 1000 timesteps, scaled_linear "
+        "betas from 0.00085 to 0.012"
     )
     assert str(process()) == "epsilon, 1000 timesteps, scaled_linear betas from 0.00085 to 0.012"
 

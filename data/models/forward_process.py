@@ -13,7 +13,10 @@ from typing import Any
 
 CONFIG = "scheduler/scheduler_config.json"
 
-ASSUMED = f"{CONFIG} has no prediction_type; if it is wrong, set model.prediction_type=v_prediction"
+ASSUMED = (
+    f"{CONFIG} has no prediction_type; if it is wrong, add it there, or set "
+    "model.prediction_type=v_prediction"
+)
 """What is said of an assumed prediction."""
 
 Json = Mapping[str, Any]
@@ -63,6 +66,8 @@ DISCRETE = {
     "UniPCMultistepScheduler": USUAL,
 }
 """Schedulers of diffusers that sample from DDPM's process -> the betas they assume by default."""
+
+SCHEDULERS = ", ".join(name.removesuffix("Scheduler") for name in DISCRETE)
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 """Those that all of `DISCRETE` compute alike."""
@@ -126,7 +131,7 @@ def forward_process(
     if kind is not ProcessKind.discrete:
         raise ForwardProcessError(
             f"{what}: {reason}, which means {kind.value}; allowed is "
-            f"{ProcessKind.discrete.value}, with one of {', '.join(DISCRETE)}. Give a model that "
+            f"{ProcessKind.discrete.value}, with one of {SCHEDULERS}. Give a model that "
             "was trained with it; if this one was, restore the scheduler that it came with"
         )
     given = stated(scheduler)

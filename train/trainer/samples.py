@@ -87,9 +87,9 @@ class Samples(Callback):
         if all(finite):
             return
         precision = run.train.precision
-        remedy = "its weights are damaged, or training diverged (see journal.jsonl)"
+        remedy = "check its weights, and the loss in journal.jsonl"
         if precision is not Precision.fp32:
-            remedy = f"train.precision={precision.value} may overflow: set train.precision=fp32"
+            remedy = f"{precision.value} may overflow: set train.precision=fp32"
         raise ValueError(
             f"model.path={run.model.path}, step {step}: the sample of "
             f"{self.prompts[finite.index(False)]!r} has values that are not finite, and no sheet "
