@@ -82,6 +82,7 @@ class ComparisonPlan:
                 "guidance": self.spec.guidance,
                 "scheduler": self.spec.scheduler.value,
                 "dtype": self.spec.dtype.value,
+                **({"prediction": model.prediction_type.value} if model.prediction_type else {}),
             }
             for model in self.models
         }

@@ -149,7 +149,7 @@ def models_of(job: Job) -> list[Model]:
         return models
     trained = Model(name="balanceddpo", path=str(job.folder / "train" / "pipeline"))
     trained.check(f"run `make train` with the same settings first (run={job.run})")
-    base = Model(name=job.evaluate.base, path=job.model.path, revision=job.model.revision)
+    base = base_model(job, job.evaluate.base)
     base.check("model.path takes a diffusers folder, or a hub id together with model.revision")
     return [base, trained]
 
@@ -158,10 +158,23 @@ def model_at(job: Job, name: str, value: str) -> Model:
     """A model of `evaluate.models`; LoRA weights are loaded onto `model.path`."""
     path, _, revision = value.partition("@")
     adapter = adapter_at(path)
-    if adapter is None:
-        return Model(name=name, path=path, revision=revision or None)
-    base, commit = job.model.path, job.model.revision
-    return Model(name=name, path=base, revision=commit, adapter=str(adapter))
+    if adapter is not None:
+        return base_model(job, name, str(adapter))
+    if (path, revision or None) == (job.model.path, job.model.revision):
+        return base_model(job, name)
+    return Model(name=name, path=path, revision=revision or None)
+
+
+def base_model(job: Job, name: str, adapter: str = "") -> Model:
+    """The model of `model.path`, with all that is said of it; optionally with LoRA weights."""
+    spec = job.model
+    return Model(
+        name=name,
+        path=spec.path,
+        revision=spec.revision,
+        adapter=adapter,
+        prediction_type=spec.prediction_type,
+    )
 
 
 def finished(plan: ComparisonPlan) -> dict[str, Any] | None:

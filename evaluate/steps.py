@@ -31,6 +31,7 @@ from generate.image_files import (
     missing,
     samples_of_rank,
 )
+from generate.model_process import check_folder
 from label.config import MetricSpec
 
 if TYPE_CHECKING:
@@ -46,7 +47,10 @@ def sample_images(plan: ComparisonPlan, console: Console, rank: int, world_size:
     dead, so that no image is missing at the end.
     """
     for model in plan.models:
+        assumed = check_folder(model, plan.spec.scheduler)
         check_sample_folder(plan, model)
+        if assumed and rank == 0:
+            console.print(assumed, highlight=False, soft_wrap=True, markup=False)
     own = {name: samples_of_rank(images, rank, world_size) for name, images in plan.images.items()}
     num_missing = sum(len(missing(images)) for images in own.values())
     if rank == 0:

@@ -12,6 +12,7 @@ from typing import Any
 
 from data.artifacts.atomic import sha256_of, write_json
 from data.artifacts.config_diff import refuse_other_settings
+from data.models.forward_process import Prediction
 from data.storage.hub import HubError, check_commit
 from generate.prompts.files import Prompt
 from generate.prompts.prompt_set import PromptSet
@@ -35,6 +36,8 @@ class Model:
     revision: str | None = None
     adapter: str = ""
     """A safetensors file of LoRA weights to load onto it."""
+    prediction_type: Prediction | None = None
+    """What it predicts, where its scheduler's configuration does not say."""
 
     @property
     def is_local(self) -> bool:

@@ -23,6 +23,7 @@ from data.dtypes import Dtype
 from data.images import encode_png
 from generate.config import Scheduler
 from generate.image_files import Model, Sample, SamplesError, missing
+from generate.model_process import check_folder, check_process
 
 SLICED_ABOVE = 512
 """From this side in pixels on, the VAE decodes one image at a time, to bound its memory."""
@@ -79,9 +80,19 @@ class ImageGenerator:
     """A diffusers pipeline that samples batches of images from given noise."""
 
     def __init__(
-        self, pipeline: Any, device: torch.device, *, resolution: int, steps: int, guidance: float
+        self,
+        pipeline: Any,
+        device: torch.device,
+        *,
+        model: str,
+        resolution: int,
+        steps: int,
+        guidance: float,
     ) -> None:
-        self.pipeline = pipeline.to(device)
+        """`model` names it in messages."""
+        self.pipeline, self.model = pipeline.to(device), model
+        self._finite: list[Tensor] = []
+        pipeline.vae.decoder.register_forward_hook(self._note_finite)
         self.pipeline.set_progress_bar_config(disable=True)
         self.settings = {
             "height": resolution,
@@ -109,9 +120,10 @@ class ImageGenerator:
         """Read a model's folder (safetensors only, no code from it).
 
         Raises:
-            SamplesError: The folder holds no pipeline with a UNet and a VAE, or the LoRA weights
-                are not for it.
+            SamplesError: The folder holds no pipeline with a UNet and a VAE, the scheduler does not
+                fit its forward process, or the LoRA weights are not for it.
         """
+        check_folder(model, scheduler)
         for library in (logging, transformers_logging):
             library.disable_progress_bar()
             library.set_verbosity_error()  # else every truncated prompt gives a warning
@@ -131,15 +143,26 @@ class ImageGenerator:
             _load_adapter(pipeline, model)
         if getattr(pipeline, "watermark", None) is not None:
             pipeline.watermark = None  # SDXL's, where its library is installed; it changes pixels
-        if scheduler is Scheduler.ddim:
-            pipeline.scheduler = deterministic(pipeline.scheduler)
-        return cls(pipeline, device, resolution=resolution, steps=steps, guidance=guidance)
+        pipeline.scheduler = _scheduler_for(pipeline, model, scheduler)
+        return cls(
+            pipeline,
+            device,
+            model=model.name,
+            resolution=resolution,
+            steps=steps,
+            guidance=guidance,
+        )
 
     @torch.inference_mode()
     def sample(
         self, prompts: Sequence[str], seeds: Sequence[int]
     ) -> UInt8[np.ndarray, "image height width 3"]:
-        """One image for each prompt and seed."""
+        """One image for each prompt and seed.
+
+        Raises:
+            SamplesError: An image is not finite, as of an overflow in half precision.
+        """
+        self._finite.clear()
         noise = initial_noise(prompts, seeds, self.shape)
         steps = [generator(p, s, "steps") for p, s in zip(prompts, seeds, strict=True)]
         output = self.pipeline(
@@ -149,13 +172,46 @@ class ImageGenerator:
             output_type="pt",
             **self.settings,
         ).images
+        self._check_finite(prompts, seeds)
         pixels = (output.float() * 255).round().clamp(0, 255).to(torch.uint8)
         return np.asarray(pixels.permute(0, 2, 3, 1).cpu())
 
+    def _note_finite(self, _: Any, __: Any, decoded: Tensor) -> None:
+        """Note which images the VAE decodes to finite numbers, before the pipeline clamps them."""
+        self._finite.append(decoded.isfinite().flatten(1).all(1))
 
-def deterministic(scheduler: Any) -> DDIMScheduler:
+    def _check_finite(self, prompts: Sequence[str], seeds: Sequence[int]) -> None:
+        finite = torch.cat(self._finite).tolist()
+        if all(finite):
+            return
+        first, dtype = finite.index(False), str(self.pipeline.unet.dtype).removeprefix("torch.")
+        remedy = "its weights are damaged, or its scheduler does not fit them"
+        if dtype != "float32":
+            others = "bf16 or fp32" if dtype == "float16" else "fp32"
+            remedy = f"{dtype} may overflow: set evaluate.dtype={others}"
+        raise SamplesError(
+            f"model {self.model!r}: the image of {prompts[first]!r} (seed {seeds[first]}) has "
+            f"values that are not finite, and no file was written; {remedy}"
+        )
+
+
+def _scheduler_for(pipeline: Any, model: Model, scheduler: Scheduler) -> Any:
+    """The scheduler to sample with, for a forward process that it fits."""
+    own = pipeline.scheduler
+    entry = ("diffusers", type(own).__name__)
+    index = {"_class_name": type(pipeline).__name__, "scheduler": entry}
+    check_process(model, scheduler, index=index, own=own.config, vae=pipeline.vae.config)
+    says = {"prediction_type": model.prediction_type.value} if model.prediction_type else {}
+    if scheduler is Scheduler.ddim:
+        return deterministic(own, **says)
+    return type(own).from_config(own.config, **says) if says else own
+
+
+def deterministic(scheduler: Any, **settings: str) -> DDIMScheduler:
     """DDIM on another scheduler's noise schedule, without its clipping of pixel-space models."""
-    return DDIMScheduler.from_config(scheduler.config, clip_sample=False, thresholding=False)
+    return DDIMScheduler.from_config(
+        scheduler.config, clip_sample=False, thresholding=False, **settings
+    )
 
 
 def _load_adapter(pipeline: Any, model: Model) -> None:

@@ -1,6 +1,7 @@
 """Which models can be aligned is told from configuration files alone; every other gets a reason."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def write_folder(folder: Path, family: str = "StableDiffusionPipeline", **index:
     write(folder / "model_index.json", {"_class_name": family} | index)
     write(folder / "unet/config.json", {"in_channels": 4, "addition_embed_type": added})
     write(folder / "vae/config.json", {"latent_channels": 4, "block_out_channels": [1, 2, 4, 4]})
+    write(folder / "scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"})
     return folder
 
 
@@ -81,7 +83,7 @@ def test_a_part_or_its_weights_missing_are_named(tmp_path: Path):
     weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
     with pytest.raises(ValueError, match=r"in 'unet'; pickled weights and variants .*'fp16'"):
         open_model(ModelSpec(path=str(folder)))
-    (folder / "scheduler").rmdir()
+    shutil.rmtree(folder / "scheduler")
     weights.write_bytes(b"")
     with pytest.raises(ValueError, match="no folder 'scheduler'; a StableDiffusionPipeline needs"):
         open_model(ModelSpec(path=str(folder)))

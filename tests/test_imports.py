@@ -24,7 +24,8 @@ STAGES = {
 
 ROOMS = {
     "data": (
-        "dtypes", "distributed", "prefetch", "images", "artifacts", "storage", "miniature", "pairs",
+        "dtypes", "distributed", "prefetch", "images", "artifacts", "storage", "models",
+        "miniature", "pairs",
     ),
     "label": (
         "config", "metrics", "scoring", "voting", "analysis", "run", "parity", "__main__",
@@ -33,7 +34,7 @@ ROOMS = {
         "config", "identity", "loader", "models", "distributed", "dpo", "trainer", "export",
         "execute", "run", "__main__",
     ),
-    "generate": ("config", "prompts", "image_files", "sampler"),
+    "generate": ("config", "prompts", "image_files", "model_process", "sampler"),
     "evaluate": (
         "config", "statistics", "plan", "judging", "steps", "reporting", "run", "__main__",
     ),

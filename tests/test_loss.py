@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.models.forward_process import Prediction
 from train.dpo.loss import Errors, denoising_errors, dpo_losses, margin
-from train.models.noise_schedule import NoiseSchedule, Prediction
+from train.models.noise_schedule import NoiseSchedule
 
 BETA = 5000.0
 
@@ -124,5 +125,5 @@ def test_noising_and_targets_are_the_definitions(prediction: Prediction):
         schedule.add_noise(latents, noise, steps), alpha * latents + sigma * noise
     )
     velocity = alpha * noise - sigma * latents
-    expected = noise if prediction is Prediction.EPSILON else velocity
+    expected = noise if prediction is Prediction.epsilon else velocity
     torch.testing.assert_close(schedule.get_target(latents, noise, steps), expected)

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from data.images import decode
+from data.models.forward_process import Prediction
 from tests.helpers_ranks import shared_place, straight
 from train.config import SampleSpec
-from train.models.noise_schedule import NoiseSchedule, Prediction
+from train.models.noise_schedule import NoiseSchedule
 from train.trainer.samples import descent, sheet
 
 
@@ -29,7 +30,7 @@ def test_a_step_back_is_diffusers_ddim(kind: Prediction):
     for timestep in (900, 400, 100):
         expected = theirs.step(predicted, timestep, noisy).prev_sample
         torch.testing.assert_close(
-            ours.ddim_step(noisy, predicted, timestep, timestep - 100), expected
+            ours.step_back(noisy, predicted, timestep, timestep - 100), expected
         )
 
 

@@ -27,6 +27,7 @@ from train.export.pipeline import export_adapter, export_pipeline, merged_unet, 
 from train.identity import TrainRun
 from train.loader.loader import PairStream
 from train.loader.source_choice import advice
+from train.models.families import open_model
 from train.models.lora import in_diffusers_format
 from train.trainer.build import limit_micro_batch, make_trainer, open_stream
 from train.trainer.metrics_log import read_lines
@@ -73,6 +74,7 @@ def train(run: TrainRun, world: World) -> None:
     """Train, and export the result."""
     check_alike(run, world)
     console = Console(quiet=world.rank != 0, highlight=False, soft_wrap=True)
+    console.print(f"model: {open_model(run.model).process}")  # refused before any weight is loaded
     run = limit_micro_batch(run, world.world_size)
     stream = open_stream(run, world)
     console.print(
@@ -142,7 +144,7 @@ def export(trainer: Trainer) -> None:
         unet = merged_unet(base, adapter)
     else:
         unet = trained_unet(base, weights)
-    export_pipeline(base, unet, run.pipeline, about, card)
+    export_pipeline(base, unet, run.pipeline, about, card, run.model.prediction_type)
 
 
 def provenance(run: TrainRun, world: World) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from data.artifacts.atomic import ShardError
 from data.artifacts.config_diff import refuse_other_settings
 from data.artifacts.manifest import read_manifest
 from data.distributed import Rank
-from train.config import resumable_fields
+from train.config import ModelSpec, resumable_fields
 from train.identity import TrainRun, fingerprint
 from train.loader.source_choice import ImageSource, LatentsNeeded, choose_source
 from train.models.families import find_model
@@ -76,7 +76,7 @@ def describe(job: Job) -> TrainRun:
         "seed": job.seed,
         "vote": job.vote.name,
         "labels": manifest.identity,
-        "model": {"resolution": job.model.resolution, "fingerprint": fingerprint(job.model)},
+        "model": model_identity(job.model),
         "train": {name: value for name, value in train.items() if name not in resumable},
         "latents": latents,
     }
@@ -91,6 +91,14 @@ def describe(job: Job) -> TrainRun:
         images=source.description,
         settings=run_identity,
     )
+
+
+def model_identity(model: ModelSpec) -> dict[str, Any]:
+    """What of the model decides the weights; a prediction only where it was set."""
+    identity = {"resolution": model.resolution, "fingerprint": fingerprint(model)}
+    if model.prediction_type is None:
+        return identity
+    return identity | {"prediction_type": model.prediction_type.value}
 
 
 def image_source(job: Job, folder: Path) -> tuple[ImageSource, dict[str, Any] | None]:

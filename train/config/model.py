@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
+from data.models.forward_process import Prediction
+
 
 class Precision(Enum):
     """Format of the policy's and the reference's weights and activations."""
@@ -34,6 +36,9 @@ class ModelSpec:
     """The hub's 40-digit commit; never a branch, which changes under a run."""
     resolution: int = 512
     """Side of the square training images in pixels."""
+    prediction_type: Prediction | None = None
+    """What the denoiser predicts, where the folder's `scheduler_config.json` does not say; without
+    either, epsilon is assumed, and the run says so."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -32,6 +32,7 @@ pipeline("a prompt").images[0].save("image.png")
 | optimizer steps | {steps} of {batch} pairs |
 | labels | `{labels}`, {pairs} decided pairs |
 | trained | {trained} |
+| forward process | {process} |
 | reference | {reference} |
 | objective, timesteps | {objective}, {timesteps} |
 | beta, lr | {beta:g}, {lr:g} |
@@ -75,6 +76,7 @@ def model_card(trainer: Trainer) -> str:
         labels=run.labels.name,
         pairs=len(trainer.stream.pairs),
         trained=f"LoRA of rank {spec.lora.rank}" if spec.lora.rank else "all weights of the UNet",
+        process=trainer.models.components.base.process,
         reference=moved if trainer.reference.version else "the base, frozen",
         objective=spec.objective.kind.value,
         timesteps=spec.timesteps.kind.value,

@@ -3,6 +3,7 @@
 Each folder is written under another name and renamed, so it is complete or absent.
 """
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data.artifacts.atomic import fsync, write_bytes, write_json
+from data.models.forward_process import CONFIG as SCHEDULER
+from data.models.forward_process import Prediction
 from train.models.families import OTHER_PARTS, PARTS, Family
 from train.models.lora import merge
 
@@ -32,16 +35,32 @@ COPIED = (
 
 
 def export_pipeline(
-    base: Path, unet: UNet2DConditionModel, folder: Path, about: Mapping[str, Any], card: str
+    base: Path,
+    unet: UNet2DConditionModel,
+    folder: Path,
+    about: Mapping[str, Any],
+    card: str,
+    prediction: Prediction | None = None,
 ) -> None:
-    """Write the trained model as a diffusers folder; all but the UNet is copied from the base."""
+    """Write the trained model as a diffusers folder; all but the UNet is copied from the base.
+
+    `prediction` is what the user said that it predicts, where the base's folder does not say.
+    """
     with _whole(folder, about, card) as partial:
         for name in COPIED:
             if (base / name).is_dir():
                 shutil.copytree(base / name, partial / name)
             elif (base / name).is_file():
                 shutil.copy2(base / name, partial / name)
+        if prediction is not None:
+            _state_prediction(partial / SCHEDULER, prediction)
         unet.save_pretrained(partial / "unet")
+
+
+def _state_prediction(config: Path, prediction: Prediction) -> None:
+    """Write the prediction into a scheduler's file: whoever loads it would assume epsilon."""
+    settings = json.loads(config.read_text())
+    write_json(config, settings | {"prediction_type": prediction.value})
 
 
 def export_adapter(

@@ -7,7 +7,6 @@ disagree, and the margin would not start at 0.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from data.dtypes import Dtype
+from data.models.forward_process import DiscreteProcess
 from train.config import ModelSpec, Precision
 from train.models.conditioning import (
     ClipEncoder,
@@ -30,7 +30,8 @@ from train.models.conditioning import (
     encode_distinct,
 )
 from train.models.families import BaseModel, Family, open_model
-from train.models.noise_schedule import NoiseSchedule, Prediction
+from train.models.latent_scale import scale_latents, unscale_latents
+from train.models.noise_schedule import ForwardProcess, NoiseSchedule
 
 SLICED_ABOVE = 512
 """Sides in pixels above which the VAE takes one image at a time, to bound its memory."""
@@ -53,7 +54,7 @@ class ModelComponents:
     """The format of the UNet and the text encoders."""
     vae: AutoencoderKL
     text: TextEncoder
-    schedule: NoiseSchedule
+    schedule: ForwardProcess
     frozen_bytes: int
     """Memory of VAE and text encoders."""
 
@@ -66,7 +67,7 @@ class ModelComponents:
     @property
     def num_timesteps(self) -> int:
         """Timesteps of the noise schedule."""
-        return len(self.schedule.alphas_cumprod)
+        return self.schedule.num_timesteps
 
     def unet(self) -> UNet2DConditionModel:
         """Load the base's UNet in this precision; policy and reference start from it."""
@@ -99,8 +100,7 @@ class ModelComponents:
         latents: Tensor = mean + std[0] * posterior.to(self.device) if std else mean
         # The layout decides how the UNet rounds; it is the VAE's, also for moments read from files.
         latents = latents.contiguous(memory_format=torch.channels_last)
-        shift = float(self.vae.config.shift_factor or 0.0)
-        return (latents - shift) * float(self.vae.config.scaling_factor)
+        return scale_latents(latents, self.base.latent_scale)
 
     @torch.no_grad()
     def condition(self, prompts: Sequence[str], size: Int[Tensor, "pair 2 2"]) -> Condition:
@@ -122,13 +122,22 @@ class ModelComponents:
     @torch.no_grad()
     def decode_latents(
         self, latents: Float[Tensor, "image channel height_8 width_8"]
-    ) -> UInt8[Tensor, "image height width 3"]:
-        """Decode latents to images, one at a time to bound the memory."""
-        shift = float(self.vae.config.shift_factor or 0.0)
-        scaled = latents / float(self.vae.config.scaling_factor) + shift
-        signed = torch.cat([self.vae.decode(one[None].to(self.vae.dtype))[0] for one in scaled])
-        pixels = ((signed.float() + 1) * 127.5).round().clamp(0, 255)
-        return pixels.to(torch.uint8).permute(0, 2, 3, 1)
+    ) -> Float[Tensor, "image 3 height width"]:
+        """Decode latents to images in about [-1, 1], one at a time to bound the memory.
+
+        What is not finite stays so: `as_pixels` would make black or white of it.
+        """
+        raw = unscale_latents(latents, self.base.latent_scale)
+        images = [self.vae.decode(one[None].to(self.vae.dtype))[0] for one in raw]
+        return torch.cat(images).float()
+
+
+def as_pixels(
+    images: Float[Tensor, "image 3 height width"],
+) -> UInt8[Tensor, "image height width 3"]:
+    """Decoded images as bytes."""
+    pixels = ((images + 1) * 127.5).round().clamp(0, 255)
+    return pixels.to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def run_denoiser(
@@ -159,7 +168,7 @@ def load_components(
             resolution.
     """
     base, dtype = open_model(spec), Dtype(precision.value).torch
-    schedule = noise_schedule(base.folder, device)
+    schedule = noise_schedule(base.process, device)
 
     parts: list[Any] = []
 
@@ -190,17 +199,14 @@ def load_components(
     return ModelComponents(base, spec.resolution, device, dtype, vae, text, schedule, frozen)
 
 
-def noise_schedule(folder: Path, device: torch.device) -> NoiseSchedule:
-    """Read the forward process from the model's scheduler configuration.
-
-    Raises:
-        ValueError: The UNet predicts something that cannot be trained here.
-    """
-    scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-    prediction = scheduler.config.prediction_type
-    allowed = [kind.value for kind in Prediction]
-    if prediction not in allowed:
-        raise ValueError(
-            f"{folder}/scheduler predicts {prediction!r}; allowed: {', '.join(allowed)}"
-        )
-    return NoiseSchedule(scheduler.alphas_cumprod.float().to(device), Prediction(prediction))
+def noise_schedule(process: DiscreteProcess, device: torch.device) -> NoiseSchedule:
+    """The noise of a discrete process, from diffusers' own betas."""
+    scheduler = DDPMScheduler(
+        num_train_timesteps=process.num_timesteps,
+        beta_schedule=process.beta_schedule,
+        beta_start=process.beta_start,
+        beta_end=process.beta_end,
+        trained_betas=list(process.trained_betas) if process.trained_betas else None,
+        rescale_betas_zero_snr=process.zero_terminal_snr,
+    )
+    return NoiseSchedule(scheduler.alphas_cumprod.float().to(device), process.prediction)

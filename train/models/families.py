@@ -6,6 +6,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from data.models.forward_process import CONFIG as SCHEDULER
+from data.models.forward_process import DiscreteProcess, forward_process
+from data.models.latent_scale import LatentScale, latent_scale
 from data.storage.hub import Wanted, resolve
 from train.config import ModelSpec
 
@@ -57,6 +60,9 @@ class BaseModel:
     unet: dict[str, Any]
     """The UNet's `config.json`."""
     vae: dict[str, Any]
+    process: DiscreteProcess
+    """The forward process that its UNet was trained with."""
+    latent_scale: LatentScale
 
     @property
     def zeros_for_empty_prompt(self) -> bool:
@@ -93,7 +99,16 @@ def open_model(spec: ModelSpec) -> BaseModel:
     family = Family(class_name)
     _check_parts(spec, folder, family)
     unet, vae = (_json(spec, folder / name / "config.json") for name in ("unet", "vae"))
-    base = BaseModel(folder, family, index, unet, vae)
+    what, scheduler = f"model.path={spec.path}", _json(spec, folder / SCHEDULER)
+    base = BaseModel(
+        folder=folder,
+        family=family,
+        index=index,
+        unet=unet,
+        vae=vae,
+        process=forward_process(what, index, scheduler, spec.prediction_type),
+        latent_scale=latent_scale(what, family.value, vae),
+    )
     _check_unet(spec, base)
     if spec.resolution % base.vae_factor:
         raise ValueError(

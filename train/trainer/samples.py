@@ -15,10 +15,11 @@ from torch import Tensor
 
 from data.artifacts.atomic import write_bytes
 from data.images import encode_png
-from train.config import SampleSpec
+from train.config import Precision, SampleSpec
 from train.dpo.draws import keyed_uniform, pair_generator
+from train.identity import TrainRun
 from train.loader.dataset import DecidedPairs
-from train.models.components import Denoiser, ModelComponents, run_denoiser
+from train.models.components import Denoiser, ModelComponents, as_pixels, run_denoiser
 from train.models.conditioning import Condition
 from train.trainer.metrics_log import MetricsLog
 from train.trainer.trainer import Callback, Trainer
@@ -33,6 +34,7 @@ class Samples(Callback):
 
     spec: SampleSpec
     components: ModelComponents
+    prompts: tuple[str, ...]
     condition: Condition
     """The condition of the prompts; under guidance followed by as many empty ones."""
     start: Float[Tensor, "image channel height width"]
@@ -50,8 +52,14 @@ class Samples(Callback):
             self.save_sheet(trainer)
 
     def save_sheet(self, trainer: Trainer) -> None:
-        """Generate a sheet; rank 0 writes it and sends it to the trackers."""
-        page, step = self.generate(trainer.policy), trainer.state.step
+        """Generate a sheet; rank 0 writes it and sends it to the trackers.
+
+        Raises:
+            ValueError: An image is not finite; on every rank, because all generate the same.
+        """
+        images, step = self.generate(trainer.policy), trainer.state.step
+        self.check_finite(images, trainer.run, step)
+        page = sheet(as_pixels(images).cpu().numpy())
         if trainer.world.rank == 0:
             path = trainer.run.folder / "samples" / f"step-{step:07d}.png"
             path.parent.mkdir(exist_ok=True)
@@ -59,13 +67,34 @@ class Samples(Callback):
             self.metrics_log.log_images("samples", page, step)
 
     @torch.no_grad()
-    def generate(self, policy: Denoiser) -> UInt8[np.ndarray, "height width 3"]:
-        """Return the sheet; every rank must call it."""
+    def generate(self, policy: Denoiser) -> Float[Tensor, "image 3 height width"]:
+        """Return the images, in about [-1, 1]; every rank must call it."""
         latents, schedule = self.start, self.components.schedule
-        for timestep, before in descent(len(schedule.alphas_cumprod), self.spec.steps):
+        for timestep, before in descent(schedule.num_timesteps, self.spec.steps):
             predicted = self._predicted(policy, latents, timestep)
-            latents = schedule.ddim_step(latents, predicted, timestep, before)
-        return sheet(self.components.decode_latents(latents).cpu().numpy())
+            latents = schedule.step_back(latents, predicted, timestep, before)
+        return self.components.decode_latents(latents)
+
+    def check_finite(
+        self, images: Float[Tensor, "image 3 height width"], run: TrainRun, step: int
+    ) -> None:
+        """Refuse images that would be written as black or white ones.
+
+        Raises:
+            ValueError: Names the model and the first prompt whose image is not finite.
+        """
+        finite = images.isfinite().flatten(1).all(1).tolist()
+        if all(finite):
+            return
+        precision = run.train.precision
+        remedy = "check its weights, and the loss in journal.jsonl"
+        if precision is not Precision.fp32:
+            remedy = f"{precision.value} may overflow: set train.precision=fp32"
+        raise ValueError(
+            f"model.path={run.model.path}, step {step}: the sample of "
+            f"{self.prompts[finite.index(False)]!r} has values that are not finite, and no sheet "
+            f"was written; {remedy}, or train.samples.every=0 to train without samples"
+        )
 
     def _predicted(
         self, policy: Denoiser, latents: Float[Tensor, "image channel height width"], at: int
@@ -118,7 +147,8 @@ def make_samples(
         for index in range(len(prompts))
     ]
     start = torch.stack(noise).to(components.device)
-    return Samples(spec, components, components.condition_of_new(texts), start, metrics_log)
+    condition = components.condition_of_new(texts)
+    return Samples(spec, components, tuple(prompts), condition, start, metrics_log)
 
 
 def first_prompts(pairs: DecidedPairs, count: int) -> Sequence[str]:

@@ -1,0 +1,1 @@
+"""Diffusers folders, judged by their configuration files before any weight is loaded."""
