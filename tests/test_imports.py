@@ -24,7 +24,8 @@ STAGES = {
 
 ROOMS = {
     "data": (
-        "dtypes", "distributed", "prefetch", "images", "artifacts", "storage", "miniature", "pairs",
+        "dtypes", "distributed", "prefetch", "images", "artifacts", "models", "storage",
+        "miniature", "pairs",
     ),
     "label": (
         "config", "metrics", "scoring", "voting", "analysis", "run", "parity", "__main__",
@@ -45,6 +46,7 @@ ONLY_IN = {
     "deepspeed": {"train/distributed/*"},
     "hydra": {"conf/job.py"},
     "diffusers": {
+        "data/models/folder.py",
         "train/models/components.py",
         "train/export/pipeline.py",
         "generate/sampler.py",

@@ -16,7 +16,10 @@ def misfit(actual: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
 
     Says what is missing, what is unexpected, or the first wrong shape, and a likely reason.
     """
-    missing, unexpected = sorted(wanted.keys() - actual.keys()), sorted(actual.keys() - wanted.keys())
+    missing, unexpected = (
+        sorted(wanted.keys() - actual.keys()),
+        sorted(actual.keys() - wanted.keys()),
+    )
     if missing or unexpected:
         return (
             f"does not fit its architecture: missing {some(missing)}; unexpected "

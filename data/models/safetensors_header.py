@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from data.artifacts.readable import UnreadableError, check_readable, read_json_object
 
 FLOATS = ("F64", "F32", "F16", "BF16")
-"""Formats of weights that are read; others (FP8, INT8, ...) need the library that quantised them."""
+"""Formats of weights that are read; FP8, INT8, ... need the library that quantised them."""
 PROBE_BYTES = 4096
 """What is looked at first of a tensor that may hold nothing but zeros."""
 
@@ -56,8 +56,8 @@ def read_header(path: Path, *, zeros: bool = False) -> dict[str, TensorInfo]:
         raise UnreadableError(f"{path} holds no tensors; fetch the file again")
     if not zeros and (empty := _all_zeros(path, header, data)):
         raise UnreadableError(
-            f"{path} has nothing but zeros in {some(empty)}; its download was probably interrupted: "
-            "fetch the file again"
+            f"{path} has nothing but zeros in {some(empty)}; its download was probably "
+            "interrupted: fetch the file again"
         )
     return tensors
 

@@ -19,6 +19,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from data.dtypes import Dtype
+from data.models.folder import check_folder
 from train.config import ModelSpec, Precision
 from train.models.conditioning import (
     ClipEncoder,
@@ -29,7 +30,7 @@ from train.models.conditioning import (
     condition,
     encode_distinct,
 )
-from train.models.families import BaseModel, Family, open_model
+from train.models.families import BaseModel, Family, check_classes, open_model
 from train.models.noise_schedule import NoiseSchedule, Prediction
 
 SLICED_ABOVE = 512
@@ -155,10 +156,12 @@ def load_components(
     """Load the frozen parts of a model; without the VAE, only its configuration is loaded.
 
     Raises:
-        ValueError: There is no such folder, its family is not supported, or it does not fit the
-            resolution.
+        ValueError: There is no such folder, its family is not supported, it does not fit the
+            resolution, or a part of it (also the UNet, loaded later) is damaged or incomplete.
     """
     base, dtype = open_model(spec), Dtype(precision.value).torch
+    check_folder(base.folder, f"model.path={spec.path}")
+    check_classes(spec, base)
     schedule = noise_schedule(base.folder, device)
 
     parts: list[Any] = []
