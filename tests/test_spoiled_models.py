@@ -5,6 +5,7 @@ or a setting; a model that is loaded all the same, and any other error, is a fau
 """
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from data.artifacts.readable import LFS_HEAD
@@ -87,9 +89,13 @@ def save_a_page(path: Path) -> None:
     path.write_text("<!doctype html><title>Sign in</title>")
 
 
+def forbid(path: Path) -> None:
+    path.chmod(0)
+
+
 ANY_FILE: tuple[Spoil, ...] = (
     truncate, empty, zero, scramble, point, remove, rename, put_a_folder, break_the_link,
-    save_a_page,
+    save_a_page, *(() if os.geteuid() == 0 else (forbid,)),
 )  # fmt: skip
 
 
@@ -281,6 +287,16 @@ VALUES = (
 )
 
 
+def in_parts_cases(folder: Path) -> Iterator[Case]:
+    """A UNet in several files with an index."""
+    index = "unet/diffusion_pytorch_model.safetensors.index.json"
+    first, *_ = sorted(path.name for path in (folder / "unet").glob("*-00001-of-*"))
+    elsewhere = settings("weight_map", {"conv_in.weight": "../elsewhere.safetensors"})
+    ways = (*ANY_FILE, make_a_list, settings("weight_map", {}), elsewhere)
+    yield from of_file(folder, index, ways, train, sample)
+    yield from of_file(folder, f"unet/{first}", ANY_FILE + WEIGHTS, train, sample)
+
+
 def metric(kind: str, **files: str) -> Callable[[Path], Any]:
     def opened(folder: Path) -> Any:
         places = {name: str(folder / file) for name, file in files.items()}
@@ -292,11 +308,15 @@ def metric(kind: str, **files: str) -> Callable[[Path], Any]:
 
 def scorer_cases(root: Path) -> Iterator[Case]:
     clip, hps = metric("clip", weights="clip"), metric("hps", weights="hps")
+    plain, pickled = metric("clip", weights="plain"), metric("clip", weights="pickled")
     aesthetic = metric("aesthetic", weights="clip", head="aesthetic/model.safetensors")
     json_ways = (*ANY_FILE, make_a_list)
     yield from of_file(root, "clip/model.safetensors", ANY_FILE + WEIGHTS, clip)
     yield from of_file(root, "clip/config.json", json_ways, clip)
     yield from of_file(root, "clip/tokenizer.json", json_ways, clip)
+    yield from of_file(root, "plain/vocab.json", json_ways, plain)
+    yield from of_file(root, "plain/merges.txt", (*ANY_FILE, lose_the_end), plain)
+    yield from of_file(root, "pickled/pytorch_model.bin", ANY_FILE, pickled)
     yield from of_file(root, "hps/open_clip_model.safetensors", ANY_FILE + WEIGHTS, hps)
     yield from of_file(root, "hps/open_clip_config.json", json_ways, hps)
     kept = tuple(way for way in ANY_FILE if way not in (remove, rename, break_the_link))
@@ -355,6 +375,28 @@ def fault(case: Case, folder: Path) -> str:
         shutil.rmtree(folder)
 
 
+def write_plain_clip(folder: Path) -> None:
+    """The miniature's CLIP with its vocabulary in two files."""
+    shutil.copytree(MINIATURE / "clip", folder)
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    lines = (" ".join(merge) for merge in model["merges"])
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines]))
+
+
+def write_pickled_clip(folder: Path) -> None:
+    shutil.copytree(MINIATURE / "clip", folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def split_unet(model: Path) -> None:
+    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet")
+    shutil.rmtree(model / "unet")
+    unet.save_pretrained(model / "unet", max_shard_size="100KB")
+
+
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Case]]:
     root = tmp_path_factory.mktemp("good")
@@ -364,8 +406,12 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Case]]:
     scorers = root / "scorers"
     for name in ("clip", "hps", "aesthetic"):
         shutil.copytree(MINIATURE / name, scorers / name)
+    write_plain_clip(scorers / "plain")
+    write_pickled_clip(scorers / "pickled")
+    in_parts = shutil.copytree(sd, root / "in_parts")
+    split_unet(in_parts)
     return {
-        "models": list(model_cases(sd, sdxl)),
+        "models": [*model_cases(sd, sdxl), *in_parts_cases(in_parts)],
         "scorers": list(scorer_cases(scorers)),
         "adapters": list(adapter_cases(root / "adapted")),
     }
@@ -374,10 +420,10 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Case]]:
 def test_what_is_not_spoiled_is_loaded(cases: dict[str, list[Case]]):
     opened = {}
     for case in (case for group in cases.values() for case in group):
-        opened.setdefault((case.good, case.opened.__name__), case)
+        opened.setdefault((case.good, case.opened), case)
     for case in opened.values():
         case.opened(case.good)
-    assert len(opened) == 9
+    assert len(opened) == 13
 
 
 @pytest.mark.slow

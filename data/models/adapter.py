@@ -10,6 +10,8 @@ from data.models.safetensors_header import read_header, some
 DOWN = re.compile(r"(?<=lora_)(A|down)(?=\.)|(?<=lora\.|ayer\.)down(?=\.)")
 UP = re.compile(r"(?<=lora_)(B|up)(?=\.)|(?<=lora\.|ayer\.)up(?=\.)")
 """How peft, diffusers and kohya name the first and second matrix of a layer."""
+READ = re.compile(r"(A|B|down|up)\.weight$")
+"""How such a name ends."""
 
 
 def check_adapter(path: Path, what: str) -> None:
@@ -26,6 +28,11 @@ def check_adapter(path: Path, what: str) -> None:
         raise UnreadableError(
             f"{what}: {path} has no LoRA weights for the UNet or the text encoders; it has "
             f"{some(sorted(tensors))}. LoHa, LoKr and whole models are not read as LoRA"
+        )
+    if unread := sorted(name for name in tensors if _is_matrix(name) and not READ.search(name)):
+        raise UnreadableError(
+            f"{what}: {path} has names of LoRA weights that diffusers does not read, such as "
+            f"{some(unread)}; save the adapter with save_lora_weights (diffusers)"
         )
     if unpaired := unpaired_matrices(tensors):
         raise UnreadableError(
@@ -52,6 +59,10 @@ def unpaired_matrices(names: Iterable[str]) -> list[str]:
     ups = {name for name in names if UP.search(name)}
     alone = [name for twin, name in twins.items() if twin not in ups]
     return sorted([*alone, *(ups - twins.keys())])
+
+
+def _is_matrix(name: str) -> bool:
+    return bool(DOWN.search(name) or UP.search(name))
 
 
 def _twin(match: re.Match[str]) -> str:

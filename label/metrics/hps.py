@@ -28,7 +28,7 @@ def resolve(name: str, spec: MetricSpec) -> ResolvedMetric:
     """The image is padded to a square; `arch` counts where the weights are a bare file."""
     where = locate(f"metrics.{name}.weights", spec.weights, spec.revision, OPEN_CLIP_ON_HUB)
     weights = open_clip_weights(name, where, spec.arch)
-    side = side_of(weights.config["model_cfg"]["vision_cfg"].get("image_size", 224))
+    side = side_of(weights.config["model_cfg"]["vision_cfg"].get("image_size", 224), where)
     return ResolvedMetric(
         name,
         spec,

@@ -195,7 +195,7 @@ def read_config(name: str, path: Path) -> dict[str, Any]:
         raise WeightsError(str(error)) from error
 
 
-def side_of(size: int | Sequence[int]) -> int:
+def side_of(size: Any, where: Path) -> int:
     """Pixels of a side, however a configuration says it.
 
     Raises:
@@ -203,10 +203,12 @@ def side_of(size: int | Sequence[int]) -> int:
     """
     side = size[0] if isinstance(size, list | tuple) and size else size
     if not isinstance(side, int) or side < 1:
-        raise WeightsError(f"image_size={size!r} in a scorer's configuration; needed are pixels")
+        raise WeightsError(
+            f"{where} is described with image_size={size!r}; needed is a number of pixels"
+        )
     return side
 
 
 def vision_side(weights: Weights) -> int:
     """Pixels of a side of the images that a Hugging Face vision model reads."""
-    return side_of(weights.config["vision_config"].get("image_size", 224))
+    return side_of(weights.config["vision_config"].get("image_size", 224), weights.where)
