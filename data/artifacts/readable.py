@@ -24,7 +24,7 @@ def is_lfs_pointer(head: bytes) -> bool:
 def problem_of(path: Path) -> str:
     """Why a file cannot be read, as the end of a sentence that names it; empty where it can."""
     if not path.exists():
-        return "is not there"
+        return "is not there; fetch or copy it to this place"
     if path.is_dir():
         return "is a folder, not a file"
     try:
