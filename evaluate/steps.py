@@ -76,7 +76,7 @@ def sample_models(
 ) -> None:
     """Sample what is missing of these images, model by model; all are checked before the first."""
     if any(missing(images[model.name]) for model in plan.models):
-        from generate.sampler import check_model
+        from generate.pipelines import check_model
 
         for model in plan.models:
             check_model(model)

@@ -34,7 +34,7 @@ ROOMS = {
         "config", "identity", "loader", "models", "distributed", "dpo", "trainer", "export",
         "execute", "run", "__main__",
     ),
-    "generate": ("config", "prompts", "image_files", "sampler"),
+    "generate": ("config", "prompts", "image_files", "pipelines", "sampler"),
     "evaluate": (
         "config", "statistics", "plan", "judging", "steps", "reporting", "run", "__main__",
     ),
@@ -49,6 +49,7 @@ ONLY_IN = {
         "data/models/folder.py",
         "train/models/components.py",
         "train/export/pipeline.py",
+        "generate/pipelines.py",
         "generate/sampler.py",
         "label/scoring/vae_encoder.py",
         "data/miniature/*",

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from data.artifacts.readable import LFS_POINTER, UnreadableError, is_lfs_pointer, problem_of
 from data.models.adapter import check_adapter
 from data.models.fit import misfit
-from data.models.folder import check_folder
+from data.models.folder import check_model_folder
 from data.models.safetensors_header import read_header
 from data.models.tokenizer import check_vocabulary
 from evaluate.steps import sample_models
 from generate.image_files import Model, Sample
+from generate.pipelines import check_model
 from generate.prompts.files import Prompt
-from generate.sampler import check_model
 from tests.helpers_train import SIDE, write_base, write_sdxl_base
 from tests.test_spoiled_models import POINTER, generator, tensors
 from train.config import ModelSpec, Precision
@@ -156,7 +156,7 @@ def test_weights_with_the_names_of_older_libraries_are_loaded(base: Path, copy: 
 
     change(copy, VAE, old_vae)
     change(copy, TEXT, old_text)
-    check_folder(copy, "model")
+    check_model_folder(copy, "model")
     old, new = load(copy), load(base)
     for ours, theirs in ((old.vae, new.vae), (old.text.tower.model, new.text.tower.model)):
         wanted = theirs.state_dict()

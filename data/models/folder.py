@@ -36,7 +36,7 @@ CLIP_PREFIX = "text_model."
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 
 
-def check_folder(folder: Path, what: str) -> dict[str, Any]:
+def check_model_folder(folder: Path, what: str) -> dict[str, Any]:
     """Refuse a diffusers folder of which a part is missing, damaged or another than described.
 
     Messages begin with `what`, the setting or the model's name. Returns its model_index.json.

@@ -19,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from data.dtypes import Dtype
-from data.models.folder import check_folder
+from data.models.folder import check_model_folder
 from train.config import ModelSpec, Precision
 from train.models.conditioning import (
     ClipEncoder,
@@ -160,7 +160,7 @@ def load_components(
             resolution, or a part of it (also the UNet, loaded later) is damaged or incomplete.
     """
     base, dtype = open_model(spec), Dtype(precision.value).torch
-    check_folder(base.folder, f"model.path={spec.path}")
+    check_model_folder(base.folder, f"model.path={spec.path}")
     check_classes(spec, base)
     schedule = noise_schedule(base.folder, device)
 
