@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from data.models.fit import misfit
 from data.models.folder import check_model_folder
 from data.models.safetensors_header import read_header
 from data.models.tokenizer import check_vocabulary
+from evaluate.plan import ComparisonPlan
 from evaluate.steps import sample_models
 from generate.image_files import Model, Sample
 from generate.pipelines import check_model
@@ -130,10 +130,12 @@ def test_all_models_are_checked_before_the_first_is_loaded(
     """Sampling one model takes hours; the mistake in the next must not wait for them."""
     (copy / UNET).write_bytes((copy / UNET).read_bytes()[:-1])
     models = (Model(name="base", path=str(base)), Model(name="ours", path=str(copy)))
+    plan = object.__new__(ComparisonPlan)  # whose models alone are read
+    object.__setattr__(plan, "models", models)
     sample = Sample("base", Prompt(0, "a cat"), 0, tmp_path / "0.png")
     monkeypatch.setattr("evaluate.steps.sample_model", lambda *_: pytest.fail("was loaded"))
     with pytest.raises(ValueError, match="'ours': .* damaged, incomplete or no safetensors file"):
-        sample_models(SimpleNamespace(models=models), {"base": [sample], "ours": []}, print)
+        sample_models(plan, {"base": [sample], "ours": []}, print)
 
 
 # --- what is loaded ------------------------------------------------------------------------------
