@@ -78,7 +78,12 @@ def _ignore(_: int) -> None:
 def sample_models(
     plan: ComparisonPlan, images: Mapping[str, list[Sample]], advance: Callable[[int], None]
 ) -> None:
-    """Sample what is missing of these images, model by model."""
+    """Sample what is missing of these images, model by model; all are checked before the first."""
+    if any(missing(images[model.name]) for model in plan.models):
+        from generate.pipelines import check_model
+
+        for model in plan.models:
+            check_model(model)
     for model in plan.models:
         if missing(images[model.name]):
             sample_model(plan, model, images[model.name], advance)

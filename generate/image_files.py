@@ -12,6 +12,8 @@ from typing import Any
 
 from data.artifacts.atomic import sha256_of, write_json
 from data.artifacts.config_diff import refuse_other_settings
+from data.artifacts.readable import read_json_object
+from data.models.adapter import check_adapter
 from data.models.forward_process import Prediction
 from data.storage.hub import HubError, check_commit
 from generate.prompts.files import Prompt
@@ -48,9 +50,13 @@ class Model:
         """Refuse a model that cannot be loaded, before any model is loaded.
 
         Raises:
-            SamplesError: The model is not there; the message ends with `advice`.
+            ValueError: The model is not there (the message ends with `advice`), or its index or
+                its LoRA weights are damaged.
         """
+        if self.adapter:
+            check_adapter(Path(self.adapter), f"model {self.name!r}")
         if self.is_local and (Path(self.path) / "model_index.json").is_file():
+            read_json_object(Path(self.path) / "model_index.json", f"model {self.name!r}")
             return
         what = f"model {self.name!r}: {self.path}"
         if self.is_local or not self.revision:

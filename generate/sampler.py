@@ -4,15 +4,13 @@ So every model starts from the same noise, and no image depends on the batch it 
 the number of processes, or on what was sampled before.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DDIMScheduler
 from diffusers.utils import logging
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -24,6 +22,7 @@ from data.images import encode_png
 from generate.config import Scheduler
 from generate.image_files import Model, Sample, SamplesError, missing
 from generate.model_process import check_folder, check_process
+from generate.pipelines import load_pipeline
 
 SLICED_ABOVE = 512
 """From this side in pixels on, the VAE decodes one image at a time, to bound its memory."""
@@ -120,27 +119,15 @@ class ImageGenerator:
         """Read a model's folder (safetensors only, no code from it).
 
         Raises:
-            SamplesError: The folder holds no pipeline with a UNet and a VAE, the scheduler does not
-                fit its forward process, or the LoRA weights are not for it.
+            ValueError: A part of the folder is damaged or missing, it holds no pipeline with a UNet
+                and a VAE, the scheduler does not fit its forward process, or the LoRA weights are
+                not for it.
         """
         check_folder(model, scheduler)
         for library in (logging, transformers_logging):
             library.disable_progress_bar()
             library.set_verbosity_error()  # else every truncated prompt gives a warning
-        try:
-            pipeline = DiffusionPipeline.from_pretrained(
-                model.path,
-                revision=model.revision,
-                dtype=dtype.torch,
-                use_safetensors=True,
-                **_without_safety_checker(model),
-            )
-        except (OSError, ValueError) as error:
-            raise SamplesError(
-                f"model {model.name!r} ({model.path}) cannot be loaded: {error}"
-            ) from error
-        if model.adapter:
-            _load_adapter(pipeline, model)
+        pipeline = load_pipeline(model, dtype)
         if getattr(pipeline, "watermark", None) is not None:
             pipeline.watermark = None  # SDXL's, where its library is installed; it changes pixels
         pipeline.scheduler = _scheduler_for(pipeline, model, scheduler)
@@ -212,33 +199,6 @@ def deterministic(scheduler: Any, **settings: str) -> DDIMScheduler:
     return DDIMScheduler.from_config(
         scheduler.config, clip_sample=False, thresholding=False, **settings
     )
-
-
-def _load_adapter(pipeline: Any, model: Model) -> None:
-    file = Path(model.adapter)
-    try:
-        pipeline.load_lora_weights(
-            file.parent, weight_name=file.name, use_safetensors=True, local_files_only=True
-        )
-        loaded = pipeline.get_active_adapters()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise SamplesError(
-            f"model {model.name!r}: the LoRA weights {file} cannot be loaded on {model.path}: "
-            f"{error}"
-        ) from error
-    if not loaded:
-        raise SamplesError(
-            f"model {model.name!r}: {file} has no LoRA weights for the UNet or the text encoders "
-            f"of {model.path}; give the base that it was made for (model.path=...)"
-        )
-
-
-def _without_safety_checker(model: Model) -> dict[str, Any]:
-    """Options that leave out Stable Diffusion's checker, which replaces images by black ones."""
-    index = Path(model.path) / "model_index.json"
-    if index.is_file() and "safety_checker" in json.loads(index.read_text()):
-        return {"safety_checker": None, "requires_safety_checker": False}
-    return {}
 
 
 def sample_missing(

@@ -24,7 +24,7 @@ STAGES = {
 
 ROOMS = {
     "data": (
-        "dtypes", "distributed", "prefetch", "images", "artifacts", "storage", "models",
+        "dtypes", "distributed", "prefetch", "images", "artifacts", "models", "storage",
         "miniature", "pairs",
     ),
     "label": (
@@ -34,7 +34,7 @@ ROOMS = {
         "config", "identity", "loader", "models", "distributed", "dpo", "trainer", "export",
         "execute", "run", "__main__",
     ),
-    "generate": ("config", "prompts", "image_files", "model_process", "sampler"),
+    "generate": ("config", "prompts", "image_files", "model_process", "pipelines", "sampler"),
     "evaluate": (
         "config", "statistics", "plan", "judging", "steps", "reporting", "run", "__main__",
     ),
@@ -46,8 +46,10 @@ ONLY_IN = {
     "deepspeed": {"train/distributed/*"},
     "hydra": {"conf/job.py"},
     "diffusers": {
+        "data/models/folder.py",
         "train/models/components.py",
         "train/export/pipeline.py",
+        "generate/pipelines.py",
         "generate/sampler.py",
         "label/scoring/vae_encoder.py",
         "data/miniature/*",

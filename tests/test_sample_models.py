@@ -98,6 +98,7 @@ def test_lora_weights_of_another_model_are_refused(bases: dict[str, Path], tmp_p
     with pytest.raises(SamplesError, match="'m': the LoRA weights .* cannot be loaded on"):
         load(Model(name="m", path=str(bases["sdxl"]), adapter=adapter))
     file = tmp_path / "other.safetensors"
-    save_file({"transformer.a.lora_A.weight": torch.zeros(2, 2)}, file)
+    matrix, names = torch.zeros(2, 2), ("A", "B")
+    save_file({f"transformer.a.lora_{name}.weight": matrix.clone() for name in names}, file)
     with pytest.raises(SamplesError, match="has no LoRA weights for the UNet"):
         load(Model(name="m", path=str(bases["sd_v"]), adapter=str(file)))

@@ -18,6 +18,7 @@ from data.artifacts.atomic import ShardError, partial_path, publish, sha256_of
 from data.artifacts.config_diff import Settings
 from data.artifacts.manifest import Manifest, read_manifest
 from data.artifacts.parquet_io import SETTINGS_KEY
+from data.artifacts.readable import UnreadableError, check_readable, read_json_object
 from data.artifacts.schemas import latents as schema_of
 
 KIND = "latents"
@@ -57,11 +58,19 @@ def find_vae(model: Path, fingerprint: Callable[[Path], str] = sha256_of) -> Vae
     if not (config.is_file() and weights.is_file()):
         lacks = config if not config.is_file() else weights
         raise ValueError(f"model.path={model} has no VAE to make latents with: no {lacks}")
-    value = json.loads(config.read_text())
+    value = read_json_object(config, f"model.path={model}")
+    check_readable(weights, f"model.path={model}")
+    channels = value.get("block_out_channels", [64])  # diffusers' default
+    latent_channels = value.get("latent_channels", 4)
+    if not isinstance(channels, list) or not isinstance(latent_channels, int):
+        raise UnreadableError(
+            f"model.path={model}: {config} has block_out_channels={channels!r} and "
+            f"latent_channels={latent_channels!r}; needed are a list and a number"
+        )
     return Vae(
         sha256=fingerprint(weights),
-        channels=value.get("latent_channels", 4),
-        factor=2 ** (len(value["block_out_channels"]) - 1),
+        channels=latent_channels,
+        factor=2 ** (len(channels) - 1),
         force_upcast=value.get("force_upcast", True),  # diffusers' default
     )
 

@@ -5,14 +5,14 @@ from typing import Any
 from label.config import MetricSpec
 from label.metrics.base import MetricDefinition, ResolvedMetric
 from label.metrics.preprocessing import ImageTransform, ResizeMode
-from label.metrics.weights import find_hf_clip, locate, vision_side
+from label.metrics.weights import check_tensors, find_hf_clip, locate, vision_side
 
 
 def resolve(name: str, spec: MetricSpec) -> ResolvedMetric:
     """The image is prepared as for CLIP score, whose backbone the metric can share."""
     weights = find_hf_clip(name, spec, reads_prompt=False)
     transform = ImageTransform(ResizeMode.CROP_EVEN, vision_side(weights))
-    files = {"head": locate(f"metrics.{name}.head", spec.head, None)}
+    files = {"head": check_tensors(name, locate(f"metrics.{name}.head", spec.head, None))}
     return ResolvedMetric(name, spec, transform, weights, files, repairs_prompts=True)
 
 

@@ -53,6 +53,13 @@ def load_head(path: Path) -> Head:
             f"{path} is not LAION's aesthetic head; it has {', '.join(sorted(state)[:4])}..., "
             f"needed are layers.{{{','.join(map(str, LAYERS))}}}.weight and .bias"
         )
+    dims = {"weight": 2, "bias": 1}
+    for key, tensor in state.items():
+        if tensor.ndim != dims[key.rsplit(".", 1)[1]] or not tensor.is_floating_point():
+            raise WeightsError(
+                f"{path} has {key} of shape {tuple(tensor.shape)} in {tensor.dtype}; needed are "
+                "matrices and vectors of floating point numbers"
+            )
     first = state["layers.0.weight"]
     weight = torch.eye(first.shape[-1], dtype=torch.float64)
     bias = torch.zeros(first.shape[-1], dtype=torch.float64)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from data.models.tokenizer import check_size, load_tokenizer
 from label.metrics.base import BackboneFamily, ResolvedMetric
 from label.metrics.state_dict import check_state, load_exactly, read_state
 from label.metrics.weights import Weights, WeightsError
@@ -220,9 +221,12 @@ def hf_clip(path: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) 
     from transformers import CLIPConfig, CLIPModel
     from transformers.utils import logging
 
-    described = CLIPConfig(**config)
-    with torch.device("meta"):
-        wanted = CLIPModel(described).state_dict()
+    try:
+        described = CLIPConfig(**config)
+        with torch.device("meta"):
+            wanted = CLIPModel(described).state_dict()
+    except Exception as error:  # whatever a wrong value meets first
+        raise WeightsError(f"{path.parent}/config.json describes no CLIPModel ({error})") from error
     check_state(path, state, wanted)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model = CLIPModel.from_pretrained(
@@ -235,11 +239,15 @@ def hf_clip(path: Path, config: Mapping[str, Any], state: Mapping[str, Tensor]) 
 
 def hf_tokenizer(weights: Weights) -> Any:
     """The CLIP tokenizer that belongs to these weights; None where there is none."""
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTokenizer
 
     if not weights.words:
         return None
-    return CLIPTokenizer.from_pretrained(weights.words[0].parent, local_files_only=True)
+    folder = weights.words[0].parent
+    tokenizer = load_tokenizer(CLIPTokenizer, folder, str(weights.tensors))
+    config = CLIPTextConfig(**weights.config.get("text_config") or {})
+    check_size(tokenizer, config, folder, str(weights.tensors))
+    return tokenizer
 
 
 def _open_clip_model(weights: Weights) -> Any:
@@ -247,7 +255,7 @@ def _open_clip_model(weights: Weights) -> Any:
 
     try:
         model = CLIP(**weights.config["model_cfg"])
-    except (TypeError, KeyError) as error:
+    except Exception as error:  # whatever a wrong value meets first
         raise WeightsError(
             f"{weights.where} describes no CLIP with plain transformers: {error}"
         ) from error
@@ -262,7 +270,12 @@ def _open_clip_tokenizer(weights: Weights) -> Any:
     from open_clip.tokenizer import SimpleTokenizer
 
     context = weights.config["model_cfg"]["text_cfg"].get("context_length", 77)
-    merges = [str(path) for path in weights.files if path.suffix == ".gz"]
-    if merges:
-        return SimpleTokenizer(bpe_path=merges[0], context_length=context)
-    return SimpleTokenizer(context_length=context)
+    merges = [{"bpe_path": str(path)} for path in weights.files if path.suffix == ".gz"]
+    tokenizer = SimpleTokenizer(**(merges[0] if merges else {}), context_length=context)
+    words = weights.config["model_cfg"]["text_cfg"].get("vocab_size", 49408)  # open_clip's default
+    if tokenizer.vocab_size != words:
+        raise WeightsError(
+            f"{weights.where}: the tokenizer has {tokenizer.vocab_size} words, but the weights "
+            f"know {words}; its merges (*.gz) are incomplete or of another model"
+        )
+    return tokenizer

@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from data.models.tokenizer import load_tokenizer
 from label.metrics.backbones import Pixels
 from label.metrics.base import ResolvedMetric
 from label.metrics.blip import Recipe
@@ -182,9 +183,8 @@ def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _tokenizer(resolved: ResolvedMetric) -> Any:
     assert resolved.weights is not None
-    tokenizer = BertTokenizer.from_pretrained(
-        resolved.weights.words[0].parent, local_files_only=True
-    )
+    folder = resolved.weights.words[0].parent
+    tokenizer = load_tokenizer(BertTokenizer, folder, f"metrics.{resolved.name}.tokenizer")
     vocab_size = resolved.weights.config["text_config"]["vocab_size"]
     if len(tokenizer) > vocab_size:
         raise WeightsError(

@@ -3,9 +3,12 @@
 Published tables show it times 100.
 """
 
+import gzip
+import zlib
 from pathlib import Path
 from typing import Any
 
+from data.artifacts.readable import UnreadableError, check_readable
 from label.config import MetricSpec
 from label.metrics.base import BackboneFamily, MetricDefinition, ResolvedMetric
 from label.metrics.preprocessing import ImageTransform, ResizeMode
@@ -25,7 +28,7 @@ def resolve(name: str, spec: MetricSpec) -> ResolvedMetric:
     """The image is padded to a square; `arch` counts where the weights are a bare file."""
     where = locate(f"metrics.{name}.weights", spec.weights, spec.revision, OPEN_CLIP_ON_HUB)
     weights = open_clip_weights(name, where, spec.arch)
-    side = side_of(weights.config["model_cfg"]["vision_cfg"].get("image_size", 224))
+    side = side_of(weights.config["model_cfg"]["vision_cfg"].get("image_size", 224), where)
     return ResolvedMetric(
         name,
         spec,
@@ -56,11 +59,42 @@ def open_clip_weights(name: str, where: Path, arch: str) -> Weights:
     if not where.is_dir():
         return Weights(where, tensors, architecture(name, arch), (tensors,))
     config = read_config(name, where / "open_clip_config.json")
-    if "model_cfg" not in config:
-        raise WeightsError(f"metrics.{name}: {where}/open_clip_config.json has no model_cfg")
+    described = config.get("model_cfg")
+    if not isinstance(described, dict) or not all(
+        isinstance(described.get(part), dict) for part in ("vision_cfg", "text_cfg")
+    ):
+        raise WeightsError(
+            f"metrics.{name}: {where}/open_clip_config.json has no model_cfg with vision_cfg and "
+            "text_cfg"
+        )
     config["preprocess"] = config.get("preprocess_cfg", {})
     merges = tuple(sorted(where.glob("*.gz")))
+    for path in merges:
+        check_words(name, path)
     return Weights(where, tensors, config, (tensors, where / "open_clip_config.json", *merges))
+
+
+def check_words(name: str, path: Path) -> None:
+    """Refuse merges of an open_clip tokenizer that cannot be read.
+
+    Raises:
+        WeightsError: The file is torn, empty, a folder or a Git LFS pointer.
+    """
+    try:
+        check_readable(path, f"metrics.{name}")
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            lines = file.read().split("\n")
+    except UnreadableError as error:
+        raise WeightsError(str(error)) from error
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise WeightsError(
+            f"metrics.{name}: {path} cannot be read as gzipped text ({error}); fetch it again"
+        ) from error
+    if len(lines) < 2 or not all(len(line.split()) == 2 for line in lines[1:] if line):
+        raise WeightsError(
+            f"metrics.{name}: {path} holds no merges; after its first line, each line has the two "
+            "pieces that make a token: fetch it again"
+        )
 
 
 def architecture(name: str, arch: str) -> dict[str, Any]:

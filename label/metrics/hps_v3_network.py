@@ -6,7 +6,6 @@ counted in one line: Qwen2-VL's positions for the rows and columns of an image a
 """
 
 import ast
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,10 +16,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from data.artifacts.readable import check_readable
+from data.models.tokenizer import load_tokenizer
 from label.metrics.base import CLIP_MEAN, CLIP_STD, ResolvedMetric
 from label.metrics.preprocessing import CELL
 from label.metrics.state_dict import check_state, read_state
-from label.metrics.weights import Weights, WeightsError
+from label.metrics.weights import Weights, WeightsError, read_config
 
 REWARD, IMAGE, PROMPT = "<|Reward|>", "<|image_pad|>", "{text_prompt}"
 
@@ -131,11 +132,16 @@ def read_template(name: str, path: Path) -> str:
     Raises:
         WeightsError: The prompt's or the reward's place is not in it exactly once.
     """
-    text = path.read_text()
+    try:
+        check_readable(path, f"metrics.{name}.template")
+        text = path.read_text(encoding="utf-8")
+        parsed = ast.parse(text).body if path.suffix == ".py" else []
+    except (OSError, ValueError, SyntaxError) as error:
+        raise WeightsError(f"metrics.{name}.template={path} cannot be read: {error}") from error
     if path.suffix == ".py":
         strings = {
             target.id: node.value.value
-            for node in ast.parse(text).body
+            for node in parsed
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
             for target in node.targets
             if isinstance(target, ast.Name) and isinstance(node.value.value, str)
@@ -214,10 +220,10 @@ def _tokenizer(name: str, weights: Weights) -> Any:
     from transformers import Qwen2Tokenizer
 
     folder = weights.words[0].parent
-    tokenizer = Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(Qwen2Tokenizer, folder, f"metrics.{name}.tokenizer")
     separate = folder / "chat_template.json"
     if separate.is_file():
-        tokenizer.chat_template = json.loads(separate.read_text())["chat_template"]
+        tokenizer.chat_template = read_config(name, separate).get("chat_template")
     if tokenizer.chat_template is None or IMAGE not in tokenizer.get_vocab():
         raise WeightsError(
             f"metrics.{name}.tokenizer: {folder} has no chat template or no {IMAGE}; HPSv3 reads "

@@ -11,9 +11,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from data.artifacts.readable import UnreadableError
 from label.config import MetricSpec
 from label.metrics.base import MetricDefinition, ResolvedMetric
 from label.metrics.fingerprints import Fingerprints
+from label.metrics.weights import WeightsError
 
 
 @cache
@@ -66,6 +68,29 @@ def resolve_all(specs: Mapping[str, MetricSpec]) -> list[ResolvedMetric]:
     """Resolve several metrics, after the kinds of all of them were found."""
     definitions = {name: definition_of(name, spec.kind) for name, spec in specs.items()}
     return [definitions[name].resolve(name, spec) for name, spec in specs.items()]
+
+
+def load(resolved: ResolvedMetric, loader: Any) -> Any:
+    """Load a metric; what a library says of a damaged file is said with the metric's name.
+
+    Raises:
+        ValueError: Its weights, configuration or tokenizer are damaged or do not fit each other.
+    """
+    try:
+        return definition_of(resolved.name, resolved.spec.kind).load(resolved, loader)
+    except (UnreadableError, WeightsError):
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, OSError, RuntimeError) as error:
+        is_device = isinstance(error, RuntimeError) and (
+            type(error) is not RuntimeError or "CUDA" in str(error)
+        )
+        if is_device:  # memory, drivers
+            raise
+        raise WeightsError(
+            f"metrics.{resolved.name} cannot be loaded from {resolved.spec.weights} "
+            f"({type(error).__name__}: {error}); fetch its files again, or give those of a "
+            f"{resolved.spec.kind}"
+        ) from error
 
 
 def score_settings(

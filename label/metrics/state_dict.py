@@ -1,6 +1,5 @@
 """Weight files -> tensors, safely: safetensors, or pickles read with `weights_only=True`."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from data.artifacts.readable import UnreadableError, check_readable
+from data.models.fit import misfit
+from data.models.safetensors_header import index_files
 from label.metrics.weights import WeightsError
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""Number formats that weights are read in."""
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -24,13 +29,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     try:
         if path.name.endswith(".index.json"):
-            names = set(json.loads(path.read_text())["weight_map"].values())
-            parts = [read_state(path.parent / name) for name in sorted(names)]
+            parts = [read_state(part) for part in index_files(path)]
             return {key: value for part in parts for key, value in part.items()}
+        check_readable(path)
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except UnreadableError as error:
+        raise WeightsError(str(error)) from error
     except (OSError, RuntimeError, SafetensorError, EOFError, ValueError, KeyError) as error:
         raise WeightsError(f"{path} cannot be read as weights: {error}") from error
     except (
@@ -53,19 +60,15 @@ def check_state(path: Path, state: Mapping[str, Tensor], wanted: Mapping[str, Te
     """Refuse a checkpoint that does not fit its architecture, before it is loaded.
 
     Raises:
-        WeightsError: Names missing and unexpected keys, and the first wrong shape.
+        WeightsError: Names missing and unexpected keys, the first wrong shape or number format.
     """
-    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    if missing or unexpected:
-        raise WeightsError(
-            f"{path} does not fit its architecture: missing {_some(missing)}; "
-            f"unexpected {_some(unexpected)}"
-        )
+    if problem := misfit(state, wanted):
+        raise WeightsError(f"{path} {problem}")
     for key, tensor in wanted.items():
-        if state[key].shape != tensor.shape:
+        if tensor.is_floating_point() and state[key].dtype not in FLOATS:
             raise WeightsError(
-                f"{path} does not fit its architecture: {key} has shape "
-                f"{tuple(state[key].shape)}, needed is {tuple(tensor.shape)}"
+                f"{path} has {key} in {state[key].dtype}; weights are read in fp32, fp16, bf16 or "
+                "fp64, and quantised ones must be converted first"
             )
 
 
@@ -73,8 +76,3 @@ def load_exactly(model: nn.Module, path: Path, state: Mapping[str, Tensor]) -> N
     """Fill a model with a checkpoint that fits it key for key."""
     check_state(path, state, model.state_dict())
     model.load_state_dict(dict(state))
-
-
-def _some(keys: list[str]) -> str:
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return f"{', '.join(keys[:3])}{more}" if keys else "none"

@@ -3,12 +3,14 @@
 Nothing here imports torch or loads a weight; what is missing is named with its setting.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.artifacts.readable import UnreadableError, check_readable, read_json_object
+from data.models.safetensors_header import index_files, read_header
+from data.models.tokenizer import BERT_FILES, CLIP_FILES, check_vocabulary
 from data.storage.hub import HubError, Wanted, resolve
 from label.config import MetricSpec
 
@@ -127,17 +129,17 @@ def tokenizer_files(folder: Path) -> tuple[Path, ...]:
 
 
 def check_tokenizer(name: str, where: Path, words: Sequence[Path], vocabulary: str) -> None:
-    """Refuse a folder whose tokenizer has no words.
+    """Refuse a folder whose tokenizer has no words, or not all of them.
 
     Raises:
-        WeightsError: Neither tokenizer.json nor the `vocabulary` file is there.
+        WeightsError: Neither tokenizer.json nor the `vocabulary` file is there, or it is damaged.
     """
-    if not {"tokenizer.json", vocabulary} & {path.name for path in words}:
-        also = " and merges.txt" if vocabulary == "vocab.json" else ""
-        raise WeightsError(
-            f"metrics.{name}: {where} has no tokenizer; it needs tokenizer.json, or {vocabulary}"
-            f"{also}"
-        )
+    folder = words[0].parent if words else where if where.is_dir() else where.parent
+    plain = CLIP_FILES if vocabulary == VOCABULARY else BERT_FILES
+    try:
+        check_vocabulary(folder, f"metrics.{name}", plain)
+    except UnreadableError as error:
+        raise WeightsError(str(error)) from error
 
 
 def find_tensors(name: str, where: Path, candidates: Sequence[str]) -> Path:
@@ -151,19 +153,34 @@ def find_tensors(name: str, where: Path, candidates: Sequence[str]) -> Path:
             raise WeightsError(
                 f"metrics.{name}.weights={where}; a weights file ends in {', '.join(WEIGHT_FILES)}"
             )
-        return where
+        return check_tensors(name, where)
     for candidate in candidates:
-        if (where / candidate).is_file():
-            return where / candidate
+        if (where / candidate).exists():
+            return check_tensors(name, where / candidate)
     raise WeightsError(f"metrics.{name}: {where} has none of {', '.join(candidates)}")
+
+
+def check_tensors(name: str, path: Path) -> Path:
+    """The file, after a look at what can be told without loading it.
+
+    Raises:
+        WeightsError: It is torn, empty, a folder or a Git LFS pointer.
+    """
+    try:
+        if path.suffix == ".safetensors" or path.name.endswith(".index.json"):
+            read_header(path)
+        else:
+            check_readable(path)
+    except UnreadableError as error:
+        raise WeightsError(f"metrics.{name}: {error}") from error
+    return path
 
 
 def index_parts(tensors: Path) -> tuple[Path, ...]:
     """The files that an index of several refers to."""
     if not tensors.name.endswith(".index.json"):
         return ()
-    index = json.loads(tensors.read_text())["weight_map"]
-    return tuple(tensors.parent / file for file in sorted(set(index.values())))
+    return tuple(index_files(tensors))
 
 
 def read_config(name: str, path: Path) -> dict[str, Any]:
@@ -173,19 +190,25 @@ def read_config(name: str, path: Path) -> dict[str, Any]:
         WeightsError: The file cannot be read as one.
     """
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"metrics.{name}: {path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise WeightsError(f"metrics.{name}: {path} is no JSON object")
-    return value
+        return read_json_object(path, f"metrics.{name}")
+    except UnreadableError as error:
+        raise WeightsError(str(error)) from error
 
 
-def side_of(size: int | Sequence[int]) -> int:
-    """Pixels of a side, however a configuration says it."""
-    return size if isinstance(size, int) else size[0]
+def side_of(size: Any, where: Path) -> int:
+    """Pixels of a side, however a configuration says it.
+
+    Raises:
+        WeightsError: It says something else.
+    """
+    side = size[0] if isinstance(size, list | tuple) and size else size
+    if not isinstance(side, int) or side < 1:
+        raise WeightsError(
+            f"{where} is described with image_size={size!r}; needed is a number of pixels"
+        )
+    return side
 
 
 def vision_side(weights: Weights) -> int:
     """Pixels of a side of the images that a Hugging Face vision model reads."""
-    return side_of(weights.config["vision_config"].get("image_size", 224))
+    return side_of(weights.config["vision_config"].get("image_size", 224), weights.where)

@@ -10,7 +10,7 @@ from label.config import MetricSpec
 from label.metrics.backbones import MetricLoader
 from label.metrics.fingerprints import Fingerprints
 from label.metrics.protocols import Metric
-from label.metrics.registry import definition_of, resolve_all
+from label.metrics.registry import load, resolve_all
 from label.scoring.batching import Batch
 from label.scoring.decode_pool import DecodePool
 from label.scoring.scoring_pass import Clock, ImageEncoder, ScoringPass
@@ -36,9 +36,7 @@ class Panel:
         for metric in resolved:
             metric.check_sha256()
         loader = MetricLoader(device, compiled)
-        return cls(
-            {one.name: definition_of(one.name, one.spec.kind).load(one, loader) for one in resolved}
-        )
+        return cls({one.name: load(one, loader) for one in resolved})
 
     @property
     def names(self) -> tuple[str, ...]:

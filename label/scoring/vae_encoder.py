@@ -18,9 +18,13 @@ from data.artifacts.config_diff import Settings
 from data.artifacts.latents import GROUP_ROWS, GroupWriter, LatentFormat
 from data.artifacts.schemas import Status
 from data.dtypes import Dtype
+from data.models.folder import check_part
 from label.metrics.preprocessing import ImageTransform, ResizeMode
 from label.scoring.batching import Batch
 from label.scoring.embedding_cache import CachedImage
+
+VAE = ["diffusers", "AutoencoderKL"]
+"""Library and class of the model's part that encodes."""
 
 
 class VaeEncoder:
@@ -31,6 +35,7 @@ class VaeEncoder:
         from diffusers.utils import logging
 
         logging.disable_progress_bar()
+        check_part(model, "vae", f"model.path={model}", VAE)
         dtype = Dtype(form.compute).torch
         self.form, self.batch, self._device = form, Batch(batch), device
         self.key = id(self), ImageTransform(ResizeMode.SQUARE, form.size)

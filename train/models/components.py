@@ -18,6 +18,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from data.dtypes import Dtype
+from data.models.folder import check_model_folder
 from data.models.forward_process import DiscreteProcess
 from train.config import ModelSpec, Precision
 from train.models.conditioning import (
@@ -29,7 +30,7 @@ from train.models.conditioning import (
     condition,
     encode_distinct,
 )
-from train.models.families import BaseModel, Family, open_model
+from train.models.families import BaseModel, Family, check_classes, open_model
 from train.models.latent_scale import scale_latents, unscale_latents
 from train.models.noise_schedule import ForwardProcess, NoiseSchedule
 
@@ -164,10 +165,12 @@ def load_components(
     """Load the frozen parts of a model; without the VAE, only its configuration is loaded.
 
     Raises:
-        ValueError: There is no such folder, its family is not supported, or it does not fit the
-            resolution.
+        ValueError: There is no such folder, its family is not supported, it does not fit the
+            resolution, or a part of it (also the UNet, loaded later) is damaged or incomplete.
     """
     base, dtype = open_model(spec), Dtype(precision.value).torch
+    check_model_folder(base.folder, f"model.path={spec.path}")
+    check_classes(spec, base)
     schedule = noise_schedule(base.process, device)
 
     parts: list[Any] = []

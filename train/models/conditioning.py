@@ -53,13 +53,18 @@ class ClipEncoder:
     tokenizer: Any
     model: Any
 
+    @property
+    def context(self) -> int:
+        """Tokens of a prompt; the tokenizer may allow fewer than the model, or name no limit."""
+        return int(min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings))
+
     def __call__(self, prompts: Sequence[str], **options: bool) -> Any:
         """The model's output for whole prompts, cut or padded to its context."""
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
             truncation=True,
-            max_length=self.tokenizer.model_max_length,
+            max_length=self.context,
             return_tensors="pt",
         )
         return self.model(to_device(tokens.input_ids, self.model.device), **options)

@@ -1,11 +1,11 @@
 """Which models can be aligned, judged by a folder's configuration before any weight is loaded."""
 
-import json
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from data.artifacts.readable import UnreadableError, read_json_object
 from data.models.forward_process import CONFIG as SCHEDULER
 from data.models.forward_process import DiscreteProcess, forward_process
 from data.models.latent_scale import LatentScale, latent_scale
@@ -31,6 +31,15 @@ PARTS = {
     ),
 }  # fmt: skip
 """Folders of a model that are used."""
+
+CLASSES = {
+    "tokenizer": "CLIPTokenizer",
+    "text_encoder": "CLIPTextModel",
+    "text_encoder_2": "CLIPTextModelWithProjection",
+    "unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+}
+"""Part -> the class that is trained, or trained with."""
 
 OTHER_PARTS = ("feature_extractor", "safety_checker", "image_encoder")
 """Folders that the trained model's pipeline may ask for."""
@@ -81,7 +90,7 @@ class BaseModel:
     @property
     def vae_factor(self) -> int:
         """Pixels of an image's side for one of its latents."""
-        return int(2 ** (len(self.vae["block_out_channels"]) - 1))
+        return int(2 ** (len(self.vae.get("block_out_channels", [64])) - 1))  # diffusers' default
 
 
 def open_model(spec: ModelSpec) -> BaseModel:
@@ -90,23 +99,29 @@ def open_model(spec: ModelSpec) -> BaseModel:
     Raises:
         ValueError: There is none, its family is not supported, or it does not fit the resolution.
     """
-    folder = find_model(spec)
-    index = _json(spec, folder / "model_index.json")
+    folder, what = find_model(spec), f"model.path={spec.path}"
+    index = read_json_object(folder / "model_index.json", what)
     class_name = index.get("_class_name")
     if class_name not in [family.value for family in Family]:
         allowed = ", ".join(family.value for family in Family)
         raise ValueError(f"model.path={spec.path} is a {class_name}; allowed are {allowed}")
     family = Family(class_name)
     _check_parts(spec, folder, family)
-    unet, vae = (_json(spec, folder / name / "config.json") for name in ("unet", "vae"))
-    what, scheduler = f"model.path={spec.path}", _json(spec, folder / SCHEDULER)
+    unet, vae = (read_json_object(folder / name / "config.json", what) for name in ("unet", "vae"))
+    if not isinstance(vae.get("block_out_channels", []), list):
+        raise UnreadableError(
+            f"{what}: {folder}/vae/config.json has block_out_channels="
+            f"{vae['block_out_channels']!r}; needed is a list of numbers of channels"
+        )
     base = BaseModel(
         folder=folder,
         family=family,
         index=index,
         unet=unet,
         vae=vae,
-        process=forward_process(what, index, scheduler, spec.prediction_type),
+        process=forward_process(
+            what, index, read_json_object(folder / SCHEDULER, what), spec.prediction_type
+        ),
         latent_scale=latent_scale(what, family.value, vae),
     )
     _check_unet(spec, base)
@@ -133,6 +148,22 @@ def _check_parts(spec: ModelSpec, folder: Path, family: Family) -> None:
                 f"model.path={spec.path} has none of {', '.join(files)} in {name!r}; pickled "
                 "weights and variants such as fp16 are not read: load it with diffusers once "
                 "(variant='fp16') and save it with save_pretrained(FOLDER)"
+            )
+
+
+def check_classes(spec: ModelSpec, base: BaseModel) -> None:
+    """Refuse a pipeline of other parts than are trained with here.
+
+    Raises:
+        ValueError: Names the part, its class and the one that is needed.
+    """
+    for name in PARTS[base.family]:
+        entry, needed = base.index.get(name), CLASSES.get(name.replace("tokenizer_2", "tokenizer"))
+        actual = entry[-1] if isinstance(entry, list) and entry else None
+        if actual is None or (needed and str(actual).removesuffix("Fast") != needed):
+            raise ValueError(
+                f"model.path={spec.path}: model_index.json has {name}={entry}; a "
+                f"{base.family.value} that can be aligned has a {needed or 'scheduler'} there"
             )
 
 
@@ -178,11 +209,3 @@ def find_model(spec: ModelSpec) -> Path:
         refresh=True,  # stage one fetches the VAE alone
     )
     return resolve("model.path", spec.path, spec.revision, wanted)
-
-
-def _json(spec: ModelSpec, path: Path) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model.path={spec.path}: {path} cannot be read ({error})") from error
-    return value
