@@ -13,6 +13,7 @@ from typing import Any
 from data.artifacts.atomic import sha256_of, write_json
 from data.artifacts.config_diff import refuse_other_settings
 from data.storage.hub import HubError, check_commit
+from data.storage.paths import user_path
 from generate.prompts.files import Prompt
 from generate.prompts.prompt_set import PromptSet
 
@@ -35,6 +36,10 @@ class Model:
     revision: str | None = None
     adapter: str = ""
     """A safetensors file of LoRA weights to load onto it."""
+
+    def __post_init__(self) -> None:
+        if self.path.startswith("~"):
+            object.__setattr__(self, "path", str(user_path(self.path, f"models.{self.name}")))
 
     @property
     def is_local(self) -> bool:
@@ -80,7 +85,7 @@ class Model:
 
 def adapter_at(path: str) -> Path | None:
     """The file of LoRA weights that a path refers to, or None where it refers to something else."""
-    place = Path(path).expanduser()
+    place = user_path(path)
     if place.suffix == ".safetensors" and place.is_file():
         return place
     alone = not (place / "model_index.json").exists() and (place / ADAPTER).is_file()

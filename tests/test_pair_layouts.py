@@ -477,8 +477,10 @@ PARQUET = pa.table({"text": ["a"], "left": [b"x"], "right": [b"y"], "chose": [1]
         ("parquet", "x.parquet", PARQUET.set_column(1, "left", [["a.png"]]),
          "column left is string, but image_0 must be encoded bytes; set pairs.images=paths if .*"
          r"or name another column \(pairs\.columns\.image_0="),
-        ("parquet", "x.parquet", PARQUET.set_column(3, "chose", [[-1]]), "chose has -1 in row 0; a human"),
-        ("parquet", "x.parquet", PARQUET.set_column(3, "chose", [["left"]]), "column chose is string, but human must be a number"),
+        ("parquet", "x.parquet", PARQUET.set_column(3, "chose", [[-1]]),
+         "chose has -1 in row 0; a human"),
+        ("parquet", "x.parquet", PARQUET.set_column(3, "chose", [["left"]]),
+         "column chose is string, but human must be a number"),
         ("parquet", "x.parquet", "torn", "not a readable Parquet file"),
         ("hpdv2", "train.json", '[{"promt": "a", "file_path": [], "human_preference": []}]',
          "lacks the columns prompt; did you mean promt"),

@@ -12,6 +12,7 @@ from data.pairs import pickapic
 from data.pairs.config import PairsSpec
 from data.pairs.parquet_pairs import ParquetPairs
 from data.pairs.schema import PairsError
+from data.storage.paths import user_path
 
 SEED, SHARDS = 7, 4
 """Of the pair set that the default run uses."""
@@ -33,7 +34,7 @@ def open_layout(spec: PairsSpec) -> ParquetPairs:
             f"pairs=miniature draws its pairs into pairs.root, but {spec.root} is no folder of "
             "this machine; for a pair set that is there say its layout (pairs=pickapic)"
         )
-    ensure_pairs(Path(spec.root).expanduser(), num_pairs)
+    ensure_pairs(user_path(spec.root, "pairs.root"), num_pairs)
     return pickapic.open_layout(spec)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.storage.hub import Wanted, resolve
+from data.storage.paths import user_path
 from train.config import ModelSpec
 
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -149,7 +150,7 @@ def find_model(spec: ModelSpec) -> Path:
     Raises:
         ValueError: There is neither; says what `model.path` may be.
     """
-    folder = Path(spec.path).expanduser()
+    folder = user_path(spec.path, "model.path")
     if folder.suffix in SINGLE_FILES:
         raise ValueError(
             f"model.path={spec.path} is a single file; make a folder of it once: "
