@@ -9,6 +9,8 @@ def user_path(text: str, setting: str = "") -> Path:
     Raises:
         ValueError: There is no such user; names `setting`, if any.
     """
+    if not text.startswith("~"):
+        return Path(text)  # which would make ~x of ./~x
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

@@ -56,10 +56,11 @@ def lines_of(path: Path) -> list[str]:
     text = read_text(path)
     lines = text.removesuffix("\n").split("\n")
     table = path.suffix.lower() in (".csv", ".tsv", ".json", ".jsonl")
-    if table or any(_is_json(part) for part in (lines[0], text)):
+    header = {"prompt", "caption"} & set(re.split(r"[,;\t]", lines[0].strip().casefold()))
+    if table or header or any(_is_json(part) for part in (lines[0], text)):
         raise PromptsError(
-            f"{path} is a table or JSON, of which each line would be taken for a prompt; read it "
-            "with prompts=table, or keep only its prompts in a .txt file"
+            f"{path} is a table or JSON ({shown(lines[0])}), of which each line would be taken for "
+            "a prompt; read it with prompts=table, or keep only its prompts in a .txt file"
         )
     return lines
 
