@@ -198,6 +198,20 @@ def test_a_line_of_another_type_is_named(
         open_pairs(spec)
 
 
+def test_paths_are_no_base64(tmp_path: Path):
+    spec = lines(tmp_path, {})
+    spec.images = Images.inline
+    with pytest.raises(PairsError, match=r"none of the first images is base64, .* '0\.png'; set"):
+        open_pairs(spec)
+
+
+def test_images_that_are_pointers_are_refused(tmp_path: Path):
+    spec = lines(tmp_path, {})
+    (tmp_path / "0.png").write_text(f"version https://git-lfs.github.com/spec/v1\nsize {1:0100}\n")
+    with pytest.raises(PairsError, match=r"the image .*/0\.png is a Git LFS pointer"):
+        open_pairs(spec)
+
+
 # --- which files ---------------------------------------------------------------------------------
 
 

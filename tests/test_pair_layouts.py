@@ -432,7 +432,7 @@ def test_a_compressed_tar_says_how_to_convert_it(tmp_path: Path, name: str):
 
 def test_images_elsewhere_are_named(tmp_path: Path):
     spec = hpdv2_train(tmp_path / "lists")
-    with pytest.raises(PairsError, match=r"none of the first images .* a\.jpg; .*image_root"):
+    with pytest.raises(PairsError, match=r"none of the first images .* 'a\.jpg'; .*image_root"):
         open_pairs(spec)
     write_images(tmp_path / "images", ["a.jpg", "b.jpg", "c.jpg"])
     spec.image_root = str(tmp_path / "images")

@@ -136,15 +136,13 @@ def check(what: str, read: Callable[[], Outcome], sound: Outcome, names: tuple[s
         pytest.fail(f"{what}: {type(error).__name__}: {error}")
     for row in rows:
         kept = any(all(map(fits, row, good)) for good in sound)
-        assert kept, (
-            f"{what}: read as {[value if value is None else str(value)[:40] for value in row]}"
-        )
+        assert kept, f"{what}: read as {[str(value)[:40] for value in row]}"
     return "read"
 
 
 def fits(value: Any, good: Any) -> bool:
-    """Whether a value is that of a sound row, null, or the text that was put there."""
-    return value is None or value == good or value == TEXT
+    """Whether a value is that of a sound row, null, or what was put there, as a text."""
+    return value is None or value in (good, TEXT, "7")
 
 
 def tried(

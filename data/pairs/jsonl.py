@@ -12,7 +12,7 @@ from data.pairs.column_map import column_map
 from data.pairs.config import Images, PairsSpec
 from data.pairs.files import check_names, find_files, open_root, size_of
 from data.pairs.image_list import GROUP_ROWS, LISTED, ListedPairs, cut, listed_pairs
-from data.pairs.image_store import ImageStore
+from data.pairs.image_store import NUM_TRIED, ImageStore
 from data.pairs.kinds import Kind, json_value, kinds_of, shown
 from data.pairs.schema import BLOBS, PairsError
 from data.storage.base import Store, StoreError
@@ -74,7 +74,7 @@ def _indexed(root: Store, name: str, columns: Mapping[str, str], images: Images)
         PairsError: The first line is no object or lacks a key, or a value has another type.
     """
     where, kinds = f"{root.url}/{name}", kinds_of(images)
-    offsets, rows, position = [], 0, 0
+    offsets, rows, position, tried = [], 0, 0, list[str | None]()
     with root.open(name) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -82,9 +82,16 @@ def _indexed(root: Store, name: str, columns: Mapping[str, str], images: Images)
                     _check_first(root, name, line, columns)
                 if rows % GROUP_ROWS == 0:
                     offsets.append(position)
-                typed_values(f"{where}, line {number}", parsed(line), columns, kinds)
+                values = typed_values(f"{where}, line {number}", parsed(line), columns, kinds)
+                if rows < NUM_TRIED:
+                    tried += [values[image] for image in BLOBS if values[image]]
                 rows += 1
             position += len(line)
+    if images is Images.inline and tried and not any(map(_decoded, tried)):
+        raise PairsError(
+            f"{where}: none of the first images is base64, for example {shown(tried[0])}; set "
+            "pairs.images=paths if they are paths"
+        )
     if position != size_of(root, name):
         raise StoreError(f"{where} changed while it was read; rerun the same command")
     return JsonLines(root, name, columns, images, tuple(offsets), rows)
