@@ -17,8 +17,10 @@ READY := $(VENV)/.ready
 LAUNCH := $(if $(filter 1,$(NPROC)),$(PY) -m,$(VENV)/bin/torchrun --standalone --nproc-per-node=$(NPROC) -m)
 JOB    := experiment=$(EXP) run=$(RUN) $(if $(VOTE),vote=$(VOTE)) $(ARGS)
 
-# Tests side by side, one thread each: threads of several processes only wait for each other.
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n logical --maxprocesses 4 --dist loadgroup
+# Tests side by side, one thread each: threads of several processes only wait for each other. Two
+# processes more than cores, because tests with ranks wait much.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest --dist loadgroup \
+          -n $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 6 ? n + 2 : 8)))
 
 TARGETS := help setup labels train eval smoke inspect reproduce miniature test test-fast check docs examples parity bench-label bench-vote bench-stream bench-train lock
 .PHONY: $(TARGETS)
