@@ -2,8 +2,11 @@
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.miniature.pairs import write_pairs
@@ -77,12 +80,26 @@ def refuse_strangers(folder: Path) -> None:
 def _is_miniature(path: Path) -> bool:
     if not re.fullmatch(r"(train|validation)-\d{5}-of-\d{5}\.parquet", path.name):
         return False
-    file = pq.ParquetFile(path)
-    if "model_0" not in file.schema_arrow.names:
-        return False
-    first = next(file.iter_batches(1, columns=["model_0"]), None)
+    with _reading(path):
+        file = pq.ParquetFile(path)
+        if "model_0" not in file.schema_arrow.names:
+            return False
+        first = next(file.iter_batches(1, columns=["model_0"]), None)
     return first is None or str(first["model_0"][0].as_py()).startswith("miniature/")
 
 
 def _num_rows(path: Path) -> int:
-    return int(pq.read_metadata(path).num_rows)
+    with _reading(path):
+        return int(pq.read_metadata(path).num_rows)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Name a file that is torn, and say how it is drawn again."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise PairsError(
+            f"{path} is not a readable Parquet file: {error}; delete it, and the same command "
+            "draws it again"
+        ) from error
