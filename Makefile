@@ -31,6 +31,12 @@ GIVEN     := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(or
 STRANGE   := $(filter-out $(VARIABLES),$(GIVEN))
 $(if $(STRANGE),$(error unknown variable $(STRANGE); allowed: $(VARIABLES); settings go into ARGS, as in ARGS="train.steps=400 reference=frozen"))
 
+# A shell would end the command at these, before anyone could say so.
+OPEN  := (
+CLOSE := )
+SPECIAL := $(strip $(foreach sign,$(OPEN) $(CLOSE) ; & | < >,$(if $(findstring $(sign),$(ARGS)),$(sign))))
+$(if $(SPECIAL),$(if $(findstring ',$(ARGS))$(findstring ",$(ARGS)),,$(error ARGS has $(SPECIAL) outside quotes; put the setting into single quotes inside the double ones, as in ARGS="'pairs.root=/data/a (copy)'")))
+
 .DEFAULT:
 	$(error unknown target $@; allowed: $(TARGETS))
 

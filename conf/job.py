@@ -20,8 +20,10 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from conf.command_line import as_text, spelling
 from data.distributed import adopt_srun, without_local_rank
 from data.pairs.config import PairsSpec
+from data.storage.paths import user_path
 from evaluate.config import EvaluateSpec
 from label.config import (
     HUMAN,
@@ -38,11 +40,6 @@ from train.config import ModelSpec, TrainSpec
 FOLDER = Path(__file__).parent
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 and the signal's number."""
-SPELLING = (
-    "write name=value, and quote what has spaces, brackets or commas: "
-    "ARGS=\"'panel.voters=[clip, hps]'\" for make, 'panel.voters=[clip, hps]' for python"
-)
-"""How a setting is written on the command line."""
 
 RENAMED = {
     "label.patience_s": "is gone: no process waits for another any more; leave it out",
@@ -89,7 +86,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """Everything this run writes lies below this folder."""
-        return Path(self.runs) / self.run
+        return user_path(self.runs, "runs") / self.run
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.run):
@@ -133,7 +130,7 @@ def entry(main: Callable[[Job], None]) -> Callable[[], None]:
         # else on a busy CPU, the readers of pairs among them, several times slower.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         adopt_srun()
-        sys.argv[1:] = without_local_rank(sys.argv[1:])
+        sys.argv[1:] = as_text(without_local_rank(sys.argv[1:]), Job)
         ConfigStore.instance().store(name="job_schema", node=schema())
         composed: list[Any] = []
         compose = hydra.main(version_base="1.3", config_path=str(FOLDER), config_name="job")
@@ -165,7 +162,7 @@ def composed(overrides: Sequence[str]) -> Job:
     """The job that a command line with these overrides asks for; for programs and tests."""
     ConfigStore.instance().store(name="job_schema", node=schema())
     with hydra.initialize_config_dir(str(FOLDER), version_base="1.3"):
-        return checked(hydra.compose("job", overrides=list(overrides)))
+        return checked(hydra.compose("job", overrides=as_text(overrides, Job)))
 
 
 def checked(config: Any) -> Job:
@@ -210,7 +207,7 @@ def explain(error: BaseException) -> str:
         text = str(cause).strip()
         if isinstance(cause, OverrideParseException):
             problem = text.partition("\nSee ")[0]
-            return f"{cause.override!r} cannot be read ({problem}); {SPELLING}"
+            return f"{cause.override!r} cannot be read ({problem}); {spelling(cause.override)}"
         if isinstance(cause, OmegaConfBaseException) and text.startswith("Key '"):
             return _unknown_key(cause)
         if isinstance(cause, MissingConfigException) and cause.options is not None:

@@ -16,6 +16,7 @@ from data.artifacts.manifest import code_revision
 from data.artifacts.parquet_io import read_settings, read_table, write_table
 from data.artifacts.schemas import Role
 from data.distributed import Rank
+from data.storage.paths import user_path
 from evaluate.config import EvaluateSpec
 from evaluate.judging import is_judged
 from evaluate.plan import ComparisonPlan
@@ -157,6 +158,8 @@ def models_of(job: Job) -> list[Model]:
 def model_at(job: Job, name: str, value: str) -> Model:
     """A model of `evaluate.models`; LoRA weights are loaded onto `model.path`."""
     path, _, revision = value.partition("@")
+    if user_path(value, f"models.{name}").exists():
+        path, revision = value, ""  # the @ is of the path
     adapter = adapter_at(path)
     if adapter is not None:
         return base_model(job, name, str(adapter))

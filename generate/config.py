@@ -44,7 +44,7 @@ class PromptsSpec:
     revision: str | None = None
     """The hub's 40-digit commit; never a branch."""
     split: str = "test"
-    """The part of the source, where it has parts: files whose names begin with this."""
+    """The part of the source, where it has parts; of files the whole name, as in `pairs.split`."""
     column: str = ""
     """The table's column of prompts; empty takes `prompt` or `caption`, whichever exists."""
     max_prompts: int = 0

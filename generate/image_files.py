@@ -16,6 +16,7 @@ from data.artifacts.readable import read_json_object
 from data.models.adapter import check_adapter
 from data.models.forward_process import Prediction
 from data.storage.hub import HubError, check_commit
+from data.storage.paths import user_path
 from generate.prompts.files import Prompt
 from generate.prompts.prompt_set import PromptSet
 
@@ -40,6 +41,10 @@ class Model:
     """A safetensors file of LoRA weights to load onto it."""
     prediction_type: Prediction | None = None
     """What it predicts, where its scheduler's configuration does not say."""
+
+    def __post_init__(self) -> None:
+        if self.path.startswith("~"):
+            object.__setattr__(self, "path", str(user_path(self.path, f"models.{self.name}")))
 
     @property
     def is_local(self) -> bool:
@@ -89,7 +94,7 @@ class Model:
 
 def adapter_at(path: str) -> Path | None:
     """The file of LoRA weights that a path refers to, or None where it refers to something else."""
-    place = Path(path).expanduser()
+    place = user_path(path)
     if place.suffix == ".safetensors" and place.is_file():
         return place
     alone = not (place / "model_index.json").exists() and (place / ADAPTER).is_file()

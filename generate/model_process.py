@@ -4,11 +4,11 @@ Does not import torch. A local folder is checked before anything is loaded, a hu
 pipeline is there.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.artifacts.readable import read_json_object
 from data.models.forward_process import CONFIG, ProcessKind, forward_process, process_kind
 from data.models.latent_scale import CONFIG as VAE
 from data.models.latent_scale import latent_scale
@@ -29,7 +29,10 @@ def check_folder(model: Model, scheduler: Scheduler) -> str:
     """
     if not model.is_local:
         return ""
-    index, own, vae = (_json(model, name) for name in ("model_index.json", CONFIG, VAE))
+    folder, what = Path(model.path), f"model {model.name!r}"
+    index, own, vae = (
+        read_json_object(folder / name, what) for name in ("model_index.json", CONFIG, VAE)
+    )
     return check_process(model, scheduler, index=index, own=own, vae=vae)
 
 
@@ -62,14 +65,3 @@ def _samples_by_itself(index: Json, own: Json) -> bool:
     if kind is ProcessKind.discrete:
         return own.get("prediction_type") == "sample"
     return kind is not ProcessKind.flow  # its schedulers do not fit a pipeline with a UNet
-
-
-def _json(model: Model, name: str) -> dict[str, Any]:
-    path, what = Path(model.path) / name, f"model {model.name!r} ({model.path}) cannot be loaded"
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise SamplesError(f"{what}: {path} cannot be read ({error})") from error
-    if not isinstance(value, dict):
-        raise SamplesError(f"{what}: {path} is no JSON object")
-    return value

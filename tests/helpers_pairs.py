@@ -16,6 +16,11 @@ from tests.helpers_train import image
 
 KINDS = ("pickapic", "hpdv2", "hpdv3", "imagereward", "parquet", "jsonl")
 """The published and mapped layouts; of the miniature, `test_first_run` has the rest."""
+PICKAPIC = {
+    "prompt": "caption", "image_0": "jpg_0", "image_1": "jpg_1", "uid_0": "image_0_uid",
+    "uid_1": "image_1_uid", "human": "label_0", "known": "has_label",
+}  # fmt: skip
+"""Our word -> the column of `pickapic`, for pairs=parquet."""
 COLUMNS = {"prompt": "text", "image_0": "left", "image_1": "right", "human": "chose"}
 
 

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import re
 import tarfile
 import zipfile
 from hashlib import blake2b
@@ -73,15 +74,29 @@ def test_hpdv2_rankings_give_all_pairs(tmp_path: Path):
 @given(st.lists(st.integers(1, 4), min_size=2, max_size=7))
 def test_a_ranking_gives_each_pair_once_and_turned_round_the_opposite(ranks: list[int]):
     names = [str(i) for i in range(len(ranks))]
-    rows = list(ranking_rows("a cat", names, ranks))
+    rows = list(ranking_rows("x", "a cat", names, ranks))
     assert len({frozenset(row[1:3]) for row in rows}) == len(rows) == math.comb(len(ranks), 2)
-    turned = {row[1:3]: row[3] for row in ranking_rows("a cat", names[::-1], ranks[::-1])}
+    turned = {row[1:3]: row[3] for row in ranking_rows("x", "a cat", names[::-1], ranks[::-1])}
     assert all(row[3] == 1 - turned[row[2], row[1]] for row in rows)
 
 
-@pytest.mark.parametrize("ranks", [[1, None], [float("nan"), 1], ["1", "2"]])
-def test_ranks_that_are_no_numbers_are_no_choice(ranks: list[Any]):
-    assert [row[3] for row in ranking_rows("a cat", ["x", "y"], ranks)] == [None]
+@pytest.mark.parametrize("ranks", [[1, None], [float("nan"), 1]])
+def test_ranks_that_are_unknown_are_no_choice(ranks: list[Any]):
+    assert [row[3] for row in ranking_rows("x", "a cat", ["x", "y"], ranks)] == [None]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "images", "ranks", "says"),
+    [
+        ("a cat", ["x", "y"], ["1", "2"], "the list of ranks or choices has '1', but it must be a"),
+        ("a cat", ["x", "y"], "12", "the list of ranks or choices is '12'; it must be a list"),
+        ("a cat", ["x", 7], [1, 2], "the list of images has 7, but it must be text"),
+        (["a cat"], ["x", "y"], [1, 2], r"the prompt has \['a cat'\], but it must be text"),
+    ],
+)
+def test_rankings_of_other_types_are_refused(prompt: Any, images: Any, ranks: Any, says: str):
+    with pytest.raises(PairsError, match=f"x.json, entry 3: {says}"):
+        list(ranking_rows("x.json, entry 3", prompt, images, ranks))
 
 
 # --- HPDv3 ---------------------------------------------------------------------------------------
@@ -190,7 +205,7 @@ def test_lines_that_are_no_pairs_keep_their_rows(tmp_path: Path):
     write_images(tmp_path, ["0.png", "1.png"])
     lines = [
         json.dumps(good), "{torn", "[1]", json.dumps(good | {"sure": False}),
-        json.dumps(good | {"left": 7, "right": "bad\0name", "text": "\ud800"}),
+        json.dumps(good | {"left": None, "right": "bad\0name", "text": "\ud800"}),
     ]  # fmt: skip
     (tmp_path / "x.jsonl").write_text("\n".join(lines))
     spec = spec_of(tmp_path, "jsonl", Images.paths, known="sure")
@@ -230,7 +245,7 @@ def test_any_lines_keep_their_rows(
         source = open_pairs(spec_of(root, "jsonl", Images.paths, uid_0="uid"))
     except PairsError as error:
         refused = str(error)
-        assert "a human choice is 1 for image 0" in refused
+        assert re.search(r"x\.jsonl, line \d+: '\w+' has .*(must be|a human choice is 1)", refused)
         return
     rows = rows_of(source)
     assert len(rows) == len(values) + 2
@@ -248,7 +263,12 @@ def test_any_list_gives_a_row_for_each_entry(
     good = {"prompt": "a", "file_path": ["0.png", "1.png"], "human_preference": [1, 0],
             "path1": "0.png", "path2": "1.png"}  # fmt: skip
     (root / "train.json").write_text(json.dumps([good, *values]))
-    rows = rows_of(open_pairs(PairsSpec(kind=kind, root=str(root))))
+    try:
+        rows = rows_of(open_pairs(PairsSpec(kind=kind, root=str(root))))
+    except PairsError as error:
+        refused = str(error)
+        assert re.search(r"train\.json, entry \d+: .* must be ", refused)
+        return
     assert len(rows) >= len(values) + 1
     assert {row["human"] for row in rows} <= {None, 0.0, 0.5, 1.0}
 
@@ -412,7 +432,7 @@ def test_a_compressed_tar_says_how_to_convert_it(tmp_path: Path, name: str):
 
 def test_images_elsewhere_are_named(tmp_path: Path):
     spec = hpdv2_train(tmp_path / "lists")
-    with pytest.raises(PairsError, match=r"none of the first images .* a\.jpg; .*image_root"):
+    with pytest.raises(PairsError, match=r"none of the first images .* 'a\.jpg'; .*image_root"):
         open_pairs(spec)
     write_images(tmp_path / "images", ["a.jpg", "b.jpg", "c.jpg"])
     spec.image_root = str(tmp_path / "images")
@@ -455,9 +475,12 @@ PARQUET = pa.table({"text": ["a"], "left": [b"x"], "right": [b"y"], "chose": [1]
         ("parquet", "x.parquet", PARQUET.rename_columns(["tekst", "left", "right", "chose"]),
          "lacks the columns text; did you mean tekst"),
         ("parquet", "x.parquet", PARQUET.set_column(1, "left", [["a.png"]]),
-         "column left is string.*image_0 must be bytes.*pairs.images=inline"),
-        ("parquet", "x.parquet", PARQUET.set_column(3, "chose", [[-1]]), "chose has -1; a human"),
-        ("parquet", "x.parquet", PARQUET.set_column(3, "chose", [["left"]]), "chose has 'left'"),
+         "column left is string, but image_0 must be encoded bytes; set pairs.images=paths if .*"
+         r"or name another column \(pairs\.columns\.image_0="),
+        ("parquet", "x.parquet", PARQUET.set_column(3, "chose", [[-1]]),
+         "chose has -1 in row 0; a human"),
+        ("parquet", "x.parquet", PARQUET.set_column(3, "chose", [["left"]]),
+         "column chose is string, but human must be a number"),
         ("parquet", "x.parquet", "torn", "not a readable Parquet file"),
         ("hpdv2", "train.json", '[{"promt": "a", "file_path": [], "human_preference": []}]',
          "lacks the columns prompt; did you mean promt"),

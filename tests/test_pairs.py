@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
-from data.pairs.parquet_file import valid_text
+from data.pairs.kinds import valid_text
 from data.pairs.schema import PAIR, PairsError, image_key, pair_key
 from data.storage.base import StoreError
 from tests.helpers_pairs import pickapic

@@ -9,8 +9,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from data.miniature.pairs import write_pairs
 from data.pairs.config import PairsSpec
 from generate.config import PromptsKind, PromptsSpec
-from generate.prompts.files import PromptsError
 from generate.prompts.prompt_set import load_prompts
+from generate.prompts.text_files import PromptsError
 
 
 def spec(path, kind=PromptsKind.lines, **more):

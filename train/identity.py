@@ -8,6 +8,7 @@ from typing import Any
 
 from data.artifacts.latents import LatentSet
 from data.pairs.config import PairsSpec
+from data.storage.paths import user_path
 from train.config import ModelSpec, TrainSpec
 
 
@@ -46,7 +47,7 @@ def fingerprint(model: ModelSpec) -> str:
 
     The digest covers the name, the size and the first MiB of each file.
     """
-    folder = Path(model.path).expanduser()
+    folder = user_path(model.path)
     if not folder.exists() and model.revision:
         return f"{model.path}@{model.revision}"
     digest = hashlib.sha256()

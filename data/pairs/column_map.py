@@ -1,8 +1,6 @@
 """The map from our words to the columns or keys of `parquet` and `jsonl` files."""
 
 import json
-from collections.abc import Sequence
-from typing import Any
 
 from data.pairs.config import PairsSpec
 from data.pairs.schema import PairsError
@@ -28,23 +26,3 @@ def column_map(spec: PairsSpec) -> tuple[dict[str, str], str]:
     if missing := [word for word in NEEDED if word not in columns]:
         raise PairsError(f"pairs.columns names no column for {', '.join(missing)}")
     return columns, json.dumps({"columns": columns, "images": spec.images.value}, sort_keys=True)
-
-
-def check_human(where: str, column: str, values: Sequence[Any]) -> None:
-    """Refuse a column that codes choices otherwise.
-
-    Raises:
-        PairsError: Names a value outside [0, 1], and what the column is to hold.
-    """
-    for value in values:
-        if value is not None and not in_unit(value) and value == value:  # NaN is no choice
-            raise PairsError(
-                f"{where}: column {column} has {value!r}; a human choice is 1 for image 0, 0 for "
-                "image 1, 0.5 for a tie, null where nobody chose: rewrite the column, or leave "
-                "pairs.columns.human empty"
-            )
-
-
-def in_unit(value: Any) -> bool:
-    """Whether a value can be a human choice."""
-    return isinstance(value, (int, float)) and 0 <= value <= 1

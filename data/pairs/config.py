@@ -22,7 +22,8 @@ class PairsSpec:
     root: str = "???"
     """Folder of the pair files, or its URL: hf://datasets/owner/name@commit/folder, s3://..."""
     split: str = "train"
-    """Files are taken whose name begins with this; empty takes all."""
+    """The whole name of a split, of files or of their folder; all takes every file, and so does
+    empty where the names tell of one split at most."""
     max_pairs: int = 0
     """Take whole shards until at least this many pairs; 0 takes all."""
     image_root: str = ""

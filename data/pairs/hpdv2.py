@@ -33,14 +33,14 @@ def _rows(root: Store, name: str) -> Iterator[Row]:
     names = RANKING if ranked else PREFERENCE
     if entries:
         check_names(f"{root.url}/{name}, first entry,", names, list(entries[0]))
-    for entry in entries:
-        prompt, images, judged = (entry.get(name) for name in names)
+    for number, entry in enumerate(entries):
+        prompt, images, judged = (entry.get(key) for key in names)
         ranks = judged if ranked else _negated(judged)
-        yield from ranking_rows(prompt, images, ranks)
+        yield from ranking_rows(f"{root.url}/{name}, entry {number}", prompt, images, ranks)
 
 
 def _negated(judged: Any) -> Any:
     """Preferences as ranks: the preferred one, 1, comes first."""
     if not isinstance(judged, list):
-        return None
-    return [-value if isinstance(value, (int, float)) else None for value in judged]
+        return judged
+    return [-value if isinstance(value, (int, float)) else value for value in judged]

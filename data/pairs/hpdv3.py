@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from hashlib import blake2b
 
 from data.pairs.config import PairsSpec
-from data.pairs.files import check_names, find_files, open_root, text_of
+from data.pairs.files import check_names, find_files, open_root
 from data.pairs.image_list import ListedPairs, as_listed, listed_pairs
+from data.pairs.kinds import TEXT, json_value
 from data.pairs.rankings import Row, read_entries
 from data.storage.base import Store
 
@@ -26,6 +27,8 @@ def _rows(root: Store, name: str, seed: int) -> Iterator[Row]:
     if entries:
         check_names(f"{root.url}/{name}, first entry,", NEEDED, list(entries[0]))
     for row, entry in enumerate(entries):
-        prompt, winner, loser = (text_of(entry.get(name)) for name in NEEDED)
+        where = f"{root.url}/{name}, entry {row}"
+        values = (json_value(where, key, entry.get(key), TEXT) for key in NEEDED)
+        prompt, winner, loser = values
         swapped = blake2b(f"{seed}/{row}".encode(), digest_size=1).digest()[0] & 1
         yield (prompt, loser, winner, 0.0) if swapped else (prompt, winner, loser, 1.0)

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from data.artifacts.readable import LFS_HEAD, LFS_POINTER, is_lfs_pointer
+from data.pairs.kinds import shown
 from data.pairs.schema import PairsError
 from data.storage.archives import LARGEST_BYTES, Place, members, unzip
 from data.storage.base import AWAY, THREADS, Store, StoreError
@@ -104,13 +106,17 @@ def open_images(
     `tried` are some of the set's paths; a set that has none of these images is refused.
 
     Raises:
-        PairsError: No image is there, they are in a .tar.gz, or an archive is torn or hostile.
+        PairsError: No image is there, they are in a .tar.gz or Git LFS pointers, or an archive is
+            torn or hostile.
     """
     names = [name for pattern in archives for name in store.names(pattern)]
     images = ImageStore(store, prefixes, members(store, names))
     named = [path for path in tried if path]
-    if named and not any(images.bytes_of(path) for path in named):
+    there = [path for path in named if images.bytes_of(path)]
+    if named and not there:
         _refuse(store, named[0])
+    if there and is_lfs_pointer((images.read(there[0]) or b"")[: len(LFS_HEAD)]):
+        raise PairsError(f"the image {store.url}/{there[0]} {LFS_POINTER}")
     return images
 
 
@@ -125,6 +131,7 @@ def _refuse(store: Store, example: str) -> None:
             f"{name}.tar"
         )
     raise PairsError(
-        f"none of the first images is under {store.url}, for example {example}; give the folder "
-        "that the paths are relative to, or that has the .tar or .zip files (pairs.image_root=...)"
+        f"none of the first images is under {store.url}, for example {shown(example)}; give the "
+        "folder that the paths are relative to, or that has the .tar or .zip files "
+        "(pairs.image_root=...)"
     )

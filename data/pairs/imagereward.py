@@ -8,11 +8,12 @@ from data.pairs.config import PairsSpec
 from data.pairs.files import check_names, find_files, open_root
 from data.pairs.image_list import ListedPairs, as_listed, listed_pairs
 from data.pairs.image_store import ARCHIVES
+from data.pairs.kinds import NAME, RANK, TEXT, check_types
 from data.pairs.parquet_file import open_file, read_columns
 from data.pairs.rankings import Row, ranking_rows
 from data.storage.base import Store
 
-NEEDED = ("image_path", "prompt_id", "prompt", "rank")
+KINDS = {"image_path": TEXT, "prompt_id": NAME, "prompt": TEXT, "rank": RANK}
 
 
 def open_layout(spec: PairsSpec) -> ListedPairs:
@@ -21,7 +22,7 @@ def open_layout(spec: PairsSpec) -> ListedPairs:
     Every prompt's images make pairs; rank 1 is best.
     """
     root = open_root(spec)
-    files = find_files(root, f"metadata-{spec.split}", ".parquet")
+    files = find_files(root, spec.split, ".parquet", lead="metadata-")
     listings = {name: as_listed(_rows(root, name)) for name in files}
     folders = dict.fromkeys(PurePosixPath(name).parent.as_posix() for name in files)
     prefixes = dict.fromkeys(["", "images", *folders])
@@ -31,13 +32,15 @@ def open_layout(spec: PairsSpec) -> ListedPairs:
 
 def _rows(root: Store, name: str) -> Iterator[Row]:
     """The pairs of an ImageRewardDB table, prompt by prompt in order of first appearance."""
+    where = f"{root.url}/{name}"
     with open_file(root, name) as file:
-        check_names(f"{root.url}/{name}", NEEDED, file.schema_arrow.names)
-    table = read_columns(root, name, NEEDED)
+        check_names(where, KINDS, file.schema_arrow.names)
+        check_types(where, file.schema_arrow, {key: key for key in KINDS}, KINDS)
+    table = read_columns(root, name, KINDS)
     prompts: dict[Any, list[dict[str, Any]]] = {}
     for image in table.to_pylist():
         prompts.setdefault(image["prompt_id"], []).append(image)
     for images in prompts.values():
         paths, ranks = ([image[name] for image in images] for name in ("image_path", "rank"))
         if len(images) > 1:  # one image alone is no pair
-            yield from ranking_rows(images[0]["prompt"], paths, ranks)
+            yield from ranking_rows(where, images[0]["prompt"], paths, ranks)

@@ -3,16 +3,17 @@
 import base64
 import binascii
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from data.pairs.column_map import check_human, column_map, in_unit
+from data.pairs.column_map import column_map
 from data.pairs.config import Images, PairsSpec
-from data.pairs.files import check_names, find_files, open_root, size_of, text_of
+from data.pairs.files import check_names, find_files, open_root, size_of
 from data.pairs.image_list import GROUP_ROWS, LISTED, ListedPairs, cut, listed_pairs
-from data.pairs.image_store import ImageStore
+from data.pairs.image_store import NUM_TRIED, ImageStore
+from data.pairs.kinds import Kind, json_value, kinds_of, shown
 from data.pairs.schema import BLOBS, PairsError
 from data.storage.base import Store, StoreError
 
@@ -40,22 +41,16 @@ class JsonLines:
             return [self._row(line) for line in lines]
 
     def _row(self, line: bytes) -> dict[str, Any]:
-        try:
-            value = json.loads(line.decode("utf-8-sig", "replace"))
-        except (ValueError, RecursionError):
-            value = None
-        values = value if isinstance(value, dict) else {}
-        row = {ours: values.get(self.columns.get(ours, "")) for ours in (*LISTED.names, "known")}
+        where = f"{self.store.url}/{self.file}"
+        row: dict[str, Any] = dict.fromkeys(LISTED.names)
+        row |= typed_values(where, parsed(line), self.columns, kinds_of(self.images))
         inline = self.images is Images.inline
         for side, image in enumerate(BLOBS):
-            path = text_of(row[image])
-            row[image] = _decoded(path) if inline else path
-            uid = row[f"uid_{side}"]
-            row[f"uid_{side}"] = (None if inline else path) if uid is None else text_of(str(uid))
-            row[f"generator_{side}"] = text_of(row[f"generator_{side}"])
-        known = row.pop("known") is not False
-        row["human"] = row["human"] if known and in_unit(row["human"]) else None
-        row["prompt"] = text_of(row["prompt"])
+            if not inline and row[f"uid_{side}"] is None:
+                row[f"uid_{side}"] = row[image]
+            row[image] = _decoded(row[image]) if inline else row[image]
+        if not row.pop("known", True):
+            row["human"] = None
         return row
 
 
@@ -73,39 +68,64 @@ def open_layout(spec: PairsSpec) -> ListedPairs:
 
 
 def _indexed(root: Store, name: str, columns: Mapping[str, str], images: Images) -> JsonLines:
-    """Find every line once, and check the first ones.
+    """Find every line once, and check what it holds.
 
     Raises:
-        PairsError: The first line is no object or lacks a key, or a human choice is no number.
+        PairsError: The first line is no object or lacks a key, or a value has another type.
     """
-    offsets, checked, rows, position = [], [], 0, 0
+    where, kinds = f"{root.url}/{name}", kinds_of(images)
+    offsets, rows, position, tried = [], 0, 0, list[str | None]()
     with root.open(name) as file:
-        for line in file:
+        for number, line in enumerate(file, 1):
             if line.strip():
+                if not rows:
+                    _check_first(root, name, line, columns)
                 if rows % GROUP_ROWS == 0:
                     offsets.append(position)
-                if rows < GROUP_ROWS and (columns.get("human") or not rows):
-                    checked.append(line)
+                values = typed_values(f"{where}, line {number}", parsed(line), columns, kinds)
+                if rows < NUM_TRIED:
+                    tried += [values[image] for image in BLOBS if values[image]]
                 rows += 1
             position += len(line)
+    if images is Images.inline and tried and not any(map(_decoded, tried)):
+        raise PairsError(
+            f"{where}: none of the first images is base64, for example {shown(tried[0])}; set "
+            "pairs.images=paths if they are paths"
+        )
     if position != size_of(root, name):
-        raise StoreError(f"{root.url}/{name} changed while it was read; rerun the same command")
-    _check_lines(f"{root.url}/{name}", checked, columns)
+        raise StoreError(f"{where} changed while it was read; rerun the same command")
     return JsonLines(root, name, columns, images, tuple(offsets), rows)
 
 
-def _check_lines(path: str, lines: Sequence[bytes], columns: Mapping[str, str]) -> None:
-    for number, line in enumerate(lines):
-        try:
-            value = json.loads(line.decode("utf-8-sig", "replace"))
-        except (ValueError, RecursionError) as error:
-            value = error
-        if number == 0:
-            if not isinstance(value, dict):
-                raise PairsError(f"{path}: the first line is no JSON object ({value})")
-            check_names(f"{path}, first line,", columns.values(), list(value))
-        if isinstance(value, dict) and "human" in columns:
-            check_human(path, columns["human"], [value.get(columns["human"])])
+def _check_first(root: Store, name: str, line: bytes, columns: Mapping[str, str]) -> None:
+    value = parsed(line)
+    if not isinstance(value, dict):
+        root.refuse_pointer(name)
+        raise PairsError(f"{root.url}/{name}: the first line is no JSON object ({shown(value)})")
+    check_names(f"{root.url}/{name}, first line,", columns.values(), list(value))
+
+
+def parsed(line: bytes) -> Any:
+    """A line's JSON value, or the error that it gives."""
+    try:
+        return json.loads(line.decode("utf-8-sig", "replace"))
+    except (ValueError, RecursionError) as error:
+        return error
+
+
+def typed_values(
+    where: str, value: Any, columns: Mapping[str, str], kinds: Mapping[str, Kind]
+) -> dict[str, Any]:
+    """Our word -> its value in a line's object; nothing but nulls where the line holds none.
+
+    Raises:
+        PairsError: A value has another type, or is outside its range; begins with `where`.
+    """
+    values = value if isinstance(value, dict) else {}
+    return {
+        ours: json_value(where, f"{key!r}", values.get(key), kinds[ours])
+        for ours, key in columns.items()
+    }
 
 
 def _decoded(text: str | None) -> bytes | None:

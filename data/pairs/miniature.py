@@ -2,8 +2,11 @@
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.miniature.pairs import write_pairs
@@ -12,6 +15,7 @@ from data.pairs import pickapic
 from data.pairs.config import PairsSpec
 from data.pairs.parquet_pairs import ParquetPairs
 from data.pairs.schema import PairsError
+from data.storage.paths import user_path
 
 SEED, SHARDS = 7, 4
 """Of the pair set that the default run uses."""
@@ -33,7 +37,7 @@ def open_layout(spec: PairsSpec) -> ParquetPairs:
             f"pairs=miniature draws its pairs into pairs.root, but {spec.root} is no folder of "
             "this machine; for a pair set that is there say its layout (pairs=pickapic)"
         )
-    ensure_pairs(Path(spec.root).expanduser(), num_pairs)
+    ensure_pairs(user_path(spec.root, "pairs.root"), num_pairs)
     return pickapic.open_layout(spec)
 
 
@@ -76,12 +80,26 @@ def refuse_strangers(folder: Path) -> None:
 def _is_miniature(path: Path) -> bool:
     if not re.fullmatch(r"(train|validation)-\d{5}-of-\d{5}\.parquet", path.name):
         return False
-    file = pq.ParquetFile(path)
-    if "model_0" not in file.schema_arrow.names:
-        return False
-    first = next(file.iter_batches(1, columns=["model_0"]), None)
+    with _reading(path):
+        file = pq.ParquetFile(path)
+        if "model_0" not in file.schema_arrow.names:
+            return False
+        first = next(file.iter_batches(1, columns=["model_0"]), None)
     return first is None or str(first["model_0"][0].as_py()).startswith("miniature/")
 
 
 def _num_rows(path: Path) -> int:
-    return int(pq.read_metadata(path).num_rows)
+    with _reading(path):
+        return int(pq.read_metadata(path).num_rows)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Name a file that is torn, and say how it is drawn again."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise PairsError(
+            f"{path} is not a readable Parquet file: {error}; delete it, and the same command "
+            "draws it again"
+        ) from error

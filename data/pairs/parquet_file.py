@@ -1,13 +1,14 @@
 """Parquet files of a pair set, read row group by row group; a damaged one is named."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.pairs.kinds import Kind, cast_column
 from data.pairs.schema import PairsError
 from data.storage.base import THREADS, Store
 
@@ -39,6 +40,8 @@ def reading(store: Store, name: str, part: str = "") -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
+        with suppress(OSError):
+            store.refuse_pointer(name)
         what = f"{part} cannot be read" if part else "is not a readable Parquet file"
         raise PairsError(
             f"{store.url}/{name} {what}: {error}; fetch it again if it is damaged, "
@@ -71,28 +74,14 @@ def read_footers(store: Store, names: Sequence[str], max_rows: int = 0) -> dict[
     return footers
 
 
-def read_columns(store: Store, name: str, columns: Sequence[str]) -> pa.Table:
-    """Some small columns of a whole file.
+def read_columns(store: Store, name: str, kinds: Mapping[str, Kind]) -> pa.Table:
+    """Some small columns of a whole file, by their names, in the types of their kinds.
 
     Raises:
-        PairsError: The file is damaged.
+        PairsError: The file is damaged, or a value is outside the range of its kind.
     """
     with open_file(store, name) as file, reading(store, name):
-        table = file.read(columns=list(columns), use_threads=False)
-    return pa.table([valid_text(column) for column in table.columns], names=table.column_names)
-
-
-def valid_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Text with U+FFFD where it is no UTF-8, so that its row is kept; other columns as they are.
-
-    Parquet promises UTF-8, but no reader looks at it before Python does.
-    """
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return column
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid:
-        texts = (text.as_py() for text in column.cast(pa.large_binary()))
-        replaced = [None if text is None else text.decode("utf-8", "replace") for text in texts]
-        return pa.chunked_array([pa.array(replaced, column.type)])
-    return column
+        table = file.read(columns=list(kinds), use_threads=False)
+        where = f"{store.url}/{name}"
+        columns = [cast_column(where, key, table[key], kind) for key, kind in kinds.items()]
+    return pa.table(columns, names=list(kinds))

@@ -8,8 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data.pairs.config import Images, PairsSpec
 from data.pairs.files import check_names, size_of
-from data.pairs.parquet_file import open_file, read_footers, reading, valid_text
+from data.pairs.kinds import Kind, cast_column, check_types, kinds_of
+from data.pairs.parquet_file import open_file, read_footers, reading
 from data.pairs.schema import BLOBS, PAIR, PairShard, image_key
 from data.prefetch import prefetch
 from data.storage.base import Store
@@ -56,7 +58,7 @@ class ParquetPairs:
                 with reading(self.store, shard.file, f"row {row}, or one soon after it,"):
                     if (batch := next(batches, None)) is None:
                         return
-                    table = as_pairs(pa.table(batch), columns, row)
+                    table = self._as_pairs(shard, pa.table(batch), columns, row)
                 yield table
                 row += table.num_rows
 
@@ -79,11 +81,17 @@ class ParquetPairs:
             columns = self._present(file, images=True)
             names = list(dict.fromkeys(columns.values()))
             table = file.read_row_group(group, columns=names, use_threads=False)
-            return as_pairs(table, columns, 0)
+            return self._as_pairs(shard, table, columns, 0)
 
     def fingerprint(self, shard: PairShard) -> dict[str, str]:
         """What names the content of the shard's file: sha256, or an object store's etag."""
         return self.store.fingerprint(shard.file)
+
+    def _as_pairs(
+        self, shard: PairShard, batch: pa.Table, columns: Mapping[str, str], first_row: int
+    ) -> pa.Table:
+        where = f"{self.store.url}/{shard.file}"
+        return as_pairs(where, batch, columns, kinds_of(Images.inline), first_row)
 
     def _present(self, file: pq.ParquetFile, images: bool) -> dict[str, str]:
         """The part of the map to read of a file."""
@@ -95,16 +103,25 @@ class ParquetPairs:
         }
 
 
-def as_pairs(batch: pa.Table, columns: Mapping[str, str], first_row: int) -> pa.Table:
-    """Rename their columns to `PAIR`'s, in its types; image columns only if the map has them."""
+def as_pairs(
+    where: str,
+    batch: pa.Table,
+    columns: Mapping[str, str],
+    kinds: Mapping[str, Kind],
+    first_row: int,
+) -> pa.Table:
+    """Rename their columns to `PAIR`'s, in its types; image columns only if the map has them.
+
+    Raises:
+        PairsError: A value is outside the range of its kind; begins with `where`.
+    """
     count = batch.num_rows
     pairs: dict[str, Any] = {"row": pa.array(range(first_row, first_row + count), pa.int64())}
-    for ours in PAIR.names[1:]:
-        if ours in columns:
-            pairs[ours] = _cast(batch[columns[ours]], PAIR.field(ours).type)
-    if "known" in columns and "human" in pairs:
-        nobody = pa.scalar(None, pa.float32())
-        pairs["human"] = pc.if_else(batch[columns["known"]], pairs["human"], nobody)
+    for ours, name in columns.items():
+        pairs[ours] = cast_column(where, name, batch[name], kinds[ours], first_row)
+    known = pairs.pop("known", None)
+    if known is not None and "human" in pairs:
+        pairs["human"] = pc.if_else(known, pairs["human"], pa.scalar(None, pa.float32()))
     for side, image in enumerate(BLOBS):
         if f"uid_{side}" not in pairs and image in pairs:
             keys = [None if c is None else image_key(c).hex() for c in pairs[image].to_pylist()]
@@ -113,12 +130,6 @@ def as_pairs(batch: pa.Table, columns: Mapping[str, str], first_row: int) -> pa.
         pairs.setdefault(name, pa.nulls(count, PAIR.field(name).type))
     names = [name for name in PAIR.names if name in pairs]
     return pa.table([pairs[name] for name in names], names=names)
-
-
-def _cast(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray:
-    if pa.types.is_struct(column.type):  # Hugging Face's Image: {bytes, path}
-        column = pc.struct_field(column, "bytes")
-    return valid_text(column.cast(wanted))
 
 
 def parquet_pairs(
@@ -133,14 +144,22 @@ def parquet_pairs(
 
 
 def checked_footers(
-    root: Store, files: Sequence[str], max_pairs: int, needed: Sequence[str]
+    root: Store,
+    files: Sequence[str],
+    spec: PairsSpec,
+    columns: Mapping[str, str],
+    needed: Sequence[str],
 ) -> dict[str, Any]:
-    """The footers of the first files that together have `max_pairs` rows; 0 means of all.
+    """The footers of the first files that together have `spec.max_pairs` rows; 0 means of all.
 
     Raises:
-        PairsError: A file is torn, or lacks a column that is needed.
+        PairsError: A file is torn, lacks a column that is needed, or has one of another type.
     """
-    footers = read_footers(root, files, max_pairs)
+    mapped = bool(spec.columns)
+    kinds = kinds_of(spec.images if mapped else Images.inline)
+    footers = read_footers(root, files, spec.max_pairs)
     for name, footer in footers.items():
-        check_names(f"{root.url}/{name}", needed, footer.schema.to_arrow_schema().names)
+        where, schema = f"{root.url}/{name}", footer.schema.to_arrow_schema()
+        check_names(where, needed, schema.names)
+        check_types(where, schema, columns, kinds, mapped=mapped)
     return footers

@@ -24,4 +24,4 @@ def open_layout(spec: PairsSpec) -> ParquetPairs:
     """Open Parquet files in the schema of Pick-a-Pic v1 and v2."""
     root = open_root(spec)
     files = find_files(root, spec.split, ".parquet")
-    return parquet_pairs(root, checked_footers(root, files, spec.max_pairs, NEEDED), COLUMNS)
+    return parquet_pairs(root, checked_footers(root, files, spec, COLUMNS, NEEDED), COLUMNS)

@@ -1,11 +1,11 @@
 """Where files of a pair set lie: a folder of this machine, or one of an object store by its URL."""
 
-from pathlib import Path
 from urllib.parse import unquote
 
 from pyarrow import fs
 
 from data.storage.base import Store, StoreError
+from data.storage.paths import user_path
 from data.storage.remote import open_remote
 
 
@@ -20,7 +20,7 @@ def open_store(setting: str, url: str, hint: str = "") -> Store:
     """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme == "file":
-        folder = Path(unquote(rest) if separator else url).expanduser()
+        folder = user_path(unquote(rest) if separator else url, setting)
         if not folder.is_dir():
             raise StoreError(f"{setting}={url} is not a folder; {hint}")
         return Store(str(folder), fs.LocalFileSystem(), str(folder), remote=False)

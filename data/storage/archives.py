@@ -86,6 +86,7 @@ def _scan_zip(store: Store, archive: str) -> Iterator[tuple[str, Place]]:
                     place = Place(archive, member.header_offset, size, packed, member.CRC)
                     yield PurePosixPath(member.filename).as_posix(), place
     except (zipfile.BadZipFile, EOFError, NotImplementedError, struct.error) as error:
+        store.refuse_pointer(archive)
         raise StoreError(f"{where} is not a readable zip file: {error}") from error
 
 
@@ -179,6 +180,7 @@ def _scan_tar(store: Store, tar: str) -> Iterator[tuple[str, list[int]]]:
                     yield name, [member.offset_data, member.size]
                 archive.members = []  # type: ignore[attr-defined]  # else all headers stay in memory
     except (tarfile.ReadError, EOFError) as error:
+        store.refuse_pointer(tar)
         raise StoreError(f"{where} is not a readable tar file: {error}") from error
 
 

@@ -16,6 +16,8 @@ from typing import Any
 from pyarrow import fs
 
 from data.artifacts.atomic import sha256_of
+from data.artifacts.readable import LFS_HEAD, LFS_POINTER, is_lfs_pointer
+from data.storage.local import is_hidden, names_below
 
 THREADS = 16
 """Requests to an object store at a time: one takes tens of milliseconds, whatever its size."""
@@ -44,10 +46,15 @@ class Store:
     """Whether each request travels."""
 
     def names(self, pattern: str) -> list[str]:
-        """Files by pattern (`**/*.parquet`, `*.tar`, `images/*/*.zip`), sorted folder by folder."""
-        if not self.remote:  # Arrow follows links in circles and fails at names that are no UTF-8
-            local = sorted(path for path in Path(self.folder).glob(pattern) if path.is_file())
-            return [path.relative_to(self.folder).as_posix() for path in local]
+        """Files by pattern (`**/*.parquet`, `*.tar`, `images/*/*.zip`), sorted folder by folder.
+
+        Hidden files and folders are left out; links of this machine are followed.
+
+        Raises:
+            StoreError: A folder cannot be listed.
+        """
+        if not self.remote:
+            return self._local_names(pattern)
         *parents, last = PurePosixPath(pattern).parts
         recursive = parents == ["**"]
         folders = [PurePosixPath()]
@@ -64,7 +71,14 @@ class Store:
             for path in self._list(folder, fs.FileType.File, recursive=recursive)
             if path.match(last)
         ]
-        return [path.as_posix() for path in sorted(paths)]
+        return [path.as_posix() for path in sorted(paths) if not is_hidden(path.as_posix())]
+
+    def _local_names(self, pattern: str) -> list[str]:
+        try:
+            names = map(PurePosixPath, names_below(self.folder, pattern))
+            return [path.as_posix() for path in sorted(names)]
+        except OSError as error:
+            raise StoreError(f"{self.url} cannot be listed: {words_of(error)}") from error
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None when there is no such file."""
@@ -108,6 +122,15 @@ class Store:
             if len(content) < expected:
                 raise EOFError(f"{len(content)} of {expected} bytes came")
             return content
+
+    def refuse_pointer(self, name: str) -> None:
+        """Refuse a file whose content was left on a Git server.
+
+        Raises:
+            StoreError: Names it.
+        """
+        if is_lfs_pointer(self.read(name, 0, len(LFS_HEAD))):
+            raise StoreError(f"{self.url}/{name} {LFS_POINTER}")
 
     def state(self, name: str) -> dict[str, Any]:
         """JSON values of which one changes when the file does; `bytes` is among them."""

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.storage.paths import user_path
+
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w./-]+))?")
 """`owner/name`, or `owner/name/file`; the file may be a folder or lie in one."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -46,7 +48,7 @@ def resolve(setting: str, value: str, revision: str | None, wanted: Wanted) -> P
     Raises:
         HubError: Neither is there, or the commit is none; names `setting` and says what to change.
     """
-    path = Path(value).expanduser()
+    path = user_path(value, setting)
     if value and wanted.usable(path):
         return path
     match = HUB_ID.fullmatch(value)

@@ -1,7 +1,5 @@
 """Reads prompts from text files, tables, JSON, published sets and pair files, local or hub."""
 
-import csv
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,15 +7,27 @@ from typing import Any
 
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
+from data.pairs.files import refuse_mixed, shortened
+from data.pairs.kinds import NAME, TEXT, check_types, json_value, shown
+from data.pairs.parquet_file import open_file, read_columns
+from data.pairs.splits import files_of_split, splits_of
+from data.storage import open_store
+from data.storage.base import Store
 from data.storage.hub import HubError, Wanted, resolve
 from generate.config import PromptsKind, PromptsSpec
+from generate.prompts.text_files import (
+    PromptsError,
+    csv_rows,
+    json_lines,
+    json_list,
+    lines_of,
+    tsv_rows,
+)
 
 COLUMNS = ("prompt", "caption")
 """The columns that hold a table's prompts when none is named; case is ignored."""
-
-
-class PromptsError(ValueError):
-    """The prompt set cannot be used; the message says what was found and what is needed."""
+BREAKDOWNS = ("category", "challenge")
+SETTING = "evaluate.prompts.path"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,95 +102,102 @@ def _pair_prompts(pairs: PairsSpec) -> Iterator[str]:
 
 
 def _lines(path: Path) -> Iterator[Prompt]:
-    for index, line in enumerate(_read(path).removesuffix("\n").split("\n")):
+    for index, line in enumerate(lines_of(path)):
         yield Prompt(index, line.strip())
 
 
 def _hpd(path: Path) -> Iterator[Prompt]:
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        store = open_store(SETTING, str(path))
+        files = [path / name for name in store.names("*.json")]
     index = 0
     for file in files:
-        for text in _json_list(file):
+        for text in json_list(file):
             if not isinstance(text, str):
-                raise PromptsError(f"{file} holds {text!r}; expected a JSON list of strings")
+                raise PromptsError(f"{file} holds {shown(text)}; expected a JSON list of strings")
             yield Prompt(index, text.strip(), category=file.stem)
             index += 1
 
 
 def _table(path: Path, spec: PromptsSpec) -> Iterator[Prompt]:
     column = spec.column or ("Prompt" if spec.kind is PromptsKind.parti else "")
-    for index, row in enumerate(_records(path, spec)):
+    for index, row in enumerate(_records(path, spec, column)):
+        where = f"{path}, row {index}"
         if isinstance(row, str):
             yield Prompt(index, row.strip())
             continue
         if not isinstance(row, dict):
-            raise PromptsError(f"{path} holds {row!r}; expected records with a column of prompts")
+            raise PromptsError(f"{where} is {shown(row)}; expected a record with a prompt")
         named = {str(key).casefold(): value for key, value in row.items()}
-        text = named[_column(path, column, list(row)).casefold()]
-        if not isinstance(text, str | None):
-            raise PromptsError(f"{path}, row {index} has the prompt {text!r}; expected text")
-        kept = [_text(named.get(name)) for name in ("category", "challenge")]
-        yield Prompt(index, (text or "").strip(), *kept)
+        name = _column(where, column, list(row)).casefold()
+        text = json_value(where, f"the prompt in {name!r}", named[name], TEXT)
+        labels = [json_value(where, word, named.get(word), NAME) or None for word in BREAKDOWNS]
+        yield Prompt(index, (text or "").strip(), *labels)
 
 
-def _records(path: Path, spec: PromptsSpec) -> Iterable[Any]:
+def _records(path: Path, spec: PromptsSpec, column: str) -> Iterable[Any]:
     """The rows of a file, or of a folder's Parquet files of one split."""
+    suffix = path.suffix.lower()
     if path.is_dir():
-        files = [
-            file for file in sorted(path.glob("*.parquet")) if file.name.startswith(spec.split)
-        ]
-        if not files:
-            raise PromptsError(
-                f"{path} has no {spec.split}*.parquet; name the split with "
-                "evaluate.prompts.split=... or a file with evaluate.prompts.path=..."
-            )
-        return (row for file in files for row in _parquet(file, spec.column))
-    if path.suffix == ".parquet":
-        return _parquet(path, spec.column)
-    if path.suffix == ".jsonl":
-        return (_parse(path, line) for line in _read(path).split("\n") if line.strip())
-    if path.suffix == ".json":
-        return _json_list(path)
-    if path.suffix in (".tsv", ".csv") or spec.kind is PromptsKind.parti:
-        return _separated(path)
+        store = open_store(SETTING, str(path))
+        files = _files_of(store, path, spec.split)
+        return (row for file in files for row in _parquet(store, file, column))
+    if suffix == ".parquet":
+        return _parquet(open_store(SETTING, str(path.parent)), path.name, column)
+    if suffix == ".jsonl":
+        return json_lines(path)
+    if suffix == ".json":
+        return json_list(path)
+    if suffix == ".csv":
+        return csv_rows(path)
+    if suffix == ".tsv" or spec.kind is PromptsKind.parti:
+        return tsv_rows(path)
     raise PromptsError(
         f"{path} ends in {path.suffix or 'nothing'}; tables are .parquet, .json, .jsonl, .tsv and "
         ".csv, and a text file with one prompt a line is read with prompts=lines"
     )
 
 
-def _parquet(path: Path, column: str) -> list[dict[str, Any]]:
+def _files_of(store: Store, path: Path, split: str) -> list[str]:
+    names = store.names("**/*.parquet")
+    if not split:
+        refuse_mixed(f"{SETTING}={path}", "evaluate.prompts.split", splits_of(names))
+    files = files_of_split(names, split, path.name)
+    if not files:
+        raise PromptsError(
+            f"{path} has no {split}*.parquet; name the split with "
+            "evaluate.prompts.split=... or a file with evaluate.prompts.path=..."
+        )
+    return files
+
+
+def _parquet(store: Store, file: str, column: str) -> list[dict[str, Any]]:
     """Rows with the columns that are used; a pair file also has columns of images."""
-    import polars as pl
-
-    names = list(pl.read_parquet_schema(path))
-    wanted = {_column(path, column, names).casefold(), "category", "challenge"}
-    return pl.read_parquet(
-        path, columns=[name for name in names if name.casefold() in wanted]
-    ).to_dicts()
-
-
-def _separated(path: Path) -> Iterable[dict[str, Any]]:
-    """Rows of a TSV or CSV; in a TSV quotes are ordinary characters, as PartiPrompts needs."""
-    lines = _read(path).replace("\r", "").split("\n")  # splitlines() would cut at rare characters
-    if path.suffix == ".csv":
-        return csv.DictReader([line + "\n" for line in lines])  # a quoted text may span lines
-    return csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    where = f"{store.url}/{file}"
+    with open_file(store, file) as opened:
+        schema = opened.schema_arrow
+    prompt = _column(where, column, schema.names)
+    kinds = {name: NAME for name in schema.names if name.casefold() in BREAKDOWNS}
+    kinds[prompt] = TEXT
+    check_types(where, schema, {name: name for name in kinds}, kinds)
+    rows: list[dict[str, Any]] = read_columns(store, file, kinds).to_pylist()
+    return rows
 
 
-def _column(path: Path, wanted: str, names: list[str]) -> str:
+def _column(where: str, wanted: str, names: list[str]) -> str:
     for choice in [wanted] if wanted else COLUMNS:
-        for name in names:
-            if name.casefold() == choice.casefold():
-                return name
+        fitting = [name for name in names if name.casefold() == choice.casefold()]
+        if len(fitting) > 1:
+            raise PromptsError(
+                f"{where} has the columns {', '.join(fitting)}; rename or remove one"
+            )
+        if fitting:
+            return fitting[0]
     raise PromptsError(
-        f"{path} has the columns {', '.join(names)} but not {wanted or ' or '.join(COLUMNS)}; "
+        f"{where} has the columns {shortened(names)} but not {wanted or ' or '.join(COLUMNS)}; "
         "name one with evaluate.prompts.column=..."
     )
-
-
-def _text(value: Any) -> str | None:
-    return str(value) if value not in (None, "") else None
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -200,27 +217,6 @@ def located(spec: PromptsSpec) -> Path:
         "owner/name/file of a hub data set",
     )
     try:
-        return resolve("evaluate.prompts.path", spec.path, spec.revision, wanted)
+        return resolve(SETTING, spec.path, spec.revision, wanted)
     except HubError as error:
         raise PromptsError(str(error)) from error
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptsError(f"{path} cannot be read as UTF-8 text: {error}") from error
-
-
-def _parse(path: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise PromptsError(f"{path} is no JSON: {error}") from error
-
-
-def _json_list(path: Path) -> list[Any]:
-    value = _parse(path, _read(path))
-    if not isinstance(value, list):
-        raise PromptsError(f"{path} holds a JSON {type(value).__name__}; expected a list")
-    return value

@@ -11,7 +11,8 @@ from hashlib import sha256
 
 from data.pairs.config import PairsSpec
 from generate.config import PromptsSpec
-from generate.prompts.files import Prompt, PromptsError, read_prompts, trained_prompts, wording
+from generate.prompts.files import Prompt, read_prompts, trained_prompts, wording
+from generate.prompts.text_files import PromptsError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

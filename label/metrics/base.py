@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.artifacts.atomic import sha256_of
+from data.storage.paths import user_path
 from label.config import MetricSpec
 from label.metrics.preprocessing import ImageTransform, ResizeMode
 from label.metrics.weights import Weights, WeightsError
@@ -98,7 +99,7 @@ class ResolvedMetric:
         spec, weights = self.spec, self.weights
         if weights is None:
             return {}
-        if weights.where == Path(spec.weights).expanduser():
+        if weights.where == user_path(spec.weights):
             return {"weights": {path.name: fingerprint(path) for path in weights.files}}
         hub: dict[str, Any] = {"weights": {"hub": spec.weights, "revision": spec.revision}}
         if spec.tokenizer:  # from another place, which the hub's commit says nothing about

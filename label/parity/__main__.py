@@ -15,6 +15,7 @@ from rich.table import Table
 from conf.job import Job, entry
 from data.artifacts.manifest import Manifest, read_manifest, verify
 from data.artifacts.parquet_io import read_table
+from data.storage.paths import user_path
 from label.analysis.tables import coefficient, number
 from label.metrics.registry import resolve
 from label.parity.accuracy import Accuracy, measure
@@ -50,7 +51,7 @@ def main(job: Job) -> None:
 
 def references(job: Job) -> list[Finding]:
     """Every published score that a metric of this job should reproduce."""
-    folder = Path(job.parity.images).expanduser() if job.parity.images else None
+    folder = user_path(job.parity.images, "parity.images") if job.parity.images else None
     if folder is not None and not folder.is_dir():
         raise ValueError(f"parity.images={folder}: no such folder")
 

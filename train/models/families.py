@@ -10,6 +10,7 @@ from data.models.forward_process import CONFIG as SCHEDULER
 from data.models.forward_process import DiscreteProcess, forward_process
 from data.models.latent_scale import LatentScale, latent_scale
 from data.storage.hub import Wanted, resolve
+from data.storage.paths import user_path
 from train.config import ModelSpec
 
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -195,7 +196,7 @@ def find_model(spec: ModelSpec) -> Path:
     Raises:
         ValueError: There is neither; says what `model.path` may be.
     """
-    folder = Path(spec.path).expanduser()
+    folder = user_path(spec.path, "model.path")
     if folder.suffix in SINGLE_FILES:
         raise ValueError(
             f"model.path={spec.path} is a single file; make a folder of it once: "
