@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
+from data.devices import check_device
 from data.dtypes import Dtype
 from generate.config import PromptsSpec, Scheduler
 
@@ -37,7 +38,7 @@ class EvaluateSpec:
     judge_workers: int = 0
     """Threads that decode images before they are scored; 0 decodes in the main thread."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """auto, cpu, cuda or cuda:N; with several processes a machine, each takes its own GPU."""
     resamples: int = 10_000
     """Bootstrap resamples behind each interval."""
     gallery_pairs: int = 12
@@ -54,6 +55,7 @@ class EvaluateSpec:
         for name in ("seeds", "steps", "batch", "judge_batch", "resamples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluate.{name}={getattr(self, name)}; it must be at least 1")
+        check_device("evaluate.device", self.device)
         if self.guidance < 1:
             raise ValueError(f"evaluate.guidance={self.guidance}; it must be at least 1")
         for name in ("gallery_pairs", "judge_workers"):

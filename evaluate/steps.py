@@ -21,6 +21,7 @@ from rich.progress import (
 
 from data.artifacts.atomic import write_json
 from data.artifacts.parquet_io import read_table, write_table
+from data.devices import choose_device
 from data.distributed import Rank
 from evaluate.judging import Scorers, is_judged, judge, write_scores
 from evaluate.plan import ComparisonPlan
@@ -84,12 +85,12 @@ def sample_model(
     plan: ComparisonPlan, model: Model, images: list[Sample], advance: Callable[[int], None]
 ) -> None:
     """Load one model and sample what is missing of its images."""
-    from generate.sampler import ImageGenerator, device_of, sample_missing
+    from generate.sampler import ImageGenerator, sample_missing
 
     spec = plan.spec
     generator = ImageGenerator.load(
         model,
-        device_of(spec.device, Rank.from_environment().local_rank),
+        choose_device("evaluate.device", spec.device, Rank.from_environment()),
         scheduler=spec.scheduler,
         dtype=spec.dtype,
         resolution=plan.resolution,
@@ -123,10 +124,9 @@ def score_images(plan: ComparisonPlan, specs: Mapping[str, MetricSpec], console:
 
 def load_panel(plan: ComparisonPlan, specs: Mapping[str, MetricSpec]) -> "Panel":
     """Load every judge, and record its weights and the libraries in `judges.json`."""
-    from generate.sampler import device_of
     from label.scoring.panel import Panel
 
-    device = device_of(plan.spec.device, Rank.from_environment().local_rank)
+    device = choose_device("evaluate.device", plan.spec.device, Rank.from_environment())
     panel = Panel.load({judge.metric: specs[judge.metric] for judge in plan.judges}, device)
     provenance = {"judges": panel.provenance(), "device": str(device), "packages": versions()}
     write_json(plan.judges_json, provenance)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from data.devices import check_device
 from data.dtypes import Dtype
 
 
@@ -224,8 +225,7 @@ class LabelSpec:
         for name, least in (("batch", 1), ("workers", 0), ("cache_mb", 0), ("gallery_pairs", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"label.{name}={getattr(self, name)}; it must be at least {least}")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise ValueError(f"label.device={self.device!r}; allowed are auto, cpu, cuda, cuda:N")
+        check_device("label.device", self.device)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -12,6 +12,7 @@ from rich.console import Console
 from conf.job import Job, settings
 from data.artifacts.latents import KIND as LATENTS
 from data.artifacts.latents import VAE_WEIGHTS, LatentFormat, find_vae, latent_shape
+from data.devices import choose_device
 from data.distributed import Rank
 from data.dtypes import Dtype
 from data.pairs import open_pairs
@@ -106,10 +107,10 @@ def model_folder(job: Job) -> Path:
 def score(job: Job, pairs: PairSource, sets: ScoreSets, rank: Rank, console: Console) -> None:
     """Score this process's shards, then whatever other processes have not finished."""
     from label.scoring.progress import PairCount, bar
-    from label.scoring.runner import ScoringRunner, device_of  # torch, which a finished run skips
+    from label.scoring.runner import ScoringRunner  # torch, which a finished run skips
 
     count = PairCount(sets)
-    device = device_of(job.label.device, rank.local_rank)
+    device = choose_device("label.device", job.label.device, rank)
     make_encoder = None
     if sets.latents:
         from label.scoring.vae_encoder import VaeEncoder

@@ -24,7 +24,8 @@ STAGES = {
 
 ROOMS = {
     "data": (
-        "dtypes", "distributed", "prefetch", "images", "artifacts", "storage", "miniature", "pairs",
+        "dtypes", "distributed", "devices", "prefetch", "images", "artifacts", "storage",
+        "miniature", "pairs",
     ),
     "label": (
         "config", "metrics", "scoring", "voting", "analysis", "run", "parity", "__main__",

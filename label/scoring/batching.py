@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.devices import is_out_of_memory
+
 Inputs = TypeVar("Inputs", np.ndarray, list[Any])
 
 
@@ -42,7 +44,9 @@ def run_halving(forward: Callable[[Inputs], Tensor], inputs: Inputs, batch: Batc
         work = inputs[done : done + batch.size]
         try:
             part = forward(pad_batch(work, batch.size))[: len(work)]
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             if batch.size == 1:
                 raise ValueError(
                     "the device has no memory for a single image; use label.device=cpu, a "
@@ -72,9 +76,10 @@ class AsyncCopy:
     def __init__(self, values: Tensor) -> None:
         self._event = None
         if values.is_cuda:  # into pinned memory, behind the kernels that make it
+            stream = torch.cuda.current_stream(values.device)  # not the current device's, if other
             values = values.to("cpu", non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
+            self._event.record(stream)
         self._values = values
 
     def wait(self) -> np.ndarray:

@@ -83,24 +83,6 @@ class ScoringRunner:
         return {name for shard in self.sets.unfinished() for name in self.sets.absent(shard)}
 
 
-def device_of(name: str, local_rank: int) -> torch.device:
-    """The device of this process: `auto` and `cuda` give each process on a machine its own GPU.
-
-    Raises:
-        ValueError: The setting names a GPU that is not there.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "cpu" or (name == "auto" and not count):
-        return torch.device("cpu")
-    index = int(name.removeprefix("cuda:")) if name.startswith("cuda:") else local_rank
-    if index >= count:
-        raise ValueError(
-            f"label.device={name} means GPU {index} for this process, but torch sees {count}; "
-            "start no more processes than GPUs, or set label.device=cpu"
-        )
-    return torch.device("cuda", index)
-
-
 def check_compiler(device: torch.device) -> None:
     """Refuse `label.compile` now where torch would miss its compiler in the middle of the run.
 

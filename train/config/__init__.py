@@ -116,9 +116,11 @@ class TrainSpec:
     """Seconds that a process waits for the others in a collective operation before it fails. Must
     exceed what the first process does alone: hashing a checkpoint, writing the pipeline."""
     device: str = field(default="auto", metadata=RESUMABLE)
-    """auto, cpu or cuda."""
+    """auto, cpu or cuda; each process of a machine takes its own GPU."""
 
     def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"train.device={self.device!r}; allowed are auto, cpu and cuda")
         if not 0 <= self.zero.stage <= 3:
             raise ValueError(f"zero.stage={self.zero.stage}; allowed are 0, 1, 2 and 3")
         if self.compile and self.zero.stage == 3:
