@@ -95,6 +95,12 @@ class TrainSpec:
     """What the backward pass computes again, to save memory; it changes no number."""
     channels_last: bool = field(default=False, metadata=RESUMABLE)
     """Keep the UNet's activations in channels-last memory; meant for GPUs in bf16."""
+    reduce_dtype: Precision = field(default=Precision.fp32, metadata=RESUMABLE)
+    """Format in which gradients are summed across processes; bf16 halves what is sent and loses
+    digits at each sum. Under `precision: fp32` it is fp32 whatever this is."""
+    overlap_comm: bool | None = field(default=None, metadata=RESUMABLE)
+    """Communicate while the model computes, for memory for a second bucket; null does so under ZeRO
+    stage 3 on GPUs."""
     compile: bool = field(default=False, metadata=RESUMABLE)
     """Compile the UNet's transformer blocks (torch.compile): needs a C++ compiler, takes minutes at
     first, and does not go with ZeRO stage 3. See docs/training.md."""
