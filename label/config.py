@@ -187,8 +187,8 @@ class LatentSpec:
     flip: bool = False
     """Keep the mirrored images' latents, too, which train.flip needs, in twice the space."""
     compute: Dtype = Dtype.fp32
-    """Format in which the VAE runs; fp32 whatever this is, where the VAE's config says
-    `force_upcast` (SDXL's)."""
+    """Format in which the VAE runs; fp32 whatever this is for SDXL's, unless its config says
+    `force_upcast: false`."""
     batch: int = 8
     """Images per forward pass; halved when the device runs out of memory."""
 

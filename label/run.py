@@ -25,7 +25,7 @@ from label.scoring.score_sets import ScoreSets, plan, remaining
 from label.voting.label_set import LabelSet, label_settings, make_labels
 from label.voting.rules import VotingRule
 
-VAE_ON_HUB = (("vae/config.json", VAE_WEIGHTS),)
+VAE_ON_HUB = (("model_index.json", "vae/config.json", VAE_WEIGHTS),)
 """What is fetched of a model's repository."""
 
 

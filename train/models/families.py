@@ -6,6 +6,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from data.artifacts.latents import vae_needs_fp32
 from data.storage.hub import Wanted, resolve
 from train.config import ModelSpec
 
@@ -66,11 +67,8 @@ class BaseModel:
 
     @property
     def vae_in_fp32(self) -> bool:
-        """Whether the VAE overflows in half precision, as SDXL's does but for fp16-safe copies.
-
-        SD1.x and SD2.x never overflow; diffusers writes the setting for them all the same.
-        """
-        return self.family is Family.sdxl and bool(self.vae.get("force_upcast", True))
+        """Whether the VAE overflows in half precision."""
+        return vae_needs_fp32(self.index, self.vae)
 
     @property
     def vae_factor(self) -> int:
