@@ -2,10 +2,20 @@
 
 import re
 from dataclasses import dataclass, field
+from enum import Enum
 
 from data.devices import check_device
 from data.dtypes import Dtype
 from generate.config import PromptsSpec, Scheduler
+
+
+class Unreadable(Enum):
+    """What becomes of a judge that cannot read some of the prompts."""
+
+    refuse = "refuse"
+    """The comparison is refused before any image is generated."""
+    leave_out = "leave_out"
+    """The comparison does without the judge, and says so."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -18,6 +28,9 @@ class EvaluateSpec:
     """Name -> diffusers folder, hub id with its commit (`id@commit`), or LoRA weights for
     `model.path`. Empty compares the run's base and trained model. On the command line:
     models.NAME=PATH."""
+    unreadable: Unreadable = Unreadable.refuse
+    """What becomes of a judge that cannot read some of the prompts, as the miniature's oracle reads
+    only those of its own world: `refuse` the comparison, or `leave_out` the judge."""
     base: str = "base"
     """The name of the model that the others are compared with."""
     seeds: int = 1

@@ -24,6 +24,8 @@ class ComparisonPlan:
     models: tuple[Model, ...]
     prompts: PromptSet
     judges: tuple[Judge, ...]
+    left_out: tuple[str, ...] = ()
+    """A line for each judge that cannot read the prompts."""
     metrics: Mapping[str, Any]
     """Each judge's settings and the hash of its weights, as JSON values."""
     resolution: int

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from conf.job import Job, settings, unknown
 from data.artifacts.atomic import write_json
@@ -16,15 +17,18 @@ from data.artifacts.manifest import code_revision
 from data.artifacts.parquet_io import read_settings, read_table, write_table
 from data.artifacts.schemas import Role
 from data.distributed import Rank
-from evaluate.config import EvaluateSpec
+from evaluate.config import EvaluateSpec, Unreadable
 from evaluate.judging import is_judged
 from evaluate.plan import ComparisonPlan
 from evaluate.reporting.console import print_summary
 from evaluate.statistics.winrate import Judge
 from evaluate.steps import sample_images, score_images
 from generate.image_files import Model, adapter_at
-from generate.prompts.prompt_set import load_prompts
-from label.metrics.registry import score_settings
+from generate.prompts.prompt_set import PromptSet, load_prompts
+from label.metrics.registry import definition_of, score_settings
+
+PANEL = {Role.VOTER: "voters", Role.HELD_OUT: "held_out", Role.ORACLE: "oracle"}
+"""The setting below `panel` that names the judges of a role."""
 
 
 def main(job: Job) -> None:
@@ -37,6 +41,8 @@ def run(job: Job, rank: int, world_size: int) -> None:
     """Sample this rank's images; rank 0 also scores and reports. A finished run only prints."""
     plan, console = recorded_plan(job) if job.evaluate.scores_only else new_plan(job), Console()
     summary = finished(plan)
+    for line in plan.left_out if rank == 0 else ():
+        console.print(f"[yellow]left out:[/] {escape(line)}", highlight=False, soft_wrap=True)
     if summary is None:
         if plan.recorded is None:
             sample_images(plan, console, rank, world_size)
@@ -65,14 +71,16 @@ def new_plan(job: Job) -> ComparisonPlan:
 
 def plan_of(job: Job, models: list[Model]) -> ComparisonPlan:
     """The comparison of these models on the job's prompts by its judges."""
-    judges = judges_of(job)
+    prompts = load_prompts(job.evaluate.prompts, job.pairs)
+    judges, left_out = readers(job, prompts)
     specs = {judge.metric: job.metrics[judge.metric] for judge in judges}
     return ComparisonPlan(
         folder=job.folder / job.evaluate.folder,
         spec=job.evaluate,
         models=tuple(models),
-        prompts=load_prompts(job.evaluate.prompts, job.pairs),
+        prompts=prompts,
         judges=tuple(judges),
+        left_out=tuple(left_out),
         metrics=score_settings(specs, job.folder / "scores" / "weights.json"),
         resolution=job.model.resolution,
         seed=job.seed,
@@ -113,16 +121,39 @@ def recorded_plan(job: Job) -> ComparisonPlan:
 
 def judges_of(job: Job) -> list[Judge]:
     """The job's judges, voters first."""
-    roles = {
-        Role.VOTER: job.panel.voters,
-        Role.HELD_OUT: job.panel.held_out,
-        Role.ORACLE: job.panel.oracle,
-    }
     return [
         Judge(name, role, job.metrics[name].tie)
-        for role, members in roles.items()
-        for name in members
+        for role, members in PANEL.items()
+        for name in getattr(job.panel, members)
     ]
+
+
+def readers(job: Job, prompts: PromptSet) -> tuple[list[Judge], list[str]]:
+    """The job's judges that can read every prompt, and a line for each that is left out.
+
+    Raises:
+        ValueError: A judge cannot, and the job does not leave it out, or nobody can.
+    """
+    able, left_out = [], []
+    for judge in judges_of(job):
+        unreadable = definition_of(judge.metric, job.metrics[judge.metric].kind).unreadable
+        reasons = [reason for prompt in prompts.prompts if (reason := unreadable(prompt.text))]
+        if not reasons:
+            able.append(judge)
+            continue
+        problem = (
+            f"{judge.metric} cannot judge {len(reasons)} of the {len(prompts.prompts)} prompts of "
+            f"{prompts.name}: {reasons[0]}"
+        )
+        if job.evaluate.unreadable is Unreadable.refuse:
+            raise ValueError(
+                f"{problem}; choose other prompts, leave it out with evaluate.unreadable=leave_out,"
+                f" or take it out of panel.{PANEL[judge.role]}"
+            )
+        left_out.append(problem)
+    if not able:
+        raise ValueError(f"no judge is left: {'; '.join(left_out)}; choose other prompts or judges")
+    return able, left_out
 
 
 def check_models(spec: EvaluateSpec, names: list[str]) -> None:

@@ -134,3 +134,6 @@ class MetricDefinition:
     or a `CrossMetric` (`label.metrics.protocols`). Imports torch and loads weights."""
     can_vote: bool = True
     """False for a judge that knows the truth."""
+    unreadable: Callable[[str], str] = lambda _: ""
+    """Why a metric of this kind cannot judge by a prompt; empty where it can, as most can always.
+    Asked for every prompt before any image is generated; loads no weight."""
