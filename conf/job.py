@@ -57,6 +57,14 @@ RENAMED = {
 """Settings of earlier versions, and what became of them."""
 
 
+class Goal(Enum):
+    """A stage with which a command ends."""
+
+    label = "label"
+    train = "train"
+    evaluate = "evaluate"
+
+
 @dataclass(kw_only=True, slots=True)
 class Job:
     """Everything that decides a run."""
@@ -65,6 +73,9 @@ class Job:
     """Folder of this run under `runs`."""
     runs: str = "runs"
     """Where runs are kept."""
+    goal: Goal | None = None
+    """The last stage of the command that this one belongs to, which `make train` and `make eval`
+    set: the paths of all stages up to it are checked at the start. Null checks this stage's."""
     seed: int = 0
     """Decides every random choice of every stage."""
     pairs: PairsSpec = field(default_factory=PairsSpec)

@@ -5,6 +5,7 @@ torch is imported only when there is something to sample or to score.
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -25,7 +26,7 @@ from evaluate.statistics.winrate import Judge
 from evaluate.steps import sample_images, score_images
 from generate.image_files import Model, adapter_at
 from generate.prompts.prompt_set import PromptSet, load_prompts
-from label.metrics.registry import definition_of, score_settings
+from label.metrics.registry import definition_of, resolve_all, score_settings
 
 PANEL = {Role.VOTER: "voters", Role.HELD_OUT: "held_out", Role.ORACLE: "oracle"}
 """The setting below `panel` that names the judges of a role."""
@@ -56,6 +57,23 @@ def run(job: Job, rank: int, world_size: int) -> None:
         worse = [c["model"] for c in summary["comparisons"] if c["balance"] == "not balanced"]
         if worse and plan.spec.fail_when_worse:
             raise SystemExit(3)
+
+
+def check(job: Job) -> None:
+    """Check prompts, judges and models but the one that is not trained yet; loads no weight.
+
+    Raises:
+        ValueError: One of them cannot be used.
+    """
+    if job.evaluate.scores_only:
+        return
+    if job.evaluate.models:
+        check_models(job.evaluate, [model.name for model in models_of(job)])
+    else:
+        base_of(job)
+    prompts = load_prompts(replace(job.evaluate.prompts, exclude_trained=False), job.pairs)
+    judges, _ = readers(job, prompts)
+    resolve_all({judge.metric: job.metrics[judge.metric] for judge in judges})
 
 
 def new_plan(job: Job) -> ComparisonPlan:
@@ -180,9 +198,14 @@ def models_of(job: Job) -> list[Model]:
         return models
     trained = Model(name="balanceddpo", path=str(job.folder / "train" / "pipeline"))
     trained.check(f"run `make train` with the same settings first (run={job.run})")
+    return [base_of(job), trained]
+
+
+def base_of(job: Job) -> Model:
+    """The run's base model."""
     base = Model(name=job.evaluate.base, path=job.model.path, revision=job.model.revision)
     base.check("model.path takes a diffusers folder, or a hub id together with model.revision")
-    return [base, trained]
+    return base
 
 
 def model_at(job: Job, name: str, value: str) -> Model:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from conf.ahead import check_later_stages
 from conf.job import Job, settings
 from data.artifacts.latents import KIND as LATENTS
 from data.artifacts.latents import VAE_WEIGHTS, LatentFormat, find_vae, latent_shape
@@ -31,6 +32,7 @@ VAE_ON_HUB = (("model_index.json", "vae/config.json", VAE_WEIGHTS),)
 
 def main(job: Job) -> None:
     """Finish the run's labels; finished files are reused."""
+    check_later_stages("label", job)
     rank, console, since = Rank.from_environment(), Console(), time.time()
     pairs = open_pairs(job.pairs)
     voting_rule = voting_rule_of(job)
