@@ -53,6 +53,7 @@ def judge(
 
     Images of a prompt are scored together, so that its text is embedded once.
     """
+    batch = min(batch, len(samples))  # of all of them, so that it is the same for every chunk
     order = sorted(range(len(samples)), key=lambda i: (samples[i].prompt.id, i))
     columns = {name: np.full(len(samples), np.nan, np.float32) for name in scorers.names}
     for start in range(0, len(order), CHUNK):

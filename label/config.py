@@ -202,7 +202,8 @@ class LabelSpec:
     """How stage one runs; nothing here changes a label."""
 
     batch: int = 64
-    """Images per forward pass; halved when the device runs out of memory."""
+    """Images per forward pass, fewer for a set that has not so many in any file; halved when the
+    device runs out of memory."""
     workers: int = 2
     """Threads that decode and resize images before the networks need them; 0 decodes in the main
     thread."""

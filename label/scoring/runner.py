@@ -13,13 +13,13 @@ from rich.console import Console
 from data.artifacts.latents import KIND as LATENTS
 from data.pairs.schema import PairSource
 from label.config import LabelSpec, MetricSpec
-from label.scoring.batching import Batch
+from label.scoring.batching import Batch, batch_for
 from label.scoring.decode_pool import DecodePool
 from label.scoring.panel import Panel
 from label.scoring.progress import PairCount
 from label.scoring.score_sets import ScoreSets, ShardTask
 from label.scoring.scoring_pass import Clock
-from label.scoring.shard_scorer import ScoringTools, score_shards
+from label.scoring.shard_scorer import ScoringTools, chunk_images, score_shards
 from label.scoring.vae_encoder import VaeEncoder
 
 PARTS = ("load", "read", "decode", "embed", "latents", "score", "write")
@@ -41,9 +41,12 @@ class ScoringRunner:
     clock: Clock = field(default_factory=Clock)
     num_pairs: int = 0
     batch: Batch = field(init=False)
+    _planned: int = field(init=False)
+    """The batch before any was halved."""
 
     def __post_init__(self) -> None:
-        self.batch = Batch(self.spec.batch)
+        self.batch = batch_for(chunk_images(self.sets.shards), self.spec.batch)
+        self._planned = self.batch.size
         if self.spec.compile:
             check_compiler(self.device)
 
@@ -57,6 +60,7 @@ class ScoringRunner:
             encoder = None
             if self.make_encoder and LATENTS in self._absent():
                 encoder = self.make_encoder()
+                encoder.batch = batch_for(chunk_images(self.sets.shards), encoder.batch.size)
         with DecodePool(self.spec.workers) as decoder:
             cache_bytes = self.spec.cache_mb * 2**20
             tools = ScoringTools(
@@ -69,7 +73,7 @@ class ScoringRunner:
         """Print what this process did, and how long each part of it took."""
         parts = " · ".join(f"{part} {self.clock.seconds.get(part, 0):.1f} s" for part in PARTS)
         line = f"{self.num_pairs} pairs on {self.device}: {parts}"
-        if self.batch.size < self.spec.batch:
+        if self.batch.size < self._planned:
             line += f" · label.batch={self.batch.size}, because memory ran out"
         console.print(line, highlight=False, soft_wrap=True)
 
