@@ -8,6 +8,7 @@ import difflib
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -20,8 +21,9 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from data.distributed import adopt_srun, without_local_rank
+from data.distributed import Rank, adopt_srun, without_local_rank
 from data.pairs.config import PairsSpec
+from data.storage.base import UnreachableError
 from evaluate.config import EvaluateSpec
 from label.config import (
     HUMAN,
@@ -38,6 +40,8 @@ from train.config import ModelSpec, TrainSpec
 FOLDER = Path(__file__).parent
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 and the signal's number."""
+LEAVE_TO_FIRST_S = 10.0
+"""How long a process waits to be ended by its launcher before it repeats what the first says."""
 SPELLING = (
     "write name=value, and quote what has spaces, brackets or commas: "
     "ARGS=\"'panel.voters=[clip, hps]'\" for make, 'panel.voters=[clip, hps]' for python"
@@ -155,6 +159,8 @@ def entry(main: Callable[[Job], None]) -> Callable[[], None]:
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             if os.environ.get("BALANCEDDPO_TRACEBACK"):
                 raise
+            if isinstance(error, UnreachableError):
+                leave_to_first()
             print(f"error: {explain(error)}", file=sys.stderr)
             print("(BALANCEDDPO_TRACEBACK=1 shows the traceback)", file=sys.stderr)
             raise SystemExit(2) from error
@@ -163,6 +169,15 @@ def entry(main: Callable[[Job], None]) -> Callable[[], None]:
             raise SystemExit(INTERRUPTED) from error
 
     return run
+
+
+def leave_to_first() -> None:
+    """Let the first process of a machine tell what each of its processes sees.
+
+    The launcher ends the others when that one has ended; one that is still there speaks for itself.
+    """
+    if Rank.from_environment().local_rank:
+        time.sleep(LEAVE_TO_FIRST_S)
 
 
 def schema() -> Any:
