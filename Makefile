@@ -19,8 +19,10 @@ LAUNCH := $(if $(filter 1,$(NPROC)),$(PY) -m,$(VENV)/bin/torchrun --standalone -
 GOAL   := $(if $(filter eval,$(MAKECMDGOALS)),evaluate,$(if $(filter train,$(MAKECMDGOALS)),train))
 JOB    := experiment=$(EXP) run=$(RUN) $(if $(VOTE),vote=$(VOTE)) $(if $(GOAL),goal=$(GOAL)) $(ARGS)
 
-# Tests side by side, one thread each: threads of several processes only wait for each other.
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest -n logical --maxprocesses 4 --dist loadgroup
+# Tests side by side, one thread each: threads of several processes only wait for each other. Two
+# processes more than cores, because tests with ranks wait much.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest --dist loadgroup \
+          -n $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 6 ? n + 2 : 8)))
 
 TARGETS := help setup labels train eval smoke inspect reproduce miniature test test-fast check docs examples parity bench-label bench-vote bench-stream bench-train lock
 .PHONY: $(TARGETS)

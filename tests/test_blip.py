@@ -372,7 +372,7 @@ def test_tokenizers_that_do_not_fit(root: Path, tmp_path: Path) -> None:
     spec = spec_of(root, "image_reward")
     for tokenizer, says in [
         ("", r"metrics\.r\.tokenizer=\(empty\): no such folder"),
-        ("google-bert/bert-base-uncased", "a hub id needs `tokenizer_revision`"),
+        ("google-bert/bert-base-uncased", r"40-digit commit in metrics\.r\.tokenizer_revision"),
         (str(tmp_path), r"has no tokenizer; it needs tokenizer\.json, or vocab\.txt$"),
     ]:
         spec.tokenizer = tokenizer

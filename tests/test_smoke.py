@@ -19,7 +19,7 @@ TOGETHER = "tuning=lora latents=model zero=stage3"
 @pytest.mark.slow
 def test_make_smoke_leaves_one_of_everything(tmp_path: Path):
     """The quickest form, with an adapter, cached latents and sharded parameters at once."""
-    pairs = f"pairs.root={tmp_path}/pairs pairs.options.num_pairs=96"
+    pairs = f"pairs.root={tmp_path}/pairs pairs.options.num_pairs=160"
     settings = f"runs={tmp_path} {pairs} evaluate.prompts.max_prompts=4 {TOGETHER}"
     make = ["make", "smoke", "NPROC=1", "RUN=tried", f"ARGS={settings}"]
     commands = [words for words in started(shlex.join(make)) if words[0] in STAGES]

@@ -122,7 +122,7 @@ def test_a_step_is_given_the_same_latents_to_the_last_bit(
     world: int,
 ) -> None:
     for rank in range(world):
-        change = {"rank": rank, "world": world}
+        change = {"rank": rank, "world_size": world}
         plain = stream(root, source, None, **change)
         cached = stream(root, source, latent_set, flip=flip, **change)
         both = (islice(one.batches(Position()), 20) for one in (plain, cached))
@@ -213,7 +213,7 @@ def need(root: Path, **change: object) -> LatentsNeeded:
 def test_auto_takes_what_fits_and_says_so(root: Path, latent_set: LatentSet) -> None:
     chosen = choose_source(LatentUse.auto, need(root), None)
     assert chosen.latents == latent_set
-    assert chosen.words.startswith(
+    assert chosen.description.startswith(
         f"images: latents in {latent_set.folder} (4x8x8 fp32 mean and std"
     )
     assert chosen.settings == {
@@ -225,7 +225,7 @@ def test_never_takes_none(root: Path) -> None:
     chosen = choose_source(LatentUse.never, need(root), None)
     assert chosen.latents is None
     assert chosen.settings is None
-    assert "encoded by the VAE in every step (train.latents=never)" in chosen.words
+    assert "encoded by the VAE in every step (train.latents=never)" in chosen.description
 
 
 def test_what_does_not_fit_is_said_and_refused_where_it_was_asked(
@@ -249,7 +249,7 @@ def test_what_does_not_fit_is_said_and_refused_where_it_was_asked(
     for needed, why in cases:
         chosen = choose_source(LatentUse.auto, needed, None)
         assert chosen.latents is None
-        assert why in chosen.words
+        assert why in chosen.description
         with pytest.raises(ShardError, match="train.latents=always, but"):
             choose_source(LatentUse.always, needed, None)
 
@@ -267,7 +267,7 @@ def test_flips_need_mirrored_latents(root: Path, tmp_path: Path) -> None:
     assert isinstance(find_latents(need(tmp_path, flip=False)), LatentSet)
     with pytest.raises(ShardError, match=r"train.flip=true .* has no mirrored ones"):
         choose_source(LatentUse.always, need(tmp_path), None)
-    assert "has no mirrored ones" in choose_source(LatentUse.auto, need(tmp_path), None).words
+    assert "has no mirrored ones" in choose_source(LatentUse.auto, need(tmp_path), None).description
 
 
 def test_a_run_goes_on_with_what_it_began_with(root: Path, tmp_path: Path) -> None:

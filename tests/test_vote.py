@@ -246,7 +246,7 @@ def test_weights_are_factors_of_gaps_where_scores_are_summed() -> None:
 
 
 def test_weights_name_voters_and_fit_their_columns() -> None:
-    with pytest.raises(ValueError, match=r"vote\.weights names e, who has no vote; voters: a, b"):
+    with pytest.raises(ValueError, match=r"vote\.weights names e, which has no vote; voters: a, b"):
         VotingRule(VoteSpec(weights={"e": 2.0}), METRICS)
     with pytest.raises(ValueError, match="the voters have 128 votes together, more than 127"):
         VotingRule(VoteSpec(weights={"a": 125.0}), METRICS)
