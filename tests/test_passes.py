@@ -145,7 +145,7 @@ def test_a_handful_of_pairs_costs_a_handful_of_images(tmp_path: Path) -> None:
         pairs, sets, PairCount(sets), {}, LabelSpec(workers=0), torch.device("cpu"),
         lambda: Counting(base, form, torch.device("cpu"), 64),
     )  # fmt: skip
-    runner.run(plan(sets, Rank()))
+    runner.run(iter(plan(sets, Rank())))
     assert computed == [4]
 
 
