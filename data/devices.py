@@ -37,6 +37,13 @@ def check_device(setting: str, name: str) -> None:
         raise ValueError(f"{setting}={name!r}; allowed are auto, cpu, cuda, cuda:N")
 
 
+def means_gpu(name: str) -> bool:
+    """Whether a device's name will mean a GPU on this machine; asks without importing torch."""
+    if name == "auto":
+        return os.environ.get("CUDA_VISIBLE_DEVICES") not in HIDDEN and num_listed_gpus() > 0
+    return name != "cpu"
+
+
 def choose_device(setting: str, name: str, rank: Rank) -> "torch.device":
     """The device of this process; a GPU becomes the current one.
 
@@ -63,6 +70,9 @@ def choose_device(setting: str, name: str, rank: Rank) -> "torch.device":
             f"GPU{'s' * (count > 1)}; set {setting}=auto or {setting}=cpu"
         )
     torch.cuda.set_device(index)
+    # The one place that decides about TF32: fp32 products round as convolutions do by default, to
+    # fp16's digits, in which most of a GPU's work is done; NVIDIA_TF32_OVERRIDE=0 is against it.
+    torch.set_float32_matmul_precision("high")
     return torch.device("cuda", index)
 
 

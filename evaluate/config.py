@@ -48,8 +48,9 @@ class EvaluateSpec:
     on it."""
     judge_batch: int = 64
     """Images scored together."""
-    judge_workers: int = 0
-    """Threads that decode images before they are scored; 0 decodes in the main thread."""
+    judge_workers: int | None = None
+    """Threads that decode images before they are scored; 0 decodes in the main thread, null takes a
+    process's part of the machine's cores, at most 8."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; with several processes a machine, each takes its own GPU."""
     resamples: int = 10_000
@@ -72,7 +73,7 @@ class EvaluateSpec:
         if self.guidance < 1:
             raise ValueError(f"evaluate.guidance={self.guidance}; it must be at least 1")
         for name in ("gallery_pairs", "judge_workers"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"evaluate.{name}={getattr(self, name)}; it must not be negative")
         for what, name in [("folder", self.folder), *(("models", key) for key in self.models)]:
             if not re.fullmatch(r"\w[\w.-]*", name):

@@ -17,6 +17,7 @@ from data.artifacts.config_diff import differences
 from data.artifacts.manifest import code_revision
 from data.artifacts.parquet_io import read_settings, read_table, write_table
 from data.artifacts.schemas import Role
+from data.devices import means_gpu
 from data.distributed import Rank
 from evaluate.config import EvaluateSpec, Unreadable
 from evaluate.judging import is_judged
@@ -26,7 +27,7 @@ from evaluate.statistics.winrate import Judge
 from evaluate.steps import sample_images, score_images
 from generate.image_files import Model, adapter_at
 from generate.prompts.prompt_set import PromptSet, load_prompts
-from label.metrics.registry import definition_of, resolve_all, score_settings
+from label.metrics.registry import definition_of, resolve_all, score_settings, settle_dtypes
 
 PANEL = {Role.VOTER: "voters", Role.HELD_OUT: "held_out", Role.ORACLE: "oracle"}
 """The setting below `panel` that names the judges of a role."""
@@ -40,6 +41,8 @@ def main(job: Job) -> None:
 
 def run(job: Job, rank: int, world_size: int) -> None:
     """Sample this rank's images; rank 0 also scores and reports. A finished run only prints."""
+    on_gpu = not job.evaluate.scores_only and means_gpu(job.evaluate.device)
+    job = replace(job, metrics=settle_dtypes(job.metrics, on_gpu=on_gpu))
     plan, console = recorded_plan(job) if job.evaluate.scores_only else new_plan(job), Console()
     summary = finished(plan)
     for line in plan.left_out if rank == 0 else ():

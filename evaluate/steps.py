@@ -22,7 +22,7 @@ from rich.progress import (
 from data.artifacts.atomic import write_json
 from data.artifacts.parquet_io import read_table, write_table
 from data.devices import choose_device
-from data.distributed import Rank
+from data.distributed import Rank, num_workers
 from evaluate.judging import Scorers, is_judged, judge, write_scores
 from evaluate.plan import ComparisonPlan
 from generate.image_files import (
@@ -142,7 +142,7 @@ def score_model(
         images,
         panel,
         batch=plan.spec.judge_batch,
-        workers=plan.spec.judge_workers,
+        workers=num_workers(plan.spec.judge_workers),
         advance=advance,
     )
     write_scores(

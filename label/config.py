@@ -34,8 +34,9 @@ class MetricSpec:
     """SHA-256 that the weights file (the head, where there is one) must have; empty takes any."""
     arch: str = "ViT-H-14"
     """open_clip's name of the architecture, where the weights are a bare file (hps only)."""
-    dtype: Dtype = Dtype.fp32
-    """Number format of the networks; scores are fp32 whatever this is."""
+    dtype: Dtype | None = Dtype.fp32
+    """Number format of the networks; scores are fp32 whatever this is. Null is fp16 on GPUs and
+    fp32 on CPUs. It is recorded with the scores, and a set in another format is refused."""
     antialias: bool = True
     """Antialias when an image is made smaller on float tensors (hps only): published HPSv2 numbers
     differ in this, because torchvision changed its default."""
@@ -204,9 +205,9 @@ class LabelSpec:
     batch: int = 64
     """Images per forward pass, fewer for a set that has not so many in any file; halved when the
     device runs out of memory."""
-    workers: int = 2
+    workers: int | None = None
     """Threads that decode and resize images before the networks need them; 0 decodes in the main
-    thread."""
+    thread, null takes a process's part of the machine's cores, at most 8."""
     cache_mb: int = 1024
     """Memory of each process for embeddings of images and prompts that may occur again, in MB:
     about 13 kB an image with the paper's four metrics."""
@@ -224,7 +225,8 @@ class LabelSpec:
 
     def __post_init__(self) -> None:
         for name, least in (("batch", 1), ("workers", 0), ("cache_mb", 0), ("gallery_pairs", 0)):
-            if getattr(self, name) < least:
+            value = getattr(self, name)
+            if value is not None and value < least:
                 raise ValueError(f"label.{name}={getattr(self, name)}; it must be at least {least}")
         check_device("label.device", self.device)
 

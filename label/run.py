@@ -13,14 +13,14 @@ from conf.ahead import check_later_stages
 from conf.job import Job, settings
 from data.artifacts.latents import KIND as LATENTS
 from data.artifacts.latents import VAE_WEIGHTS, LatentFormat, find_vae, latent_shape
-from data.devices import choose_device
+from data.devices import choose_device, means_gpu
 from data.distributed import Rank
 from data.dtypes import Dtype
 from data.pairs import open_pairs
 from data.pairs.schema import PairSource
 from label.analysis.console import print_statistics, print_summary
 from label.metrics.fingerprints import Fingerprints
-from label.metrics.registry import definition_of, score_settings
+from label.metrics.registry import definition_of, score_settings, settle_dtypes
 from label.metrics.weights import locate
 from label.scoring.score_sets import ScoreSets, plan, remaining
 from label.voting.label_set import LabelSet, label_settings, make_labels
@@ -33,6 +33,7 @@ VAE_ON_HUB = (("model_index.json", "vae/config.json", VAE_WEIGHTS),)
 def main(job: Job) -> None:
     """Finish the run's labels; finished files are reused."""
     check_later_stages("label", job)
+    job = replace(job, metrics=settle_dtypes(job.metrics, on_gpu=means_gpu(job.label.device)))
     rank, console, since = Rank.from_environment(), Console(), time.time()
     pairs = open_pairs(job.pairs)
     voting_rule = voting_rule_of(job)

@@ -1,16 +1,22 @@
 """Which device a process takes, on machines with fake GPUs."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from data.devices import choose_device, is_out_of_memory
-from data.distributed import Rank
+from data.artifacts.config_diff import refuse_other_settings
+from data.devices import choose_device, is_out_of_memory, means_gpu
+from data.distributed import Rank, num_workers
 from generate.sampler import sample_missing
+from label.metrics.registry import score_settings, settle_dtypes
 from label.scoring.batching import AsyncCopy, Batch, run_halving
+from label.scoring.panel import Panel
+from tests import helpers_label as tiny
+from tests.test_conf import job
 from train.distributed import world
 
 CPU = torch.device("cpu")
@@ -27,6 +33,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: seen > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
         monkeypatch.setattr(torch.cuda, "set_device", current.append)
+        monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
         monkeypatch.setattr("data.devices.num_listed_gpus", lambda: listed)
         return current
 
@@ -103,6 +110,64 @@ def test_a_gpu_that_is_not_there_and_a_name_that_is_none(machine: Machine):
         choose_device("label.device", "cuda:2", Rank())
     with pytest.raises(ValueError, match="label.device='gpu'; allowed are auto, cpu, cuda, cuda:N"):
         choose_device("label.device", "gpu", Rank())
+
+
+@pytest.mark.parametrize(
+    ("name", "listed", "hidden", "expected"),
+    [
+        ("auto", 0, False, "fp32"),
+        ("auto", 1, False, "fp16"),
+        ("auto", 1, True, "fp32"),
+        ("cpu", 1, False, "fp32"),
+        ("cuda:1", 2, False, "fp16"),
+    ],
+)
+def test_the_paper_panel_has_the_format_of_its_device(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, name: str, listed: int, hidden: bool,
+    expected: str,
+):  # fmt: skip
+    machine(listed, listed)
+    if hidden:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    built = job("panel=paper", "metrics.pickscore.dtype=bf16")
+    settled = settle_dtypes(built.metrics, on_gpu=means_gpu(name))
+    formats = {metric: settled[metric].dtype.value for metric in built.panel.voters}
+    assert formats.pop("pickscore") == "bf16"
+    assert set(formats.values()) == {expected}
+
+
+def test_scores_in_another_format_are_refused(tmp_path: Path):
+    """What a GPU began in fp16 is not continued on a CPU in fp32 as if it were the same."""
+    spec = replace(tiny.specs(tiny.build_weights(tmp_path / "weights"))["clip"], dtype=None)
+    on_gpu, on_cpu = (
+        score_settings(settle_dtypes({"clip": spec}, on_gpu=on_gpu))["clip"]
+        for on_gpu in (True, False)
+    )
+    assert (on_gpu["dtype"], on_cpu["dtype"]) == ("fp16", "fp32")
+    with pytest.raises(ValueError, match="dtype"):
+        refuse_other_settings(tmp_path, on_gpu, on_cpu)
+    assert Panel.load({"clip": spec}, CPU).metrics["clip"].resolved.dtype.value == "fp32"
+
+
+def test_fp32_on_a_gpu_is_tf32(machine: Machine, monkeypatch: pytest.MonkeyPatch):
+    chosen: list[str] = []
+    for gpus in (0, 1):
+        machine(gpus, gpus)
+        monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+        choose_device("label.device", "auto", Rank())
+        assert len(chosen) == gpus
+    assert chosen == ["high"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "threads"), [(2, 1, 2), (2, 8, 1), (64, 4, 8), (16, 4, 4)]
+)
+def test_workers_follow_the_machine(
+    cores: int, processes: int, threads: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    assert num_workers(None, Rank(0, processes, 0, processes)) == threads
+    assert num_workers(3, Rank(0, processes, 0, processes)) == 3
 
 
 def test_training_takes_its_gpu_in_the_same_place(

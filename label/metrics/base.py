@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.artifacts.atomic import sha256_of
+from data.dtypes import Dtype
 from label.config import MetricSpec
 from label.metrics.preprocessing import ImageTransform, ResizeMode
 from label.metrics.weights import Weights, WeightsError
@@ -50,13 +51,19 @@ class ResolvedMetric:
     """
 
     @property
+    def dtype(self) -> Dtype:
+        """The number format of its networks."""
+        assert self.spec.dtype is not None, "settle_dtypes comes first"
+        return self.spec.dtype
+
+    @property
     def backbone_key(self) -> tuple[str, ...]:
         """Metrics with equal keys share a backbone: family, weights, number format, tokenizer."""
         assert self.weights is not None
         weights = str(self.weights.tensors.resolve())
         reading = "repaired" if self.repairs_prompts else "as typed"
         spec = self.spec
-        return self.family.value, weights, spec.dtype.value, spec.tokenizer, reading
+        return self.family.value, weights, self.dtype.value, spec.tokenizer, reading
 
     @property
     def normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
@@ -90,7 +97,7 @@ class ResolvedMetric:
         if self.spec.options:
             settings["options"] = dict(self.spec.options)
         if self.weights or self.files:
-            settings["dtype"] = self.spec.dtype.value
+            settings["dtype"] = self.dtype.value
         return settings
 
     def _weights_settings(self, fingerprint: Callable[[Path], str]) -> dict[str, Any]:

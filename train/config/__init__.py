@@ -108,8 +108,9 @@ class TrainSpec:
     """Row groups whose rows are shuffled together."""
     memory_mb: int = field(default=8192, metadata=RESUMABLE)
     """Most MiB of row groups that a process may keep in memory; see `window`."""
-    workers: int = field(default=1, metadata=RESUMABLE)
-    """Threads that decode images while a step runs; 0 decodes between steps."""
+    workers: int | None = field(default=1, metadata=RESUMABLE)
+    """Threads that decode images while a step runs; 0 decodes between steps, null takes a process's
+    part of the machine's cores, at most 8."""
     checkpoint_every: int = field(default=500, metadata=RESUMABLE)
     """Optimizer steps between two checkpoints; the last step always has one."""
     keep: int = field(default=2, metadata=RESUMABLE)
@@ -149,7 +150,7 @@ class TrainSpec:
             if getattr(self, name) < bound:
                 raise ValueError(f"train.{name}={getattr(self, name)}; it must be at least {bound}")
         for name in ("warmup", "weight_decay", "clip_norm", "workers"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)}; it must not be negative")
         for name in ("beta", "lr"):
             if not getattr(self, name) > 0:

@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from data.distributed import num_workers
 from data.pairs import open_pairs
 from data.pairs.schema import PairSource
 from train.config import Refresh, TrainSpec
@@ -57,7 +58,7 @@ def open_stream(run: TrainRun, world: World) -> PairStream:
         side=run.model.resolution,
         rank=world.rank,
         world_size=world.world_size,
-        workers=run.train.workers,
+        workers=num_workers(run.train.workers),
         memory_mb=run.train.memory_mb,
     )
     pairs = split(decided_pairs(run.labels, source), run.train.validation)
