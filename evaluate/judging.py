@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from data.artifacts import schemas
 from data.artifacts.config_diff import differences
-from data.artifacts.parquet_io import read_settings, write_table
+from data.artifacts.parquet_io import read_settings, read_table, write_table
 from generate.image_files import Sample
 
 CHUNK = 2048
@@ -53,7 +53,6 @@ def judge(
 
     Images of a prompt are scored together, so that its text is embedded once.
     """
-    batch = min(batch, len(samples))  # of all of them, so that it is the same for every chunk
     order = sorted(range(len(samples)), key=lambda i: (samples[i].prompt.id, i))
     columns = {name: np.full(len(samples), np.nan, np.float32) for name in scorers.names}
     for start in range(0, len(order), CHUNK):
@@ -65,6 +64,14 @@ def judge(
             columns[name][rows] = scores[name]
         advance(len(rows))
     return columns
+
+
+def read_scores(path: Path, names: Sequence[str]) -> dict[tuple[int, int], list[float]]:
+    """Scores on disk: (prompt id, seed) -> each metric's, NaN where it is null."""
+    table = read_table(path)
+    columns = [table[f"score_{name}"].to_numpy().tolist() for name in names]
+    keys = zip(table["prompt_id"].to_pylist(), table["seed"].to_pylist(), strict=True)
+    return {key: list(row) for key, row in zip(keys, zip(*columns, strict=True), strict=True)}
 
 
 def write_scores(

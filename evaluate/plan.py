@@ -54,6 +54,10 @@ class ComparisonPlan:
         """Every judge's score of one model's images; `scores` joins these files."""
         return self.folder / "scores" / f"{name}.parquet"
 
+    def share_scores(self, name: str, rank: int, world_size: int) -> Path:
+        """Every judge's score of those images of a model that one of several ranks scores."""
+        return self.folder / "scores" / name / f"{rank}-of-{world_size}.parquet"
+
     @property
     def seeds(self) -> list[int]:
         """The seeds of the initial noise: one image per prompt, model and seed."""

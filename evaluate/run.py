@@ -40,7 +40,7 @@ def main(job: Job) -> None:
 
 
 def run(job: Job, rank: int, world_size: int) -> None:
-    """Sample this rank's images; rank 0 also scores and reports. A finished run only prints."""
+    """Sample and score this rank's images; rank 0 also reports. A finished run only prints."""
     on_gpu = not job.evaluate.scores_only and means_gpu(job.evaluate.device)
     job = replace(job, metrics=settle_dtypes(job.metrics, on_gpu=on_gpu))
     plan, console = recorded_plan(job) if job.evaluate.scores_only else new_plan(job), Console()
@@ -50,9 +50,7 @@ def run(job: Job, rank: int, world_size: int) -> None:
     if summary is None:
         if plan.recorded is None:
             sample_images(plan, console, rank, world_size)
-            if rank:
-                return
-            score_images(plan, job.metrics, console)
+            score_images(plan, job.metrics, console, rank, world_size)
         if rank == 0:
             summary = report(job, plan)
     if summary is not None and rank == 0:

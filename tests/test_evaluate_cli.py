@@ -344,6 +344,23 @@ def test_two_ranks_end_with_the_scores_of_one(world, monkeypatch, ranks):
     assert two.equals(one)
 
 
+def test_every_rank_scores_its_share(world, monkeypatch):
+    """What the other rank has scored, the first one reads."""
+    scored = []
+    score = Panel.score
+    monkeypatch.setattr(Panel, "score", lambda *a, **k: scored.append(len(a[1])) or score(*a, **k))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    evaluate(monkeypatch, *world)
+    assert scored == [2, 2]  # of five prompts, for two models
+    assert len(list((folder_of(world) / "scores").glob("*/1-of-2.parquet"))) == 2
+    monkeypatch.setenv("RANK", "0")
+    evaluate(monkeypatch, *world)
+    assert scored == [2, 2, 3, 3]
+    assert pl.read_parquet(folder_of(world) / "scores.parquet").height == 10
+    assert not list((folder_of(world) / "scores").glob("*/*.parquet"))
+
+
 def test_only_the_first_rank_reports(world, monkeypatch):
     evaluate(monkeypatch, *world)
     (folder_of(world) / "winrates.json").unlink()
