@@ -19,10 +19,10 @@ LAUNCH := $(if $(filter 1,$(NPROC)),$(PY) -m,$(VENV)/bin/torchrun --standalone -
 GOAL   := $(if $(filter eval,$(MAKECMDGOALS)),evaluate,$(if $(filter train,$(MAKECMDGOALS)),train))
 JOB    := experiment=$(EXP) run=$(RUN) $(if $(VOTE),vote=$(VOTE)) $(if $(GOAL),goal=$(GOAL)) $(ARGS)
 
-# Tests side by side, one thread each: threads of several processes only wait for each other. Two
-# processes more than cores, because tests with ranks wait much.
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest --dist loadgroup \
-          -n $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 6 ? n + 2 : 8)))
+# Tests side by side, one thread each: threads of several processes only wait for each other. Where
+# there are tests with ranks, which wait much, two processes more than cores.
+CORES  := $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest --dist loadgroup
 
 TARGETS := help setup labels train eval smoke inspect reproduce miniature test test-fast check docs examples parity bench-label bench-vote bench-stream bench-train lock
 .PHONY: $(TARGETS)
@@ -70,10 +70,10 @@ miniature: $(READY) ## Rebuild the embedded weights from nothing into runs/minia
 	$(PY) -m data.miniature --folder runs/miniature-weights $(ARGS)
 
 test: $(READY) ## All tests that need neither GPU nor download
-	$(PYTEST) -m "not gpu and not weights" $(ARGS)
+	$(PYTEST) -n $$(($(CORES) + 2)) -m "not gpu and not weights" $(ARGS)
 
 test-fast: $(READY) ## The quick ones
-	$(PYTEST) -m "not gpu and not weights and not ranks and not slow" $(ARGS)
+	$(PYTEST) -n $(CORES) -m "not gpu and not weights and not ranks and not slow" $(ARGS)
 
 check: $(READY) ## Lint, format and types
 	$(VENV)/bin/ruff check .

@@ -1,26 +1,38 @@
 """Fixtures of several test files, and which tests run in one process."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from zlib import crc32
 
 import pytest
 
-WHOLE_COMMANDS = ("test_docs", "test_evaluate_cli", "test_label_cli")
-"""Files whose every test composes commands or runs a stage: slow as a whole."""
+SLOW_FILES = (
+    "test_docs", "test_evaluate_cli", "test_label_cli",  # compose commands or run a stage
+    "test_latents", "test_pair_stages", "test_parity", "test_score.py", "test_train_latents",
+    "test_blip", "test_golden", "test_hps_v3", "test_lora", "test_metrics", "test_mps",  # networks
+    "test_passes", "test_sample_models",
+)  # fmt: skip
+"""Files that are slow as a whole: `make test-fast` does not even import them."""
 
 RANK_GROUPS = 3
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave slow files out of a run without slow tests, unless they are named."""
+    unwanted = "not slow" in config.option.markexpr and not config.option.keyword
+    return True if unwanted and collection_path.name.startswith(SLOW_FILES) else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests of whole commands as slow; put each test into a group for `--dist loadgroup`.
+    """Mark the tests of slow files; put each test into a group for `--dist loadgroup`.
 
     A file is a group, so that its fixtures are made once. Tests with ranks are three groups, by
     file: those of a group share a fork server, whose imports take 20 s of a core, and they wait for
     each other's ranks so much that one group alone would take longer than all other tests.
     """
     for item in items:
-        if item.path.name.startswith(WHOLE_COMMANDS):
+        if item.path.name.startswith(SLOW_FILES):
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("xdist_group") is None:
             ranks = item.get_closest_marker("ranks") is not None
