@@ -15,7 +15,9 @@ READY := $(VENV)/.ready
 
 # One process needs no launcher; more are torchrun's, on SLURM they are srun's.
 LAUNCH := $(if $(filter 1,$(NPROC)),$(PY) -m,$(VENV)/bin/torchrun --standalone --nproc-per-node=$(NPROC) -m)
-JOB    := experiment=$(EXP) run=$(RUN) $(if $(VOTE),vote=$(VOTE)) $(ARGS)
+# The last stage of this command: the paths of all its stages are checked before the first begins.
+GOAL   := $(if $(filter eval,$(MAKECMDGOALS)),evaluate,$(if $(filter train,$(MAKECMDGOALS)),train))
+JOB    := experiment=$(EXP) run=$(RUN) $(if $(VOTE),vote=$(VOTE)) $(if $(GOAL),goal=$(GOAL)) $(ARGS)
 
 # Tests side by side, one thread each: threads of several processes only wait for each other. Where
 # there are tests with ranks, which wait much, two processes more than cores.

@@ -10,7 +10,8 @@ import torch
 
 from benchmarks import inputs
 from benchmarks.pipeline import Bench
-from data.dtypes import Dtype
+from data.devices import Dtype, choose_device
+from data.distributed import Rank
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from label.config import MetricSpec
@@ -18,7 +19,6 @@ from label.scoring.batching import Batch
 from label.scoring.decode_pool import DecodePool
 from label.scoring.embedding_cache import EmbeddingCache
 from label.scoring.panel import Panel
-from label.scoring.runner import device_of
 
 IMAGE_BYTES = 12_700
 """An image in memory with the paper's four metrics at their real sizes."""
@@ -61,7 +61,7 @@ def precision(num_pairs: int) -> dict[str, dict[str, float]]:
     votes = {}
     for dtype in Dtype:
         specs = {kind: miniature(kind, dtype) for kind in kinds}
-        scores = Panel.load(specs, device_of("auto", 0)).score(images, prompts)
+        scores = Panel.load(specs, choose_device("device", "auto", Rank())).score(images, prompts)
         votes[dtype] = {k: np.sign(v.reshape(-1, 2) @ [1.0, -1.0]) for k, v in scores.items()}
     changed = {}
     for dtype in (Dtype.bf16, Dtype.fp16):

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
-from data.dtypes import Dtype
+from data.devices import Dtype
 from data.miniature import scenes, tokenizer
 from label.config import MetricSpec
 

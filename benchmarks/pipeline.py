@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from benchmarks import inputs
+from data.devices import Dtype, choose_device
 from data.distributed import Rank
-from data.dtypes import Dtype
 from data.images import decode
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
@@ -29,7 +29,7 @@ from label.metrics.registry import resolve
 from label.scoring.batching import Batch
 from label.scoring.decode_pool import DecodePool
 from label.scoring.panel import Panel
-from label.scoring.runner import PARTS, device_of
+from label.scoring.runner import PARTS
 from label.scoring.score_sets import ScoreSets, plan
 from label.scoring.scoring_pass import Clock
 from label.scoring.shard_scorer import ScoringTools, score_shards
@@ -153,7 +153,7 @@ def predicted(bench: Bench, num_images: int) -> dict[str, float]:
 
 def sized(size: dict[str, int], pairs: int, batch: int, rounds: int, one: int) -> dict[str, Any]:
     """A panel of this size on about so many pairs, whose images fill whole batches."""
-    device = device_of("auto", 0)
+    device = choose_device("device", "auto", Rank())
     while (num_images := distinct(pairs)) % batch:
         pairs += 1
     with tempfile.TemporaryDirectory() as name, DecodePool(WORKERS) as decoder:
@@ -176,7 +176,7 @@ def distinct(num_pairs: int) -> int:
 
 def on_gpu(num_images: int) -> dict[str, Any]:
     """Images a second with backbones of the published sizes: each metric's bare passes, and all."""
-    device = device_of("auto", 0)
+    device = choose_device("device", "auto", Rank())
     with tempfile.TemporaryDirectory() as name, DecodePool(len(os.sched_getaffinity(0))) as decoder:
         folder = Path(name)
         specs = inputs.panel(folder, inputs.VIT_L, inputs.VIT_H, Dtype.bf16)

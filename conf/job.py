@@ -8,6 +8,7 @@ import difflib
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -21,8 +22,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from conf.command_line import as_text, spelling
-from data.distributed import adopt_srun, without_local_rank
+from data.distributed import Rank, adopt_srun, without_local_rank
 from data.pairs.config import PairsSpec
+from data.storage.base import UnreachableError
 from data.storage.paths import user_path
 from evaluate.config import EvaluateSpec
 from label.config import (
@@ -40,6 +42,8 @@ from train.config import ModelSpec, TrainSpec
 FOLDER = Path(__file__).parent
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it: 128 and the signal's number."""
+LEAVE_TO_FIRST_S = 10.0
+"""How long a process waits to be ended by its launcher before it repeats what the first says."""
 
 RENAMED = {
     "label.patience_s": "is gone: no process waits for another any more; leave it out",
@@ -54,6 +58,14 @@ RENAMED = {
 """Settings of earlier versions, and what became of them."""
 
 
+class Goal(Enum):
+    """A stage with which a command ends."""
+
+    label = "label"
+    train = "train"
+    evaluate = "evaluate"
+
+
 @dataclass(kw_only=True, slots=True)
 class Job:
     """Everything that decides a run."""
@@ -62,6 +74,9 @@ class Job:
     """Folder of this run under `runs`."""
     runs: str = "runs"
     """Where runs are kept."""
+    goal: Goal | None = None
+    """The last stage of the command that this one belongs to, which `make train` and `make eval`
+    set: the paths of all stages up to it are checked at the start. Null checks this stage's."""
     seed: int = 0
     """Decides every random choice of every stage."""
     pairs: PairsSpec = field(default_factory=PairsSpec)
@@ -141,6 +156,8 @@ def entry(main: Callable[[Job], None]) -> Callable[[], None]:
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             if os.environ.get("BALANCEDDPO_TRACEBACK"):
                 raise
+            if isinstance(error, UnreachableError):
+                leave_to_first()
             print(f"error: {explain(error)}", file=sys.stderr)
             print("(BALANCEDDPO_TRACEBACK=1 shows the traceback)", file=sys.stderr)
             raise SystemExit(2) from error
@@ -149,6 +166,15 @@ def entry(main: Callable[[Job], None]) -> Callable[[], None]:
             raise SystemExit(INTERRUPTED) from error
 
     return run
+
+
+def leave_to_first() -> None:
+    """Let the first process of a machine tell what each of its processes sees.
+
+    The launcher ends the others when that one has ended; one that is still there speaks for itself.
+    """
+    if Rank.from_environment().local_rank:
+        time.sleep(LEAVE_TO_FIRST_S)
 
 
 def schema() -> Any:

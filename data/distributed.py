@@ -14,6 +14,10 @@ PORTS = (15_000, 16_000)
 """First port for rank 0 to listen at, and how many: below those that systems hand out."""
 
 
+MOST_WORKERS = 8
+"""Threads of a process, if no setting says more: with more the main thread is waited for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rank:
     """This process among those of the launcher."""
@@ -47,6 +51,14 @@ class Rank:
             )
         local_world_size = int(environment.get("LOCAL_WORLD_SIZE", world_size))
         return cls(rank, world_size, local_rank, local_world_size)
+
+
+def num_workers(wanted: int | None, rank: Rank | None = None) -> int:
+    """Threads of this process: as many as wanted, or its part of the machine's cores."""
+    if wanted is not None:
+        return wanted
+    rank = rank or Rank.from_environment()
+    return max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0)) // rank.local_world_size))
 
 
 def adopt_srun(environment: MutableMapping[str, str] = os.environ) -> None:

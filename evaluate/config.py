@@ -2,9 +2,19 @@
 
 import re
 from dataclasses import dataclass, field
+from enum import Enum
 
-from data.dtypes import Dtype
+from data.devices import Dtype, check_device
 from generate.config import PromptsSpec, Scheduler
+
+
+class Unreadable(Enum):
+    """What becomes of a judge that cannot read some of the prompts."""
+
+    refuse = "refuse"
+    """The comparison is refused before any image is generated."""
+    leave_out = "leave_out"
+    """The comparison does without the judge, and says so."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -17,6 +27,9 @@ class EvaluateSpec:
     """Name -> diffusers folder, hub id with its commit (`id@commit`), or LoRA weights for
     `model.path`. Empty compares the run's base and trained model. On the command line:
     models.NAME=PATH."""
+    unreadable: Unreadable = Unreadable.refuse
+    """What becomes of a judge that cannot read some of the prompts, as the miniature's oracle reads
+    only those of its own world: `refuse` the comparison, or `leave_out` the judge."""
     base: str = "base"
     """The name of the model that the others are compared with."""
     seeds: int = 1
@@ -34,10 +47,11 @@ class EvaluateSpec:
     on it."""
     judge_batch: int = 64
     """Images scored together."""
-    judge_workers: int = 0
-    """Threads that decode images before they are scored; 0 decodes in the main thread."""
+    judge_workers: int | None = None
+    """Threads that decode images before they are scored; 0 decodes in the main thread, null takes a
+    process's part of the machine's cores, at most 8."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """auto, cpu, cuda or cuda:N; with several processes a machine, each takes its own GPU."""
     resamples: int = 10_000
     """Bootstrap resamples behind each interval."""
     gallery_pairs: int = 12
@@ -54,10 +68,11 @@ class EvaluateSpec:
         for name in ("seeds", "steps", "batch", "judge_batch", "resamples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluate.{name}={getattr(self, name)}; it must be at least 1")
+        check_device("evaluate.device", self.device)
         if self.guidance < 1:
             raise ValueError(f"evaluate.guidance={self.guidance}; it must be at least 1")
         for name in ("gallery_pairs", "judge_workers"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"evaluate.{name}={getattr(self, name)}; it must not be negative")
         for what, name in [("folder", self.folder), *(("models", key) for key in self.models)]:
             if not re.fullmatch(r"\w[\w.-]*", name):

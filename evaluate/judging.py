@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from data.artifacts import schemas
 from data.artifacts.config_diff import differences
-from data.artifacts.parquet_io import read_settings, write_table
+from data.artifacts.parquet_io import read_settings, read_table, write_table
 from generate.image_files import Sample
 
 CHUNK = 2048
@@ -64,6 +64,14 @@ def judge(
             columns[name][rows] = scores[name]
         advance(len(rows))
     return columns
+
+
+def read_scores(path: Path, names: Sequence[str]) -> dict[tuple[int, int], list[float]]:
+    """Scores on disk: (prompt id, seed) -> each metric's, NaN where it is null."""
+    table = read_table(path)
+    columns = [table[f"score_{name}"].to_numpy().tolist() for name in names]
+    keys = zip(table["prompt_id"].to_pylist(), table["seed"].to_pylist(), strict=True)
+    return {key: list(row) for key, row in zip(keys, zip(*columns, strict=True), strict=True)}
 
 
 def write_scores(

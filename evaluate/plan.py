@@ -24,6 +24,8 @@ class ComparisonPlan:
     models: tuple[Model, ...]
     prompts: PromptSet
     judges: tuple[Judge, ...]
+    left_out: tuple[str, ...] = ()
+    """A line for each judge that cannot read the prompts."""
     metrics: Mapping[str, Any]
     """Each judge's settings and the hash of its weights, as JSON values."""
     resolution: int
@@ -51,6 +53,10 @@ class ComparisonPlan:
     def model_scores(self, name: str) -> Path:
         """Every judge's score of one model's images; `scores` joins these files."""
         return self.folder / "scores" / f"{name}.parquet"
+
+    def share_scores(self, name: str, rank: int, world_size: int) -> Path:
+        """Every judge's score of those images of a model that one of several ranks scores."""
+        return self.folder / "scores" / name / f"{rank}-of-{world_size}.parquet"
 
     @property
     def seeds(self) -> list[int]:

@@ -5,9 +5,11 @@ torch is imported only when there is something to sample or to score.
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from conf.job import Job, settings, unknown
 from data.artifacts.atomic import write_json
@@ -15,17 +17,21 @@ from data.artifacts.config_diff import differences
 from data.artifacts.manifest import code_revision
 from data.artifacts.parquet_io import read_settings, read_table, write_table
 from data.artifacts.schemas import Role
+from data.devices import means_gpu
 from data.distributed import Rank
 from data.storage.paths import user_path
-from evaluate.config import EvaluateSpec
+from evaluate.config import EvaluateSpec, Unreadable
 from evaluate.judging import is_judged
 from evaluate.plan import ComparisonPlan
 from evaluate.reporting.console import print_summary
 from evaluate.statistics.winrate import Judge
 from evaluate.steps import sample_images, score_images
 from generate.image_files import Model, adapter_at
-from generate.prompts.prompt_set import load_prompts
-from label.metrics.registry import score_settings
+from generate.prompts.prompt_set import PromptSet, load_prompts
+from label.metrics.registry import definition_of, resolve_all, score_settings, settle_dtypes
+
+PANEL = {Role.VOTER: "voters", Role.HELD_OUT: "held_out", Role.ORACLE: "oracle"}
+"""The setting below `panel` that names the judges of a role."""
 
 
 def main(job: Job) -> None:
@@ -35,15 +41,17 @@ def main(job: Job) -> None:
 
 
 def run(job: Job, rank: int, world_size: int) -> None:
-    """Sample this rank's images; rank 0 also scores and reports. A finished run only prints."""
+    """Sample and score this rank's images; rank 0 also reports. A finished run only prints."""
+    on_gpu = not job.evaluate.scores_only and means_gpu(job.evaluate.device)
+    job = replace(job, metrics=settle_dtypes(job.metrics, on_gpu=on_gpu))
     plan, console = recorded_plan(job) if job.evaluate.scores_only else new_plan(job), Console()
     summary = finished(plan)
+    for line in plan.left_out if rank == 0 else ():
+        console.print(f"[yellow]left out:[/] {escape(line)}", highlight=False, soft_wrap=True)
     if summary is None:
         if plan.recorded is None:
             sample_images(plan, console, rank, world_size)
-            if rank:
-                return
-            score_images(plan, job.metrics, console)
+            score_images(plan, job.metrics, console, rank, world_size)
         if rank == 0:
             summary = report(job, plan)
     if summary is not None and rank == 0:
@@ -51,6 +59,23 @@ def run(job: Job, rank: int, world_size: int) -> None:
         worse = [c["model"] for c in summary["comparisons"] if c["balance"] == "not balanced"]
         if worse and plan.spec.fail_when_worse:
             raise SystemExit(3)
+
+
+def check(job: Job) -> None:
+    """Check prompts, judges and models but the one that is not trained yet; loads no weight.
+
+    Raises:
+        ValueError: One of them cannot be used.
+    """
+    if job.evaluate.scores_only:
+        return
+    if job.evaluate.models:
+        check_models(job.evaluate, [model.name for model in models_of(job)])
+    else:
+        base_of(job)
+    prompts = load_prompts(replace(job.evaluate.prompts, exclude_trained=False), job.pairs)
+    judges, _ = readers(job, prompts)
+    resolve_all({judge.metric: job.metrics[judge.metric] for judge in judges})
 
 
 def new_plan(job: Job) -> ComparisonPlan:
@@ -66,14 +91,16 @@ def new_plan(job: Job) -> ComparisonPlan:
 
 def plan_of(job: Job, models: list[Model]) -> ComparisonPlan:
     """The comparison of these models on the job's prompts by its judges."""
-    judges = judges_of(job)
+    prompts = load_prompts(job.evaluate.prompts, job.pairs)
+    judges, left_out = readers(job, prompts)
     specs = {judge.metric: job.metrics[judge.metric] for judge in judges}
     return ComparisonPlan(
         folder=job.folder / job.evaluate.folder,
         spec=job.evaluate,
         models=tuple(models),
-        prompts=load_prompts(job.evaluate.prompts, job.pairs),
+        prompts=prompts,
         judges=tuple(judges),
+        left_out=tuple(left_out),
         metrics=score_settings(specs, job.folder / "scores" / "weights.json"),
         resolution=job.model.resolution,
         seed=job.seed,
@@ -114,16 +141,39 @@ def recorded_plan(job: Job) -> ComparisonPlan:
 
 def judges_of(job: Job) -> list[Judge]:
     """The job's judges, voters first."""
-    roles = {
-        Role.VOTER: job.panel.voters,
-        Role.HELD_OUT: job.panel.held_out,
-        Role.ORACLE: job.panel.oracle,
-    }
     return [
         Judge(name, role, job.metrics[name].tie)
-        for role, members in roles.items()
-        for name in members
+        for role, members in PANEL.items()
+        for name in getattr(job.panel, members)
     ]
+
+
+def readers(job: Job, prompts: PromptSet) -> tuple[list[Judge], list[str]]:
+    """The job's judges that can read every prompt, and a line for each that is left out.
+
+    Raises:
+        ValueError: A judge cannot, and the job does not leave it out, or nobody can.
+    """
+    able, left_out = [], []
+    for judge in judges_of(job):
+        unreadable = definition_of(judge.metric, job.metrics[judge.metric].kind).unreadable
+        reasons = [reason for prompt in prompts.prompts if (reason := unreadable(prompt.text))]
+        if not reasons:
+            able.append(judge)
+            continue
+        problem = (
+            f"{judge.metric} cannot judge {len(reasons)} of the {len(prompts.prompts)} prompts of "
+            f"{prompts.name}: {reasons[0]}"
+        )
+        if job.evaluate.unreadable is Unreadable.refuse:
+            raise ValueError(
+                f"{problem}; choose other prompts, leave it out with evaluate.unreadable=leave_out,"
+                f" or take it out of panel.{PANEL[judge.role]}"
+            )
+        left_out.append(problem)
+    if not able:
+        raise ValueError(f"no judge is left: {'; '.join(left_out)}; choose other prompts or judges")
+    return able, left_out
 
 
 def check_models(spec: EvaluateSpec, names: list[str]) -> None:
@@ -150,9 +200,14 @@ def models_of(job: Job) -> list[Model]:
         return models
     trained = Model(name="balanceddpo", path=str(job.folder / "train" / "pipeline"))
     trained.check(f"run `make train` with the same settings first (run={job.run})")
+    return [base_of(job), trained]
+
+
+def base_of(job: Job) -> Model:
+    """The run's base model."""
     base = base_model(job, job.evaluate.base)
     base.check("model.path takes a diffusers folder, or a hub id together with model.revision")
-    return [base, trained]
+    return base
 
 
 def model_at(job: Job, name: str, value: str) -> Model:

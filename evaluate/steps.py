@@ -3,11 +3,14 @@
 torch is imported only when there is something to do.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from pathlib import Path
 from platform import python_version
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 from rich.console import Console
 from rich.progress import (
@@ -21,8 +24,9 @@ from rich.progress import (
 
 from data.artifacts.atomic import write_json
 from data.artifacts.parquet_io import read_table, write_table
-from data.distributed import Rank
-from evaluate.judging import Scorers, is_judged, judge, write_scores
+from data.devices import choose_device
+from data.distributed import Rank, num_workers
+from evaluate.judging import Scorers, is_judged, judge, read_scores, write_scores
 from evaluate.plan import ComparisonPlan
 from generate.image_files import (
     Model,
@@ -93,12 +97,12 @@ def sample_model(
     plan: ComparisonPlan, model: Model, images: list[Sample], advance: Callable[[int], None]
 ) -> None:
     """Load one model and sample what is missing of its images."""
-    from generate.sampler import ImageGenerator, device_of, sample_missing
+    from generate.sampler import ImageGenerator, sample_missing
 
     spec = plan.spec
     generator = ImageGenerator.load(
         model,
-        device_of(spec.device, Rank.from_environment().local_rank),
+        choose_device("evaluate.device", spec.device, Rank.from_environment()),
         scheduler=spec.scheduler,
         dtype=spec.dtype,
         resolution=plan.resolution,
@@ -108,54 +112,115 @@ def sample_model(
     sample_missing(generator, images, spec.batch, advance)
 
 
-def score_images(plan: ComparisonPlan, specs: Mapping[str, MetricSpec], console: Console) -> None:
-    """Score all images with all judges, model by model; existing scores are kept."""
+def score_images(
+    plan: ComparisonPlan,
+    specs: Mapping[str, MetricSpec],
+    console: Console,
+    rank: int = 0,
+    world_size: int = 1,
+) -> None:
+    """Score this rank's images with all judges, model by model; existing scores are kept.
+
+    Rank 0 then scores whatever the others have not scored yet, and joins all scores.
+    """
+    names = [model.name for model in plan.models]
     if is_judged(plan.scores, plan.score_settings):
         return
-    names = [model.name for model in plan.models]
     todo = [
         name
         for name in names
         if not is_judged(plan.model_scores(name), plan.model_score_settings(name))
     ]
     if todo:
-        panel = load_panel(plan, specs)
+        panel = load_panel(plan, specs, record=rank == 0)
         total = sum(len(plan.images[name]) for name in names)
         done = total - sum(len(plan.images[name]) for name in todo)
-        with progress(console, shown=True) as bar:
+        with progress(console, shown=rank == 0) as bar:
             task = bar.add_task("scoring", total=total, completed=done)
-            for name in todo:
+            for name in todo if world_size > 1 else ():
+                score_share(plan, name, panel, rank, world_size, lambda n: bar.advance(task, n))
+            for name in todo if rank == 0 else ():
                 score_model(plan, name, panel, lambda n: bar.advance(task, n))
-    tables = [read_table(plan.model_scores(name)) for name in names]
-    write_table(plan.scores, pa.concat_tables(tables), plan.score_settings)
+    if rank == 0:
+        tables = [read_table(plan.model_scores(name)) for name in names]
+        write_table(plan.scores, pa.concat_tables(tables), plan.score_settings)
 
 
-def load_panel(plan: ComparisonPlan, specs: Mapping[str, MetricSpec]) -> "Panel":
+def load_panel(
+    plan: ComparisonPlan, specs: Mapping[str, MetricSpec], *, record: bool = True
+) -> "Panel":
     """Load every judge, and record its weights and the libraries in `judges.json`."""
-    from generate.sampler import device_of
     from label.scoring.panel import Panel
 
-    device = device_of(plan.spec.device, Rank.from_environment().local_rank)
+    device = choose_device("evaluate.device", plan.spec.device, Rank.from_environment())
     panel = Panel.load({judge.metric: specs[judge.metric] for judge in plan.judges}, device)
-    provenance = {"judges": panel.provenance(), "device": str(device), "packages": versions()}
-    write_json(plan.judges_json, provenance)
+    if record:
+        provenance = {"judges": panel.provenance(), "device": str(device), "packages": versions()}
+        write_json(plan.judges_json, provenance)
     return panel
+
+
+def score_share(
+    plan: ComparisonPlan,
+    name: str,
+    panel: Scorers,
+    rank: int,
+    world_size: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Score those of a model's images that this rank has sampled, into a file of its own."""
+    path = plan.share_scores(name, rank, world_size)
+    images = samples_of_rank(plan.images[name], rank, world_size)
+    if images and not is_judged(path, plan.model_score_settings(name)):
+        write_model_scores(plan, name, path, images, score(plan, name, images, panel, advance))
 
 
 def score_model(
     plan: ComparisonPlan, name: str, panel: Scorers, advance: Callable[[int], None]
 ) -> None:
-    """Score one model's images and write the scores to the model's own file."""
-    images = plan.images[name]
-    scores = judge(
+    """Score those of a model's images that no rank has scored; write all its scores to one file."""
+    images, shares = plan.images[name], plan.share_scores(name, 0, 1).parent
+    known: dict[tuple[int, int], list[float]] = {}
+    for path in sorted(shares.glob("*.parquet")):
+        if is_judged(path, plan.model_score_settings(name)):
+            known |= read_scores(path, panel.names)
+    left = [image for image in images if (image.prompt.id, image.seed) not in known]
+    rows = zip(*score(plan, name, left, panel, advance).values(), strict=True) if left else ()
+    for image, row in zip(left, rows, strict=True):
+        known[image.prompt.id, image.seed] = list(row)
+    values = np.array([known[image.prompt.id, image.seed] for image in images], np.float32)
+    columns = dict(zip(panel.names, values.T, strict=True))
+    write_model_scores(plan, name, plan.model_scores(name), images, columns)
+    shutil.rmtree(shares, ignore_errors=True)
+
+
+def score(
+    plan: ComparisonPlan,
+    name: str,
+    images: list[Sample],
+    panel: Scorers,
+    advance: Callable[[int], None],
+) -> dict[str, np.ndarray]:
+    """Every judge's scores of some of a model's images, in batches that follow from all of them."""
+    return judge(
         images,
         panel,
-        batch=plan.spec.judge_batch,
-        workers=plan.spec.judge_workers,
+        batch=min(plan.spec.judge_batch, len(plan.images[name])),
+        workers=num_workers(plan.spec.judge_workers),
         advance=advance,
     )
+
+
+def write_model_scores(
+    plan: ComparisonPlan,
+    name: str,
+    path: Path,
+    images: list[Sample],
+    scores: Mapping[str, np.ndarray],
+) -> None:
+    """Write scores of a model's images with the settings that they depend on."""
     write_scores(
-        plan.model_scores(name),
+        path,
         images,
         scores,
         folder=plan.folder,

@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 from safetensors import safe_open
 
 from data.artifacts.readable import read_json_object
-from data.dtypes import Dtype
+from data.devices import Dtype
 from data.models.adapter import check_adapter, down_matrices
 from data.models.folder import check_model_folder
 from generate.image_files import Model, SamplesError

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from data.artifacts.atomic import write_bytes
-from data.dtypes import Dtype
+from data.devices import Dtype, is_out_of_memory
 from data.images import encode_png
 from generate.config import Scheduler
 from generate.image_files import Model, Sample, SamplesError, missing
@@ -37,24 +37,6 @@ class SamplesImages(Protocol):
     ) -> UInt8[np.ndarray, "image height width 3"]:
         """The images, in order."""
         ...
-
-
-def device_of(name: str, local_rank: int) -> torch.device:
-    """The device of a process; with `auto` or `cuda` each process takes its own GPU.
-
-    Raises:
-        SamplesError: The name is unknown, or names a GPU and torch sees none.
-    """
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise SamplesError(f"device={name}, but torch sees no GPU; use device=auto or device=cpu")
-    if name in ("auto", "cuda"):
-        return torch.device("cuda", local_rank % torch.cuda.device_count())
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise SamplesError(f"device={name!r} is unknown; use auto, cpu, cuda or cuda:N") from error
 
 
 def generator(prompt: str, seed: int, use: str) -> torch.Generator:
@@ -233,7 +215,9 @@ def _attempt(source: SamplesImages, samples: Sequence[Sample]) -> np.ndarray | N
     """The images, or None when the device has not enough memory for them."""
     try:
         return source.sample([s.prompt.text for s in samples], [s.seed for s in samples])
-    except torch.OutOfMemoryError:
-        pass  # the cache is emptied outside, when the failed batch's tensors are gone
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        # the cache is emptied outside, when the failed batch's tensors are gone
     torch.cuda.empty_cache()
     return None

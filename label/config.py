@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from data.dtypes import Dtype
+from data.devices import Dtype, check_device
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,8 +33,9 @@ class MetricSpec:
     """SHA-256 that the weights file (the head, where there is one) must have; empty takes any."""
     arch: str = "ViT-H-14"
     """open_clip's name of the architecture, where the weights are a bare file (hps only)."""
-    dtype: Dtype = Dtype.fp32
-    """Number format of the networks; scores are fp32 whatever this is."""
+    dtype: Dtype | None = Dtype.fp32
+    """Number format of the networks; scores are fp32 whatever this is. Null is fp16 on GPUs and
+    fp32 on CPUs. It is recorded with the scores, and a set in another format is refused."""
     antialias: bool = True
     """Antialias when an image is made smaller on float tensors (hps only): published HPSv2 numbers
     differ in this, because torchvision changed its default."""
@@ -186,8 +187,8 @@ class LatentSpec:
     flip: bool = False
     """Keep the mirrored images' latents, too, which train.flip needs, in twice the space."""
     compute: Dtype = Dtype.fp32
-    """Format in which the VAE runs; fp32 whatever this is, where the VAE's config says
-    `force_upcast` (SDXL's)."""
+    """Format in which the VAE runs; fp32 whatever this is for SDXL's, unless its config says
+    `force_upcast: false`."""
     batch: int = 8
     """Images per forward pass; halved when the device runs out of memory."""
 
@@ -201,10 +202,11 @@ class LabelSpec:
     """How stage one runs; nothing here changes a label."""
 
     batch: int = 64
-    """Images per forward pass; halved when the device runs out of memory."""
-    workers: int = 2
+    """Images per forward pass, fewer for a set that has not so many in any file; halved when the
+    device runs out of memory."""
+    workers: int | None = None
     """Threads that decode and resize images before the networks need them; 0 decodes in the main
-    thread."""
+    thread, null takes a process's part of the machine's cores, at most 8."""
     cache_mb: int = 1024
     """Memory of each process for embeddings of images and prompts that may occur again, in MB:
     about 13 kB an image with the paper's four metrics."""
@@ -222,10 +224,10 @@ class LabelSpec:
 
     def __post_init__(self) -> None:
         for name, least in (("batch", 1), ("workers", 0), ("cache_mb", 0), ("gallery_pairs", 0)):
-            if getattr(self, name) < least:
+            value = getattr(self, name)
+            if value is not None and value < least:
                 raise ValueError(f"label.{name}={getattr(self, name)}; it must be at least {least}")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise ValueError(f"label.device={self.device!r}; allowed are auto, cpu, cuda, cuda:N")
+        check_device("label.device", self.device)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -9,27 +9,30 @@ from typing import Any
 
 from rich.console import Console
 
+from conf.ahead import check_later_stages
 from conf.job import Job, settings
 from data.artifacts.latents import KIND as LATENTS
 from data.artifacts.latents import VAE_WEIGHTS, LatentFormat, find_vae, latent_shape
+from data.devices import Dtype, choose_device, means_gpu
 from data.distributed import Rank
-from data.dtypes import Dtype
 from data.pairs import open_pairs
 from data.pairs.schema import PairSource
 from label.analysis.console import print_statistics, print_summary
 from label.metrics.fingerprints import Fingerprints
-from label.metrics.registry import definition_of, score_settings
+from label.metrics.registry import definition_of, score_settings, settle_dtypes
 from label.metrics.weights import locate
 from label.scoring.score_sets import ScoreSets, plan, remaining
 from label.voting.label_set import LabelSet, label_settings, make_labels
 from label.voting.rules import VotingRule
 
-VAE_ON_HUB = (("vae/config.json", VAE_WEIGHTS),)
+VAE_ON_HUB = (("model_index.json", "vae/config.json", VAE_WEIGHTS),)
 """What is fetched of a model's repository."""
 
 
 def main(job: Job) -> None:
     """Finish the run's labels; finished files are reused."""
+    check_later_stages("label", job)
+    job = replace(job, metrics=settle_dtypes(job.metrics, on_gpu=means_gpu(job.label.device)))
     rank, console, since = Rank.from_environment(), Console(), time.time()
     pairs = open_pairs(job.pairs)
     voting_rule = voting_rule_of(job)
@@ -106,10 +109,10 @@ def model_folder(job: Job) -> Path:
 def score(job: Job, pairs: PairSource, sets: ScoreSets, rank: Rank, console: Console) -> None:
     """Score this process's shards, then whatever other processes have not finished."""
     from label.scoring.progress import PairCount, bar
-    from label.scoring.runner import ScoringRunner, device_of  # torch, which a finished run skips
+    from label.scoring.runner import ScoringRunner  # torch, which a finished run skips
 
     count = PairCount(sets)
-    device = device_of(job.label.device, rank.local_rank)
+    device = choose_device("label.device", job.label.device, rank)
     make_encoder = None
     if sets.latents:
         from label.scoring.vae_encoder import VaeEncoder

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BlipTextModel
 
-from data.dtypes import Dtype
+from data.devices import Dtype
 from data.miniature import scenes
 from label.config import MetricSpec
 from label.metrics.architectures import BLIP_LARGE

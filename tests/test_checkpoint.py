@@ -1,17 +1,24 @@
 """A resumed run ends with the same bits; a damaged checkpoint is named and never used."""
 
+import contextlib
 import json
 import pickle
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tests.helpers_ranks import Place, shared_place, straight
+from train.distributed.world import World
+from train.trainer.checkpoint import describe_own_files, read_shard, reference_file, shard_bounds
 
 pytestmark = pytest.mark.ranks
 
+CPU = torch.device("cpu")
 TIMES = ("pairs_per_s", "data_wait_s")
 
 
@@ -159,3 +166,36 @@ def test_a_finished_run_exports_again_when_only_the_pipeline_is_missing():
     output = place.train("unexported")
     assert "resuming after step 6" in output
     assert place.weights("unexported") == place.weights(name)
+
+
+def test_every_rank_hashes_its_own_files(tmp_path: Path):
+    """One rank alone would hash 41 GB for SDXL while the others wait."""
+    shards = [f"engine/bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2)]
+    references = [f"reference-{rank:05d}-of-00002.safetensors" for rank in range(2)]
+    common = ["engine/mp_rank_00_model_states.pt", "state.json"]
+    for name in [*shards, *references, *common]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    own = [describe_own_files(tmp_path, World(rank, 2, CPU)) for rank in range(2)]
+    assert set(own[0]) == {shards[0], references[0], *common}
+    assert set(own[1]) == {shards[1], references[1]}
+    assert own[1][shards[1]]["sha256"] == sha256(shards[1].encode()).hexdigest()
+
+
+@pytest.mark.parametrize("before", [1, 2, 3, 5])
+def test_a_rank_reads_its_part_of_the_reference_from_any_number_of_files(
+    before: int, tmp_path: Path
+):
+    whole = torch.arange(7.0)
+    paths = []
+    for rank in range(before):
+        first, length = shard_bounds(7, rank, before)
+        paths.append(reference_file(tmp_path, rank, before))
+        save_file({"w": whole[first : first + length].clone()}, paths[-1])
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
+        for now in (1, 2, 4, 9):
+            for rank in range(now):
+                first, length = shard_bounds(7, rank, now)
+                read = read_shard(files, "w", 7, first, length)
+                assert torch.equal(read, whole[first : first + length])

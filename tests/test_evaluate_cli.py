@@ -13,7 +13,9 @@ import pytest
 from conf.job import entry
 from data.artifacts import schemas
 from data.artifacts.atomic import sha256_of
+from data.miniature import scenes
 from evaluate import run as program
+from label.metrics.oracle import METRIC
 from tests.helpers_evaluate import SIDE, FakePanel, write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,7 +62,9 @@ def world(tmp_path, models, monkeypatch):
     """A run folder with a trained pipeline, a prompt file, and judges; returns its arguments."""
     monkeypatch.setattr("label.scoring.panel.Panel", Panel)
     monkeypatch.setattr(Panel, "loaded", 0)
-    (tmp_path / "prompts.txt").write_text("red cat\na dog\nbig tree\n\nred cat\nmoon\nsun\n")
+    one, two, three, four, five = scenes.prompts("test")[:5]  # which the oracle can read
+    lines = (one, two, three, "", one, four, five, "")
+    (tmp_path / "prompts.txt").write_text("\n".join(lines))
     pipeline = tmp_path / "runs" / "r" / "train" / "pipeline"
     pipeline.parent.mkdir(parents=True)
     pipeline.symlink_to(models[1])
@@ -252,6 +256,40 @@ def test_mistakes_are_refused_before_a_model_is_loaded(world, monkeypatch, capsy
     assert re.search(message, refused(monkeypatch, capsys, *world, change))
 
 
+@pytest.fixture
+def strange(world, tmp_path):
+    """The same comparison on prompts of which the oracle cannot read two."""
+    path = tmp_path / "strange.txt"
+    path.write_text(f"{scenes.prompts('test')[0]}\nred cat\na dog\n")
+    return [*world, f"evaluate.prompts.path={path}"]
+
+
+def test_judges_are_asked_before_anything_is_sampled(strange, monkeypatch, capsys):
+    monkeypatch.setattr("generate.sampler.ImageGenerator.load", None)
+    message = refused(monkeypatch, capsys, *strange)
+    assert "oracle cannot judge 2 of the 3 prompts of lines: 'red cat' is not a prompt" in message
+    assert "evaluate.unreadable=leave_out, or take it out of panel.oracle" in message
+    assert not (folder_of(strange) / "samples").exists()
+
+
+def test_a_judge_that_cannot_read_the_prompts_may_be_left_out(strange, monkeypatch, capsys):
+    without = [name for name in JUDGES if name != "oracle"]
+    monkeypatch.setattr(sys.modules[__name__], "JUDGES", tuple(without))
+    evaluate(monkeypatch, *strange, "evaluate.unreadable=leave_out")
+    assert "left out: oracle cannot judge 2 of the 3 prompts" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    rates = pl.read_parquet(folder_of(strange) / "winrates.parquet")
+    assert rates["metric"].to_list() == without
+
+
+def test_somebody_must_be_able_to_read_the_prompts(strange, monkeypatch, capsys):
+    alone = ("panel.voters=[clip]", "panel.held_out=[]", "panel.oracle=[oracle]")
+    monkeypatch.setattr("label.metrics.clip.METRIC", METRIC)
+    message = refused(monkeypatch, capsys, *strange, *alone, "evaluate.unreadable=leave_out")
+    assert "no judge is left: clip cannot judge 2 of the 3 prompts" in message
+
+
 def test_weights_are_hashed_once_for_both_stages(world, monkeypatch):
     hashed = []
     monkeypatch.setattr(
@@ -304,6 +342,23 @@ def test_two_ranks_end_with_the_scores_of_one(world, monkeypatch, ranks):
         assert done == (rank == 0)
     two = pl.read_parquet(folder_of(world).with_name("together") / "scores.parquet")
     assert two.equals(one)
+
+
+def test_every_rank_scores_its_share(world, monkeypatch):
+    """What the other rank has scored, the first one reads."""
+    scored = []
+    score = Panel.score
+    monkeypatch.setattr(Panel, "score", lambda *a, **k: scored.append(len(a[1])) or score(*a, **k))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    evaluate(monkeypatch, *world)
+    assert scored == [2, 2]  # of five prompts, for two models
+    assert len(list((folder_of(world) / "scores").glob("*/1-of-2.parquet"))) == 2
+    monkeypatch.setenv("RANK", "0")
+    evaluate(monkeypatch, *world)
+    assert scored == [2, 2, 3, 3]
+    assert pl.read_parquet(folder_of(world) / "scores.parquet").height == 10
+    assert not list((folder_of(world) / "scores").glob("*/*.parquet"))
 
 
 def test_only_the_first_rank_reports(world, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data.dtypes import Dtype
+from data.devices import Dtype
 from data.models.forward_process import CONFIG, Prediction
 from evaluate.run import model_at
 from generate.config import Scheduler

@@ -245,7 +245,7 @@ def test_pure_noise_is_what_the_denoiser_sees_last():
 
 
 def test_a_model_without_signal_at_the_end_is_sampled(copy: Any):
-    from data.dtypes import Dtype
+    from data.devices import Dtype
     from generate.sampler import ImageGenerator
 
     folder = copy("sd_v")
@@ -292,7 +292,7 @@ def test_a_prediction_that_contradicts_the_folder_is_refused(copy: Any):
 
 @pytest.mark.parametrize("scheduler", list(Scheduler))
 def test_the_prediction_that_was_set_is_sampled_with(copy: Any, scheduler: Scheduler):
-    from data.dtypes import Dtype
+    from data.devices import Dtype
     from generate.sampler import ImageGenerator
 
     folder = copy("sd")

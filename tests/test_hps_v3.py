@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from data.dtypes import Dtype
+from data.devices import Dtype
 from data.images import decode
 from label.config import MetricSpec
 from label.metrics.architectures import QWEN2_VL_7B

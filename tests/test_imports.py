@@ -24,7 +24,7 @@ STAGES = {
 
 ROOMS = {
     "data": (
-        "dtypes", "distributed", "prefetch", "images", "artifacts", "models", "storage",
+        "distributed", "devices", "prefetch", "images", "artifacts", "models", "storage",
         "miniature", "pairs",
     ),
     "label": (

@@ -1,5 +1,6 @@
 """Latents written beside the scores: the right numbers, each image once, bad rows in place."""
 
+import json
 import random
 import re
 import shutil
@@ -22,8 +23,8 @@ from data.artifacts.latents import LatentFormat, find_vae, latent_shape, read_se
 from data.artifacts.manifest import read_manifest, verify
 from data.artifacts.parquet_io import read_table
 from data.artifacts.schemas import latents as schema_of
+from data.devices import Dtype
 from data.distributed import Rank
-from data.dtypes import Dtype
 from data.images import UnreadableImageError, decode, fit_square
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
@@ -222,12 +223,39 @@ def test_latents_that_are_not_finite_are_a_status_of_their_rows(
     assert all(table[i]["latent_0"] is None and table[i]["latent_1"] is None for i in bad)
 
 
-def test_a_vae_that_overflows_in_fp16_runs_in_fp32() -> None:
-    built = job("latents=model", "label.latents.compute=fp16")
-    assert find_vae(Path(built.model.path)).force_upcast
+@pytest.mark.parametrize(
+    ("pipeline", "upcast", "compute"),
+    [
+        ("StableDiffusionPipeline", None, "fp16"),  # SD1.5's config does not say
+        ("StableDiffusionPipeline", True, "fp16"),  # as diffusers saves it
+        ("StableDiffusionXLPipeline", None, "fp32"),
+        ("StableDiffusionXLPipeline", True, "fp32"),
+        ("StableDiffusionXLPipeline", False, "fp16"),  # repaired
+        (None, None, "fp32"),  # the VAE alone
+    ],
+)
+def test_only_sdxls_vae_runs_in_fp32_whatever_is_set(
+    base: Path, tmp_path: Path, pipeline: str | None, upcast: bool | None, compute: str
+) -> None:
+    """In stage one as in training: the same function answers."""
+    model = shutil.copytree(base, tmp_path / "model")
+    if pipeline is None:
+        (model / "model_index.json").unlink()
+    else:
+        (model / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    config = json.loads((model / "vae" / "config.json").read_text()) | {"force_upcast": upcast}
+    config = {key: value for key, value in config.items() if value is not None}
+    (model / "vae" / "config.json").write_text(json.dumps(config))
+    built = job("latents=model", "label.latents.compute=fp16", f"model.path={model}")
     form = latent_format(built, Fingerprints())
     assert form is not None
-    assert form.compute == "fp32"
+    assert form.compute == compute
+
+
+def test_latents_have_the_size_of_the_model() -> None:
+    built = job("latents=model")
+    form = latent_format(built, Fingerprints())
+    assert form is not None
     assert form.size == built.model.resolution
     assert latent_format(job(), Fingerprints()) is None
 

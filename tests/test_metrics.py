@@ -16,7 +16,7 @@ from torchvision import transforms
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from data.artifacts.schemas import Status
-from data.dtypes import Dtype
+from data.devices import Dtype
 from data.images import decode
 from data.miniature import scenes, tokenizer
 from data.miniature.oracle import oracle

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel
 
-from data.dtypes import Dtype
+from data.devices import Dtype
 from data.miniature import scenes, tokenizer
 from label.config import MetricSpec
 from label.metrics.architectures import MPS_H

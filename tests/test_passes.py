@@ -1,5 +1,7 @@
 """Passes over rows: batches of one shape, and what is kept."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,13 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from data.artifacts.latents import LatentFormat, find_vae, latent_shape
+from data.distributed import Rank
+from data.pairs import open_pairs
+from data.pairs.config import PairsSpec
+from label.config import LabelSpec
 from label.metrics.preprocessing import process_images
 from label.metrics.protocols import EmbeddingMetric
-from label.scoring.batching import Batch, Batcher, Request, pad_batch
+from label.scoring.batching import Batch, Batcher, Request, batch_for, pad_batch
 from label.scoring.decode_pool import DecodePool
 from label.scoring.embedding_cache import EmbeddingCache
 from label.scoring.panel import Panel
+from label.scoring.progress import PairCount
+from label.scoring.runner import ScoringRunner
+from label.scoring.score_sets import ScoreSets, plan
+from label.scoring.vae_encoder import VaeEncoder
 from tests import helpers_label as tiny
+from tests.helpers_train import SIDE, write_base
 
 CPU = torch.device("cpu")
 
@@ -89,6 +101,52 @@ def test_another_batch_size_is_looked_at_again() -> None:
 def test_filled() -> None:
     assert pad_batch([1, 2], 4) == [1, 2, 2, 2]
     assert pad_batch(np.array([1, 2]), 2).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "most", "size", "is_checked"),
+    [
+        ([4], 64, 4, False),  # a first look: as large as the set, and computed once
+        ([44], 64, 48, False),
+        ([100], 64, 64, False),  # one chunk shares nothing with others
+        ([4] * 8, 64, 4, False),  # chunk by chunk costs nothing
+        ([4, 64] * 8, 64, 64, True),  # chunk by chunk would fill 16 batches for 9
+        ([3000] * 10, 64, 64, True),
+        ([4], 1, 1, False),
+        ([], 64, 1, False),
+    ],
+)
+def test_the_batch_follows_from_the_set(
+    chunks: list[int], most: int, size: int, is_checked: bool
+) -> None:
+    batch = batch_for(chunks, most)
+    assert (batch.size, batch.is_checked) == (size, is_checked)
+
+
+def test_a_handful_of_pairs_costs_a_handful_of_images(tmp_path: Path) -> None:
+    """Not a full batch, thrice, as the check would have it."""
+    root = tiny.build_pairs(tmp_path / "pairs", num_files=1, per_file=2)
+    pairs = open_pairs(PairsSpec(root=str(root)))
+    computed: list[int] = []
+
+    class Counting(VaeEncoder):
+        def __call__(self, images: Sequence[np.ndarray]) -> Tensor:
+            computed.append(len(images))
+            return super().__call__(images)
+
+    base = write_base(tmp_path / "base")
+    vae = find_vae(base)
+    form = LatentFormat(
+        vae=vae.sha256, size=SIDE, shape=latent_shape(vae, SIDE), dtype="fp32", moments=False,
+        flip=False, compute="fp32",
+    )  # fmt: skip
+    sets = ScoreSets(tmp_path / "scores", pairs.shards, {}, form)
+    runner = ScoringRunner(
+        pairs, sets, PairCount(sets), {}, LabelSpec(workers=0), torch.device("cpu"),
+        lambda: Counting(base, form, torch.device("cpu"), 64),
+    )  # fmt: skip
+    runner.run(iter(plan(sets, Rank())))
+    assert computed == [4]
 
 
 # --- rows ----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from data.artifacts.atomic import ShardError
-from data.dtypes import Dtype
+from data.devices import Dtype
 from data.images import decode, to_pixels
 from generate import image_files
 from generate.config import PromptsSpec, Scheduler
@@ -21,7 +21,6 @@ from generate.prompts.prompt_set import load_prompts
 from generate.sampler import (
     ImageGenerator,
     deterministic,
-    device_of,
     initial_noise,
     sample_missing,
 )
@@ -163,14 +162,6 @@ def test_a_safety_checker_is_not_loaded(tmp_path):
     checker = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     (folder / "model_index.json").write_text(json.dumps(index | {"safety_checker": checker}))
     assert load(Model(name="sd", path=str(folder))).pipeline.safety_checker is None
-
-
-def test_devices():
-    assert device_of("cpu", 3) == torch.device("cpu")
-    if not torch.cuda.is_available():
-        assert device_of("auto", 0) == torch.device("cpu")
-        with pytest.raises(SamplesError, match="sees no GPU"):
-            device_of("cuda", 0)
 
 
 # --- the folder of images ----------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data.dtypes import Dtype
+from data.devices import Dtype
 from evaluate.run import model_at
 from generate.config import Scheduler
 from generate.image_files import Model, SamplesError, adapter_at

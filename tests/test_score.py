@@ -31,7 +31,6 @@ from label.scoring.batching import Batch, Batcher
 from label.scoring.decode_pool import DecodePool
 from label.scoring.panel import Panel
 from label.scoring.progress import PairCount
-from label.scoring.runner import device_of
 from label.scoring.score_sets import FACTS, ScoreSets, ShardTask, plan, remaining, work_order
 from label.scoring.scoring_pass import Clock
 from label.scoring.shard_scorer import ScoringTools, score_shards
@@ -432,10 +431,3 @@ def test_rank_comes_from_the_launcher() -> None:
     assert Rank.from_environment(given) == Rank(5, 8, 1, 8)
     with pytest.raises(ValueError, match="RANK=2 is not below WORLD_SIZE=2"):
         Rank.from_environment({"RANK": "2", "WORLD_SIZE": "2"})
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-def test_devices_without_a_gpu() -> None:
-    assert device_of("auto", 3) == device_of("cpu", 3) == CPU
-    with pytest.raises(ValueError, match="means GPU 1 for this process, but torch sees 0"):
-        device_of("cuda", 1)

@@ -19,7 +19,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from data.artifacts.readable import LFS_HEAD
-from data.dtypes import Dtype
+from data.devices import Dtype
 from generate.config import Scheduler
 from generate.image_files import Model
 from generate.sampler import ImageGenerator

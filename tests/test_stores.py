@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
+from conf.job import LEAVE_TO_FIRST_S, entry
 from data.pairs import open_pairs
 from data.pairs.config import Images, PairsSpec
 from data.pairs.schema import PairsError
 from data.storage import open_store
-from data.storage.base import Store, StoreError
-from data.storage.remote import ClientHandler
+from data.storage.base import Store, StoreError, UnreachableError
+from data.storage.remote import ClientHandler, no_way_to
 from tests.helpers_pairs import (
     KINDS,
     hpdv2_train,
@@ -311,3 +313,63 @@ def test_odd_names_do_not_break_a_local_listing(tmp_path: Path):
     (tmp_path / "circle").symlink_to(tmp_path)
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg")).touch()
     assert open_store("pairs.root", str(tmp_path)).names("**/*.tar") == ["a.tar"]
+
+
+# --- without a network ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("s3://bucket/set", "s3.amazonaws.com"),
+        ("gs://bucket/set", "storage.googleapis.com"),
+        ("s3://bucket/set?endpoint_override=minio.lab:9000&scheme=http", "minio.lab"),
+    ],
+)
+def test_without_a_network_a_bucket_is_refused_at_once(
+    url: str, host: str, monkeypatch: pytest.MonkeyPatch
+):
+    """The clients repeat their requests for seconds; here they are not even made."""
+
+    def nowhere(address: tuple[str, int], timeout: float) -> None:
+        assert address[0] == host
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr("data.storage.remote.socket.create_connection", nowhere)
+    monkeypatch.setattr("data.storage.remote._file_system", None)
+    with pytest.raises(UnreachableError, match=f"{host} cannot be reached .*is there a network"):
+        open_store("pairs.root", url, "a hint")
+
+
+def test_a_host_that_may_be_reached_in_another_way_is_left_to_the_client(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def slow(address: tuple[str, int], timeout: float) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr("data.storage.remote.socket.create_connection", slow)
+    assert no_way_to("s3://bucket/set") == ""
+    monkeypatch.setattr("data.storage.remote.socket.create_connection", None)
+    assert no_way_to("memory://bucket") == ""  # finds its own host
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    assert no_way_to("s3://bucket/set") == ""
+
+
+@pytest.mark.parametrize(("local_rank", "waits"), [(0, []), (1, [LEAVE_TO_FIRST_S])])
+def test_the_first_process_of_a_machine_tells_it(
+    local_rank: int, waits: list[float], monkeypatch: pytest.MonkeyPatch
+):
+    """The others wait for the launcher, which ends them when the first has ended."""
+    slept: list[float] = []
+    monkeypatch.setattr("conf.job.time.sleep", slept.append)
+    monkeypatch.setattr("sys.argv", ["label", "runs=/nowhere"])
+    for name, value in (("RANK", local_rank), ("LOCAL_RANK", local_rank), ("WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+
+    def main(_: object) -> None:
+        raise UnreachableError("no network")
+
+    with pytest.raises(SystemExit) as ended:
+        entry(main)()
+    assert ended.value.code == 2
+    assert slept == waits

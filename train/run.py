@@ -9,19 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from conf.ahead import check_later_stages
 from conf.job import Job, settings
 from data.artifacts.atomic import ShardError
 from data.artifacts.config_diff import refuse_other_settings
 from data.artifacts.manifest import read_manifest
 from data.distributed import Rank
+from data.storage.hub import HUB_ID, Wanted, resolve
 from train.config import ModelSpec, resumable_fields
 from train.identity import TrainRun, fingerprint
 from train.loader.source_choice import ImageSource, LatentsNeeded, choose_source
-from train.models.families import find_model
+from train.models.families import find_model, open_model
 
 
 def main(job: Job) -> None:
     """Train, unless it is done; every check that needs no weights comes first."""
+    check_later_stages("train", job)
     run = describe(job)
     if is_done(run):
         if Rank.from_environment().is_first:
@@ -30,6 +33,22 @@ def main(job: Job) -> None:
     from train.execute import execute  # torch and the rest take seconds to import
 
     execute(run)
+
+
+def check(job: Job) -> None:
+    """Check the model, before there are labels; only what is small is fetched of a hub id.
+
+    Raises:
+        ValueError: It is not there, or is none that can be trained.
+    """
+    if finished(job.folder / "train"):
+        return
+    folder, hub = Path(job.model.path).expanduser(), HUB_ID.fullmatch(job.model.path)
+    if folder.exists() or not hub or not job.model.revision:
+        open_model(job.model)
+        return
+    index = Wanted(patterns=[["model_index.json"]])
+    resolve("model.path", job.model.path, job.model.revision, index)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ standard deviation where both are kept, each (channel, height, width) in little-
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ BYTES_OF = {"fp16": 2, "bf16": 2, "fp32": 4}
 """Number formats on disk, and bytes of a number."""
 
 VAE_WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
+
+SDXL = "StableDiffusionXLPipeline"
+"""The pipeline whose VAE overflows in half precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +74,29 @@ def find_vae(model: Path, fingerprint: Callable[[Path], str] = sha256_of) -> Vae
         sha256=fingerprint(weights),
         channels=latent_channels,
         factor=2 ** (len(channels) - 1),
-        force_upcast=value.get("force_upcast", True),  # diffusers' default
+        force_upcast=vae_needs_fp32(_index(model), value),
     )
+
+
+def vae_needs_fp32(index: Mapping[str, Any], vae: Mapping[str, Any]) -> bool:
+    """Whether a model's VAE overflows in half precision; one rule for every stage.
+
+    SDXL's does, unless its `config.json` says `"force_upcast": false`, as the fp16-safe copies do.
+    SD1.x's and SD2.x's never does; diffusers writes the setting for them all the same, and takes
+    its absence for true. Without `model_index.json` the family is unknown, and fp32 is safe.
+    """
+    return index.get("_class_name", SDXL) == SDXL and bool(vae.get("force_upcast", True))
+
+
+def _index(model: Path) -> dict[str, Any]:
+    path = model / "model_index.json"
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"model.path={model}: {path} cannot be read ({error})") from error
+    return value if isinstance(value, dict) else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,10 @@ class StoreError(ValueError):
     """A folder cannot be read; the message names it and says what to do."""
 
 
+class UnreachableError(StoreError):
+    """There is no way to a store from this machine: each of its processes sees the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class Store:
     """A folder of files that are read, never written."""

@@ -1,14 +1,22 @@
 """Object stores: `s3://` and `gs://` through Arrow's clients, `hf://` and others through fsspec."""
 
+import os
 import re
+import socket
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
-from data.storage.base import AWAY, Store, StoreError, words_of
+from data.storage.base import AWAY, Store, StoreError, UnreachableError, words_of
 from data.storage.hub import BRANCH, unreachable
 
+HOSTS = {"s3": "s3.amazonaws.com", "gs": "storage.googleapis.com"}
+ENDPOINTS = {"s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"), "gs": ("STORAGE_EMULATOR_HOST",)}
+"""Variables in which the clients look for another host."""
+TIMEOUT_S = 2.0
+"""Longest wait for a bucket's host; one that takes longer is left to the client."""
 HUB_PATH = re.compile(r"datasets/[\w.-]+/[\w.-]+@[0-9a-f]{40}(/.*)?")
 
 
@@ -21,8 +29,8 @@ def open_remote(setting: str, url: str, hint: str = "") -> Store:
     """
     scheme = url.partition("://")[0]
     _check_url(setting, url)
-    if scheme == "hf" and (reason := unreachable()):
-        raise StoreError(f"{setting}={url} cannot be opened: {reason}; {hint}")
+    if reason := unreachable() if scheme == "hf" else no_way_to(url):
+        raise UnreachableError(f"{setting}={url} cannot be opened: {reason}; {hint}")
     try:
         files, path = _file_system(url)
         is_folder = _is_folder(files, path)
@@ -35,6 +43,39 @@ def open_remote(setting: str, url: str, hint: str = "") -> Store:
     if not is_folder:
         raise StoreError(f"{setting}={url} is not a folder; {hint}")
     return Store(url.partition("?")[0].rstrip("/"), files, path.rstrip("/"), remote=True)
+
+
+def no_way_to(url: str) -> str:
+    """Why a bucket's host cannot be reached; empty where it can, perhaps, or where nobody knows.
+
+    Without a network the clients try for several seconds before they say so. A host that does not
+    answer in time is left to them, and so is everything behind a proxy.
+    """
+    if any(name.lower() in ("https_proxy", "http_proxy", "all_proxy") for name in os.environ):
+        return ""
+    if (address := _address(url)) is None:
+        return ""
+    try:
+        socket.create_connection(address, timeout=TIMEOUT_S).close()
+    except TimeoutError:
+        return ""
+    except OSError as error:
+        return f"{address[0]} cannot be reached ({words_of(error)}): is there a network?"
+    return ""
+
+
+def _address(url: str) -> tuple[str, int] | None:
+    """Host and port of a bucket's service; None for a client that finds its own."""
+    parts = urlsplit(url)
+    if parts.scheme not in HOSTS:
+        return None
+    variables = [os.environ.get(name) for name in ENDPOINTS[parts.scheme]]
+    given = [*parse_qs(parts.query).get("endpoint_override", []), *filter(None, variables)]
+    if not given:
+        return HOSTS[parts.scheme], 443
+    secure = not (given[0].startswith("http://") or "scheme=http&" in f"{parts.query}&")
+    host = urlsplit(given[0] if "://" in given[0] else f"//{given[0]}")
+    return (host.hostname, host.port or (443 if secure else 80)) if host.hostname else None
 
 
 def _check_url(setting: str, url: str) -> None:

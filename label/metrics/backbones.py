@@ -80,7 +80,7 @@ class Pixels:
     def __init__(self, resolved: ResolvedMetric, device: torch.device) -> None:
         mean, std = resolved.normalisation
         self.device = device
-        self.dtype = resolved.spec.dtype.torch
+        self.dtype = resolved.dtype.torch
         self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
 

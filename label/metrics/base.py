@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.artifacts.atomic import sha256_of
+from data.devices import Dtype
 from data.storage.paths import user_path
 from label.config import MetricSpec
 from label.metrics.preprocessing import ImageTransform, ResizeMode
@@ -51,13 +52,19 @@ class ResolvedMetric:
     """
 
     @property
+    def dtype(self) -> Dtype:
+        """The number format of its networks."""
+        assert self.spec.dtype is not None, "settle_dtypes comes first"
+        return self.spec.dtype
+
+    @property
     def backbone_key(self) -> tuple[str, ...]:
         """Metrics with equal keys share a backbone: family, weights, number format, tokenizer."""
         assert self.weights is not None
         weights = str(self.weights.tensors.resolve())
         reading = "repaired" if self.repairs_prompts else "as typed"
         spec = self.spec
-        return self.family.value, weights, spec.dtype.value, spec.tokenizer, reading
+        return self.family.value, weights, self.dtype.value, spec.tokenizer, reading
 
     @property
     def normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
@@ -91,7 +98,7 @@ class ResolvedMetric:
         if self.spec.options:
             settings["options"] = dict(self.spec.options)
         if self.weights or self.files:
-            settings["dtype"] = self.spec.dtype.value
+            settings["dtype"] = self.dtype.value
         return settings
 
     def _weights_settings(self, fingerprint: Callable[[Path], str]) -> dict[str, Any]:
@@ -135,3 +142,6 @@ class MetricDefinition:
     or a `CrossMetric` (`label.metrics.protocols`). Imports torch and loads weights."""
     can_vote: bool = True
     """False for a judge that knows the truth."""
+    unreadable: Callable[[str], str] = lambda _: ""
+    """Why a metric of this kind cannot judge by a prompt; empty where it can, as most can always.
+    Asked for every prompt before any image is generated; loads no weight."""

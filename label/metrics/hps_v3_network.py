@@ -32,7 +32,7 @@ class HpsV3:
     def __init__(self, resolved: ResolvedMetric, device: torch.device) -> None:
         assert resolved.weights is not None
         self.resolved = resolved
-        self._device, self._dtype = device, resolved.spec.dtype.torch
+        self._device, self._dtype = device, resolved.dtype.torch
         self._template = read_template(resolved.name, resolved.files["template"])
         self._tokenizer = _tokenizer(resolved.name, resolved.weights)
         self._network = _load(resolved.weights, len(self._tokenizer), self._dtype).to(device)

@@ -46,4 +46,15 @@ def load(resolved: ResolvedMetric, _: Any) -> Oracle:
     return Oracle(resolved)
 
 
-METRIC = MetricDefinition(resolve, load, can_vote=False)
+def unreadable(prompt: str) -> str:
+    """Whether a prompt is no sentence of the miniature world, and how to tell."""
+    from data.miniature import scenes
+
+    try:
+        scenes.parse(prompt)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+METRIC = MetricDefinition(resolve, load, can_vote=False, unreadable=unreadable)

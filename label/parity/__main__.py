@@ -15,6 +15,8 @@ from rich.table import Table
 from conf.job import Job, entry
 from data.artifacts.manifest import Manifest, read_manifest, verify
 from data.artifacts.parquet_io import read_table
+from data.devices import choose_device
+from data.distributed import Rank
 from data.storage.paths import user_path
 from label.analysis.tables import coefficient, number
 from label.metrics.registry import resolve
@@ -58,9 +60,9 @@ def references(job: Job) -> list[Finding]:
     def score(name: str, images: Sequence[bytes], prompts: Sequence[str]) -> np.ndarray:
         resolve(name, job.metrics[name])  # missing files are reported before torch is imported
         from label.scoring.panel import Panel
-        from label.scoring.runner import device_of
 
-        panel = Panel.load({name: job.metrics[name]}, device_of(job.label.device, 0))
+        device = choose_device("label.device", job.label.device, Rank())
+        panel = Panel.load({name: job.metrics[name]}, device)
         return panel.score(images, prompts, batch=job.label.batch)[name]
 
     return check(job.metrics, folder, score)

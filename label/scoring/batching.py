@@ -3,17 +3,27 @@
 When every batch has the same size (the last is padded), the result for an image does not depend on
 its neighbours. Nothing guarantees this: a library may add in another order for another place in
 the batch (measured: five images on two threads differ by 7e-7, multiples of eight do not). So each
-network's first batch is computed twice, with every input at another place.
+network's first batch is computed twice, with every input at another place, unless the set is so
+small that its chunks are better computed one by one (`batch_for`).
 """
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from data.devices import is_out_of_memory
+
+EVEN = 8
+"""In batches of multiples of this, results have been seen to depend on nothing but their input."""
+CHECK_BATCHES = 2
+"""What the check costs at most, in batches of a network."""
+CHECKED_FROM = 16
+"""Batches from which on the check is always worth it: an eighth of the work at most."""
 
 Inputs = TypeVar("Inputs", np.ndarray, list[Any])
 
@@ -24,10 +34,26 @@ class Batch:
 
     size: int
     is_checked: bool = True
-    """Whether each network's first batch is computed twice, to fill `even`; a single pass that
-    shares nothing with others needs no check."""
+    """Whether each network's first batch is computed twice, to fill `even`; a pass that shares
+    nothing with others needs no check."""
     even: dict[tuple[Hashable, int], bool] = field(default_factory=dict)
     """(network, size) -> whether the check showed that the place in the batch does not matter."""
+
+
+def batch_for(chunks: Sequence[int], most: int) -> Batch:
+    """The batch for a pair set whose chunks have these many images, and whether it is checked.
+
+    It follows from the set alone, not from what is left of it, so that every rank and every restart
+    agrees. A set smaller than a batch costs about its own size. The check lets chunks share batches
+    and embeddings; it costs two batches, so a set of few is computed chunk by chunk without it.
+    """
+    largest = max(chunks, default=1)
+    even = largest if largest < EVEN else -(-largest // EVEN) * EVEN
+    size = max(1, min(most, even))
+    alone = sum(-(-images // size) for images in chunks)
+    together = -(-sum(chunks) // size)
+    worth = together >= CHECKED_FROM or together + CHECK_BATCHES < alone
+    return Batch(size, is_checked=len(chunks) > 1 and worth)
 
 
 def run_halving(forward: Callable[[Inputs], Tensor], inputs: Inputs, batch: Batch) -> Tensor:
@@ -42,7 +68,9 @@ def run_halving(forward: Callable[[Inputs], Tensor], inputs: Inputs, batch: Batc
         work = inputs[done : done + batch.size]
         try:
             part = forward(pad_batch(work, batch.size))[: len(work)]
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             if batch.size == 1:
                 raise ValueError(
                     "the device has no memory for a single image; use label.device=cpu, a "
@@ -72,9 +100,10 @@ class AsyncCopy:
     def __init__(self, values: Tensor) -> None:
         self._event = None
         if values.is_cuda:  # into pinned memory, behind the kernels that make it
+            stream = torch.cuda.current_stream(values.device)  # not the current device's, if other
             values = values.to("cpu", non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
+            self._event.record(stream)
         self._values = values
 
     def wait(self) -> np.ndarray:

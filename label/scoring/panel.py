@@ -10,7 +10,7 @@ from label.config import MetricSpec
 from label.metrics.backbones import MetricLoader
 from label.metrics.fingerprints import Fingerprints
 from label.metrics.protocols import Metric
-from label.metrics.registry import load, resolve_all
+from label.metrics.registry import load, resolve_all, settle_dtypes
 from label.scoring.batching import Batch
 from label.scoring.decode_pool import DecodePool
 from label.scoring.scoring_pass import Clock, ImageEncoder, ScoringPass
@@ -32,7 +32,7 @@ class Panel:
             ValueError: A kind is unknown, or weights are missing (both noticed before any is
                 loaded), damaged, of another architecture, or not those that are pinned.
         """
-        resolved = resolve_all(specs)
+        resolved = resolve_all(settle_dtypes(specs, on_gpu=device.type == "cuda"))
         for metric in resolved:
             metric.check_sha256()
         loader = MetricLoader(device, compiled)

@@ -11,15 +11,16 @@ import torch
 from rich.console import Console
 
 from data.artifacts.latents import KIND as LATENTS
+from data.distributed import num_workers
 from data.pairs.schema import PairSource
 from label.config import LabelSpec, MetricSpec
-from label.scoring.batching import Batch
+from label.scoring.batching import Batch, batch_for
 from label.scoring.decode_pool import DecodePool
 from label.scoring.panel import Panel
 from label.scoring.progress import PairCount
 from label.scoring.score_sets import ScoreSets, ShardTask
 from label.scoring.scoring_pass import Clock
-from label.scoring.shard_scorer import ScoringTools, score_shards
+from label.scoring.shard_scorer import ScoringTools, chunk_images, score_shards
 from label.scoring.vae_encoder import VaeEncoder
 
 PARTS = ("load", "read", "decode", "embed", "latents", "score", "write")
@@ -41,9 +42,12 @@ class ScoringRunner:
     clock: Clock = field(default_factory=Clock)
     num_pairs: int = 0
     batch: Batch = field(init=False)
+    _planned: int = field(init=False)
+    """The batch before any was halved."""
 
     def __post_init__(self) -> None:
-        self.batch = Batch(self.spec.batch)
+        self.batch = batch_for(chunk_images(self.sets.shards), self.spec.batch)
+        self._planned = self.batch.size
         if self.spec.compile:
             check_compiler(self.device)
 
@@ -57,7 +61,8 @@ class ScoringRunner:
             encoder = None
             if self.make_encoder and LATENTS in self._absent():
                 encoder = self.make_encoder()
-        with DecodePool(self.spec.workers) as decoder:
+                encoder.batch = batch_for(chunk_images(self.sets.shards), encoder.batch.size)
+        with DecodePool(num_workers(self.spec.workers)) as decoder:
             cache_bytes = self.spec.cache_mb * 2**20
             tools = ScoringTools(
                 self.pairs, panel, self.sets, decoder, self.batch, self.clock, cache_bytes,
@@ -69,7 +74,7 @@ class ScoringRunner:
         """Print what this process did, and how long each part of it took."""
         parts = " · ".join(f"{part} {self.clock.seconds.get(part, 0):.1f} s" for part in PARTS)
         line = f"{self.num_pairs} pairs on {self.device}: {parts}"
-        if self.batch.size < self.spec.batch:
+        if self.batch.size < self._planned:
             line += f" · label.batch={self.batch.size}, because memory ran out"
         console.print(line, highlight=False, soft_wrap=True)
 
@@ -81,24 +86,6 @@ class ScoringRunner:
 
     def _absent(self) -> set[str]:
         return {name for shard in self.sets.unfinished() for name in self.sets.absent(shard)}
-
-
-def device_of(name: str, local_rank: int) -> torch.device:
-    """The device of this process: `auto` and `cuda` give each process on a machine its own GPU.
-
-    Raises:
-        ValueError: The setting names a GPU that is not there.
-    """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "cpu" or (name == "auto" and not count):
-        return torch.device("cpu")
-    index = int(name.removeprefix("cuda:")) if name.startswith("cuda:") else local_rank
-    if index >= count:
-        raise ValueError(
-            f"label.device={name} means GPU {index} for this process, but torch sees {count}; "
-            "start no more processes than GPUs, or set label.device=cpu"
-        )
-    return torch.device("cuda", index)
 
 
 def check_compiler(device: torch.device) -> None:

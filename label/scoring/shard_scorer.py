@@ -35,6 +35,15 @@ OPEN_CHUNKS = 4
 """Chunks that may wait for full batches; with these, 16 384 pairs' embeddings are in memory."""
 
 
+def chunk_images(shards: Iterable[PairShard]) -> list[int]:
+    """Images of each chunk of these shards, each pair's two counted apart."""
+    return [
+        2 * min(CHUNK_PAIRS, shard.rows - first)
+        for shard in shards
+        for first in range(0, shard.rows, CHUNK_PAIRS)
+    ]
+
+
 def _ignore(_: PairShard, __: int) -> None:
     """Nobody counts the pairs."""
 

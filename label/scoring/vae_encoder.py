@@ -17,7 +17,7 @@ from torch import Tensor
 from data.artifacts.config_diff import Settings
 from data.artifacts.latents import GROUP_ROWS, GroupWriter, LatentFormat
 from data.artifacts.schemas import Status
-from data.dtypes import Dtype
+from data.devices import Dtype
 from data.models.folder import check_part
 from label.metrics.preprocessing import ImageTransform, ResizeMode
 from label.scoring.batching import Batch

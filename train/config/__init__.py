@@ -95,6 +95,12 @@ class TrainSpec:
     """What the backward pass computes again, to save memory; it changes no number."""
     channels_last: bool = field(default=False, metadata=RESUMABLE)
     """Keep the UNet's activations in channels-last memory; meant for GPUs in bf16."""
+    reduce_dtype: Precision = field(default=Precision.fp32, metadata=RESUMABLE)
+    """Format in which gradients are summed across processes; bf16 halves what is sent and loses
+    digits at each sum. Under `precision: fp32` it is fp32 whatever this is."""
+    overlap_comm: bool | None = field(default=None, metadata=RESUMABLE)
+    """Communicate while the model computes, for memory for a second bucket; null does so under ZeRO
+    stage 3 on GPUs."""
     compile: bool = field(default=False, metadata=RESUMABLE)
     """Compile the UNet's transformer blocks (torch.compile): needs a C++ compiler, takes minutes at
     first, and does not go with ZeRO stage 3. See docs/training.md."""
@@ -102,8 +108,9 @@ class TrainSpec:
     """Row groups whose rows are shuffled together."""
     memory_mb: int = field(default=8192, metadata=RESUMABLE)
     """Most MiB of row groups that a process may keep in memory; see `window`."""
-    workers: int = field(default=1, metadata=RESUMABLE)
-    """Threads that decode images while a step runs; 0 decodes between steps."""
+    workers: int | None = field(default=1, metadata=RESUMABLE)
+    """Threads that decode images while a step runs; 0 decodes between steps, null takes a process's
+    part of the machine's cores, at most 8."""
     checkpoint_every: int = field(default=500, metadata=RESUMABLE)
     """Optimizer steps between two checkpoints; the last step always has one."""
     keep: int = field(default=2, metadata=RESUMABLE)
@@ -116,9 +123,11 @@ class TrainSpec:
     """Seconds that a process waits for the others in a collective operation before it fails. Must
     exceed what the first process does alone: hashing a checkpoint, writing the pipeline."""
     device: str = field(default="auto", metadata=RESUMABLE)
-    """auto, cpu or cuda."""
+    """auto, cpu or cuda; each process of a machine takes its own GPU."""
 
     def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"train.device={self.device!r}; allowed are auto, cpu and cuda")
         if not 0 <= self.zero.stage <= 3:
             raise ValueError(f"zero.stage={self.zero.stage}; allowed are 0, 1, 2 and 3")
         if self.compile and self.zero.stage == 3:
@@ -141,7 +150,7 @@ class TrainSpec:
             if getattr(self, name) < bound:
                 raise ValueError(f"train.{name}={getattr(self, name)}; it must be at least {bound}")
         for name in ("warmup", "weight_decay", "clip_norm", "workers"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)}; it must not be negative")
         for name in ("beta", "lr"):
             if not getattr(self, name) > 0:

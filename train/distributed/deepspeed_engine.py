@@ -37,9 +37,10 @@ class Policy:
         optimizer = torch.optim.AdamW(
             self.trained.values(), lr=spec.lr, weight_decay=spec.weight_decay, fused=True
         )
-        config = zero_config(unet, spec, world.world_size)
+        config = zero_config(unet, spec, world)
         with quiet():
             self.engine = library().initialize(model=unet, optimizer=optimizer, config=config)[0]
+        self._adamw = optimizer  # DeepSpeed puts its fp32 partitions in the parameters' place
         self.engine.module.eval()  # with dropout, policy and reference would differ
         self.sharded = spec.zero.stage == 3
         self.unguarded = self.engine.optimizer is optimizer  # stage 0, fp32
@@ -121,6 +122,7 @@ class Policy:
         self.engine._config.load_universal_checkpoint = True
         try:
             self.load(scratch)
+            separate_steps(self._adamw)
         finally:
             self.engine._config.load_universal_checkpoint = False
         dist.barrier()
@@ -156,6 +158,17 @@ class Policy:
         }
 
 
+def separate_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Give each parameter its own step counter on its own device.
+
+    DeepSpeed's universal format leaves them on the CPU, where the fused AdamW of a GPU cannot use
+    them, and under stage 3 all parameters share one, which each of them would then increment.
+    """
+    for parameter, state in optimizer.state.items():
+        if isinstance(step := state.get("step"), Tensor):
+            state["step"] = step.detach().to(parameter.device, torch.float32, copy=True)
+
+
 def _to_universal(shards: Path, target: Path) -> None:
     """Convert a checkpoint's shards to DeepSpeed's universal format."""
     options = argparse.Namespace(
@@ -178,7 +191,7 @@ def _to_universal(shards: Path, target: Path) -> None:
 
 def sharded_reference(unet: nn.Module, spec: TrainSpec, world: World) -> Any:
     """A frozen UNet whose parameters are partitioned over the ranks (stage 3, no optimizer)."""
-    config = zero_config(unet, spec, world.world_size)
+    config = zero_config(unet, spec, world)
     with quiet():
         engine = library().initialize(model=unet.requires_grad_(False), config=config)[0]
     engine.module.eval()

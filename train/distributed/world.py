@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data.devices import choose_device
 from data.distributed import Rank, be_alone
 from train.config import COLLECTIVE_TIMEOUT_S
 from train.distributed.library import library
@@ -60,39 +61,29 @@ def start(device: str, collective_timeout_s: float = COLLECTIVE_TIMEOUT_S) -> Wo
     A collective operation fails after `collective_timeout_s`.
 
     Raises:
-        ValueError: `device` is unknown, or asks for a GPU where there is none.
+        ValueError: `device` is unknown, or names a GPU that torch cannot use.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"train.device={device}; allowed are auto, cpu and cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("train.device=cuda, but no GPU is visible; set train.device=cpu")
-    on_gpu = device != "cpu" and torch.cuda.is_available()
+    place = choose_device("train.device", device, Rank.from_environment())
     be_alone()
-    place = _use_gpu() if on_gpu else _use_cpu()
+    if place.type == "cuda":
+        os.environ["LOCAL_RANK"] = str(place.index)  # DeepSpeed takes its device from it
+    else:
+        _prepare_cpu()
     library().init_distributed(
-        dist_backend="nccl" if on_gpu else "gloo",
+        dist_backend="nccl" if place.type == "cuda" else "gloo",
         timeout=timedelta(seconds=collective_timeout_s),
         verbose=False,
     )
     return World(dist.get_rank(), dist.get_world_size(), place)
 
 
-def _use_gpu() -> torch.device:
-    """Take this process's GPU; a scheduler may show each process its own GPU alone."""
-    local_rank = Rank.from_environment().local_rank % torch.cuda.device_count()
-    os.environ["LOCAL_RANK"] = str(local_rank)
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
-
-
-def _use_cpu() -> torch.device:
+def _prepare_cpu() -> None:
     """Share this machine's cores out among its processes."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     keep_freed_memory()
     if "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // Rank.from_environment().local_world_size))
-    return torch.device("cpu")
 
 
 def stop() -> None:

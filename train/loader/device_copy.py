@@ -17,9 +17,12 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def pin(item: Any, device: torch.device) -> Any:
     """Copy a dataclass's tensors to pinned memory, from which a GPU reads without the host's help.
 
-    On a CPU it returns the same object. It copies, so it belongs in the prefetch thread.
+    On a CPU it returns the same object. It copies, so it belongs in the prefetch thread. Tensors
+    become contiguous first: a strided copy to the device goes through pageable memory, and waits.
     """
-    return item if device.type != "cuda" else _mapped(item, lambda tensor: tensor.pin_memory())
+    if device.type != "cuda":
+        return item
+    return _mapped(item, lambda tensor: tensor.contiguous().pin_memory())
 
 
 def copy_to(device: torch.device, item: Any, stay: tuple[str, ...] = ()) -> Any:

@@ -17,7 +17,7 @@ from data.artifacts.latents import LatentSet
 from data.artifacts.manifest import FileEntry, part_name
 from data.artifacts.parquet_io import read_table
 from data.artifacts.schemas import Status
-from data.dtypes import Dtype
+from data.devices import Dtype
 from train.loader.dataset import DecidedPairs
 from train.loader.image_source import Images
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from data.dtypes import Dtype
+from data.devices import Dtype
 from data.models.folder import check_model_folder
 from data.models.forward_process import DiscreteProcess
 from train.config import ModelSpec, Precision

@@ -5,6 +5,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from data.artifacts.latents import vae_needs_fp32
 from data.artifacts.readable import UnreadableError, read_json_object
 from data.models.forward_process import CONFIG as SCHEDULER
 from data.models.forward_process import DiscreteProcess, forward_process
@@ -82,11 +83,8 @@ class BaseModel:
 
     @property
     def vae_in_fp32(self) -> bool:
-        """Whether the VAE overflows in half precision, as SDXL's does but for fp16-safe copies.
-
-        SD1.x and SD2.x never overflow; diffusers writes the setting for them all the same.
-        """
-        return self.family is Family.sdxl and bool(self.vae.get("force_upcast", True))
+        """Whether the VAE overflows in half precision."""
+        return vae_needs_fp32(self.index, self.vae)
 
     @property
     def vae_factor(self) -> int:

@@ -99,7 +99,8 @@ def _gradients(counts: ParameterCounts, spec: TrainSpec, world_size: int, width:
     if stage == 2:
         return FP32 * trained // world_size
     bucket = min(BUCKET, counts.unet + counts.adapter)  # stage 3 keeps its bucket
-    return FP32 * trained // world_size + width * bucket
+    summed = FP32 if spec.reduce_dtype is Precision.fp32 else width  # the bucket's format
+    return FP32 * trained // world_size + summed * bucket
 
 
 def _optimizer(trained: int, spec: TrainSpec, world_size: int) -> int:

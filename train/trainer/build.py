@@ -7,11 +7,13 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from data.distributed import num_workers
 from data.pairs import open_pairs
 from data.pairs.schema import PairSource
 from train.config import Refresh, TrainSpec
 from train.distributed.deepspeed_engine import Policy
 from train.distributed.world import World
+from train.distributed.zero_config import advice as zero_advice
 from train.dpo.draws import DrawRule
 from train.dpo.objectives import make_criterion, timestep_rule
 from train.dpo.reference import make_reference
@@ -56,7 +58,7 @@ def open_stream(run: TrainRun, world: World) -> PairStream:
         side=run.model.resolution,
         rank=world.rank,
         world_size=world.world_size,
-        workers=run.train.workers,
+        workers=num_workers(run.train.workers),
         memory_mb=run.train.memory_mb,
     )
     pairs = split(decided_pairs(run.labels, source), run.train.validation)
@@ -91,6 +93,8 @@ def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Conso
     unet = policy_unet(run, components)
     memory = estimate_memory(counts(unet), spec, world.world_size)
     console.print(f"memory: {replace(memory, others=components.frozen_bytes)}")
+    if warning := zero_advice(spec, world):
+        console.print(f"[yellow]{warning}[/]")
     draw_rule = draw_rule_of(run, components)
     validation = make_validation(
         spec.validation, held_out_stream(run, stream), stream.plan, components, unet, draw_rule

@@ -8,13 +8,16 @@ are pickles, so they are opened only after their hashes are checked.
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from data.artifacts.atomic import ShardError, fsync, sha256_of, write_json
@@ -26,6 +29,10 @@ from train.loader.order import Position
 
 STATE = "state.json"
 NAME = re.compile(r"step-(\d{7,})")
+OF_RANK = re.compile(r"(?:zero_pp_rank_|reference-)(\d+)")
+"""In the name of a file that one rank wrote: DeepSpeed's shards and the reference's."""
+THREADS = 4
+"""Files that a rank hashes at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +69,13 @@ def save_checkpoint(
     policy.save(partial)
     shards = reference_shards(reference, world)
     save_file(shards, reference_file(partial, world.rank, world.world_size))
-    world.barrier()  # every rank's files are written before any is counted
     if world.rank == 0:
         write_json(partial / STATE, asdict(state))
-        write_json(partial / MANIFEST, {"files": _describe_files(partial)})
+    world.barrier()  # every rank's files are written before any is counted
+    entries = world.all_gather(describe_own_files(partial, world))
+    if world.rank == 0:
+        files = {name: entry for part in entries for name, entry in part.items()}
+        write_json(partial / MANIFEST, {"files": dict(sorted(files.items()))})
         if final.exists():  # damaged, or the run would not have done this step again
             shutil.rmtree(final)
         partial.rename(final)
@@ -75,14 +85,27 @@ def save_checkpoint(
     return final
 
 
-def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Force every file below a folder to disk; return their sizes and SHA-256 by name."""
-    entries = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+def describe_own_files(folder: Path, world: World) -> dict[str, dict[str, Any]]:
+    """Force this rank's files below a folder to disk; return their sizes and SHA-256 by name.
+
+    A rank's own files are still in its machine's memory. Those that name no rank are the first's.
+    """
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    own = [name for name in names if owner(name) % world.world_size == world.rank]
+
+    def entry(name: str) -> dict[str, Any]:
+        path = folder / name
         fsync(path)
-        name = path.relative_to(folder).as_posix()
-        entries[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    return entries
+        return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+    with ThreadPoolExecutor(THREADS) as threads:  # hashing releases the GIL
+        return dict(zip(own, threads.map(entry, own), strict=True))
+
+
+def owner(name: str) -> int:
+    """The rank that wrote a file of a checkpoint, by its name; 0 where it names none."""
+    match = OF_RANK.search(name)
+    return int(match.group(1)) if match else 0
 
 
 def _delete_old(root: Path, keep: int) -> None:
@@ -122,17 +145,30 @@ def shard_bounds(numel: int, rank: int, world_size: int) -> tuple[int, int]:
 
 def load_reference(folder: Path, state: State, reference: Reference, world: World) -> None:
     """Read the reference, written by any number of ranks, into this rank's part of it."""
-    files = [load_file(reference_file(folder, rank, state.world)) for rank in range(state.world)]
     numels = sizes(reference.parameters)
-    for name, part in reference.parts().items():
-        whole = torch.cat([shards[name] for shards in files])
-        if reference.sharded:
-            first, length = shard_bounds(numels[name], world.rank, world.world_size)
-            whole = whole[first : first + length]
-        part[: len(whole)].copy_(whole)
-        if name in reference.average:
-            reference.average[name][: len(whole)].copy_(whole)
+    with ExitStack() as stack:
+        paths = [reference_file(folder, rank, state.world) for rank in range(state.world)]
+        files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
+        for name, part in reference.parts().items():
+            first, length = 0, numels[name]
+            if reference.sharded:
+                first, length = shard_bounds(numels[name], world.rank, world.world_size)
+            wanted = read_shard(files, name, numels[name], first, length)
+            part[:length].copy_(wanted)
+            if name in reference.average:
+                reference.average[name][:length].copy_(wanted)
     reference.version = state.reference_version
+
+
+def read_shard(files: Sequence[Any], name: str, numel: int, first: int, length: int) -> Tensor:
+    """Elements of a parameter from the open files of all shards; no others are read."""
+    pieces = []
+    for rank, file in enumerate(files):
+        start, size = shard_bounds(numel, rank, len(files))
+        low, high = max(first, start), min(first + length, start + size)
+        if low < high:
+            pieces.append(file.get_slice(name)[low - start : high - start])
+    return torch.cat(pieces) if pieces else torch.empty(0)
 
 
 # --- finding and reading -------------------------------------------------------------------------
@@ -171,12 +207,16 @@ def find_corruption(folder: Path) -> str | None:
         entries: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text())["files"]
     except (OSError, ValueError, KeyError) as error:
         return f"{folder}/{MANIFEST} cannot be read ({error})"
-    for name, entry in entries.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{path} is missing"
-        if path.stat().st_size != entry["bytes"] or sha256_of(path) != entry["sha256"]:
-            return f"{path} has other bytes than {MANIFEST} says"
+    with ThreadPoolExecutor(THREADS) as threads:
+        problems = threads.map(lambda name: _problem(folder / name, entries[name]), entries)
+        return next((problem for problem in problems if problem), None)
+
+
+def _problem(path: Path, entry: Mapping[str, Any]) -> str | None:
+    if not path.is_file():
+        return f"{path} is missing"
+    if path.stat().st_size != entry["bytes"] or sha256_of(path) != entry["sha256"]:
+        return f"{path} has other bytes than {MANIFEST} says"
     return None
 
 

@@ -129,7 +129,7 @@ class Trainer:
         """This rank's batches from the present position on, read by a thread."""
         pairs = self.stream.batches(self.state.position)
         batches = prefetch_noise(pairs, self.draw_rule, self.world.device)
-        with prefetch(batches, READ_AHEAD if self.run.train.workers else 0) as ready:
+        with prefetch(batches, READ_AHEAD if self.stream.plan.workers else 0) as ready:
             yield ready
 
     def _line(

@@ -1,0 +1,95 @@
+"""What DeepSpeed is told, and what is put right after it has loaded."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from train.config import Precision, TrainSpec, ZeroSpec
+from train.distributed.deepspeed_engine import separate_steps
+from train.distributed.world import World
+from train.distributed.zero_config import advice, zero_config
+from train.loader.device_copy import pin
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def config_of(
+    device: torch.device = CPU, stage: int = 2, precision: str = "bf16", **more: object
+) -> dict:
+    spec = TrainSpec(
+        batch=8, micro_batch=4, zero=ZeroSpec(stage=stage), precision=Precision(precision), **more
+    )
+    return zero_config(nn.Linear(2, 2), spec, World(0, 2, device))
+
+
+def test_no_timer_waits_for_the_device():
+    """DeepSpeed's throughput timer is on by default, and synchronises twice a micro-batch."""
+    from deepspeed.utils.config import get_timers_config
+
+    assert not get_timers_config(config_of()).enabled
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_gradients_are_summed_across_processes_in_fp32(stage: int):
+    assert config_of(stage=stage)["communication_data_type"] == "fp32"
+    in_bf16 = config_of(stage=stage, reduce_dtype=Precision.bf16)
+    assert in_bf16["communication_data_type"] == "bf16"
+    in_fp32 = config_of(stage=stage, precision="fp32", reduce_dtype=Precision.bf16)
+    assert in_fp32["communication_data_type"] == "fp32"
+
+
+def test_communication_overlaps_where_parameters_are_gathered_on_gpus():
+    def overlaps(device: torch.device, stage: int, **more: object) -> bool:
+        return config_of(device, stage, **more)["zero_optimization"]["overlap_comm"]
+
+    assert overlaps(GPU, 3)
+    assert not overlaps(GPU, 2)
+    assert not overlaps(CPU, 3)
+    assert overlaps(GPU, 2, overlap_comm=True)
+    assert not overlaps(GPU, 3, overlap_comm=False)
+
+
+def test_stage_3_on_one_gpu_is_advised_against():
+    spec = TrainSpec(zero=ZeroSpec(stage=3))
+    assert "take zero=stage2" in advice(spec, World(0, 1, GPU))
+    assert advice(spec, World(0, 2, GPU)) == advice(spec, World(0, 1, CPU)) == ""
+    assert advice(TrainSpec(), World(0, 1, GPU)) == ""
+
+
+def test_each_parameter_counts_its_own_steps_on_its_own_device():
+    """As DeepSpeed's universal load leaves them: one tensor for all, on the CPU."""
+    parameters = [nn.Parameter(torch.zeros(2, device="meta")), nn.Parameter(torch.zeros(2))]
+    optimizer = torch.optim.AdamW(parameters)
+    shared = torch.tensor(4.0)
+    for parameter in parameters:
+        optimizer.state[parameter]["step"] = shared
+    separate_steps(optimizer)
+    elsewhere, here = (optimizer.state[parameter]["step"] for parameter in parameters)
+    assert elsewhere.device.type == "meta"
+    assert here.item() == 4
+    assert here is not shared
+    shared += 1
+    assert here.item() == 4
+
+
+@dataclass
+class Halves:
+    winner: torch.Tensor
+    loser: torch.Tensor
+
+
+def test_strided_halves_are_contiguous_before_they_are_pinned(monkeypatch: pytest.MonkeyPatch):
+    """A copy of strided memory to a GPU goes through pageable memory, for which the host waits."""
+    pinned: list[bool] = []
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.is_contiguous())
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    both = torch.arange(24).view(3, 2, 4)
+    halves = pin(Halves(both[:, 0], both[:, 1]), GPU)
+    assert pinned == [True, True]
+    assert torch.equal(halves.loser, both[:, 1])
