@@ -19,8 +19,7 @@ LAUNCH := $(if $(filter 1,$(NPROC)),$(PY) -m,$(VENV)/bin/torchrun --standalone -
 GOAL   := $(if $(filter eval,$(MAKECMDGOALS)),evaluate,$(if $(filter train,$(MAKECMDGOALS)),train))
 JOB    := experiment=$(EXP) run=$(RUN) $(if $(VOTE),vote=$(VOTE)) $(if $(GOAL),goal=$(GOAL)) $(ARGS)
 
-# Tests side by side, one thread each: threads of several processes only wait for each other. Where
-# there are tests with ranks, which wait much, two processes more than cores.
+# Tests side by side, one thread each: threads of several processes only wait for each other.
 CORES  := $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest --dist loadgroup
 
@@ -76,7 +75,7 @@ miniature: $(READY) ## Rebuild the embedded weights from nothing into runs/minia
 	$(PY) -m data.miniature --folder runs/miniature-weights $(ARGS)
 
 test: $(READY) ## All tests that need neither GPU nor download
-	$(PYTEST) -n $$(($(CORES) + 2)) -m "not gpu and not weights" $(ARGS)
+	$(PYTEST) -n $(CORES) -m "not gpu and not weights" $(ARGS)
 
 test-fast: $(READY) ## The quick ones
 	$(PYTEST) -n $(CORES) -m "not gpu and not weights and not ranks and not slow" $(ARGS)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from zlib import crc32
 
 import pytest
 
@@ -13,8 +12,6 @@ SLOW_FILES = (
     "test_passes", "test_sample_models",
 )  # fmt: skip
 """Files that are slow as a whole: `make test-fast` does not even import them."""
-
-RANK_GROUPS = 3
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -27,18 +24,16 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of slow files; put each test into a group for `--dist loadgroup`.
 
-    A file is a group, so that its fixtures are made once. Tests with ranks are three groups, by
-    file: those of a group share a fork server, whose imports take 20 s of a core, and they wait for
-    each other's ranks so much that one group alone would take longer than all other tests.
+    A file is a group, so that its fixtures are made once. Tests with ranks are one group of all
+    files: they share a fork server, whose imports take 20 s of a core, and ranks of two tests at
+    once on two cores spend much of their time waiting for each other's turn.
     """
     for item in items:
         if item.path.name.startswith(SLOW_FILES):
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("xdist_group") is None:
             ranks = item.get_closest_marker("ranks") is not None
-            group = (
-                f"ranks {crc32(item.path.name.encode()) % RANK_GROUPS}" if ranks else item.path.name
-            )
+            group = "ranks" if ranks else item.path.name
             item.add_marker(pytest.mark.xdist_group(group))
 
 
