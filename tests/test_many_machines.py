@@ -88,7 +88,7 @@ def start(command: str, name: str, stubs: Path, port: int) -> subprocess.Popen:
     ):  # fmt: skip
         command = command.replace(old, new)
     path = f"{stubs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    own = launcher_environment() | {"PATH": path, "PY": sys.executable, "PORT": str(port)}
+    own = launcher_environment("train") | {"PATH": path, "PY": sys.executable, "PORT": str(port)}
     own |= {"STAGE": as_fork.__name__}
     with (stubs / f"{len(list(stubs.iterdir()))}.log").open("w") as log:
         return subprocess.Popen(
