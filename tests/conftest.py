@@ -1,5 +1,6 @@
 """Fixtures of several test files, and which tests run in one process."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
     slow_files = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.path.name not in RANK_FILES, item.path not in slow_files))
+
+
+def pytest_collection_finish() -> None:
+    """Let no garbage collection walk through all that is imported by now."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
