@@ -22,9 +22,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from conf.command_line import as_text, spelling
+from conf.numbers import check_numbers
 from data.distributed import Rank, adopt_srun, without_local_rank
 from data.pairs.config import PairsSpec
 from data.storage.base import UnreachableError
+from data.storage.hub import HubError
 from data.storage.paths import user_path
 from evaluate.config import EvaluateSpec
 from label.config import (
@@ -110,6 +112,9 @@ class Job:
             raise ValueError("panel.voters is empty; name at least one metric")
         if HUMAN in self.metrics:
             raise ValueError(f"a metric cannot be named {HUMAN!r}: so the human label is called")
+        for name, spec in self.metrics.items():
+            if spec.tie < 0:
+                raise ValueError(f"metrics.{name}.tie={spec.tie}; it must not be negative")
         for where, name in self._named_metrics():
             if name not in self.metrics:
                 raise ValueError(unknown(f"metric {name!r} in {where}", name, sorted(self.metrics)))
@@ -156,7 +161,7 @@ def entry(main: Callable[[Job], None]) -> Callable[[], None]:
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             if os.environ.get("BALANCEDDPO_TRACEBACK"):
                 raise
-            if isinstance(error, UnreachableError):
+            if isinstance(error, UnreachableError | HubError):
                 leave_to_first()
             print(f"error: {explain(error)}", file=sys.stderr)
             print("(BALANCEDDPO_TRACEBACK=1 shows the traceback)", file=sys.stderr)
@@ -208,6 +213,7 @@ def checked(config: Any) -> Job:
             "without the + to see which names are allowed"
         ) from error
     assert isinstance(job, Job)
+    check_numbers(settings(job))
     return job
 
 

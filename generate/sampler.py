@@ -5,6 +5,7 @@ the number of processes, or on what was sampled before.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,6 +25,8 @@ from generate.image_files import Model, Sample, SamplesError, missing
 from generate.model_process import check_folder, check_process
 from generate.pipelines import load_pipeline
 
+WRITERS = 4
+"""Threads that encode images; zlib, which takes most of the time, releases the GIL."""
 SLICED_ABOVE = 512
 """From this side in pixels on, the VAE decodes one image at a time, to bound its memory."""
 
@@ -73,6 +76,7 @@ class ImageGenerator:
         """`model` names it in messages."""
         self.pipeline, self.model = pipeline.to(device), model
         self._finite: list[Tensor] = []
+        keep_latents_in_fp32(pipeline)
         pipeline.vae.decoder.register_forward_hook(self._note_finite)
         self.pipeline.set_progress_bar_config(disable=True)
         self.settings = {
@@ -105,7 +109,7 @@ class ImageGenerator:
                 and a VAE, the scheduler does not fit its forward process, or the LoRA weights are
                 not for it.
         """
-        check_folder(model, scheduler)
+        check_folder(model, scheduler, steps)
         for library in (logging, transformers_logging):
             library.disable_progress_bar()
             library.set_verbosity_error()  # else every truncated prompt gives a warning
@@ -136,7 +140,7 @@ class ImageGenerator:
         steps = [generator(p, s, "steps") for p, s in zip(prompts, seeds, strict=True)]
         output = self.pipeline(
             prompt=list(prompts),
-            latents=noise.to(self.pipeline.device, self.pipeline.unet.dtype),
+            latents=noise.to(self.pipeline.device),
             generator=steps,  # for schedulers that add noise at every step
             output_type="pt",
             **self.settings,
@@ -164,15 +168,35 @@ class ImageGenerator:
         )
 
 
+def keep_latents_in_fp32(pipeline: Any) -> None:
+    """Let guidance and scheduler compute in fp32, whatever format the networks compute in.
+
+    Latents in bf16 would be rounded to 8 bits at each of the steps. UNet and VAE get them in their
+    own format; in fp32 nothing changes.
+    """
+    first_of_vae = getattr(pipeline.vae, "post_quant_conv", None) or pipeline.vae.decoder
+    for module in (pipeline.unet, first_of_vae):
+        module.register_forward_pre_hook(_to_own_format)
+    pipeline.unet.register_forward_hook(_to_fp32)
+
+
+def _to_own_format(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0].to(next(module.parameters()).dtype), *args[1:])
+
+
+def _to_fp32(_: torch.nn.Module, __: tuple[Any, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (output[0].float(), *output[1:])
+
+
 def _scheduler_for(pipeline: Any, model: Model, scheduler: Scheduler) -> Any:
     """The scheduler to sample with, for a forward process that it fits."""
     own = pipeline.scheduler
     entry = ("diffusers", type(own).__name__)
     index = {"_class_name": type(pipeline).__name__, "scheduler": entry}
-    check_process(model, scheduler, index=index, own=own.config, vae=pipeline.vae.config)
+    process = check_process(model, scheduler, index=index, own=own.config, vae=pipeline.vae.config)
     says = {"prediction_type": model.prediction_type.value} if model.prediction_type else {}
-    if scheduler is Scheduler.ddim:
-        return deterministic(own, **says)
+    if scheduler is Scheduler.ddim and process is not None:
+        return deterministic(own, **says, **process.spacing_to_set(own.config))
     return type(own).from_config(own.config, **says) if says else own
 
 
@@ -194,21 +218,60 @@ def sample_missing(
         SamplesError: The device has not enough memory for a single image.
     """
     left = missing(samples)
-    while left:
-        part = missing(left[:batch])  # another process may have sampled some by now
-        pixels = _attempt(source, part) if part else np.empty(0)
-        if pixels is None:
-            if batch == 1:
-                raise SamplesError(
-                    f"not enough device memory to sample one image of {part[0].model!r}; lower "
-                    "model.resolution, or set dtype=bf16"
-                )
-            batch = max(1, min(batch, len(part)) // 2)
-            continue
-        for sample, image in zip(part, pixels, strict=True):
-            write_bytes(sample.path, encode_png(image))
-        left = left[batch:]
-        advance(len(part))
+    with ImageWriter() as writer:
+        while left:
+            part = missing(left[:batch])  # another process may have sampled some by now
+            pixels = _attempt(source, part) if part else np.empty(0)
+            if pixels is None:
+                if batch == 1:
+                    raise SamplesError(
+                        f"not enough device memory to sample one image of {part[0].model!r}; lower "
+                        "model.resolution, or set dtype=bf16"
+                    )
+                batch = max(1, min(batch, len(part)) // 2)
+                continue
+            writer.write(part, pixels)
+            left = left[batch:]
+            advance(len(part))
+
+
+class ImageWriter:
+    """Encodes and writes images in threads while the device samples the next batch."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(WRITERS, "png")
+        self._pending: list[Future[None]] = []
+
+    def __enter__(self) -> "ImageWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._threads.shutdown()
+        if kind is None:
+            self._wait()
+
+    def write(
+        self, samples: Sequence[Sample], pixels: UInt8[np.ndarray, "image height width 3"]
+    ) -> None:
+        """Begin to write a batch, when the one before is on disk.
+
+        Raises:
+            ShardError: An image of the batch before could not be written.
+        """
+        self._wait()
+        self._pending = [
+            self._threads.submit(write_image, sample, image)
+            for sample, image in zip(samples, pixels, strict=True)
+        ]
+
+    def _wait(self) -> None:
+        for pending in self._pending:
+            pending.result()
+
+
+def write_image(sample: Sample, image: UInt8[np.ndarray, "height width 3"]) -> None:
+    """Write an image whole or not at all."""
+    write_bytes(sample.path, encode_png(image))
 
 
 def _attempt(source: SamplesImages, samples: Sequence[Sample]) -> np.ndarray | None:

@@ -194,7 +194,7 @@ def test_generating_refuses_it_alike(copy: Any, settings: dict):
     edit(folder / CONFIG, **settings)
     model = Model(name="ours", path=str(folder))
     with pytest.raises(SamplesError, match=r"model 'ours' \(.*scheduler"):
-        check_folder(model, Scheduler.ddim)
+        check_folder(model, Scheduler.ddim, 2)
 
 
 @pytest.mark.parametrize(
@@ -208,13 +208,13 @@ def test_a_scheduler_of_its_own_may_know_what_ddim_does_not(
     edit(folder / CONFIG, **settings)
     model, way_out = Model(name="ours", path=str(folder)), "evaluate.scheduler=own"
     with pytest.raises(SamplesError) as refusal:
-        check_folder(model, Scheduler.ddim)
+        check_folder(model, Scheduler.ddim, 2)
     assert str(refusal.value).endswith(way_out) == is_allowed
     if is_allowed:
-        assert check_folder(model, Scheduler.own) == ""
+        assert check_folder(model, Scheduler.own, 2) == ""
     else:
         with pytest.raises(SamplesError):
-            check_folder(model, Scheduler.own)
+            check_folder(model, Scheduler.own, 2)
 
 
 # --- no signal at the end ------------------------------------------------------------------------
@@ -257,6 +257,46 @@ def test_a_model_without_signal_at_the_end_is_sampled(copy: Any):
     )  # fmt: skip
     assert generator.pipeline.scheduler.alphas_cumprod[-1] == 0
     assert generator.sample(["a cat"], [0]).std() > 1
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", None])
+def test_sampling_begins_where_no_signal_is_left(copy: Any, spacing: str | None):
+    """Whatever the folder says: with `leading`, DDIM's default, it would begin before."""
+    from data.devices import Dtype
+    from generate.sampler import ImageGenerator
+
+    folder, said = copy("sd_v"), {"timestep_spacing": spacing} if spacing else {}
+    edit(folder / CONFIG, "timestep_spacing")
+    edit(folder / CONFIG, rescale_betas_zero_snr=True, **said)
+    model = Model(name="m", path=str(folder))
+    line = check_folder(model, Scheduler.ddim, 3)
+    assert "no signal at the end, sampled with timestep_spacing=trailing" in line
+    scheduler = ImageGenerator.load(
+        model, CPU, scheduler=Scheduler.ddim, dtype=Dtype.fp32, resolution=SIDE, steps=3,
+        guidance=2.0,
+    ).pipeline.scheduler  # fmt: skip
+    scheduler.set_timesteps(3)
+    assert scheduler.timesteps[0] == 999
+    if spacing == "linspace":  # begins there, too
+        assert check_folder(model, Scheduler.own, 3) == ""
+        return
+    with pytest.raises(SamplesError, match="DDIMScheduler has timestep_spacing=leading, so that"):
+        check_folder(model, Scheduler.own, 3)
+
+
+def test_a_scheduler_that_ignores_rescaled_betas_does_not_sample_them(copy: Any):
+    folder = copy("sd_v")
+    edit(folder / CONFIG, _class_name="PNDMScheduler", **ZERO_SNR)
+    edit(folder / "model_index.json", scheduler=["diffusers", "PNDMScheduler"])
+    model = Model(name="m", path=str(folder))
+    assert check_folder(model, Scheduler.ddim, 3) == ""
+    with pytest.raises(SamplesError, match=r"PNDMScheduler ignores it.*evaluate\.scheduler=ddim"):
+        check_folder(model, Scheduler.own, 3)
+
+
+def test_no_more_steps_than_timesteps(copy: Any):
+    with pytest.raises(SamplesError, match=r"evaluate\.steps=1001: .* has 1000 timesteps"):
+        check_folder(Model(name="m", path=str(copy("sd"))), Scheduler.ddim, 1001)
 
 
 # --- what is predicted ---------------------------------------------------------------------------
@@ -309,7 +349,7 @@ def test_the_prediction_that_was_set_is_sampled_with(copy: Any, scheduler: Sched
         assert pipeline(prediction).scheduler.config.prediction_type == prediction.value
     assert pipeline(None).scheduler.config.prediction_type == "epsilon"
     model = Model(name="m", path=str(folder))
-    assert "(assumed: " in check_folder(model, scheduler)
+    assert "(assumed: " in check_folder(model, scheduler, 2)
 
 
 # --- the latents' scale --------------------------------------------------------------------------
@@ -340,7 +380,7 @@ def test_what_the_pipeline_would_ignore_is_refused(copy: Any):
         with pytest.raises(LatentScaleError, match="which StableDiffusionPipeline ignores"):
             load(folder)
         with pytest.raises(LatentScaleError, match="'ours' .* which StableDiffusionPipeline ign"):
-            check_folder(model, Scheduler.own)
+            check_folder(model, Scheduler.own, 2)
 
 
 @pytest.mark.parametrize(

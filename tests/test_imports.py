@@ -36,7 +36,8 @@ ROOMS = {
     ),
     "generate": ("config", "prompts", "image_files", "model_process", "pipelines", "sampler"),
     "evaluate": (
-        "config", "statistics", "plan", "judging", "steps", "reporting", "run", "__main__",
+        "config", "statistics", "plan", "progress", "judging", "steps", "reporting", "run",
+        "__main__",
     ),
 }  # fmt: skip
 """Stage -> its rooms; each may import those before it."""

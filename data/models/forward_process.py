@@ -69,6 +69,20 @@ DISCRETE = {
 
 SCHEDULERS = ", ".join(name.removesuffix("Scheduler") for name in DISCRETE)
 
+LEADING = (
+    "DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler",
+    "PNDMScheduler",
+)  # fmt: skip
+"""Those whose `timestep_spacing` is `leading` if no file says otherwise; the others' is
+`linspace`."""
+RESCALING = (
+    *LEADING[:-1], "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler", "UniPCMultistepScheduler",
+)  # fmt: skip
+"""Those that heed `rescale_betas_zero_snr`."""
+TRAILING = "trailing"
+"""The spacing that begins at the last timestep and wastes no step on the first."""
+
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 """Those that all of `DISCRETE` compute alike."""
 
@@ -105,6 +119,16 @@ class DiscreteProcess:
         """Whether no signal at all is left at the last timestep."""
         return self.zero_terminal_snr or (self.trained_betas or (0,))[-1] == 1
 
+    def spacing_to_set(self, scheduler: Json) -> dict[str, str]:
+        """What a sampler must set beside a scheduler's own settings; empty where nothing.
+
+        A model that was trained without signal at the last timestep must be sampled from that
+        timestep, which the usual `leading` never visits (Lin et al. 2024, section 3.3).
+        """
+        if not self.ends_in_noise or scheduler.get("timestep_spacing") == TRAILING:
+            return {}
+        return {"timestep_spacing": TRAILING}
+
     def __str__(self) -> str:
         """The process in words, for the first lines of a run and the model card."""
         betas = f"{self.beta_schedule} betas from {self.beta_start:g} to {self.beta_end:g}"
@@ -112,6 +136,8 @@ class DiscreteProcess:
             betas = "betas of its own"
         if self.zero_terminal_snr:
             betas += " rescaled to no signal at the end"
+        if self.ends_in_noise:
+            betas += f", sampled with timestep_spacing={TRAILING}"
         assumed = f" (assumed: {ASSUMED})" if self.is_assumed else ""
         return f"{self.prediction.value}{assumed}, {self.num_timesteps} timesteps, {betas}"
 
@@ -148,6 +174,27 @@ def forward_process(
     )
     _check_invertible(what, process)
     return process
+
+
+def check_own_sampling(what: str, index: Json, scheduler: Json) -> None:
+    """Refuse a scheduler that does not begin where a process without signal at the end begins.
+
+    Raises:
+        ForwardProcessError: It leaves out the last timestep, or ignores the rescaled betas.
+    """
+    name = next(iter(scheduler_classes(index, scheduler).values()), "")
+    if not scheduler.get("rescale_betas_zero_snr") or name not in DISCRETE:
+        return
+    spacing = scheduler.get("timestep_spacing") or ("leading" if name in LEADING else "linspace")
+    if name in RESCALING and spacing in (TRAILING, "linspace"):
+        return
+    problem = "ignores it" if name not in RESCALING else f"has timestep_spacing={spacing}"
+    raise ForwardProcessError(
+        f"{what}: {CONFIG} has rescale_betas_zero_snr=true, but its {name} {problem}, so that "
+        "sampling would not begin at the last timestep; sample with evaluate.scheduler=ddim, which "
+        f"sets what is needed, or write timestep_spacing={TRAILING} and one of "
+        f"{', '.join(RESCALING)} there"
+    )
 
 
 def process_kind(index: Json, scheduler: Json) -> tuple[ProcessKind, str]:

@@ -144,7 +144,15 @@ class TrainSpec:
         self._check_reference()
 
     def _check_ranges(self) -> None:
-        counts = ("steps", "batch", "micro_batch", "window", "checkpoint_every", "keep")
+        counts = (
+            "steps",
+            "batch",
+            "micro_batch",
+            "window",
+            "checkpoint_every",
+            "keep",
+            "memory_mb",
+        )
         least = dict.fromkeys((*counts, "log_every"), 1) | {"collective_timeout_s": 3}
         for name, bound in least.items():
             if getattr(self, name) < bound:
