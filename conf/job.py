@@ -106,8 +106,11 @@ class Job:
         return user_path(self.runs, "runs") / self.run
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]+", self.run):
-            raise ValueError(f"run={self.run!r}; name a run with letters, digits, '.', '_' and '-'")
+        if not re.fullmatch(r"\w[\w.-]*", self.run):
+            raise ValueError(
+                f"run={self.run!r}; name a run with letters and digits, after the first also '.', "
+                "'_' and '-'"
+            )
         if not self.panel.voters:
             raise ValueError("panel.voters is empty; name at least one metric")
         if HUMAN in self.metrics:
@@ -115,9 +118,23 @@ class Job:
         for name, spec in self.metrics.items():
             if spec.tie < 0:
                 raise ValueError(f"metrics.{name}.tie={spec.tie}; it must not be negative")
+        self._check_roles()
         for where, name in self._named_metrics():
             if name not in self.metrics:
                 raise ValueError(unknown(f"metric {name!r} in {where}", name, sorted(self.metrics)))
+
+    def _check_roles(self) -> None:
+        """Refuse a metric that is named twice: a judge that votes is no held-out one."""
+        roles: dict[str, str] = {}
+        for role in ("voters", "held_out", "oracle"):
+            for name in getattr(self.panel, role):
+                if (other := roles.setdefault(name, role)) != role or (
+                    getattr(self.panel, role).count(name) > 1
+                ):
+                    raise ValueError(
+                        f"panel.{role} has {name}, which panel.{other} has already; name each "
+                        "metric once"
+                    )
 
     def _named_metrics(self) -> Iterator[tuple[str, str]]:
         for role in ("voters", "held_out", "oracle"):

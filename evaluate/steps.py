@@ -45,7 +45,7 @@ def sample_images(plan: ComparisonPlan, console: Console, rank: int, world_size:
     dead, so that no image is missing at the end.
     """
     for model in plan.models:
-        assumed = check_folder(model, plan.spec.scheduler, plan.spec.steps)
+        assumed = check_folder(model, plan.spec.scheduler, plan.spec.steps, plan.resolution)
         check_sample_folder(plan, model)
         if assumed and rank == 0:
             console.print(assumed, highlight=False, soft_wrap=True, markup=False)
@@ -77,7 +77,7 @@ def sample_models(
         from generate.pipelines import check_model
 
         for model in plan.models:
-            check_hub_model(model, plan.spec.scheduler, plan.spec.steps)
+            check_hub_model(model, plan.spec.scheduler, plan.spec.steps, plan.resolution)
             check_model(model)
     for model in plan.models:
         if missing(images[model.name]):

@@ -13,12 +13,12 @@ from data.models.forward_process import (
     CONFIG,
     DiscreteProcess,
     ProcessKind,
-    check_own_sampling,
     forward_process,
     process_kind,
 )
 from data.models.latent_scale import CONFIG as VAE
 from data.models.latent_scale import latent_scale
+from data.models.own_sampling import check_own_sampling
 from data.storage.hub import Wanted, resolve
 from generate.config import Scheduler
 from generate.image_files import Model, SamplesError
@@ -31,7 +31,7 @@ INDEX = "model_index.json"
 Json = Mapping[str, Any]
 
 
-def check_folder(model: Model, scheduler: Scheduler, steps: int) -> str:
+def check_folder(model: Model, scheduler: Scheduler, steps: int, resolution: int) -> str:
     """Check a local model before it is loaded; returns what is assumed of it, or "".
 
     Raises:
@@ -39,10 +39,10 @@ def check_folder(model: Model, scheduler: Scheduler, steps: int) -> str:
     """
     if not model.is_local:
         return ""
-    return _check_configs(model, scheduler, steps, Path(model.path))
+    return _check_configs(model, scheduler, steps, resolution, Path(model.path))
 
 
-def check_hub_model(model: Model, scheduler: Scheduler, steps: int) -> None:
+def check_hub_model(model: Model, scheduler: Scheduler, steps: int, resolution: int) -> None:
     """Check a hub id by its configuration files, before any weight is fetched.
 
     Raises:
@@ -52,13 +52,21 @@ def check_hub_model(model: Model, scheduler: Scheduler, steps: int) -> None:
         return
     files = Wanted(patterns=[["*/*.json", INDEX]], refresh=True)
     folder = resolve(f"models.{model.name}", model.path, model.revision, files)
-    _check_configs(model, scheduler, steps, folder)
+    _check_configs(model, scheduler, steps, resolution, folder)
 
 
-def _check_configs(model: Model, scheduler: Scheduler, steps: int, folder: Path) -> str:
+def _check_configs(
+    model: Model, scheduler: Scheduler, steps: int, resolution: int, folder: Path
+) -> str:
     what = f"model {model.name!r}"
     index, own, vae = (read_json_object(folder / name, what) for name in (INDEX, CONFIG, VAE))
     process = check_process(model, scheduler, index=index, own=own, vae=vae)
+    channels = vae.get("block_out_channels")
+    if isinstance(channels, list) and resolution % (factor := 2 ** max(len(channels) - 1, 3)):
+        raise SamplesError(
+            f"model.resolution={resolution} is no multiple of {factor}, of which the images of "
+            f"{what} are"
+        )
     if process is not None and steps > process.num_timesteps:
         raise SamplesError(
             f"evaluate.steps={steps}: {what} ({model.path}) has {process.num_timesteps} timesteps, "

@@ -109,7 +109,7 @@ class ImageGenerator:
                 and a VAE, the scheduler does not fit its forward process, or the LoRA weights are
                 not for it.
         """
-        check_folder(model, scheduler, steps)
+        check_folder(model, scheduler, steps, resolution)
         for library in (logging, transformers_logging):
             library.disable_progress_bar()
             library.set_verbosity_error()  # else every truncated prompt gives a warning

@@ -89,7 +89,8 @@ def test_no_wrong_value_is_taken(sound: Any, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     "argument",
     ["train.lr=nan", "seed=-1", "train.no_such=1", "evaluate.guidance=inf", "label.workers=5000",
-     "evaluate.resamples=2000000000", "vote.name=''", "run="],
+     "evaluate.resamples=2000000000", "vote.name=''", "run=", "run=..", "evaluate.folder=labels",
+     "panel.voters=[clip, clip]", "panel.held_out=[clip]", "metrics.clip.tie=-1"],
 )  # fmt: skip
 def test_it_is_said_in_one_line(
     argument: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

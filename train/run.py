@@ -156,7 +156,7 @@ def _recorded(folder: Path, path: Path) -> dict[str, Any]:
     """The settings of a run in a file of its folder that describes it."""
     cure = f"restore the file, or delete {folder} to train anew"
     settings = read_json(path, cure).get("settings")
-    if not isinstance(settings, dict):
+    if not isinstance(settings, dict) or not isinstance(settings.get("latents"), dict | None):
         raise ShardError(f"{path} has no settings of a run; {cure}")
     return settings
 

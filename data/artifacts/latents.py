@@ -175,7 +175,8 @@ class LatentFormat:
             len(sizes) != 4
             or not all(type(size) is int and size > 0 for size in sizes)
             or not all(isinstance(flag, bool) for flag in flags)
-            or str(values["dtype"]) not in BYTES_OF
+            or not all(isinstance(values[name], str) for name in ("vae", "dtype", "compute"))
+            or values["dtype"] not in BYTES_OF
         ):
             raise ValueError(f"its settings contradict themselves: {dict(settings)}")
         return cls(shape=(shape[0], shape[1], shape[2]), **values)
@@ -231,6 +232,8 @@ def read_set(folder: Path) -> LatentSet | None:
             f"{folder} has latents that cannot be used: {error}; delete it and run `make labels` "
             "again, or set train.latents=never"
         ) from error
+    if form.name != folder.name:
+        raise ShardError(f"{folder} has the manifest of {form.name}; delete the folder")
     return LatentSet(folder, manifest, form)
 
 

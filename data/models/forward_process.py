@@ -69,19 +69,9 @@ DISCRETE = {
 
 SCHEDULERS = ", ".join(name.removesuffix("Scheduler") for name in DISCRETE)
 
-LEADING = (
-    "DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler",
-    "PNDMScheduler",
-)  # fmt: skip
-"""Those whose `timestep_spacing` is `leading` if no file says otherwise; the others' is
-`linspace`."""
-RESCALING = (
-    *LEADING[:-1], "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
-    "DPMSolverMultistepScheduler", "UniPCMultistepScheduler",
-)  # fmt: skip
-"""Those that heed `rescale_betas_zero_snr`."""
 TRAILING = "trailing"
 """The spacing that begins at the last timestep and wastes no step on the first."""
+SPACINGS = ("leading", "linspace", TRAILING)
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 """Those that all of `DISCRETE` compute alike."""
@@ -172,29 +162,10 @@ def forward_process(
         prediction=_prediction(what, given, prediction),
         is_assumed=given.get("prediction_type") is None and prediction is None,
     )
+    _check_betas(what, process)
+    _check_steps(what, given)
     _check_invertible(what, process)
     return process
-
-
-def check_own_sampling(what: str, index: Json, scheduler: Json) -> None:
-    """Refuse a scheduler that does not begin where a process without signal at the end begins.
-
-    Raises:
-        ForwardProcessError: It leaves out the last timestep, or ignores the rescaled betas.
-    """
-    name = next(iter(scheduler_classes(index, scheduler).values()), "")
-    if not scheduler.get("rescale_betas_zero_snr") or name not in DISCRETE:
-        return
-    spacing = scheduler.get("timestep_spacing") or ("leading" if name in LEADING else "linspace")
-    if name in RESCALING and spacing in (TRAILING, "linspace"):
-        return
-    problem = "ignores it" if name not in RESCALING else f"has timestep_spacing={spacing}"
-    raise ForwardProcessError(
-        f"{what}: {CONFIG} has rescale_betas_zero_snr=true, but its {name} {problem}, so that "
-        "sampling would not begin at the last timestep; sample with evaluate.scheduler=ddim, which "
-        f"sets what is needed, or write timestep_spacing={TRAILING} and one of "
-        f"{', '.join(RESCALING)} there"
-    )
 
 
 def process_kind(index: Json, scheduler: Json) -> tuple[ProcessKind, str]:
@@ -257,6 +228,23 @@ def _beta(what: str, given: Json, name: str, usual: float) -> float:
     if not _is_number(value) or not 0 < value < 1:
         raise _refuse(what, name, value, "a number between 0 and 1")
     return float(value)
+
+
+def _check_betas(what: str, process: DiscreteProcess) -> None:
+    """Refuse noise that becomes less: every model was trained with one that becomes more."""
+    if process.trained_betas is None and process.beta_start > process.beta_end:
+        raise _refuse(
+            what, "beta_start", process.beta_start, f"at most beta_end={process.beta_end:g}"
+        )
+
+
+def _check_steps(what: str, given: Json) -> None:
+    """Refuse a choice of timesteps that no scheduler can follow."""
+    spacing, offset = given.get("timestep_spacing"), given.get("steps_offset", 0)
+    if spacing not in (None, *SPACINGS):
+        raise _refuse(what, "timestep_spacing", spacing, ", ".join(SPACINGS))
+    if type(offset) is not int or not 0 <= offset < _timesteps(what, given):
+        raise _refuse(what, "steps_offset", offset, "a whole number below num_train_timesteps")
 
 
 def _trained_betas(what: str, given: Json) -> tuple[float, ...] | None:
