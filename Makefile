@@ -26,7 +26,7 @@ JOB    := experiment=$(EXP) run=$(RUN) $(if $(VOTE),vote=$(VOTE)) $(if $(GOAL),g
 CORES  := $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest --dist loadgroup
 
-TARGETS := help setup pairs labels train eval smoke inspect reproduce miniature test test-fast check docs examples parity bench-label bench-vote bench-stream bench-train lock
+TARGETS := help setup pairs labels train eval smoke inspect reproduce miniature test test-fast check docs examples parity bench-label bench-pairs bench-vote bench-stream bench-train lock
 .PHONY: $(TARGETS)
 
 # What nothing reads would be left out in silence, and the default run begin instead.
@@ -105,6 +105,9 @@ parity: $(READY) ## Published scores against ours, and accuracy on the run's pai
 
 bench-label: $(READY) ## Speed of stage one beside bare forward passes and per-pair scoring
 	OMP_WAIT_POLICY=PASSIVE $(PY) -m benchmarks.label $(ARGS)
+
+bench-pairs: $(READY) ## Speed of generating pairs beside the bare pipeline, and memory as the prompts grow
+	OMP_WAIT_POLICY=PASSIVE $(PY) -m benchmarks.pairs $(ARGS)
 
 bench-vote: $(READY) ## Seconds of a new vote over 959 040 pairs
 	$(PY) -m benchmarks.vote $(ARGS)

@@ -28,7 +28,7 @@ class ImageMaker:
     """A model with what is needed to write its images."""
 
     def __init__(self, generator: ImageGenerator, spec: GenerateSpec) -> None:
-        self._generator, self._encode = generator, encoder(spec)
+        self.generator, self._encode = generator, encoder(spec)
         self._room = spec.batch
         self._failures = 0
         self._threads = ThreadPoolExecutor(num_workers(None))
@@ -77,7 +77,7 @@ class ImageMaker:
 
     def _sample(self, images: Sequence[PlannedImage]) -> tuple[np.ndarray, list[bool]]:
         first = images[0]
-        return self._generator.sample_with_flags(
+        return self.generator.sample_with_flags(
             [image.prompt.text for image in images],
             [image.seed for image in images],
             num_inference_steps=first.steps,
@@ -87,7 +87,7 @@ class ImageMaker:
     def _halve(self, size: int) -> None:
         if size == 1:
             raise SamplesError(
-                f"not enough device memory to generate one image of {self._generator.model!r}; "
+                f"not enough device memory to generate one image of {self.generator.model!r}; "
                 "lower model.resolution, or set generate.dtype=bf16"
             )
         self._room = size // 2
@@ -107,7 +107,7 @@ class ImageMaker:
                 raise SamplesError(
                     f"model {image.model!r}: {MOST_FAILURES} images in a row, the last of "
                     f"{image.prompt.text!r} (seed {image.seed}), have {NOT_FINITE}; "
-                    f"{self._generator.remedy}"
+                    f"{self.generator.remedy}"
                 )
 
 
@@ -119,12 +119,12 @@ def generate_blocks(plan: PairPlan, order: Sequence[int], rank: Rank) -> None:
         load = cache(partial(ImageMaker.load, plan, model, rank))  # only where an image is missing
         for block in order:
             if not plan.shard(block).exists():
-                _generate_block(plan, block, model, load)
+                generate_block(plan, block, model, load)
             if model is plan.models[-1] and not plan.shard(block).exists():
                 write_shard(plan, block)
 
 
-def _generate_block(
+def generate_block(
     plan: PairPlan, block: int, model: Model, load: Callable[[], ImageMaker]
 ) -> None:
     """Generate a model's missing images of a block, unless another process finishes it first."""

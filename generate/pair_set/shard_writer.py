@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 
 from data.artifacts.atomic import ShardError, remove_partials
+from data.artifacts.config_diff import refuse_other_settings
 from data.artifacts.manifest import Manifest, describe, write_manifest
-from data.artifacts.parquet_io import read_table, table_writer
+from data.artifacts.parquet_io import read_settings, read_table, table_writer
 from data.artifacts.schemas import OWN_PAIRS, Status
 from data.distributed import num_workers
 from data.pairs.own import KIND
@@ -121,7 +122,7 @@ def declare_complete(plan: PairPlan, provenance: Mapping[str, Any], since: float
     """Write the manifest; `since` is when this run began, in seconds since the epoch.
 
     Raises:
-        ShardError: A file is torn, or has another number of rows than planned.
+        ShardError: A file is torn, was made with other settings, or has other rows than planned.
     """
     remove_partials(plan.folder, since)
     shards = [plan.shard(block) for block in range(plan.num_blocks)]
@@ -129,6 +130,7 @@ def declare_complete(plan: PairPlan, provenance: Mapping[str, Any], since: float
         files = list(threads.map(describe, shards))
     statuses: Counter[str] = Counter()
     for path in shards:
+        refuse_other_settings(path, read_settings(path), plan.settings)
         statuses.update(read_table(path, ["status"])["status"].to_pylist())
     if (rows := statuses.total()) != plan.num_pairs:
         raise ShardError(
