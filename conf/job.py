@@ -27,6 +27,7 @@ from data.pairs.config import PairsSpec
 from data.storage.base import UnreachableError
 from data.storage.paths import user_path
 from evaluate.config import EvaluateSpec
+from generate.config import GenerateSpec
 from label.config import (
     HUMAN,
     LabelSpec,
@@ -95,6 +96,8 @@ class Job:
     """The model to align."""
     train: TrainSpec = field(default_factory=TrainSpec)
     """How it is trained."""
+    generate: GenerateSpec = field(default_factory=GenerateSpec)
+    """How pairs of one's own are made, with `pairs=own`."""
     evaluate: EvaluateSpec = field(default_factory=EvaluateSpec)
     """How the result is judged."""
 
@@ -185,9 +188,10 @@ def leave_to_first() -> None:
 
 
 def schema() -> Any:
-    """`Job` for Hydra; `vote.weights.hps=2` needs no `+`, because `Job` itself checks the names."""
+    """`Job` for Hydra; `vote.weights.hps=2` and `generate.models.NAME=PATH` need no `+`."""
     job = OmegaConf.structured(Job)
-    OmegaConf.set_struct(job.vote.weights, value=False)
+    for names in (job.vote.weights, job.generate.models):  # which `Job` itself checks
+        OmegaConf.set_struct(names, value=False)
     return job
 
 
