@@ -31,18 +31,24 @@ INDEX = "model_index.json"
 Json = Mapping[str, Any]
 
 
-def check_folder(model: Model, scheduler: Scheduler, steps: int, resolution: int) -> str:
+def check_folder(
+    model: Model, scheduler: Scheduler, steps: int, resolution: int, section: str = "evaluate"
+) -> str:
     """Check a local model before it is loaded; returns what is assumed of it, or "".
+
+    `section` names the settings in messages.
 
     Raises:
         ValueError: It cannot be sampled with this scheduler; says why, and what can be.
     """
     if not model.is_local:
         return ""
-    return _check_configs(model, scheduler, steps, resolution, Path(model.path))
+    return _check_configs(model, scheduler, steps, resolution, Path(model.path), section)
 
 
-def check_hub_model(model: Model, scheduler: Scheduler, steps: int, resolution: int) -> None:
+def check_hub_model(
+    model: Model, scheduler: Scheduler, steps: int, resolution: int, section: str = "evaluate"
+) -> None:
     """Check a hub id by its configuration files, before any weight is fetched.
 
     Raises:
@@ -52,15 +58,15 @@ def check_hub_model(model: Model, scheduler: Scheduler, steps: int, resolution: 
         return
     files = Wanted(patterns=[["*/*.json", INDEX]], refresh=True)
     folder = resolve(f"models.{model.name}", model.path, model.revision, files)
-    _check_configs(model, scheduler, steps, resolution, folder)
+    _check_configs(model, scheduler, steps, resolution, folder, section)
 
 
 def _check_configs(
-    model: Model, scheduler: Scheduler, steps: int, resolution: int, folder: Path
+    model: Model, scheduler: Scheduler, steps: int, resolution: int, folder: Path, section: str
 ) -> str:
     what = f"model {model.name!r}"
     index, own, vae = (read_json_object(folder / name, what) for name in (INDEX, CONFIG, VAE))
-    process = check_process(model, scheduler, index=index, own=own, vae=vae)
+    process = check_process(model, scheduler, index=index, own=own, vae=vae, section=section)
     channels = vae.get("block_out_channels")
     if isinstance(channels, list) and resolution % (factor := 2 ** max(len(channels) - 1, 3)):
         raise SamplesError(
@@ -69,8 +75,8 @@ def _check_configs(
         )
     if process is not None and steps > process.num_timesteps:
         raise SamplesError(
-            f"evaluate.steps={steps}: {what} ({model.path}) has {process.num_timesteps} timesteps, "
-            "and cannot be sampled in more steps"
+            f"{section}.steps={steps}: {what} ({model.path}) has {process.num_timesteps} "
+            "timesteps, and cannot be sampled in more steps"
         )
     if process is None:
         return ""
@@ -79,7 +85,13 @@ def _check_configs(
 
 
 def check_process(
-    model: Model, scheduler: Scheduler, *, index: Json, own: Json, vae: Json
+    model: Model,
+    scheduler: Scheduler,
+    *,
+    index: Json,
+    own: Json,
+    vae: Json,
+    section: str = "evaluate",
 ) -> DiscreteProcess | None:
     """Check a model by its configuration; returns its process, None if only diffusers knows it.
 
@@ -100,7 +112,7 @@ def check_process(
             check_own_sampling(what, index, own)
         return forward_process(what, index, own, model.prediction_type)
     except ValueError as error:
-        way_out = "; or sample by that scheduler: evaluate.scheduler=own" if by_itself else ""
+        way_out = f"; or sample by that scheduler: {section}.scheduler=own" if by_itself else ""
         raise SamplesError(f"{error}{way_out}") from error
 
 

@@ -64,6 +64,26 @@ def load_pipeline(model: Model, dtype: Dtype) -> Any:
     return pipeline
 
 
+def keep_latents_in_fp32(pipeline: Any) -> None:
+    """Let guidance and scheduler compute in fp32, whatever format the networks compute in.
+
+    Latents in bf16 would be rounded to 8 bits at each of the steps. UNet and VAE get them in their
+    own format; in fp32 nothing changes.
+    """
+    first_of_vae = getattr(pipeline.vae, "post_quant_conv", None) or pipeline.vae.decoder
+    for module in (pipeline.unet, first_of_vae):
+        module.register_forward_pre_hook(_to_own_format)
+    pipeline.unet.register_forward_hook(_to_fp32)
+
+
+def _to_own_format(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0].to(next(module.parameters()).dtype), *args[1:])
+
+
+def _to_fp32(_: torch.nn.Module, __: tuple[Any, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (output[0].float(), *output[1:])
+
+
 def _download(model: Model) -> str:
     """Fetch a hub id at its commit, or take it from the cache; what came is checked as a folder."""
     folder = str(
