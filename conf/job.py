@@ -123,21 +123,22 @@ class Job:
                 raise ValueError(f"metrics.{name}.tie={spec.tie}; it must not be negative")
         self._check_roles()
         for where, name in self._named_metrics():
-            if name not in self.metrics:
-                raise ValueError(unknown(f"metric {name!r} in {where}", name, sorted(self.metrics)))
+            if str(name) not in self.metrics:
+                raise ValueError(
+                    unknown(f"metric {name!r} in {where}", str(name), sorted(self.metrics))
+                )
 
     def _check_roles(self) -> None:
         """Refuse a metric that is named twice: a judge that votes is no held-out one."""
         roles: dict[str, str] = {}
         for role in ("voters", "held_out", "oracle"):
-            for name in getattr(self.panel, role):
-                if (other := roles.setdefault(name, role)) != role or (
-                    getattr(self.panel, role).count(name) > 1
-                ):
+            for name in map(str, getattr(self.panel, role)):
+                if name in roles:
                     raise ValueError(
-                        f"panel.{role} has {name}, which panel.{other} has already; name each "
-                        "metric once"
+                        f"panel.{role} has {name}, which panel.{roles[name]} has already; name "
+                        "each metric once"
                     )
+                roles[name] = role
 
     def _named_metrics(self) -> Iterator[tuple[str, str]]:
         for role in ("voters", "held_out", "oracle"):

@@ -13,9 +13,10 @@ MOST = {
     "train.workers": 1024,
     "evaluate.judge_workers": 1024,
     "evaluate.resamples": 1_000_000,
+    "train.collective_timeout_s": 10_000_000,
 }
 """The same of single settings: threads far above what helps, and resamples of which more would
-change no digit that is shown."""
+change no digit that is shown. A timeout may be a third of a year."""
 
 
 def check_numbers(settings: Mapping[str, Any]) -> None:
@@ -28,12 +29,14 @@ def check_numbers(settings: Mapping[str, Any]) -> None:
         ValueError: Names the setting and what is allowed.
     """
     for name, value in _numbers(settings):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name}={value}; it must be a finite number")
-        if isinstance(value, int):
-            most = MOST.get(name, LARGEST)
-            if not 0 <= value <= most:
-                raise ValueError(f"{name}={value}; it must be a whole number from 0 to {most}")
+        most = MOST.get(name, LARGEST)
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                raise ValueError(f"{name}={value}; it must be a finite number")
+            if name in MOST and value > most:
+                raise ValueError(f"{name}={value:g}; it must be at most {most:g}")
+        elif not 0 <= value <= most:
+            raise ValueError(f"{name}={value}; it must be a whole number from 0 to {most}")
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int | float]]:
@@ -43,6 +46,8 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int | float]]:
             if key != "options":
                 yield from _numbers(part, f"{name}.{key}" if name else str(key))
     elif isinstance(value, list):
+        if any(isinstance(part, list | Mapping) for part in value):
+            raise ValueError(f"{name}={value}; it must be a list of single values")
         for part in value:
             yield from _numbers(part, name)
     elif isinstance(value, int | float) and not isinstance(value, bool):

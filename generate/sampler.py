@@ -228,7 +228,8 @@ def sample_missing(
                     )
                 batch = max(1, min(batch, len(part)) // 2)
                 continue
-            writer.write(part, pixels)
+            if part:
+                writer.write(part, pixels)
             left = left[batch:]
             advance(len(part))
 
