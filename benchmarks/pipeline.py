@@ -22,7 +22,7 @@ from data.pairs.schema import PairSource
 from label.config import MetricSpec
 from label.metrics.backbones import Backbone, HfClipBackbone
 from label.metrics.protocols import EmbeddingMetric
-from label.metrics.registry import resolve
+from label.metrics.registry import score_settings
 from label.scoring.batching import Batch
 from label.scoring.decode_pool import DecodePool
 from label.scoring.panel import Panel
@@ -49,7 +49,7 @@ class Bench:
 
     def pipeline(self) -> tuple[float, float, Clock]:
         """Score all pairs into a new folder; seconds, CPU seconds, and parts."""
-        resolved = {name: resolve(name, spec).settings() for name, spec in self.specs.items()}
+        resolved = score_settings(self.specs, self.folder / "weights.json")
         sets = ScoreSets(Path(mkdtemp(dir=self.folder)), self.pairs.shards, resolved)
         clock = Clock()
         tools = ScoringTools(

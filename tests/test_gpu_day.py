@@ -27,7 +27,7 @@ GROUPS = {
 @pytest.fixture
 def forks(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Parts as forks of the server that has imported everything."""
-    monkeypatch.setattr(program, "refuse_missing", lambda: None)
+    monkeypatch.setattr(program, "refuse_missing", lambda: ["2.10 for torch>=2.11"])
     return context()
 
 
@@ -47,6 +47,7 @@ def test_parts_run_dry(group: str, tmp_path: Path, forks: Any, capsys: pytest.Ca
         assert f"| {name}" in page
         for row in figures[name]["figures"]["rows"]:
             assert row.get("rate", 1) > 0
+    assert "2.10 for torch>=2.11" in page
     assert "failed" not in page
     assert "not run" not in page
     if "sd15" in names:
@@ -105,7 +106,7 @@ def part(function: Any, limit_s: float = 30, **settings: Any) -> Part:
 FACTS = {
     "device": "NVIDIA Test 80GB", "device_memory_gib": 80.0, "driver": "1.2", "cuda": "13.0",
     "code": "abc", "commit": "def", "versions": {"torch": "2.11"}, "cores": 2, "date": "2026-01-01",
-    "processor": "a CPU", "system": "Linux",
+    "processor": "a CPU", "system": "Linux", "unmet": [],
 }  # fmt: skip
 
 
@@ -188,15 +189,23 @@ def test_an_unknown_part_is_refused_by_name():
 
 
 def test_nothing_is_missing_in_the_pinned_environment():
-    assert wheels.missing() == []
+    assert wheels.unmet() == ([], {})
+    assert wheels.refuse_missing() == []
 
 
 def test_what_is_missing_or_too_old_is_named():
     everything = {wheels.canonical(name): number for name, number in wheels.pins().items()}
     lacking = {key: value for key, value in everything.items() if key != "diffusers"}
-    assert wheels.missing(lacking | {"polars": "0.20"}) == [
-        "diffusers>=0.42.1", "polars>=1.40 (there is 0.20)",
-    ]  # fmt: skip
+    absent, others = wheels.unmet(lacking | {"polars": "0.20"})
+    assert (absent, others) == (["diffusers>=0.42.1"], {"polars>=1.40": "0.20"})
+
+
+def test_what_is_missing_is_refused_and_what_is_older_is_said(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(wheels, "unmet", lambda: ([], {"polars>=1.40": "0.20"}))
+    assert wheels.refuse_missing() == ["0.20 for polars>=1.40"]
+    monkeypatch.setattr(wheels, "unmet", lambda: (["diffusers>=0.42.1", "peft>=0.19"], {}))
+    with pytest.raises(ValueError, match=r"lacks diffusers>=0.42.1, peft>=0.19.*make gpu-wheels"):
+        wheels.refuse_missing()
 
 
 def test_a_list_of_what_is_there_decides_what_is_gathered(tmp_path: Path):

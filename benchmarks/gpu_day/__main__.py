@@ -34,12 +34,13 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make gpu-day", description=__doc__)
     add = parser.add_argument
     add("--dry", action="store_true", help="every part at reduced shapes on the CPU")
-    add("--minutes", type=float, default=9.0, help="for all parts; what is left is not run")
+    add("--minutes", type=float, help="for all parts, the rest is not run; 9, with --dry 30")
     add("--parts", nargs="+", metavar="PART", help="only these; quote names with a space")
     add("--folder", type=Path, help="results, logs and random weights; runs/gpu-day")
     add("--results", type=Path, help="where the page goes; benchmarks/results")
     options = parser.parse_args(words)
     options.folder = options.folder or Path("runs/gpu-day-dry" if options.dry else "runs/gpu-day")
+    options.minutes = options.minutes or (30.0 if options.dry else 9.0)
     default = options.folder if options.dry else Path("benchmarks/results")
     options.results = options.results or default
     return options
@@ -88,7 +89,7 @@ def facts_of(folder: Path, context: BaseContext, *, dry: bool) -> dict[str, Any]
 def main(words: Sequence[str], context: BaseContext | None = None) -> int:
     """Run what is missing; returns 1 if a part failed."""
     options = arguments(words)
-    refuse_missing()
+    other_versions = refuse_missing()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from rich.console import Console
 
@@ -98,7 +99,9 @@ def main(words: Sequence[str], context: BaseContext | None = None) -> int:
     console = Console(highlight=False)
     console = Console(highlight=False, width=max(console.width, WIDTH))
     parts, context = chosen(options.parts), context or multiprocessing.get_context("spawn")
-    facts = facts_of(options.folder, context, dry=options.dry)
+    facts = facts_of(options.folder, context, dry=options.dry) | {"unmet": other_versions}
+    if other_versions:
+        console.print(f"[yellow]other versions than pyproject.toml has:[/] {other_versions}")
     day = Day(folder=options.folder, dry=options.dry, facts=facts)
     day.clear_work()
     show_all(console, day, parts, options, context)

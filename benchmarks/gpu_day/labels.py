@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import inputs
 from benchmarks.decode import decode_alone
-from benchmarks.memory import used_mib
+from benchmarks.memory import reset_peak, used_mib
 from benchmarks.once import once
 from benchmarks.pipeline import Bench, bare_pass
 from data.devices import choose_device
@@ -85,6 +85,7 @@ def panel(folder: Path, size: str) -> dict[str, MetricSpec]:
 
 def whole(bench: Bench) -> dict[str, Any]:
     """The whole stage, after a run in which batches are checked and kernels are chosen."""
+    reset_peak(bench.device)
     bench.pipeline()
     (took_s, _, clock), busy = watched(bench.pipeline)
     images = num_images(bench.pairs)

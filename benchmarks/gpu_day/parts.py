@@ -112,7 +112,7 @@ PARTS: tuple[Part, ...] = (
         on_gpu={}, reduced={},
     ),
     labels(
-        "labels", 50,
+        "labels", 70,
         {
             "defaults": {},
             "all cores": {"workers": CORES},

@@ -124,6 +124,7 @@ def markdown(day: Day, parts: Sequence[Part]) -> str:
         *gpu,
         f"- machine: {facts['cores']} cores of {facts['processor']}; {facts['system']}",
         f"- versions: {versions}",
+        *[f"- another version than pyproject.toml has: {line}" for line in facts["unmet"]],
         f"- code: {facts['commit']} (sources {facts['code']}), {facts['date']}",
         "",
         "Random weights of the published shapes. *Of peak* is the fraction of the device's dense "

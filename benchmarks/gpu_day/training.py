@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.activations import gib_a_pair
-from benchmarks.memory import used_mib
+from benchmarks.memory import reset_peak, used_mib
 from benchmarks.train import floor_step
 from benchmarks.worlds import WORLDS, World, random_latents, training_run, write_world
 from data.prefetch import prefetch
@@ -55,8 +55,7 @@ def measure(
     with batches_of(run, here, stream, trainer.draw_rule) as ready:
         first_s = seconds_of(lambda: trainer.optimizer_step(ready), here)
         built_s = time.perf_counter() - began
-        if here.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
+        reset_peak(here.device)
         seconds = [seconds_of(lambda: trainer.optimizer_step(ready), here) for _ in range(steps)]
     components = trainer.models.components
     memory = estimate_memory(counts(trainer.policy.module), run.train, here.world_size)
@@ -92,8 +91,7 @@ def floor(folder: Path, *, world: str, micro_batch: int, accumulation: int, step
             step()
 
     whole_step()
-    if here.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+    reset_peak(here.device)
     seconds = [seconds_of(whole_step, here) for _ in range(steps)]
     forward = forward_flops(policy, components.latent_shape, components.condition_of_new([""]))
     figures = speed(here, run.train, seconds, pair_flops(forward, uses_reference=True))

@@ -46,19 +46,22 @@ def required() -> list[str]:
     return [*project["dependencies"], *FOR_TESTS]
 
 
-def missing(installed: Mapping[str, str] | None = None) -> list[str]:
-    """Requirements that are not met, with what is there instead; here, or by a list of versions."""
+def unmet(installed: Mapping[str, str] | None = None) -> tuple[list[str], dict[str, str]]:
+    """Requirements without a package, and those with one of another version, here or in a list.
+
+    The second maps a requirement to the version that is there.
+    """
     from packaging.requirements import Requirement
 
-    problems = []
+    absent, others = list[str](), dict[str, str]()
     for text in required():
         requirement = Requirement(text)
         present = version_of(requirement.name, installed)
         if present is None:
-            problems.append(text)
+            absent.append(text)
         elif not requirement.specifier.contains(present, prereleases=True):
-            problems.append(f"{text} (there is {present})")
-    return problems
+            others[text] = present
+    return absent, others
 
 
 def version_of(name: str, installed: Mapping[str, str] | None) -> str | None:
@@ -71,22 +74,25 @@ def version_of(name: str, installed: Mapping[str, str] | None) -> str | None:
         return None
 
 
-def refuse_missing() -> None:
-    """Refuse to begin where a package is missing or too old.
+def refuse_missing() -> list[str]:
+    """Refuse to begin where a package is missing; say which are of another version than asked for.
+
+    An image's libraries may be older, and usually work: they are no reason to waste a lent GPU.
 
     Raises:
-        ValueError: Names each, and says how to bring them.
+        ValueError: Names each that is missing, and says how to bring it.
     """
     try:
-        problems = missing()
+        absent, others = unmet()
     except ImportError:
-        problems = ["packaging"]
-    if problems:
+        absent, others = ["packaging"], {}
+    if absent:
         raise ValueError(
-            f"this Python lacks {', '.join(problems)}. With a network: `make setup`, and leave out "
+            f"this Python lacks {', '.join(absent)}. With a network: `make setup`, and leave out "
             "PY. Without: `make gpu-wheels` on a machine that has one gathers them into a folder; "
             "see docs/gpu-day.md"
         )
+    return [f"{present} for {text}" for text, present in others.items()]
 
 
 # --- gathering -----------------------------------------------------------------------------------
@@ -127,9 +133,8 @@ def to_gather(python: str, present: Mapping[str, str] | None) -> list[str]:
 
     names = [Requirement(text).name for text in required()]
     wanted = closure(names, python)
-    too_old = set[str]()
-    if present is not None:
-        too_old = {canonical(Requirement(text.split(" (")[0]).name) for text in missing(present)}
+    _, others = unmet(present) if present is not None else ([], {})
+    too_old = {canonical(Requirement(text).name) for text in others}
     lacking = (wanted - set(IN_IMAGES.split() if present is None else present)) | too_old
     fitted = {"torch", "torchvision"}  # the image's fit its driver
     lacking -= (closure(fitted, python) - too_old) | fitted
@@ -233,7 +238,8 @@ def main(words: Sequence[str]) -> int:
     add("--check", action="store_true", help="only say what this Python lacks for make gpu-day")
     options = parser.parse_args(words)
     if options.check:
-        refuse_missing()
+        for line in refuse_missing():
+            print(f"another version than pyproject.toml has: {line}")
         print("nothing is missing for make gpu-day")
         return 0
     if not re.fullmatch(r"3\.\d+", options.python):
