@@ -9,6 +9,7 @@ import re
 import socket
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 PORTS = (15_000, 16_000)
 """First port for rank 0 to listen at, and how many: below those that systems hand out."""
@@ -59,6 +60,27 @@ def num_workers(wanted: int | None, rank: Rank | None = None) -> int:
         return wanted
     rank = rank or Rank.from_environment()
     return max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0)) // rank.local_world_size))
+
+
+def work_order(count: int, rank: Rank) -> list[int]:
+    """All parts of a work by number: this rank's block, then the others' in an order of its own.
+
+    The owner of a block walks forwards, its helpers backwards, each from another place, so that
+    the block of a dead or slow rank is shared by all who have finished theirs.
+    """
+    own, *others = blocks_of(count, rank)
+    order = list(own)
+    for distance, block in enumerate(others):
+        backwards, first = block[::-1], len(block) * distance // len(others)
+        order += [*backwards[first:], *backwards[:first]]
+    return order
+
+
+def blocks_of(count: int, rank: Rank) -> list[range]:
+    """The numbers below `count` in a block for each rank, this rank's first."""
+    edges = [count * number // rank.world_size for number in range(rank.world_size + 1)]
+    blocks = [range(first, end) for first, end in pairwise(edges)]
+    return blocks[rank.rank :] + blocks[: rank.rank]
 
 
 def adopt_srun(environment: MutableMapping[str, str] = os.environ) -> None:

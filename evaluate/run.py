@@ -19,15 +19,15 @@ from data.artifacts.parquet_io import read_settings, read_table, write_table
 from data.artifacts.schemas import Role
 from data.devices import means_gpu
 from data.distributed import Rank
-from data.storage.paths import user_path
 from evaluate.config import EvaluateSpec, Unreadable
 from evaluate.judging import is_judged
 from evaluate.plan import ComparisonPlan
 from evaluate.reporting.console import print_summary
 from evaluate.statistics.winrate import Judge
 from evaluate.steps import sample_images, score_images
-from generate.image_files import Model, adapter_at
+from generate.image_files import Model, model_at
 from generate.prompts.prompt_set import PromptSet, load_prompts
+from generate.run import base_model
 from label.metrics.registry import definition_of, resolve_all, score_settings, settle_dtypes
 
 PANEL = {Role.VOTER: "voters", Role.HELD_OUT: "held_out", Role.ORACLE: "oracle"}
@@ -190,7 +190,8 @@ def check_models(spec: EvaluateSpec, names: list[str]) -> None:
 def models_of(job: Job) -> list[Model]:
     """The models to compare; without `evaluate.models`, the run's base and its trained model."""
     if job.evaluate.models:
-        models = [model_at(job, name, path) for name, path in job.evaluate.models.items()]
+        base = base_model(job, job.evaluate.base)
+        models = [model_at(base, name, path) for name, path in job.evaluate.models.items()]
         advice = (
             "evaluate.models takes diffusers folders, hub ids with their commit (`id@commit`), and "
             "LoRA weights for model.path (a folder, or a .safetensors file)"
@@ -208,31 +209,6 @@ def base_of(job: Job) -> Model:
     base = base_model(job, job.evaluate.base)
     base.check("model.path takes a diffusers folder, or a hub id together with model.revision")
     return base
-
-
-def model_at(job: Job, name: str, value: str) -> Model:
-    """A model of `evaluate.models`; LoRA weights are loaded onto `model.path`."""
-    path, _, revision = value.partition("@")
-    if user_path(value, f"models.{name}").exists():
-        path, revision = value, ""  # the @ is of the path
-    adapter = adapter_at(path)
-    if adapter is not None:
-        return base_model(job, name, str(adapter))
-    if (path, revision or None) == (job.model.path, job.model.revision):
-        return base_model(job, name)
-    return Model(name=name, path=path, revision=revision or None)
-
-
-def base_model(job: Job, name: str, adapter: str = "") -> Model:
-    """The model of `model.path`, with all that is said of it; optionally with LoRA weights."""
-    spec = job.model
-    return Model(
-        name=name,
-        path=spec.path,
-        revision=spec.revision,
-        adapter=adapter,
-        prediction_type=spec.prediction_type,
-    )
 
 
 def finished(plan: ComparisonPlan) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ Does not import torch, so that "is every image there?" is answered at once.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,19 @@ class Model:
             if path.suffix != ".md" and not any(part.startswith(".") for part in inside.parts):
                 digest.update(f"{inside}\0{sha256_of(path)}\n".encode())
         return digest.hexdigest()
+
+
+def model_at(base: Model, name: str, value: str) -> Model:
+    """The model that a setting `models.NAME` refers to; LoRA weights are loaded onto `base`."""
+    path, _, revision = value.partition("@")
+    if user_path(value, f"models.{name}").exists():
+        path, revision = value, ""  # the @ is of the path
+    adapter = adapter_at(path)
+    if adapter is not None:
+        return replace(base, name=name, adapter=str(adapter))
+    if (path, revision or None) == (base.path, base.revision):
+        return replace(base, name=name)
+    return Model(name=name, path=path, revision=revision or None)
 
 
 def adapter_at(path: str) -> Path | None:

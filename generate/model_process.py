@@ -21,8 +21,10 @@ KNOWN = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 Json = Mapping[str, Any]
 
 
-def check_folder(model: Model, scheduler: Scheduler) -> str:
+def check_folder(model: Model, scheduler: Scheduler, section: str = "evaluate") -> str:
     """Check a local model before it is loaded; returns what is assumed of it, or "".
+
+    `section` names the settings in messages.
 
     Raises:
         ValueError: It cannot be sampled with this scheduler; says why, and what can be.
@@ -33,10 +35,18 @@ def check_folder(model: Model, scheduler: Scheduler) -> str:
     index, own, vae = (
         read_json_object(folder / name, what) for name in ("model_index.json", CONFIG, VAE)
     )
-    return check_process(model, scheduler, index=index, own=own, vae=vae)
+    return check_process(model, scheduler, index=index, own=own, vae=vae, section=section)
 
 
-def check_process(model: Model, scheduler: Scheduler, *, index: Json, own: Json, vae: Json) -> str:
+def check_process(
+    model: Model,
+    scheduler: Scheduler,
+    *,
+    index: Json,
+    own: Json,
+    vae: Json,
+    section: str = "evaluate",
+) -> str:
     """Check a model by its configuration; returns what is assumed of it, or "".
 
     `own` is the configuration of the scheduler in its folder. With `Scheduler.own` diffusers
@@ -54,7 +64,7 @@ def check_process(model: Model, scheduler: Scheduler, *, index: Json, own: Json,
     try:
         process = forward_process(what, index, own, model.prediction_type)
     except ValueError as error:
-        way_out = "; or sample by that scheduler: evaluate.scheduler=own" if by_itself else ""
+        way_out = f"; or sample by that scheduler: {section}.scheduler=own" if by_itself else ""
         raise SamplesError(f"{error}{way_out}") from error
     return f"{what}: {process}" if process.is_assumed else ""
 

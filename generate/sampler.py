@@ -6,7 +6,7 @@ the number of processes, or on what was sampled before.
 
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from generate.config import Scheduler
 from generate.image_files import Model, Sample, SamplesError, missing
 from generate.model_process import check_folder, check_process
 from generate.pipelines import load_pipeline
+
+T = TypeVar("T")
 
 SLICED_ABOVE = 512
 """From this side in pixels on, the VAE decodes one image at a time, to bound its memory."""
@@ -69,9 +71,10 @@ class ImageGenerator:
         resolution: int,
         steps: int,
         guidance: float,
+        section: str = "evaluate",
     ) -> None:
-        """`model` names it in messages."""
-        self.pipeline, self.model = pipeline.to(device), model
+        """`model` names it in messages, `section` the settings to change."""
+        self.pipeline, self.model, self.section = pipeline.to(device), model, section
         self._finite: list[Tensor] = []
         pipeline.vae.decoder.register_forward_hook(self._note_finite)
         self.pipeline.set_progress_bar_config(disable=True)
@@ -97,6 +100,7 @@ class ImageGenerator:
         resolution: int,
         steps: int,
         guidance: float,
+        section: str = "evaluate",
     ) -> "ImageGenerator":
         """Read a model's folder (safetensors only, no code from it).
 
@@ -105,14 +109,14 @@ class ImageGenerator:
                 and a VAE, the scheduler does not fit its forward process, or the LoRA weights are
                 not for it.
         """
-        check_folder(model, scheduler)
+        check_folder(model, scheduler, section)
         for library in (logging, transformers_logging):
             library.disable_progress_bar()
             library.set_verbosity_error()  # else every truncated prompt gives a warning
         pipeline = load_pipeline(model, dtype)
         if getattr(pipeline, "watermark", None) is not None:
             pipeline.watermark = None  # SDXL's, where its library is installed; it changes pixels
-        pipeline.scheduler = _scheduler_for(pipeline, model, scheduler)
+        pipeline.scheduler = _scheduler_for(pipeline, model, scheduler, section)
         return cls(
             pipeline,
             device,
@@ -120,9 +124,9 @@ class ImageGenerator:
             resolution=resolution,
             steps=steps,
             guidance=guidance,
+            section=section,
         )
 
-    @torch.inference_mode()
     def sample(
         self, prompts: Sequence[str], seeds: Sequence[int]
     ) -> UInt8[np.ndarray, "image height width 3"]:
@@ -130,6 +134,23 @@ class ImageGenerator:
 
         Raises:
             SamplesError: An image is not finite, as of an overflow in half precision.
+        """
+        pixels, finite = self.sample_with_flags(prompts, seeds)
+        if not all(finite):
+            first = finite.index(False)
+            raise SamplesError(
+                f"model {self.model!r}: the image of {prompts[first]!r} (seed {seeds[first]}) has "
+                f"values that are not finite, and no file was written; {self.remedy}"
+            )
+        return pixels
+
+    @torch.inference_mode()
+    def sample_with_flags(
+        self, prompts: Sequence[str], seeds: Sequence[int], **settings: Any
+    ) -> tuple[UInt8[np.ndarray, "image height width 3"], list[bool]]:
+        """One image for each prompt and seed, and which of them are finite.
+
+        `settings` of the pipeline replace those of the generator.
         """
         self._finite.clear()
         noise = initial_noise(prompts, seeds, self.shape)
@@ -139,37 +160,34 @@ class ImageGenerator:
             latents=noise.to(self.pipeline.device, self.pipeline.unet.dtype),
             generator=steps,  # for schedulers that add noise at every step
             output_type="pt",
-            **self.settings,
+            **(self.settings | settings),
         ).images
-        self._check_finite(prompts, seeds)
         pixels = (output.float() * 255).round().clamp(0, 255).to(torch.uint8)
-        return np.asarray(pixels.permute(0, 2, 3, 1).cpu())
+        finite: list[bool] = torch.cat(self._finite).tolist()
+        return np.asarray(pixels.permute(0, 2, 3, 1).cpu()), finite
 
     def _note_finite(self, _: Any, __: Any, decoded: Tensor) -> None:
         """Note which images the VAE decodes to finite numbers, before the pipeline clamps them."""
         self._finite.append(decoded.isfinite().flatten(1).all(1))
 
-    def _check_finite(self, prompts: Sequence[str], seeds: Sequence[int]) -> None:
-        finite = torch.cat(self._finite).tolist()
-        if all(finite):
-            return
-        first, dtype = finite.index(False), str(self.pipeline.unet.dtype).removeprefix("torch.")
-        remedy = "its weights are damaged, or its scheduler does not fit them"
-        if dtype != "float32":
-            others = "bf16 or fp32" if dtype == "float16" else "fp32"
-            remedy = f"{dtype} may overflow: set evaluate.dtype={others}"
-        raise SamplesError(
-            f"model {self.model!r}: the image of {prompts[first]!r} (seed {seeds[first]}) has "
-            f"values that are not finite, and no file was written; {remedy}"
-        )
+    @property
+    def remedy(self) -> str:
+        """What to do about images that are not finite."""
+        dtype = str(self.pipeline.unet.dtype).removeprefix("torch.")
+        if dtype == "float32":
+            return "its weights are damaged, or its scheduler does not fit them"
+        others = "bf16 or fp32" if dtype == "float16" else "fp32"
+        return f"{dtype} may overflow: set {self.section}.dtype={others}"
 
 
-def _scheduler_for(pipeline: Any, model: Model, scheduler: Scheduler) -> Any:
+def _scheduler_for(pipeline: Any, model: Model, scheduler: Scheduler, section: str) -> Any:
     """The scheduler to sample with, for a forward process that it fits."""
     own = pipeline.scheduler
     entry = ("diffusers", type(own).__name__)
     index = {"_class_name": type(pipeline).__name__, "scheduler": entry}
-    check_process(model, scheduler, index=index, own=own.config, vae=pipeline.vae.config)
+    check_process(
+        model, scheduler, index=index, own=own.config, vae=pipeline.vae.config, section=section
+    )
     says = {"prediction_type": model.prediction_type.value} if model.prediction_type else {}
     if scheduler is Scheduler.ddim:
         return deterministic(own, **says)
@@ -213,8 +231,14 @@ def sample_missing(
 
 def _attempt(source: SamplesImages, samples: Sequence[Sample]) -> np.ndarray | None:
     """The images, or None when the device has not enough memory for them."""
+    prompts, seeds = [s.prompt.text for s in samples], [s.seed for s in samples]
+    return unless_out_of_memory(lambda: source.sample(prompts, seeds))
+
+
+def unless_out_of_memory(sample: Callable[[], T]) -> T | None:
+    """What `sample` returns, or None when the device has not enough memory for it."""
     try:
-        return source.sample([s.prompt.text for s in samples], [s.seed for s in samples])
+        return sample()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -89,6 +90,16 @@ def atomic_path(path: Path, *, keep_existing: bool = False) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink()
+
+
+def remove_partials(folder: Path, since: float) -> None:
+    """Remove what killed processes left half written (`partial_path`).
+
+    Another rank may still be writing a file that is younger than `since`, when this run began.
+    """
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+-\d+", path.name) and path.stat().st_mtime < since:
+            path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

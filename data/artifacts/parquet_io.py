@@ -1,7 +1,8 @@
 """Parquet files with page checksums and, in their footers, the settings that made them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,30 @@ def write_table(
             write_statistics=plain if blobs else True,
             write_page_checksum=True,
         )
+
+
+@contextmanager
+def table_writer(
+    path: Path, schema: pa.Schema, settings: Mapping[str, Any], blobs: Sequence[str]
+) -> Iterator[pq.ParquetWriter]:
+    """A Parquet file as `write_table` writes it, to be written a row group at a time.
+
+    It appears at the end of the block, unless another process has written it meanwhile.
+    """
+    plain = [name for name in schema.names if name not in blobs]
+    footer = {SETTINGS_KEY: json.dumps(settings, sort_keys=True).encode()}
+    with (
+        atomic_path(path, keep_existing=True) as partial,
+        pq.ParquetWriter(
+            partial,
+            schema.with_metadata(footer),
+            compression={name: "none" if name in blobs else "zstd" for name in schema.names},
+            use_dictionary=plain,
+            write_statistics=plain,
+            write_page_checksum=True,
+        ) as writer,
+    ):
+        yield writer
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from data.artifacts.atomic import ShardError
+from data.artifacts.atomic import ShardError, remove_partials
 from data.artifacts.config_diff import differences
 from data.artifacts.manifest import (
     FileEntry,
@@ -25,7 +25,7 @@ from data.artifacts.manifest import (
 from data.artifacts.parquet_io import read_settings, read_table, write_table
 from data.artifacts.schemas import Status, labels
 from data.pairs.schema import PairShard
-from label.scoring.score_sets import FACTS, ScoreSets, remove_partials
+from label.scoring.score_sets import FACTS, ScoreSets
 from label.voting.rules import VotingRule, label_pairs
 
 KIND = "labels"
