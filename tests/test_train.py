@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -192,26 +191,6 @@ def test_mistakes_are_found_before_a_weight_is_loaded():
     assert "no multiple of 2" in place.fail("odd", "model.resolution=15")
     bf16 = ("train.precision=bf16", "zero=stage0")
     assert "choose zero=stage1" in place.fail("coarse", *bf16)
-
-
-@pytest.mark.ranks
-@pytest.mark.slow
-def test_torchrun_starts_the_ranks(tmp_path: Path):
-    """The launcher of `make train NPROC=2`, in earnest."""
-    place, name = shared_place(), "torchrun"
-    place.label(name)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "train"]
-    steps = ("train.steps=2", "train.reference.every=2")
-    with (tmp_path / "log").open("w+") as log:
-        code = subprocess.run(
-            [sys.executable, *launch, *place.overrides(name, *steps)],
-            cwd=ROOT, env=os.environ | environment(), stdout=log, stderr=log,
-            timeout=300, check=False,
-        ).returncode  # fmt: skip
-        log.seek(0)
-        assert code == 0, log.read()
-    straight_losses = [line["loss"] for line in place.journal(straight(2, 2))]
-    assert [line["loss"] for line in place.journal(name)] == pytest.approx(straight_losses[:2])
 
 
 # --- settings ------------------------------------------------------------------------------------
