@@ -5,8 +5,9 @@ the number of processes, or on what was sampled before.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,8 +23,12 @@ from data.images import encode_png
 from generate.config import Scheduler
 from generate.image_files import Model, Sample, SamplesError, missing
 from generate.model_process import check_folder, check_process
-from generate.pipelines import load_pipeline
+from generate.pipelines import keep_latents_in_fp32, load_pipeline
 
+T = TypeVar("T")
+
+WRITERS = 4
+"""Threads that encode images; zlib, which takes most of the time, releases the GIL."""
 SLICED_ABOVE = 512
 """From this side in pixels on, the VAE decodes one image at a time, to bound its memory."""
 
@@ -69,10 +74,12 @@ class ImageGenerator:
         resolution: int,
         steps: int,
         guidance: float,
+        section: str = "evaluate",
     ) -> None:
-        """`model` names it in messages."""
-        self.pipeline, self.model = pipeline.to(device), model
+        """`model` names it in messages, `section` the settings to change."""
+        self.pipeline, self.model, self.section = pipeline.to(device), model, section
         self._finite: list[Tensor] = []
+        keep_latents_in_fp32(pipeline)
         pipeline.vae.decoder.register_forward_hook(self._note_finite)
         self.pipeline.set_progress_bar_config(disable=True)
         self.settings = {
@@ -97,6 +104,7 @@ class ImageGenerator:
         resolution: int,
         steps: int,
         guidance: float,
+        section: str = "evaluate",
     ) -> "ImageGenerator":
         """Read a model's folder (safetensors only, no code from it).
 
@@ -105,14 +113,14 @@ class ImageGenerator:
                 and a VAE, the scheduler does not fit its forward process, or the LoRA weights are
                 not for it.
         """
-        check_folder(model, scheduler)
+        check_folder(model, scheduler, steps, resolution, section)
         for library in (logging, transformers_logging):
             library.disable_progress_bar()
             library.set_verbosity_error()  # else every truncated prompt gives a warning
         pipeline = load_pipeline(model, dtype)
         if getattr(pipeline, "watermark", None) is not None:
             pipeline.watermark = None  # SDXL's, where its library is installed; it changes pixels
-        pipeline.scheduler = _scheduler_for(pipeline, model, scheduler)
+        pipeline.scheduler = _scheduler_for(pipeline, model, scheduler, section)
         return cls(
             pipeline,
             device,
@@ -120,9 +128,9 @@ class ImageGenerator:
             resolution=resolution,
             steps=steps,
             guidance=guidance,
+            section=section,
         )
 
-    @torch.inference_mode()
     def sample(
         self, prompts: Sequence[str], seeds: Sequence[int]
     ) -> UInt8[np.ndarray, "image height width 3"]:
@@ -131,48 +139,62 @@ class ImageGenerator:
         Raises:
             SamplesError: An image is not finite, as of an overflow in half precision.
         """
+        pixels, finite = self.sample_with_flags(prompts, seeds)
+        if not all(finite):
+            first = finite.index(False)
+            raise SamplesError(
+                f"model {self.model!r}: the image of {prompts[first]!r} (seed {seeds[first]}) has "
+                f"values that are not finite, and no file was written; {self.remedy}"
+            )
+        return pixels
+
+    @torch.inference_mode()
+    def sample_with_flags(
+        self, prompts: Sequence[str], seeds: Sequence[int], **settings: Any
+    ) -> tuple[UInt8[np.ndarray, "image height width 3"], list[bool]]:
+        """One image for each prompt and seed, and which of them are finite.
+
+        `settings` of the pipeline replace those of the generator.
+        """
         self._finite.clear()
         noise = initial_noise(prompts, seeds, self.shape)
         steps = [generator(p, s, "steps") for p, s in zip(prompts, seeds, strict=True)]
         output = self.pipeline(
             prompt=list(prompts),
-            latents=noise.to(self.pipeline.device, self.pipeline.unet.dtype),
+            latents=noise.to(self.pipeline.device),
             generator=steps,  # for schedulers that add noise at every step
             output_type="pt",
-            **self.settings,
+            **(self.settings | settings),
         ).images
-        self._check_finite(prompts, seeds)
         pixels = (output.float() * 255).round().clamp(0, 255).to(torch.uint8)
-        return np.asarray(pixels.permute(0, 2, 3, 1).cpu())
+        finite: list[bool] = torch.cat(self._finite).tolist()
+        return np.asarray(pixels.permute(0, 2, 3, 1).cpu()), finite
 
     def _note_finite(self, _: Any, __: Any, decoded: Tensor) -> None:
         """Note which images the VAE decodes to finite numbers, before the pipeline clamps them."""
         self._finite.append(decoded.isfinite().flatten(1).all(1))
 
-    def _check_finite(self, prompts: Sequence[str], seeds: Sequence[int]) -> None:
-        finite = torch.cat(self._finite).tolist()
-        if all(finite):
-            return
-        first, dtype = finite.index(False), str(self.pipeline.unet.dtype).removeprefix("torch.")
-        remedy = "its weights are damaged, or its scheduler does not fit them"
-        if dtype != "float32":
-            others = "bf16 or fp32" if dtype == "float16" else "fp32"
-            remedy = f"{dtype} may overflow: set evaluate.dtype={others}"
-        raise SamplesError(
-            f"model {self.model!r}: the image of {prompts[first]!r} (seed {seeds[first]}) has "
-            f"values that are not finite, and no file was written; {remedy}"
-        )
+    @property
+    def remedy(self) -> str:
+        """What to do about images that are not finite."""
+        dtype = str(self.pipeline.unet.dtype).removeprefix("torch.")
+        if dtype == "float32":
+            return "its weights are damaged, or its scheduler does not fit them"
+        others = "bf16 or fp32" if dtype == "float16" else "fp32"
+        return f"{dtype} may overflow: set {self.section}.dtype={others}"
 
 
-def _scheduler_for(pipeline: Any, model: Model, scheduler: Scheduler) -> Any:
+def _scheduler_for(pipeline: Any, model: Model, scheduler: Scheduler, section: str) -> Any:
     """The scheduler to sample with, for a forward process that it fits."""
     own = pipeline.scheduler
     entry = ("diffusers", type(own).__name__)
     index = {"_class_name": type(pipeline).__name__, "scheduler": entry}
-    check_process(model, scheduler, index=index, own=own.config, vae=pipeline.vae.config)
+    process = check_process(
+        model, scheduler, index=index, own=own.config, vae=pipeline.vae.config, section=section
+    )
     says = {"prediction_type": model.prediction_type.value} if model.prediction_type else {}
-    if scheduler is Scheduler.ddim:
-        return deterministic(own, **says)
+    if scheduler is Scheduler.ddim and process is not None:
+        return deterministic(own, **says, **process.spacing_to_set(own.config))
     return type(own).from_config(own.config, **says) if says else own
 
 
@@ -194,27 +216,73 @@ def sample_missing(
         SamplesError: The device has not enough memory for a single image.
     """
     left = missing(samples)
-    while left:
-        part = missing(left[:batch])  # another process may have sampled some by now
-        pixels = _attempt(source, part) if part else np.empty(0)
-        if pixels is None:
-            if batch == 1:
-                raise SamplesError(
-                    f"not enough device memory to sample one image of {part[0].model!r}; lower "
-                    "model.resolution, or set dtype=bf16"
-                )
-            batch = max(1, min(batch, len(part)) // 2)
-            continue
-        for sample, image in zip(part, pixels, strict=True):
-            write_bytes(sample.path, encode_png(image))
-        left = left[batch:]
-        advance(len(part))
+    with ImageWriter() as writer:
+        while left:
+            part = missing(left[:batch])  # another process may have sampled some by now
+            pixels = _attempt(source, part) if part else np.empty(0)
+            if pixels is None:
+                if batch == 1:
+                    raise SamplesError(
+                        f"not enough device memory to sample one image of {part[0].model!r}; lower "
+                        "model.resolution, or set dtype=bf16"
+                    )
+                batch = max(1, min(batch, len(part)) // 2)
+                continue
+            if part:
+                writer.write(part, pixels)
+            left = left[batch:]
+            advance(len(part))
+
+
+class ImageWriter:
+    """Encodes and writes images in threads while the device samples the next batch."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(WRITERS, "png")
+        self._pending: list[Future[None]] = []
+
+    def __enter__(self) -> "ImageWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._threads.shutdown()
+        if kind is None:
+            self._wait()
+
+    def write(
+        self, samples: Sequence[Sample], pixels: UInt8[np.ndarray, "image height width 3"]
+    ) -> None:
+        """Begin to write a batch, when the one before is on disk.
+
+        Raises:
+            ShardError: An image of the batch before could not be written.
+        """
+        self._wait()
+        self._pending = [
+            self._threads.submit(write_image, sample, image)
+            for sample, image in zip(samples, pixels, strict=True)
+        ]
+
+    def _wait(self) -> None:
+        for pending in self._pending:
+            pending.result()
+
+
+def write_image(sample: Sample, image: UInt8[np.ndarray, "height width 3"]) -> None:
+    """Write an image whole or not at all."""
+    write_bytes(sample.path, encode_png(image))
 
 
 def _attempt(source: SamplesImages, samples: Sequence[Sample]) -> np.ndarray | None:
     """The images, or None when the device has not enough memory for them."""
+    prompts, seeds = [s.prompt.text for s in samples], [s.seed for s in samples]
+    return unless_out_of_memory(lambda: source.sample(prompts, seeds))
+
+
+def unless_out_of_memory(sample: Callable[[], T]) -> T | None:
+    """What `sample` returns, or None when the device has not enough memory for it."""
     try:
-        return source.sample([s.prompt.text for s in samples], [s.seed for s in samples])
+        return sample()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
