@@ -97,7 +97,7 @@ def test_settings_are_plain_values():
         (["train.lr=abc"], ["train.lr", "abc", "Float"]),
         (["vote.rule=majorty"], ["vote.rule", "majorty", "unanimous"]),
         (["panel.voters=[clp]"], ["metric 'clp'", "did you mean clip?"]),
-        (["panel.voters=[oracle]"], ["oracle", "never votes"]),
+        (["panel.voters=[oracle]", "panel.oracle=[]"], ["oracle", "never votes"]),
         (["vote.weights={hsp: 2}"], ["metric 'hsp' in vote.weights", "did you mean hps?"]),
         (["vote.weights={hps: x}"], ["vote.weights", "'x'", "Float"]),
         (["panel.voters=[]"], ["panel.voters is empty"]),
