@@ -1,4 +1,4 @@
-"""One run, one configuration: the three stages read their sections of the same `Job`.
+"""One run, one configuration: the stages read their sections of the same `Job`.
 
 The only module with Hydra, and the only one that knows the settings of every stage. Every YAML
 below this folder fills a field of a dataclass here; everything is checked before a stage begins.
@@ -79,7 +79,8 @@ class Job:
     """Where runs are kept."""
     goal: Goal | None = None
     """The last stage of the command that this one belongs to, which `make train` and `make eval`
-    set: the paths of all stages up to it are checked at the start. Null checks this stage's."""
+    set, and `make labels` with pairs=own: the paths of all stages up to it are checked at the
+    start. Null checks this stage's."""
     seed: int = 0
     """Decides every random choice of every stage."""
     pairs: PairsSpec = field(default_factory=PairsSpec)
