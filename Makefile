@@ -11,7 +11,8 @@ NPROC ?= $(shell n=$$(nvidia-smi -L 2>/dev/null | wc -l); echo $$((n > 0 ? n : 1
 
 VENV  ?= .venv
 PY    := $(VENV)/bin/python
-READY := $(VENV)/.ready
+# Another Python (PY=python3) is taken as it is; else what is missing is installed into VENV first.
+READY := $(if $(filter command,$(firstword $(origin PY))),,$(VENV)/.ready)
 
 # One process needs no launcher; more are torchrun's, on SLURM they are srun's.
 LAUNCH := $(if $(filter 1,$(NPROC)),$(PY) -m,$(VENV)/bin/torchrun --standalone --nproc-per-node=$(NPROC) -m)
@@ -26,7 +27,7 @@ JOB    := experiment=$(EXP) run=$(RUN) $(if $(VOTE),vote=$(VOTE)) $(if $(GOAL),g
 CORES  := $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest --dist loadfile --no-loadscope-reorder
 
-TARGETS := help setup pairs labels train eval smoke inspect reproduce miniature test test-fast check docs examples parity bench-label bench-pairs bench-vote bench-stream bench-train lock
+TARGETS := help setup pairs labels train eval smoke inspect reproduce miniature test test-fast check docs examples parity bench-label bench-pairs bench-vote bench-stream bench-train gpu-day gpu-wheels lock
 .PHONY: $(TARGETS)
 
 # What nothing reads would be left out in silence, and the default run begin instead.
@@ -118,11 +119,17 @@ bench-stream: $(READY) ## How fast stage two reads images and latents, beside wh
 bench-train: $(READY) ## Speed and memory of stage two: a table, and one JSON object on the last line
 	$(PY) -m benchmarks.train $(ARGS)
 
+gpu-day: $(READY) ## All that is worth measuring on one GPU, in 9 minutes; ARGS=--dry runs it on a CPU
+	$(PY) -m benchmarks.gpu_day $(ARGS)
+
+gpu-wheels: $(READY) ## Gather into wheels/ what a GPU machine without a network lacks
+	$(PY) -m benchmarks.gpu_day.wheels $(ARGS)
+
 lock: $(READY) ## Renew the pins in constraints.txt from pyproject.toml
 	$(VENV)/bin/uv pip compile pyproject.toml --group dev --group docs --upgrade --quiet \
 	  --no-annotate --no-header --no-emit-index-url -o constraints.txt
 
-$(READY): pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt
 	@python3 -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; python3 is " + sys.version.split()[0])'
 	test -x $(PY) || python3 -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' constraints.txt)"
