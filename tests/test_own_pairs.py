@@ -157,9 +157,7 @@ def test_seeds_of_the_judge_are_refused(tmp_path: Path) -> None:
 def test_images_that_another_process_has_used_are_no_error(tmp_path: Path) -> None:
     built = plan(tmp_path, images=2, shard_prompts=4)
     built.__dict__["fingerprints"] = {"a": "1", "b": "2"}  # of models that are not there
-    with pytest.raises(
-        ShardError, match=r"00000 has lost images while .*\.parquet was written"
-    ):
+    with pytest.raises(ShardError, match=r"00000 has lost images while .*\.parquet was written"):
         write_shard(built, 0)
     built.shard(0).write_bytes(b"whole")
     write_shard(built, 0)
