@@ -106,6 +106,15 @@ class TieRule(Enum):
     """The vote of the metric named in `tie_metric`."""
 
 
+class Select(Enum):
+    """Which of a prompt's decided pairs keep their winner."""
+
+    all = "all"
+    """Every one."""
+    extremes = "extremes"
+    """Only the pair between the images with most and fewest wins (Copeland's count)."""
+
+
 @dataclass(kw_only=True, slots=True)
 class VoteSpec:
     """How scores become labels. Each vote writes its own set, `labels/<name>/`."""
@@ -127,6 +136,8 @@ class VoteSpec:
     weights: dict[str, float] = field(default_factory=dict)
     """Voter (a metric, or `human`) -> its number of votes; 1 where it is not named. Whole numbers:
     ties stay exact, and `votes_*` and `margin` count votes. For 1.5 against 1, write 3 and 2."""
+    select: Select = Select.all
+    """Which of a prompt's decided pairs keep their winner, where there are several."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.-]*", self.name):

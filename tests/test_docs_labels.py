@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from data.artifacts.schemas import labels
-from label.config import Rule, TieRule
+from label.config import Rule, Select, TieRule
 from tests.helpers_label import nursery
 from tests.test_conf import job
 
@@ -60,7 +60,7 @@ def test_recipes_run_one_after_the_other(
 
 
 def test_the_page_names_every_rule_and_every_column() -> None:
-    for word in (*Rule, *TieRule):
+    for word in (*Rule, *TieRule, *Select):
         assert f"`{word.value}`" in PAGE
     for name in labels(["m"]).names:
         assert f"`{name}`" in PAGE, name

@@ -12,6 +12,7 @@ from label.analysis.agreement import (
     rate,
 )
 from label.voting.rules import VotingRule
+from label.voting.selection import NOT_EXTREME
 
 OK = pl.col("status") == "ok"
 
@@ -31,13 +32,14 @@ def margins(counted: pl.DataFrame) -> pl.DataFrame:
 def ties(counted: pl.DataFrame, rule: str) -> pl.DataFrame:
     """Scored pairs that the rule left open: the count of votes, and what came of them.
 
-    `human` is the fraction that agrees with people, of those decided after all but not by people.
+    Decided pairs that were not selected are no ties. `human` is the fraction that agrees with
+    people, of those decided after all but not by people.
     """
     counts = [pl.col("votes_0"), pl.col("votes_1")]
     tally = pl.format("{} : {}", pl.max_horizontal(counts), pl.min_horizontal(counts))
     agreeing, judged = _sum(JUDGED & LABEL_AGREES), _sum(JUDGED)
     return (
-        counted.filter(OK, pl.col("decided_by") != rule)
+        counted.filter(OK, ~pl.col("decided_by").is_in([rule, NOT_EXTREME]))
         .group_by(votes=tally, outcome="decided_by")
         .agg(pl.col("pairs").sum(), human=_fraction(agreeing, judged))
         .sort("pairs", "votes", "outcome", descending=[True, True, False])

@@ -9,9 +9,16 @@ from data.artifacts.schemas import Status
 from label.analysis.agreement import ballots
 from label.analysis.statistics import Statistics, agreement_table
 from label.analysis.tables import Table, coefficient, number
-from label.config import HUMAN, Rule, TieRule
+from label.config import HUMAN, Rule, Select, TieRule
 from label.voting.label_set import outcomes, statuses
 from label.voting.rules import VotingRule
+
+SELECTION = {
+    Select.all: "",
+    Select.extremes: "Of each prompt's pairs only the one between the images with most and fewest "
+    "wins keeps its winner.",
+}
+"""What is said of `vote.select`."""
 
 
 def status_line(labelled: pl.DataFrame) -> str:
@@ -33,7 +40,7 @@ def outcome_line(labelled: pl.DataFrame) -> str:
 
 
 def rule_words(voting_rule: VotingRule) -> str:
-    """Who votes, how, and what becomes of ties, in two sentences."""
+    """Who votes, how, what becomes of ties, and which pairs are selected, in sentences."""
     spec = voting_rule.spec
     named = {
         voter: "the human label" if voter == HUMAN else voter for voter in voting_rule.everyone
@@ -55,7 +62,7 @@ def rule_words(voting_rule: VotingRule) -> str:
         TieRule.human: "What it leaves open, the human label decides.",
         TieRule.metric: f"What it leaves open, {spec.tie_metric} decides.",
     }[spec.tie_rule]
-    return f"{rule} {ties}"
+    return " ".join(filter(None, [rule, ties, SELECTION[spec.select]]))
 
 
 def print_summary(console: Console, labelled: pl.DataFrame, folder: str) -> None:

@@ -25,6 +25,7 @@ from data.artifacts.manifest import (
 from data.artifacts.parquet_io import read_settings, read_table, write_table
 from data.artifacts.schemas import PAIR_FACTS, SCORES, Status, labels
 from data.pairs.schema import PairShard
+from label.config import Select
 from label.scoring.score_sets import FACTS, ScoreSets
 from label.voting.rules import VotingRule, label_pairs
 
@@ -98,6 +99,8 @@ def label_settings(
     named = {name: value for name, value in vote.items() if name != "name"}
     if not named.get("weights"):  # equal to sets from before there were weights
         named.pop("weights", None)
+    if named.get("select") == Select.all.value:  # nor a choice among pairs
+        named.pop("select")
     listing = "\n".join(
         f"{shard.name}\0{shard.bytes}" + (f"\0{shard.reading}" if shard.reading else "")
         for shard in shards

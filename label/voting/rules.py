@@ -7,7 +7,8 @@ import numpy as np
 import polars as pl
 
 from data.artifacts.schemas import Status, labels
-from label.config import HUMAN, Rule, TieRule, VoteSpec
+from label.config import HUMAN, Rule, Select, TieRule, VoteSpec
+from label.voting.selection import only_extremes
 
 KEY_DIGITS = 32
 """Digits of `data.pairs.schema.pair_key` in a pair_id, before the occurrence number."""
@@ -81,6 +82,8 @@ def label_pairs(scored: pl.DataFrame, voting_rule: VotingRule) -> pl.DataFrame:
     frame = frame.with_columns(**tally(voting_rule))
     frame = frame.with_columns(choice=choice(frame, voting_rule))
     frame = frame.with_columns(**decision(voting_rule))
+    if voting_rule.spec.select is Select.extremes:
+        frame = only_extremes(frame, tie_vote(voting_rule.spec))
     frame = frame.with_columns(margin=margin())
     return frame.select(labels(voting_rule.metrics).names)
 
@@ -210,14 +213,9 @@ def decision(voting_rule: VotingRule) -> dict[str, pl.Expr]:
     spec = voting_rule.spec
     ok = pl.col("status") == Status.OK
     by_rule = ok & pl.col("choice").fill_null(0).ne(0)
-    tie_vote, tie_name = pl.lit(0), ""
-    if spec.tie_rule is TieRule.human:
-        tie_vote, tie_name = pl.col("vote_human").fill_null(0), "human"
-    elif spec.tie_rule is TieRule.metric:
-        tie_vote = pl.col(f"vote_{spec.tie_metric}").fill_null(0)
-        tie_name = f"metric:{spec.tie_metric}"
-    by_tie_rule = ok & ~by_rule & tie_vote.ne(0)
-    sign = pl.when(by_rule).then(pl.col("choice").sign()).when(by_tie_rule).then(tie_vote)
+    by_tie_rule = ok & ~by_rule & tie_vote(spec).ne(0)
+    tie_name = HUMAN if spec.tie_rule is TieRule.human else f"metric:{spec.tie_metric}"
+    sign = pl.when(by_rule).then(pl.col("choice").sign()).when(by_tie_rule).then(tie_vote(spec))
     return {
         "winner": pl.when(sign > 0).then(0).when(sign < 0).then(1).cast(pl.Int8),
         "decided_by": pl.when(~ok)
@@ -228,6 +226,15 @@ def decision(voting_rule: VotingRule) -> dict[str, pl.Expr]:
         .then(pl.lit(tie_name))
         .otherwise(undecided(spec)),
     }
+
+
+def tie_vote(spec: VoteSpec) -> pl.Expr:
+    """The tie rule's vote: +1 for image 0, -1 for image 1, 0 for none."""
+    if spec.tie_rule is TieRule.drop:
+        return pl.lit(0)
+    return pl.col(
+        "vote_human" if spec.tie_rule is TieRule.human else f"vote_{spec.tie_metric}"
+    ).fill_null(0)
 
 
 def undecided(spec: VoteSpec) -> pl.Expr:
