@@ -14,7 +14,7 @@ from data.pairs.config import Images, PairsSpec
 from data.pairs.schema import PAIR, PairSource
 from tests.helpers_train import image
 
-KINDS = ("pickapic", "hpdv2", "hpdv3", "imagereward", "parquet", "jsonl")
+KINDS = ("pickapic", "hpdv2", "hpdv3", "imagereward", "parquet", "jsonl", "folders")
 """The published and mapped layouts; of the miniature, `test_first_run` has the rest."""
 PICKAPIC = {
     "prompt": "caption", "image_0": "jpg_0", "image_1": "jpg_1", "uid_0": "image_0_uid",
@@ -135,6 +135,11 @@ def make_set(kind: str, root: Path) -> PairsSpec:
         (root / "train.json").write_text(json.dumps([entry] * 5))
         write_images(root, ["images/0.jpg", "images/1.jpg"])
         return PairsSpec(kind=kind, root=str(root))
+    if kind == "folders":
+        write_images(root, ["0_0.png", "0_1.png", "0_2.png", "1_0_w.png", "1_1_l.png"])
+        (root / "0.txt").write_text("a cat on a mat")
+        (root / "1.txt").write_text("a dog")
+        return PairsSpec(kind=kind, root=str(root), split="")
     rows = [
         {"text": f"cat {i}", "left": f"p/{i}.png", "right": "gone\0.png", "chose": 1}
         for i in range(5)

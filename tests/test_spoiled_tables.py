@@ -206,7 +206,8 @@ def set_of(kind: str, root: Path) -> tuple[PairsSpec, Path]:
         return spec, root / "train-0.parquet"
     spec = make_set(kind, root)
     shutil.rmtree(root / "deep", ignore_errors=True)
-    files = (path for end in ("parquet", "json", "jsonl") for path in sorted(root.glob(f"*.{end}")))
+    ends = ("parquet", "json", "jsonl", "txt")
+    files = (path for end in ends for path in sorted(root.glob(f"*.{end}")))
     return spec, next(files)
 
 
@@ -215,6 +216,11 @@ def pair_cases(path: Path) -> dict[str, Callable[[Path], object]]:
     if path.suffix == ".parquet":
         for what, table in spoiled_parquet(path):
             cases[what] = lambda place, table=table: pq.write_table(table, place)
+        return cases
+    if path.suffix == ".txt":  # a prompt by itself
+        for what, new in (("two", "a cat\0"), ("a list", "[1]"), ("latin-1", "caf\udce9")):
+            content = new.encode("utf-8", "surrogateescape")
+            cases[what] = lambda place, content=content: replaced(place, content)
         return cases
     lined, text = path.suffix == ".jsonl", path.read_text()
     entries = [json.loads(line) for line in text.split("\n")] if lined else json.loads(text)
@@ -228,9 +234,16 @@ def pair_cases(path: Path) -> dict[str, Callable[[Path], object]]:
 def test_spoiled_pair_files(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     spec, path = set_of(kind, tmp_path / "set")
     cases = pair_cases(path)
-    assert len(cases) >= 30
+    assert len(cases) >= (15 if path.suffix == ".txt" else 30)
     names = (path.name, "pairs.", str(tmp_path))
-    counts = tried(cases, path, lambda: meaning(spec), names)
+    sound = meaning(spec) if kind == "folders" else []
+
+    def cut(what: str) -> Outcome:
+        """Rows of a prompt that ends early, which no reader of text can notice."""
+        ends = range(len("a cat on a mat")) if what in CUT else ()
+        return [(row[0][:end].strip(), *row[1:]) for row in sound for end in ends]
+
+    counts = tried(cases, path, lambda: meaning(spec), names, cut)
     with capsys.disabled():
         print(f"\npairs of {kind}: {counts}")
 

@@ -1,6 +1,7 @@
 """Whether a file can be read at all, before a library is given it: what is wrong, in words."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ LFS_POINTER = (
     "from, or fetch the file again"
 )
 """What is said of a file whose content was left on the Git server."""
+PAGE = re.compile(r"\s*<(!doctype|html|\?xml)\b", re.IGNORECASE)
 
 
 class UnreadableError(ValueError):
@@ -47,6 +49,26 @@ def check_readable(path: Path, what: str = "") -> None:
     """
     if problem := problem_of(path):
         raise UnreadableError(f"{what}{': ' if what else ''}{path} {problem}")
+
+
+def text_of(where: str, content: bytes, what: str) -> str:
+    """The text in a file's bytes, with plain newlines; `what` is what the file should hold.
+
+    Raises:
+        UnreadableError: It is damaged, or is no text; begins with `where`.
+    """
+    if is_lfs_pointer(content):
+        raise UnreadableError(f"{where} {LFS_POINTER}")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UnreadableError(f"{where} cannot be read as UTF-8 text: {error}") from error
+    if "\0" in text:
+        row = text[: text.index("\0")].count("\n")
+        raise UnreadableError(f"{where}, line {row + 1} has a NUL byte: it is damaged, or no text")
+    if PAGE.match(text):
+        raise UnreadableError(f"{where} is a web page, not {what}; fetch the file again")
+    return text.replace("\r\n", "\n")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ class PairsSpec:
 
     kind: str = "pickapic"
     """The files' layout: a module of data/pairs (pickapic, hpdv2, hpdv3, imagereward, parquet,
-    jsonl, miniature), or one of your own by its full name (my_package.my_layout)."""
+    jsonl, folders, miniature), or one of your own by its full name (my_package.my_layout)."""
     root: str = "???"
     """Folder of the pair files, or its URL: hf://datasets/owner/name@commit/folder, s3://..."""
     split: str = "train"
@@ -30,7 +30,8 @@ class PairsSpec:
     """Folder or URL that image paths are relative to, or that has them in .tar or .zip files; empty
     means root."""
     side_seed: int = 0
-    """HPDv3 lists the winner first; this decides which of the two becomes image 0."""
+    """Decides which of two images becomes image 0, where an order would tell the winner (hpdv3) or
+    come from files' names (folders)."""
     columns: dict[str, str] = field(default_factory=dict)
     """Our word -> their column, for parquet and jsonl; an empty name means that there is none."""
     images: Images = Images.inline

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.artifacts.readable import LFS_POINTER, is_lfs_pointer
+from data.artifacts.readable import UnreadableError, text_of
 from data.pairs.kinds import shown
 
 WAY_OUT = (
@@ -16,7 +16,6 @@ WAY_OUT = (
 )
 LONGEST_CELL = 131_072
 """Characters; no prompt is that long, but what follows a quote that nobody closed is."""
-PAGE = re.compile(r"\s*<(!doctype|html|\?xml)\b", re.IGNORECASE)
 
 
 class PromptsError(ValueError):
@@ -30,18 +29,11 @@ def read_text(path: Path) -> str:
         PromptsError: It cannot be read, is damaged, or is no text.
     """
     try:
-        content = path.read_bytes()
-        if is_lfs_pointer(content):
-            raise PromptsError(f"{path} {LFS_POINTER}")
-        text = content.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return text_of(str(path), path.read_bytes(), "a list of prompts")
+    except OSError as error:
         raise PromptsError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    if "\0" in text:
-        row = text[: text.index("\0")].count("\n")
-        raise PromptsError(f"{path}, line {row + 1} has a NUL byte: it is damaged, or no text")
-    if PAGE.match(text):
-        raise PromptsError(f"{path} is a web page, not a list of prompts; fetch the file again")
-    return text.replace("\r\n", "\n")
+    except UnreadableError as error:
+        raise PromptsError(str(error)) from error
 
 
 # --- lines ---------------------------------------------------------------------------------------
