@@ -7,6 +7,7 @@ RUN   ?= $(EXP)
 ARGS  ?=
 VOTE  ?=
 GATE  ?=
+ROUNDS ?=
 NPROC ?= $(shell n=$$(nvidia-smi -L 2>/dev/null | wc -l); echo $$((n > 0 ? n : 1)))
 
 VENV  ?= .venv
@@ -28,11 +29,11 @@ JOB    := experiment=$(EXP) run=$(RUN) $(if $(VOTE),vote=$(VOTE)) $(if $(GOAL),g
 CORES  := $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest --dist loadfile --no-loadscope-reorder
 
-TARGETS := help setup pairs labels train eval smoke inspect reproduce miniature test test-fast check docs examples parity bench-label bench-pairs bench-vote bench-stream bench-train gpu-day gpu-wheels lock
+TARGETS := help setup pairs labels train eval rounds smoke inspect reproduce miniature test test-fast check docs examples parity bench-label bench-pairs bench-vote bench-stream bench-train gpu-day gpu-wheels lock
 .PHONY: $(TARGETS)
 
 # What nothing reads would be left out in silence, and the default run begin instead.
-VARIABLES := EXP RUN VOTE ARGS NPROC GATE VENV PY
+VARIABLES := EXP RUN VOTE ROUNDS ARGS NPROC GATE VENV PY
 GIVEN     := $(foreach name,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
 STRANGE   := $(filter-out $(VARIABLES),$(GIVEN))
 $(if $(STRANGE),$(error unknown variable $(STRANGE); allowed: $(VARIABLES); settings go into ARGS, as in ARGS="train.steps=400 reference=frozen"))
@@ -52,6 +53,7 @@ help: ## List the targets and their variables
 	@echo "  EXP=$(EXP)  an experiment: $(basename $(notdir $(wildcard conf/experiment/*.yaml)))"
 	@echo "  RUN=$(RUN)  the folder under runs/"
 	@echo "  VOTE=      a vote rule: $(basename $(notdir $(wildcard conf/vote/*.yaml)))"
+	@echo "  ROUNDS=    rounds of make rounds (3)"
 	@echo "  GATE=      1 makes eval end with an error when any metric is shown to be worse"
 	@echo "  ARGS=      further settings, e.g. ARGS=\"train.steps=400 reference=frozen\""
 	@echo "  NPROC=$(NPROC)    processes on this machine"
@@ -69,6 +71,9 @@ train: labels ## The labels if they are missing, then Diffusion-DPO on them
 
 eval: train ## Labels and training if they are missing, then win rates and a report; GATE=1 fails when worse
 	$(LAUNCH) evaluate $(JOB) $(if $(filter-out 0,$(GATE)),evaluate.fail_when_worse=true)
+
+rounds: $(READY) ## Generate, label, train and judge ROUNDS times, each round with the policy of the one before
+	$(PY) -m evaluate.rounds $(JOB) $(if $(ROUNDS),rounds.count=$(ROUNDS)) $(if $(filter-out 1,$(NPROC)),"rounds.launcher=$(LAUNCH)")
 
 smoke: ## Two steps of everything into runs/smoke (or RUN), to see that it runs
 	$(MAKE) eval RUN=$(if $(filter file,$(origin RUN)),smoke,$(RUN)) ARGS="debug=smoke $(ARGS)"

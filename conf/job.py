@@ -28,7 +28,7 @@ from data.pairs.config import PairsSpec
 from data.storage.base import UnreachableError
 from data.storage.hub import HubError
 from data.storage.paths import user_path
-from evaluate.config import EvaluateSpec
+from evaluate.config import EvaluateSpec, RoundsSpec
 from generate.config import GenerateSpec
 from label.config import (
     HUMAN,
@@ -103,6 +103,8 @@ class Job:
     """How pairs of one's own are made, with `pairs=own`."""
     evaluate: EvaluateSpec = field(default_factory=EvaluateSpec)
     """How the result is judged."""
+    rounds: RoundsSpec = field(default_factory=RoundsSpec)
+    """How the stages are repeated (`make rounds`)."""
 
     @property
     def folder(self) -> Path:
@@ -110,10 +112,10 @@ class Job:
         return user_path(self.runs, "runs") / self.run
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w[\w.-]*", self.run):
+        if not all(re.fullmatch(r"\w[\w.-]*", part) for part in self.run.split("/")):
             raise ValueError(
                 f"run={self.run!r}; name a run with letters and digits, after the first also '.', "
-                "'_' and '-'"
+                "'_' and '-'; a / makes it a run below another one (aligned/round-1)"
             )
         if not self.panel.voters:
             raise ValueError("panel.voters is empty; name at least one metric")

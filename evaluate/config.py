@@ -1,10 +1,12 @@
 """Settings of a comparison of models."""
 
 import re
+import shlex
 from dataclasses import dataclass, field
 from enum import Enum
 
 from data.devices import Dtype, check_device
+from data.pairs.config import PairsSpec
 from generate.config import PromptsSpec, Scheduler
 
 OTHER_STAGES = ("scores", "latents", "labels", "train")
@@ -90,3 +92,45 @@ class EvaluateSpec:
             raise ValueError(
                 f"evaluate.folder={self.folder} is the folder of another stage; choose another name"
             )
+
+
+@dataclass(kw_only=True, slots=True)
+class RoundsSpec:
+    """Rounds of generating, labelling, training and judging (`make rounds`)."""
+
+    count: int = 3
+    """Rounds in all; more may be added later by the same command."""
+    stop_when_worse: bool = True
+    """Stop after a round that a held-out judge shows to be worse than the base or than the round
+    before."""
+    mix: float = 0.0
+    """Fraction of a round's pairs that is not its own but of earlier rounds, or of `mix_pairs`, in
+    [0, 1). Whole prompts, drawn from `seed`; of earlier rounds at most all of their pairs."""
+    mix_pairs: PairsSpec = field(default_factory=lambda: PairsSpec(root=""))
+    """A pair set to mix in, with the settings of `pairs` (pairs@rounds.mix_pairs=pickapic chooses a
+    layout); without a root, pairs of earlier rounds are mixed in."""
+    launcher: str = ""
+    """What starts a stage on all processes: its words come before the stage's name, as in `torchrun
+    --standalone --nproc-per-node=8 -m` or `srun .venv/bin/python -m`. Empty starts one process."""
+    dry_run: bool = False
+    """Only print the commands."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"rounds.count={self.count} (ROUNDS); it must be at least 1")
+        if not 0 <= self.mix < 1:
+            raise ValueError(
+                f"rounds.mix={self.mix}; it is a fraction of a round's pairs, in [0, 1)"
+            )
+        if self.mix_pairs.root and not self.mix:
+            raise ValueError(
+                f"rounds.mix_pairs.root={self.mix_pairs.root} needs rounds.mix, the fraction of "
+                "each round's pairs that is taken from it"
+            )
+        try:
+            shlex.split(self.launcher)
+        except ValueError as error:
+            raise ValueError(
+                f"rounds.launcher={self.launcher!r} cannot be cut into words ({error}); close its "
+                "quotes"
+            ) from error

@@ -107,7 +107,15 @@ def headings(page: Path) -> set[str]:
 def dry_run(*words: str) -> subprocess.CompletedProcess[str]:
     """The commands that make would run, independent of a make that may have started the tests."""
     inherited = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"}
-    inherited |= {"ARGS", "EXP", "GATE", "NPROC", "RUN", "VOTE"}  # make hands its variables on
+    inherited |= {
+        "ARGS",
+        "EXP",
+        "GATE",
+        "NPROC",
+        "ROUNDS",
+        "RUN",
+        "VOTE",
+    }  # make hands its variables on
     ours = {name: value for name, value in os.environ.items() if name not in inherited}
     command = ["make", "--no-print-directory", "-n", "-o", ".venv/.ready", *words]
     return subprocess.run(command, cwd=ROOT, env=ours, capture_output=True, text=True, check=False)

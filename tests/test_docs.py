@@ -18,7 +18,7 @@ from evaluate.run import expanded
 from tests import helpers_docs as docs
 from tests.helpers_docs import HEADERS, PAGES, ROOT
 
-STAGES = ("label", "train", "evaluate", "label.parity")
+STAGES = ("generate", "label", "train", "evaluate", "evaluate.rounds", "label.parity")
 """Modules whose arguments are settings."""
 NEEDED = {
     "vote.votes=": ["vote.rule=at_least"],

@@ -73,6 +73,64 @@ def changes(comparison: dict[str, Any]) -> str:
         return _svg(figure, label, salt="changes" + comparison["model"])
 
 
+def by_round(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """Win rates against the base by round, with intervals: the voters' average and other judges.
+
+    Voters are thin lines, because a model is trained on their votes.
+    """
+    rounds = np.arange(1, len(comparisons) + 1)
+    lines = _round_lines(comparisons)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+        heights = apart([100 * estimates[-1]["value"] for *_, estimates in lines], least=7.0)
+        for number, (name, colour, width, estimates) in enumerate(lines):
+            low, value, high = (
+                100 * np.array([each[key] for each in estimates])
+                for key in ("low", "value", "high")
+            )
+            places = rounds + 0.02 * (number - len(lines) / 2)  # so that intervals do not overlap
+            style = "-" if width > 1 else (0, (4, 3))
+            axes.plot(places, value, linestyle=style, color=colour, linewidth=width)
+            axes.plot(places, value, "o", color=colour, markersize=4)
+            axes.vlines(places, low, high, color=colour, linewidth=width)
+            axes.text(
+                rounds[-1] + 0.14, heights[number], name,
+                va="center", fontsize="small", color=colour,
+            )  # fmt: skip
+        axes.axhline(50, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.set_xticks(rounds)
+        axes.set_xlim(0.8, len(comparisons) + 0.9)
+        axes.set_ylim(-4, 104)
+        axes.set_xlabel("round")
+        axes.set_ylabel("win rate in %")
+        return _svg(figure, "Win rates against the base by round", salt="rounds")
+
+
+def _round_lines(comparisons: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float, Any]]:
+    """Name, colour, width and estimates by round of each line."""
+    lines = [("voters' average", ACCENT, 2.2, [each["average"] for each in comparisons])]
+    for place, rate in enumerate(comparisons[0]["rates"]):
+        voter = rate["role"] == "voter"
+        colour = COLOURS["not shown"] if voter else COLOURS["better"]
+        estimates = [each["rates"][place]["win_rate"] for each in comparisons]
+        lines.append((_label(rate), colour, 0.9 if voter else 2.2, estimates))
+    return lines
+
+
+def apart(values: Sequence[float], least: float) -> list[float]:
+    """Percentages moved so far that no two are nearer than `least`; their order stays."""
+    order = np.argsort(values, kind="stable")
+    spread = np.array(values, dtype=float)[order]
+    for place in range(1, len(spread)):
+        spread[place] = max(spread[place], spread[place - 1] + least)
+    spread += np.mean(values) - np.mean(spread)
+    spread += max(0.0, -spread[0]) - max(0.0, spread[-1] - 100)
+    moved = np.empty(len(spread))
+    moved[order] = spread
+    return [float(value) for value in moved]
+
+
 def training(journal: Path) -> str | None:
     """Training curves of loss, implicit accuracy and denoising errors; None if there are none.
 
