@@ -19,8 +19,9 @@ from evaluate.steps import sample_models
 from generate.image_files import Model, Sample
 from generate.pipelines import check_model
 from generate.prompts.files import Prompt
+from tests.helpers_spoil import POINTER
 from tests.helpers_train import SIDE, write_base, write_sdxl_base
-from tests.test_spoiled_models import POINTER, generator, tensors
+from tests.test_spoiled_models import generator, tensors
 from train.config import ModelSpec, Precision
 from train.models.components import ModelComponents, load_components
 
