@@ -1,4 +1,4 @@
-"""One run, one configuration: the three stages read their sections of the same `Job`.
+"""One run, one configuration: the stages read their sections of the same `Job`.
 
 The only module with Hydra, and the only one that knows the settings of every stage. Every YAML
 below this folder fills a field of a dataclass here; everything is checked before a stage begins.
@@ -22,9 +22,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from conf.command_line import as_text, spelling
+from conf.numbers import check_numbers
 from data.distributed import Rank, adopt_srun, without_local_rank
 from data.pairs.config import PairsSpec
 from data.storage.base import UnreachableError
+from data.storage.hub import HubError
 from data.storage.paths import user_path
 from evaluate.config import EvaluateSpec
 from generate.config import GenerateSpec
@@ -77,7 +79,8 @@ class Job:
     """Where runs are kept."""
     goal: Goal | None = None
     """The last stage of the command that this one belongs to, which `make train` and `make eval`
-    set: the paths of all stages up to it are checked at the start. Null checks this stage's."""
+    set, and `make labels` with pairs=own: the paths of all stages up to it are checked at the
+    start. Null checks this stage's."""
     seed: int = 0
     """Decides every random choice of every stage."""
     pairs: PairsSpec = field(default_factory=PairsSpec)
@@ -107,15 +110,36 @@ class Job:
         return user_path(self.runs, "runs") / self.run
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]+", self.run):
-            raise ValueError(f"run={self.run!r}; name a run with letters, digits, '.', '_' and '-'")
+        if not re.fullmatch(r"\w[\w.-]*", self.run):
+            raise ValueError(
+                f"run={self.run!r}; name a run with letters and digits, after the first also '.', "
+                "'_' and '-'"
+            )
         if not self.panel.voters:
             raise ValueError("panel.voters is empty; name at least one metric")
         if HUMAN in self.metrics:
             raise ValueError(f"a metric cannot be named {HUMAN!r}: so the human label is called")
+        for name, spec in self.metrics.items():
+            if spec.tie < 0:
+                raise ValueError(f"metrics.{name}.tie={spec.tie}; it must not be negative")
+        self._check_roles()
         for where, name in self._named_metrics():
-            if name not in self.metrics:
-                raise ValueError(unknown(f"metric {name!r} in {where}", name, sorted(self.metrics)))
+            if str(name) not in self.metrics:
+                raise ValueError(
+                    unknown(f"metric {name!r} in {where}", str(name), sorted(self.metrics))
+                )
+
+    def _check_roles(self) -> None:
+        """Refuse a metric that is named twice: a judge that votes is no held-out one."""
+        roles: dict[str, str] = {}
+        for role in ("voters", "held_out", "oracle"):
+            for name in map(str, getattr(self.panel, role)):
+                if name in roles:
+                    raise ValueError(
+                        f"panel.{role} has {name}, which panel.{roles[name]} has already; name "
+                        "each metric once"
+                    )
+                roles[name] = role
 
     def _named_metrics(self) -> Iterator[tuple[str, str]]:
         for role in ("voters", "held_out", "oracle"):
@@ -155,7 +179,7 @@ def entry(main: Callable[[Job], None]) -> Callable[[], None]:
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             if os.environ.get("BALANCEDDPO_TRACEBACK"):
                 raise
-            if isinstance(error, UnreachableError):
+            if isinstance(error, UnreachableError | HubError):
                 leave_to_first()
             print(f"error: {explain(error)}", file=sys.stderr)
             print("(BALANCEDDPO_TRACEBACK=1 shows the traceback)", file=sys.stderr)
@@ -224,6 +248,7 @@ def checked(config: Any) -> Job:
             "without the + to see which names are allowed"
         ) from error
     assert isinstance(job, Job)
+    check_numbers(settings(job))
     return job
 
 

@@ -43,15 +43,25 @@ class Rank:
             ValueError: The values contradict each other.
         """
         rank, world_size, local_rank = (
-            int(environment.get(name, default))
-            for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+            _number(environment, name, default)
+            for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
         )
-        if not 0 <= rank < world_size:
+        if rank >= world_size:
             raise ValueError(
                 f"RANK={rank} is not below WORLD_SIZE={world_size}; start with torchrun or srun"
             )
-        local_world_size = int(environment.get("LOCAL_WORLD_SIZE", world_size))
-        return cls(rank, world_size, local_rank, local_world_size)
+        local_world_size = _number(environment, "LOCAL_WORLD_SIZE", world_size)
+        return cls(rank, world_size, local_rank, max(1, local_world_size))
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, str(default))
+    if not text.isdecimal():
+        raise ValueError(
+            f"the environment has {name}={text!r}, needed is a number; start with torchrun or "
+            f"srun, or unset {name}"
+        )
+    return int(text)
 
 
 def num_workers(wanted: int | None, rank: Rank | None = None) -> int:

@@ -7,6 +7,9 @@ from enum import Enum
 from data.devices import Dtype, check_device
 from generate.config import PromptsSpec, Scheduler
 
+OTHER_STAGES = ("scores", "latents", "labels", "train")
+"""Folders of a run that the stages before write."""
+
 
 class Unreadable(Enum):
     """What becomes of a judge that cannot read some of the prompts."""
@@ -74,9 +77,16 @@ class EvaluateSpec:
         for name in ("gallery_pairs", "judge_workers"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"evaluate.{name}={getattr(self, name)}; it must not be negative")
+        self._check_names()
+
+    def _check_names(self) -> None:
         for what, name in [("folder", self.folder), *(("models", key) for key in self.models)]:
             if not re.fullmatch(r"\w[\w.-]*", name):
                 raise ValueError(
                     f"evaluate.{what} has the name {name!r}; it becomes a folder, so use letters, "
                     "digits, '.', '_' and '-'"
                 )
+        if self.folder in OTHER_STAGES:
+            raise ValueError(
+                f"evaluate.folder={self.folder} is the folder of another stage; choose another name"
+            )

@@ -1,5 +1,6 @@
 """Settings of prompt sets, of the sampler, and of pairs that are generated."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from enum import Enum
@@ -164,6 +165,10 @@ class GenerateSpec:
             )
 
 
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _listed(name: str, value: Any, kind: type) -> list[Any]:
     """A setting of one number or a list of them, as a list.
 
@@ -171,10 +176,7 @@ def _listed(name: str, value: Any, kind: type) -> list[Any]:
         ValueError: It is neither, or a number is below 1.
     """
     values = value if isinstance(value, list) else [value]
-    numbers = [
-        kind(x) if isinstance(x, int | float) and not isinstance(x, bool) and x == kind(x) else None
-        for x in values
-    ]
+    numbers = [kind(x) if _is_finite(x) and x == kind(x) else None for x in values]
     if not numbers or any(number is None or number < 1 for number in numbers):
         what = "a whole number" if kind is int else "a number"
         raise ValueError(

@@ -1,8 +1,10 @@
 """Loads a diffusers pipeline whole, with LoRA weights if there are any, or refuses it by name."""
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from safetensors import safe_open
@@ -13,6 +15,12 @@ from data.models.adapter import check_adapter, down_matrices
 from data.models.folder import check_model_folder
 from generate.image_files import Model, SamplesError
 
+ARGUMENTS = (
+    "prompt", "latents", "generator", "output_type", "height", "width", "num_inference_steps",
+    "guidance_scale",
+)  # fmt: skip
+"""What a pipeline is called with."""
+
 
 def check_model(model: Model) -> None:
     """Refuse a model of this machine that is damaged or incomplete; loads no weight.
@@ -21,7 +29,8 @@ def check_model(model: Model) -> None:
         ValueError: Names the model, the file, what is wrong with it, and what to do.
     """
     if model.is_local:
-        check_model_folder(Path(model.path), f"model {model.name!r}")
+        index = check_model_folder(Path(model.path), f"model {model.name!r}")
+        _check_text_to_image(model, index)
     if model.adapter:
         check_adapter(Path(model.adapter), f"model {model.name!r}")
 
@@ -55,13 +64,49 @@ def load_pipeline(model: Model, dtype: Dtype) -> Any:
     return pipeline
 
 
+def keep_latents_in_fp32(pipeline: Any) -> None:
+    """Let guidance and scheduler compute in fp32, whatever format the networks compute in.
+
+    Latents in bf16 would be rounded to 8 bits at each of the steps. UNet and VAE get them in their
+    own format; in fp32 nothing changes.
+    """
+    first_of_vae = getattr(pipeline.vae, "post_quant_conv", None) or pipeline.vae.decoder
+    for module in (pipeline.unet, first_of_vae):
+        module.register_forward_pre_hook(_to_own_format)
+    pipeline.unet.register_forward_hook(_to_fp32)
+
+
+def _to_own_format(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0].to(next(module.parameters()).dtype), *args[1:])
+
+
+def _to_fp32(_: torch.nn.Module, __: tuple[Any, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (output[0].float(), *output[1:])
+
+
 def _download(model: Model) -> str:
     """Fetch a hub id at its commit, or take it from the cache; what came is checked as a folder."""
     folder = str(
         DiffusionPipeline.download(model.path, revision=model.revision, use_safetensors=True)
     )
-    check_model_folder(Path(folder), f"model {model.name!r}")
+    _check_text_to_image(model, check_model_folder(Path(folder), f"model {model.name!r}"))
     return folder
+
+
+def _check_text_to_image(model: Model, index: dict[str, Any]) -> None:
+    """Refuse a pipeline that makes images of something else than prompts and noise.
+
+    Raises:
+        SamplesError: Names its class.
+    """
+    name = str(index.get("_class_name"))
+    kind = getattr(diffusers, name, None)
+    accepted = signature(kind.__call__).parameters if isinstance(kind, type) else {}
+    if not {*ARGUMENTS} <= accepted.keys() or "image" in accepted:
+        raise SamplesError(
+            f"model {model.name!r} ({model.path}) is a {name}; needed is a text-to-image pipeline "
+            "of diffusers with a UNet and a VAE, such as StableDiffusionPipeline"
+        )
 
 
 def _limit_prompts(pipeline: Any) -> None:

@@ -20,7 +20,7 @@ from data.distributed import Rank, work_order
 from data.storage.paths import user_path
 from generate.config import PromptsKind
 from generate.image_files import Model, ensure_same_settings, model_at
-from generate.model_process import check_folder
+from generate.model_process import check_folder, check_hub_model
 from generate.pair_set.plan import PairPlan, first_seed
 from generate.pair_set.progress import progress_bar
 from generate.pair_set.shard_writer import declare_complete
@@ -146,7 +146,9 @@ def prompts_of(job: Job) -> PromptSet:
 def generate(plan: PairPlan, rank: Rank, console: Console) -> None:
     """Generate this rank's images and write its files, then whatever other ranks have not done."""
     for model in plan.models:
-        assumed = check_folder(model, plan.spec.scheduler, "generate")
+        steps = max(plan.spec.steps)
+        check_hub_model(model, plan.spec.scheduler, steps, plan.resolution, "generate")
+        assumed = check_folder(model, plan.spec.scheduler, steps, plan.resolution, "generate")
         if assumed and rank.is_first:
             console.print(assumed, highlight=False, soft_wrap=True, markup=False)
     if rank.is_first:
@@ -168,11 +170,10 @@ def generate(plan: PairPlan, rank: Rank, console: Console) -> None:
 
 def summary(plan: PairPlan, manifest: Manifest) -> str:
     """What is in the set; the numbers of pairs add up."""
-    counts = manifest.counts
-    bad = counts.get(f"pairs_{Status.NOT_FINITE_IMAGE}", 0)
+    ok, bad = (manifest.counts.get(status, 0) for status in (Status.OK, Status.NOT_FINITE_IMAGE))
     return (
-        f"{counts['prompts']} prompts · {counts['images']} images · ok {counts.get('pairs_ok', 0)} "
-        f"· not finite image {bad} · total {counts['pairs']} pairs: {plan.folder}"
+        f"{len(plan.prompts.prompts)} prompts · {plan.num_images} images · ok {ok} · "
+        f"not finite image {bad} · total {manifest.rows} pairs: {plan.folder}"
     )
 
 

@@ -5,6 +5,7 @@ the number of processes, or on what was sampled before.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -22,10 +23,12 @@ from data.images import encode_png
 from generate.config import Scheduler
 from generate.image_files import Model, Sample, SamplesError, missing
 from generate.model_process import check_folder, check_process
-from generate.pipelines import load_pipeline
+from generate.pipelines import keep_latents_in_fp32, load_pipeline
 
 T = TypeVar("T")
 
+WRITERS = 4
+"""Threads that encode images; zlib, which takes most of the time, releases the GIL."""
 SLICED_ABOVE = 512
 """From this side in pixels on, the VAE decodes one image at a time, to bound its memory."""
 
@@ -76,6 +79,7 @@ class ImageGenerator:
         """`model` names it in messages, `section` the settings to change."""
         self.pipeline, self.model, self.section = pipeline.to(device), model, section
         self._finite: list[Tensor] = []
+        keep_latents_in_fp32(pipeline)
         pipeline.vae.decoder.register_forward_hook(self._note_finite)
         self.pipeline.set_progress_bar_config(disable=True)
         self.settings = {
@@ -109,7 +113,7 @@ class ImageGenerator:
                 and a VAE, the scheduler does not fit its forward process, or the LoRA weights are
                 not for it.
         """
-        check_folder(model, scheduler, section)
+        check_folder(model, scheduler, steps, resolution, section)
         for library in (logging, transformers_logging):
             library.disable_progress_bar()
             library.set_verbosity_error()  # else every truncated prompt gives a warning
@@ -157,7 +161,7 @@ class ImageGenerator:
         steps = [generator(p, s, "steps") for p, s in zip(prompts, seeds, strict=True)]
         output = self.pipeline(
             prompt=list(prompts),
-            latents=noise.to(self.pipeline.device, self.pipeline.unet.dtype),
+            latents=noise.to(self.pipeline.device),
             generator=steps,  # for schedulers that add noise at every step
             output_type="pt",
             **(self.settings | settings),
@@ -185,12 +189,12 @@ def _scheduler_for(pipeline: Any, model: Model, scheduler: Scheduler, section: s
     own = pipeline.scheduler
     entry = ("diffusers", type(own).__name__)
     index = {"_class_name": type(pipeline).__name__, "scheduler": entry}
-    check_process(
+    process = check_process(
         model, scheduler, index=index, own=own.config, vae=pipeline.vae.config, section=section
     )
     says = {"prediction_type": model.prediction_type.value} if model.prediction_type else {}
-    if scheduler is Scheduler.ddim:
-        return deterministic(own, **says)
+    if scheduler is Scheduler.ddim and process is not None:
+        return deterministic(own, **says, **process.spacing_to_set(own.config))
     return type(own).from_config(own.config, **says) if says else own
 
 
@@ -212,21 +216,61 @@ def sample_missing(
         SamplesError: The device has not enough memory for a single image.
     """
     left = missing(samples)
-    while left:
-        part = missing(left[:batch])  # another process may have sampled some by now
-        pixels = _attempt(source, part) if part else np.empty(0)
-        if pixels is None:
-            if batch == 1:
-                raise SamplesError(
-                    f"not enough device memory to sample one image of {part[0].model!r}; lower "
-                    "model.resolution, or set dtype=bf16"
-                )
-            batch = max(1, min(batch, len(part)) // 2)
-            continue
-        for sample, image in zip(part, pixels, strict=True):
-            write_bytes(sample.path, encode_png(image))
-        left = left[batch:]
-        advance(len(part))
+    with ImageWriter() as writer:
+        while left:
+            part = missing(left[:batch])  # another process may have sampled some by now
+            pixels = _attempt(source, part) if part else np.empty(0)
+            if pixels is None:
+                if batch == 1:
+                    raise SamplesError(
+                        f"not enough device memory to sample one image of {part[0].model!r}; lower "
+                        "model.resolution, or set dtype=bf16"
+                    )
+                batch = max(1, min(batch, len(part)) // 2)
+                continue
+            if part:
+                writer.write(part, pixels)
+            left = left[batch:]
+            advance(len(part))
+
+
+class ImageWriter:
+    """Encodes and writes images in threads while the device samples the next batch."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(WRITERS, "png")
+        self._pending: list[Future[None]] = []
+
+    def __enter__(self) -> "ImageWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._threads.shutdown()
+        if kind is None:
+            self._wait()
+
+    def write(
+        self, samples: Sequence[Sample], pixels: UInt8[np.ndarray, "image height width 3"]
+    ) -> None:
+        """Begin to write a batch, when the one before is on disk.
+
+        Raises:
+            ShardError: An image of the batch before could not be written.
+        """
+        self._wait()
+        self._pending = [
+            self._threads.submit(write_image, sample, image)
+            for sample, image in zip(samples, pixels, strict=True)
+        ]
+
+    def _wait(self) -> None:
+        for pending in self._pending:
+            pending.result()
+
+
+def write_image(sample: Sample, image: UInt8[np.ndarray, "height width 3"]) -> None:
+    """Write an image whole or not at all."""
+    write_bytes(sample.path, encode_png(image))
 
 
 def _attempt(source: SamplesImages, samples: Sequence[Sample]) -> np.ndarray | None:

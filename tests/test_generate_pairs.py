@@ -21,7 +21,7 @@ from data.artifacts.schemas import OWN_PAIRS
 from data.devices import Dtype
 from data.images import decode, to_pixels
 from data.pairs import open_pairs
-from generate.config import Scheduler
+from generate.config import ImageFormat, Scheduler
 from generate.image_files import Model, SamplesError
 from generate.pair_set import image_maker
 from generate.pair_set.progress import ImageCount
@@ -135,28 +135,16 @@ def test_the_set_is_read_as_any_other(world: Path) -> None:
     assert tables[0]["generator_0"].to_pylist() == ["base"] * tables[0].num_rows
 
 
-@pytest.mark.parametrize(("name", "ending"), [("webp", "webp"), ("jpeg", "jpg")])
-def test_formats(
-    name: str, ending: str, job: Job, world: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept: list[str] = []
-    monkeypatch.setattr(shutil, "rmtree", lambda path, **_: kept.append(str(path)))
-    spec = replace(job.generate, format=type(job.generate.format)(name), quality=50)
-    plan = plan_of(replace(job, run=f"format_{name}", generate=spec))
-    image_maker.generate_block(plan, 0, plan.models[0], lambda: maker(plan))
-    image = next(plan.batches(0, "base"))[0]
-    assert image.path.suffix == f".{ending}"
-    content = image.path.read_bytes()
-    png = pl.read_parquet(composed_once(world).folder / "pairs/train-00000-of-00003.parquet")
-    original = to_pixels(decode(png["jpg_0"][0])).astype(int)
-    change = np.abs(to_pixels(decode(content)) - original).max()
-    assert (change == 0) == (name == "webp")
-
-
-def maker(plan: object) -> image_maker.ImageMaker:
-    from data.distributed import Rank
-
-    return image_maker.ImageMaker.load(plan, plan.models[0], Rank())
+@pytest.mark.parametrize(("name", "ending"), [("png", "png"), ("webp", "webp"), ("jpeg", "jpg")])
+def test_formats(name: str, ending: str, job: Job) -> None:
+    spec = replace(job.generate, format=ImageFormat(name), quality=50)
+    plan = plan_of(replace(job, generate=spec))
+    assert plan.images_of(0, plan.prompts.prompts[0])[0].path.suffix == f".{ending}"
+    pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    content = image_maker.encoder(spec)(pixels)
+    assert np.array_equal(to_pixels(decode(content)), pixels) == (name != "jpeg")
+    if name == "jpeg":
+        assert len(content) < len(image_maker.encoder(replace(spec, quality=95))(pixels))
 
 
 # --- what stops it -------------------------------------------------------------------------------
@@ -267,8 +255,13 @@ def spoiling(spoil: Callable[[str, int], bool]) -> Callable[..., object]:
 
 
 def test_an_image_that_is_not_finite_is_an_error_of_its_rows(
-    job: Job, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    job: Job,
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """In the set, and in its labels."""
     spoil = spoiling(lambda prompt, seed: (prompt, seed) == ("a dog", 1_000_001))
     monkeypatch.setattr(ImageGenerator, "sample_with_flags", spoil)
     main(job)
@@ -280,8 +273,22 @@ def test_an_image_that_is_not_finite_is_an_error_of_its_rows(
         ("a dog", "not_finite_image", "image 0: values that are not finite"),
     ]
     assert (rows["jpg_0"].null_count(), rows["jpg_1"].null_count()) == (1, 1)
-    others = [name for name, content in files(job).items() if "00000-of" not in name]
-    assert all(files(job)[name] == files(composed_once(world))[name] for name in others)
+    mine, whole = files(job), files(composed_once(world))
+    assert [name for name in mine if mine[name] != whole[name]] == ["train-00000-of-00003.parquet"]
+    labels = labels_of(job, tmp_path)
+    assert (labels.height, labels["human"].null_count()) == (15, 15)
+    bad = labels.filter(pl.col("status") != "ok").select("prompt", "reason").rows()
+    assert bad == [("a dog", "image 1: no bytes"), ("a dog", "image 0: no bytes")]
+    assert labels["winner"].is_in([0, 1]).sum() > 0
+
+
+def labels_of(job: Job, folder: Path) -> pl.DataFrame:
+    """What the panel, of tiny random scorers, makes of a set."""
+    metrics = specs(build_weights(folder))
+    voters = ["hps", "clip", "pickscore", "aesthetic"]
+    panel = replace(job.panel, voters=voters, held_out=[], oracle=[])
+    label_main(replace(job, metrics=metrics, panel=panel))
+    return pl.read_parquet(job.folder / "labels" / "majority" / "part-*.parquet")
 
 
 def test_a_model_of_which_no_image_is_finite_is_refused(
@@ -395,21 +402,3 @@ def test_the_commands_of_the_guide_generate_pairs(
     main(job)
     assert "prompts 2 ·" in capsys.readouterr().out
     assert sum(shard.rows for shard in open_pairs(job.pairs).shards) == plan_of(job).num_pairs
-
-
-def test_the_panel_labels_the_set_and_says_what_is_wrong_with_a_row(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spoil = spoiling(lambda prompt, seed: (prompt, seed) == ("moon", 1_000_002))
-    monkeypatch.setattr(ImageGenerator, "sample_with_flags", spoil)
-    main(job)
-    metrics = specs(build_weights(tmp_path))
-    voters = ["hps", "clip", "pickscore", "aesthetic"]
-    panel = replace(job.panel, voters=voters, held_out=[], oracle=[])
-    label_main(replace(job, metrics=metrics, panel=panel))
-    rows = pl.read_parquet(job.folder / "labels" / "majority" / "part-*.parquet")
-    assert rows.height == 15
-    assert rows["human"].null_count() == 15
-    bad = rows.filter(pl.col("status") != "ok")
-    assert bad.select("prompt", "reason").rows() == [("moon", "image 1: no bytes")] * 2
-    assert rows["winner"].is_in([0, 1]).sum() > 0

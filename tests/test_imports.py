@@ -39,7 +39,8 @@ ROOMS = {
         "run", "__main__",
     ),
     "evaluate": (
-        "config", "statistics", "plan", "judging", "steps", "reporting", "run", "__main__",
+        "config", "statistics", "plan", "progress", "judging", "steps", "reporting", "run",
+        "__main__",
     ),
 }  # fmt: skip
 """Stage -> its rooms; each may import those before it."""

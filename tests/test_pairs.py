@@ -213,6 +213,20 @@ def test_a_kind_that_is_none_is_refused(
         open_pairs(PairsSpec(kind=kind, root="/nowhere"))
 
 
+def test_an_option_that_nobody_reads_is_refused(tmp_path: Path):
+    spec = PairsSpec(kind="miniature", root=str(tmp_path), options={"num_pairs": 1, "pairs": 2})
+    with pytest.raises(PairsError, match=r"pairs\.options\.pairs is not read .* reads num_pairs"):
+        open_pairs(spec)
+    spec = PairsSpec(kind="pickapic", root=str(tmp_path), options={"num_pairs": 1})
+    with pytest.raises(PairsError, match=r"num_pairs is not read .* which reads no options"):
+        open_pairs(spec)
+
+
+def test_an_empty_root_is_not_the_working_folder():
+    with pytest.raises(PairsError, match=r"pairs\.root is empty; give the folder"):
+        open_pairs(PairsSpec(kind="pickapic", root=""))
+
+
 @pytest.mark.parametrize("options", [{}, {"num_pairs": 0}, {"num_pairs": "many"}])
 def test_the_miniature_needs_a_number_of_pairs(options: dict, tmp_path: Path):
     with pytest.raises(PairsError, match=r"pairs\.options\.num_pairs=.* 1 or more"):

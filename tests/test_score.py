@@ -429,5 +429,8 @@ def test_rank_comes_from_the_launcher() -> None:
     assert Rank.from_environment({}) == Rank(0, 1, 0)
     given = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
     assert Rank.from_environment(given) == Rank(5, 8, 1, 8)
+    with pytest.raises(ValueError, match="the environment has RANK='first', needed is a number"):
+        Rank.from_environment({"RANK": "first"})
+    assert Rank.from_environment({"LOCAL_WORLD_SIZE": "0"}).local_world_size == 1
     with pytest.raises(ValueError, match="RANK=2 is not below WORLD_SIZE=2"):
         Rank.from_environment({"RANK": "2", "WORLD_SIZE": "2"})

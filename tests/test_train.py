@@ -11,7 +11,7 @@ import pytest
 from data.artifacts.manifest import read_manifest
 from tests import rank_programs
 from tests.helpers_ranks import ROOT, environment, run_ranks, shared_place, straight
-from train.config import ReferenceSpec, Refresh, TrainSpec, ZeroSpec
+from train.config import ReferenceSpec, TrainSpec, ZeroSpec
 
 LN_2 = 0.6931471824645996
 """ln 2 in float32."""
@@ -207,7 +207,6 @@ def test_mistakes_are_found_before_a_weight_is_loaded():
         ({"lr": 0.0}, "train.lr=0.0; it must be above 0"),
         ({"caption_dropout": 1.5}, "it is a rate in"),
         ({"reference": ReferenceSpec(every=9000)}, "never happens within"),
-        ({"reference": ReferenceSpec(refresh=Refresh.ema, alpha=0.0)}, "alpha=0.0"),
     ],
 )
 def test_settings_are_checked(change: dict[str, object], message: str):

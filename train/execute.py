@@ -13,7 +13,9 @@ from rich.console import Console
 from data.artifacts.atomic import write_json
 from data.artifacts.config_diff import differences
 from data.artifacts.manifest import code_revision
+from data.artifacts.readable import read_json_object
 from data.distributed import Rank
+from data.models.forward_process import CONFIG as SCHEDULER
 from train.config import LatentUse, Objective
 from train.distributed.world import (
     LostContactError,
@@ -144,7 +146,15 @@ def export(trainer: Trainer) -> None:
         unet = merged_unet(base, adapter)
     else:
         unet = trained_unet(base, weights)
-    export_pipeline(base, unet, run.pipeline, about, card, run.model.prediction_type)
+    export_pipeline(base, unet, run.pipeline, about, card, scheduler_settings(trainer))
+
+
+def scheduler_settings(trainer: Trainer) -> dict[str, str]:
+    """What the result's scheduler must say besides the base's, so that any sampler is right."""
+    base, prediction = trainer.models.components.base, trainer.run.model.prediction_type
+    said = {"prediction_type": prediction.value} if prediction else {}
+    own = read_json_object(base.folder / SCHEDULER, f"model.path={trainer.run.model.path}")
+    return said | base.process.spacing_to_set(own)
 
 
 def provenance(run: TrainRun, world: World) -> dict[str, Any]:

@@ -26,6 +26,12 @@ from data.models.tokenizer import (
 INDEX = "model_index.json"
 WEIGHTS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 """Library of a part -> the name of its weights before `.safetensors`."""
+SD = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+NEEDED = {
+    "StableDiffusionPipeline": SD,
+    "StableDiffusionXLPipeline": (*SD, "tokenizer_2", "text_encoder_2"),
+}
+"""Parts without which a pipeline cannot be sampled."""
 NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that neither training nor sampling from prompts uses."""
 BUFFERS = ("position_ids",)
@@ -45,6 +51,11 @@ def check_model_folder(folder: Path, what: str) -> dict[str, Any]:
         UnreadableError: Names the file, what is wrong with it, and what to do.
     """
     index = read_json_object(folder / INDEX, what)
+    for name in NEEDED.get(str(index.get("_class_name")), ()):
+        if index.get(name) in (None, [None, None]):
+            raise UnreadableError(
+                f"{what}: {folder / INDEX} names no {name}, which a {index['_class_name']} needs"
+            )
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list) or name in NOT_NEEDED:
             continue

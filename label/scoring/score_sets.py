@@ -89,8 +89,10 @@ class ScoreSets:
         if not path.exists():
             return False
         footer = read_settings(path)
-        for word in ("sha256", "etag"):  # known only after the pairs were read
-            footer.get("source", {}).pop(word, None)
+        source = footer.get("source")
+        if isinstance(source, dict):
+            for word in ("sha256", "etag"):  # known only after the pairs were read
+                source.pop(word, None)
         refuse_other_settings(path, footer, self.settings(name, shard))
         return True
 

@@ -40,6 +40,10 @@ class ModelSpec:
     """What the denoiser predicts, where the folder's `scheduler_config.json` does not say; without
     either, epsilon is assumed, and the run says so."""
 
+    def __post_init__(self) -> None:
+        if self.resolution < 8:
+            raise ValueError(f"model.resolution={self.resolution}; it must be at least 8 pixels")
+
 
 @dataclass(kw_only=True, slots=True)
 class LoraSpec:

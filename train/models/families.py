@@ -1,5 +1,6 @@
 """Which models can be aligned, judged by a folder's configuration before any weight is loaded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -60,6 +61,10 @@ WANTED = (
 """Files to fetch from a hub repository: one set of weights in one format, and no pickle."""
 
 
+CONFIGS = tuple(name for name in WANTED if not name.endswith(".safetensors"))
+"""Those of them that are small."""
+
+
 @dataclass(frozen=True, slots=True)
 class BaseModel:
     """A diffusers folder of a family that can be aligned."""
@@ -98,14 +103,24 @@ def open_model(spec: ModelSpec) -> BaseModel:
     Raises:
         ValueError: There is none, its family is not supported, or it does not fit the resolution.
     """
-    folder, what = find_model(spec), f"model.path={spec.path}"
+    return describe(spec, find_model(spec))
+
+
+def describe(spec: ModelSpec, folder: Path, *, whole: bool = True) -> BaseModel:
+    """Check a model's configuration in a folder and, of a `whole` one, which files it has.
+
+    Raises:
+        ValueError: Its family is not supported, or it does not fit the resolution.
+    """
+    what = f"model.path={spec.path}"
     index = read_json_object(folder / "model_index.json", what)
     class_name = index.get("_class_name")
     if class_name not in [family.value for family in Family]:
         allowed = ", ".join(family.value for family in Family)
         raise ValueError(f"model.path={spec.path} is a {class_name}; allowed are {allowed}")
     family = Family(class_name)
-    _check_parts(spec, folder, family)
+    if whole:
+        _check_parts(spec, folder, family)
     unet, vae = (read_json_object(folder / name / "config.json", what) for name in ("unet", "vae"))
     if not isinstance(vae.get("block_out_channels", []), list):
         raise UnreadableError(
@@ -191,8 +206,23 @@ def _check_unet(spec: ModelSpec, base: BaseModel) -> None:
 def find_model(spec: ModelSpec) -> Path:
     """Return a local folder as it is; fetch a hub id, or take it from this machine's cache.
 
+    A hub id's weights are fetched when its configuration has been checked.
+
     Raises:
-        ValueError: There is neither; says what `model.path` may be.
+        ValueError: There is neither; says what `model.path` may be. Or it is none that is trained.
+    """
+    folder = find_configs(spec)
+    if folder == user_path(spec.path):
+        return folder
+    describe(spec, folder, whole=False)
+    return _resolve(spec, WANTED)
+
+
+def find_configs(spec: ModelSpec) -> Path:
+    """The same without the weights of a hub id.
+
+    Raises:
+        ValueError: There is no such model; says what `model.path` may be.
     """
     folder = user_path(spec.path, "model.path")
     if folder.suffix in SINGLE_FILES:
@@ -201,8 +231,12 @@ def find_model(spec: ModelSpec) -> Path:
             "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), "
             "or StableDiffusionXLPipeline for SDXL"
         )
+    return _resolve(spec, CONFIGS)
+
+
+def _resolve(spec: ModelSpec, files: Sequence[str]) -> Path:
     wanted = Wanted(
-        patterns=[WANTED],
+        patterns=[files],
         usable=lambda path: (path / "model_index.json").is_file(),
         missing=" is not a diffusers folder (no model_index.json); give one, or a hub id",
         refresh=True,  # stage one fetches the VAE alone
