@@ -84,15 +84,15 @@ QUICK = (
 def floor_step(trainer: Trainer, questions: list[NoisedBatch], beta: float) -> Callable[[], None]:
     """The bare step, on questions that are ready."""
     components, device = trainer.models.components, trainer.world.device
-    policy, reference = components.unet(), trainer.models.reference
+    policy, reference = components.denoiser(), trainer.models.reference
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-8, weight_decay=0.01, fused=True)
     turn = iter(range(1 << 62))
 
     def run() -> None:
         inputs = questions[next(turn) % len(questions)]
-        errors = denoising_errors(predict(policy, inputs, components.dtype), inputs.target)
+        errors = denoising_errors(predict(policy, inputs, components), inputs.target)
         with torch.inference_mode():
-            predicted = predict(reference, inputs, components.dtype)
+            predicted = predict(reference, inputs, components)
         others = denoising_errors(predicted.clone(), inputs.target)
         dpo_losses(errors, others, beta).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()

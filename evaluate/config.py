@@ -52,6 +52,9 @@ class EvaluateSpec:
     process's part of the machine's cores, at most 8."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; with several processes a machine, each takes its own GPU."""
+    cpu_offload: bool = False
+    """Keep only the part of a model that is running on the GPU: slower, for models that do not
+    fit. It changes no image."""
     resamples: int = 10_000
     """Bootstrap resamples behind each interval."""
     gallery_pairs: int = 12
@@ -68,7 +71,7 @@ class EvaluateSpec:
         for name in ("seeds", "steps", "batch", "judge_batch", "resamples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluate.{name}={getattr(self, name)}; it must be at least 1")
-        check_device("evaluate.device", self.device)
+        self._check_device()
         if self.guidance < 1:
             raise ValueError(f"evaluate.guidance={self.guidance}; it must be at least 1")
         for name in ("gallery_pairs", "judge_workers"):
@@ -80,3 +83,11 @@ class EvaluateSpec:
                     f"evaluate.{what} has the name {name!r}; it becomes a folder, so use letters, "
                     "digits, '.', '_' and '-'"
                 )
+
+    def _check_device(self) -> None:
+        check_device("evaluate.device", self.device)
+        if self.cpu_offload and self.device == "cpu":
+            raise ValueError(
+                "evaluate.cpu_offload=true moves parts of a model between GPU and CPU, but "
+                "evaluate.device=cpu; change one of them"
+            )

@@ -26,7 +26,8 @@ class Scheduler(Enum):
     """The scheduler that images are sampled with."""
 
     ddim = "ddim"
-    """Deterministic DDIM (eta 0) on the model's own noise schedule."""
+    """Deterministic DDIM (eta 0) on the model's own noise schedule; for flow-matching models, for
+    which that step is Euler's, the scheduler in the model's folder."""
     own = "own"
     """The scheduler in the model's folder, configured as it is there."""
 

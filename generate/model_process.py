@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from data.artifacts.readable import read_json_object
+from data.families import find_family
 from data.models.forward_process import CONFIG, ProcessKind, forward_process, process_kind
 from data.models.latent_scale import CONFIG as VAE
-from data.models.latent_scale import latent_scale
 from generate.config import Scheduler
 from generate.image_files import Model, SamplesError
-
-KNOWN = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-"""Pipelines of which it is known how they scale latents."""
 
 Json = Mapping[str, Any]
 
@@ -45,14 +42,15 @@ def check_process(model: Model, scheduler: Scheduler, *, index: Json, own: Json,
     Raises:
         ValueError: It cannot be sampled with this scheduler; says why, and what can be.
     """
-    what, pipeline = f"model {model.name!r} ({model.path})", str(index.get("_class_name"))
-    if pipeline in KNOWN:
-        latent_scale(what, pipeline, vae)
+    what, family = f"model {model.name!r} ({model.path})", find_family(index)
+    if family is not None:
+        family.latent_scale(what, vae)
     by_itself = _samples_by_itself(index, own)
     if scheduler is Scheduler.own and by_itself:
         return ""
+    decide = forward_process if family is None else family.process
     try:
-        process = forward_process(what, index, own, model.prediction_type)
+        process = decide(what, index, own, model.prediction_type)
     except ValueError as error:
         way_out = "; or sample by that scheduler: evaluate.scheduler=own" if by_itself else ""
         raise SamplesError(f"{error}{way_out}") from error

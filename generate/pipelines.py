@@ -9,7 +9,9 @@ from safetensors import safe_open
 
 from data.artifacts.readable import read_json_object
 from data.devices import Dtype
+from data.families import families, find_family
 from data.models.adapter import check_adapter, down_matrices
+from data.models.family import Family
 from data.models.folder import check_model_folder
 from generate.image_files import Model, SamplesError
 
@@ -36,7 +38,7 @@ def load_pipeline(model: Model, dtype: Dtype) -> Any:
     try:
         folder = model.path if model.is_local else _download(model)
         pipeline = DiffusionPipeline.from_pretrained(
-            folder, dtype=dtype.torch, use_safetensors=True, **_without_safety_checker(folder)
+            folder, dtype=dtype.torch, use_safetensors=True, **left_out(folder)
         )
     except torch.OutOfMemoryError:
         raise
@@ -44,15 +46,27 @@ def load_pipeline(model: Model, dtype: Dtype) -> Any:
         raise SamplesError(
             f"model {model.name!r} ({model.path}) cannot be loaded: {error}"
         ) from error
-    if not all(hasattr(pipeline, part) for part in ("unet", "vae")):
+    if not all(hasattr(pipeline, part) for part in (denoiser_of(pipeline), "vae")):
+        allowed = ", ".join(family.pipeline for family in families())
         raise SamplesError(
-            f"model {model.name!r} ({model.path}) is a {type(pipeline).__name__}; needed is a "
-            "pipeline with a UNet and a VAE"
+            f"model {model.name!r} ({model.path}) is a {type(pipeline).__name__}; needed is one of "
+            f"{allowed}, or another pipeline with a UNet and a VAE"
         )
     _limit_prompts(pipeline)
     if model.adapter:
         _load_adapter(pipeline, model)
     return pipeline
+
+
+def family_of_pipeline(pipeline: Any) -> Family | None:
+    """The family of a loaded pipeline; None for those that can only be sampled."""
+    return find_family({"_class_name": type(pipeline).__name__})
+
+
+def denoiser_of(pipeline: Any) -> str:
+    """The name of a pipeline's denoiser."""
+    family = family_of_pipeline(pipeline)
+    return "unet" if family is None else family.denoiser
 
 
 def _download(model: Model) -> str:
@@ -90,8 +104,8 @@ def _load_adapter(pipeline: Any, model: Model) -> None:
         ) from error
     if not loaded:
         raise SamplesError(
-            f"model {model.name!r}: {file} has no LoRA weights for the UNet or the text encoders "
-            f"of {model.path}; give the base that it was made for (model.path=...)"
+            f"model {model.name!r}: {file} has no LoRA weights for the denoiser or the text "
+            f"encoders of {model.path}; give the base that it was made for (model.path=...)"
         )
     with safe_open(file, framework="numpy") as weights:
         in_file = len(down_matrices(weights.keys()))
@@ -114,9 +128,17 @@ def _num_layers(pipeline: Any) -> int:
     )
 
 
-def _without_safety_checker(folder: str) -> dict[str, Any]:
-    """Options that leave out Stable Diffusion's checker, which replaces images by black ones."""
-    index = Path(folder) / "model_index.json"
-    if index.is_file() and "safety_checker" in read_json_object(index):
-        return {"safety_checker": None, "requires_safety_checker": False}
-    return {}
+def left_out(folder: str) -> dict[str, Any]:
+    """Options for the parts that are not loaded.
+
+    They are those that the folder does without, which diffusers wants to be told, and Stable
+    Diffusion's checker, which replaces images by black ones.
+    """
+    path = Path(folder) / "model_index.json"
+    index = read_json_object(path) if path.is_file() else {}
+    family = find_family(index)
+    absent = () if family is None else set(family.parts) - set(family.parts_in(index))
+    options: dict[str, Any] = dict.fromkeys(absent)
+    if "safety_checker" in index:
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+    return options

@@ -19,10 +19,12 @@ from transformers.utils import logging as transformers_logging
 from data.artifacts.atomic import write_bytes
 from data.devices import Dtype, is_out_of_memory
 from data.images import encode_png
+from data.models.family import ModelConfig
+from data.models.forward_process import ProcessKind, process_kind
 from generate.config import Scheduler
 from generate.image_files import Model, Sample, SamplesError, missing
 from generate.model_process import check_folder, check_process
-from generate.pipelines import load_pipeline
+from generate.pipelines import denoiser_of, family_of_pipeline, load_pipeline
 
 SLICED_ABOVE = 512
 """From this side in pixels on, the VAE decodes one image at a time, to bound its memory."""
@@ -69,9 +71,14 @@ class ImageGenerator:
         resolution: int,
         steps: int,
         guidance: float,
+        offload: bool = False,
     ) -> None:
-        """`model` names it in messages."""
-        self.pipeline, self.model = pipeline.to(device), model
+        """`model` names it in messages; `offload` is `evaluate.cpu_offload`."""
+        self.pipeline, self.model, self.device = pipeline, model, device
+        if offload:
+            pipeline.enable_model_cpu_offload(device=device)
+        else:
+            pipeline.to(device)
         self._finite: list[Tensor] = []
         pipeline.vae.decoder.register_forward_hook(self._note_finite)
         self.pipeline.set_progress_bar_config(disable=True)
@@ -81,8 +88,9 @@ class ImageGenerator:
             "num_inference_steps": steps,
             "guidance_scale": guidance,
         }
-        side = resolution // pipeline.vae_scale_factor
-        self.shape = (pipeline.unet.config.in_channels, side, side)
+        self.family = family_of_pipeline(pipeline)
+        self.denoiser = getattr(pipeline, denoiser_of(pipeline))
+        self.shape = latent_shape(pipeline, resolution)
         if resolution >= SLICED_ABOVE:
             pipeline.vae.enable_slicing()
 
@@ -97,13 +105,14 @@ class ImageGenerator:
         resolution: int,
         steps: int,
         guidance: float,
+        offload: bool = False,
     ) -> "ImageGenerator":
         """Read a model's folder (safetensors only, no code from it).
 
         Raises:
-            ValueError: A part of the folder is damaged or missing, it holds no pipeline with a UNet
-                and a VAE, the scheduler does not fit its forward process, or the LoRA weights are
-                not for it.
+            ValueError: A part of the folder is damaged or missing, it holds no pipeline that can
+                be sampled, the scheduler does not fit its forward process, or the LoRA weights
+                are not for it.
         """
         check_folder(model, scheduler)
         for library in (logging, transformers_logging):
@@ -120,6 +129,7 @@ class ImageGenerator:
             resolution=resolution,
             steps=steps,
             guidance=guidance,
+            offload=offload,
         )
 
     @torch.inference_mode()
@@ -133,10 +143,12 @@ class ImageGenerator:
         """
         self._finite.clear()
         noise = initial_noise(prompts, seeds, self.shape)
+        if self.family is not None:
+            noise = self.family.pipeline_latents(noise)
         steps = [generator(p, s, "steps") for p, s in zip(prompts, seeds, strict=True)]
         output = self.pipeline(
             prompt=list(prompts),
-            latents=noise.to(self.pipeline.device, self.pipeline.unet.dtype),
+            latents=noise.to(self.device, self.denoiser.dtype),
             generator=steps,  # for schedulers that add noise at every step
             output_type="pt",
             **self.settings,
@@ -153,7 +165,7 @@ class ImageGenerator:
         finite = torch.cat(self._finite).tolist()
         if all(finite):
             return
-        first, dtype = finite.index(False), str(self.pipeline.unet.dtype).removeprefix("torch.")
+        first, dtype = finite.index(False), str(self.denoiser.dtype).removeprefix("torch.")
         remedy = "its weights are damaged, or its scheduler does not fit them"
         if dtype != "float32":
             others = "bf16 or fp32" if dtype == "float16" else "fp32"
@@ -164,6 +176,21 @@ class ImageGenerator:
         )
 
 
+def latent_shape(pipeline: Any, resolution: int) -> tuple[int, int, int]:
+    """Channels, height and width of a pipeline's latents.
+
+    Raises:
+        ValueError: The resolution does not suit the model.
+    """
+    family, config = family_of_pipeline(pipeline), getattr(pipeline, denoiser_of(pipeline)).config
+    side = resolution // pipeline.vae_scale_factor
+    if family is None:
+        return config.in_channels, side, side
+    files = ModelConfig(index={}, denoiser=config, vae=pipeline.vae.config, scheduler={})
+    family.check_resolution("model.resolution", resolution, files)
+    return family.latent_channels(files), side, side
+
+
 def _scheduler_for(pipeline: Any, model: Model, scheduler: Scheduler) -> Any:
     """The scheduler to sample with, for a forward process that it fits."""
     own = pipeline.scheduler
@@ -171,7 +198,7 @@ def _scheduler_for(pipeline: Any, model: Model, scheduler: Scheduler) -> Any:
     index = {"_class_name": type(pipeline).__name__, "scheduler": entry}
     check_process(model, scheduler, index=index, own=own.config, vae=pipeline.vae.config)
     says = {"prediction_type": model.prediction_type.value} if model.prediction_type else {}
-    if scheduler is Scheduler.ddim:
+    if scheduler is Scheduler.ddim and process_kind(index, own.config)[0] is not ProcessKind.flow:
         return deterministic(own, **says)
     return type(own).from_config(own.config, **says) if says else own
 

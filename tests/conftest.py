@@ -9,7 +9,7 @@ SLOW_FILES = (
     "test_docs", "test_evaluate_cli", "test_label_cli",  # compose commands or run a stage
     "test_latents", "test_pair_stages", "test_parity", "test_score.py", "test_train_latents",
     "test_blip", "test_golden", "test_hps_v3", "test_lora", "test_metrics", "test_mps",  # networks
-    "test_passes", "test_sample_models",
+    "test_passes", "test_sample_models", "test_flow_models", "test_flow_pipelines",
 )  # fmt: skip
 """Files that are slow as a whole: `make test-fast` does not even import them."""
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from data.families.sd1 import FAMILY
+from data.models.family import Condition
 from train.models import flops
-from train.models.components import Condition
 
 SD15 = 803_273_441_280
 """Operations of SD1.5's UNet on a 64 x 64 latent with 77 tokens: 401.6 G multiply-adds."""
@@ -19,7 +20,7 @@ def test_a_forward_pass_of_sd15_has_its_operations():
         )  # fmt: skip
     assert sum(parameter.numel() for parameter in unet.parameters()) == 859_520_964
     condition = Condition(torch.zeros(2, 77, 768))
-    assert flops.forward_flops(unet, (4, 64, 64), condition) == SD15
+    assert flops.forward_flops(unet, FAMILY, (4, 64, 64), condition) == SD15
 
 
 @pytest.mark.parametrize(("uses", "passes"), [(True, 8), (False, 6)])

@@ -19,7 +19,7 @@ from data.storage.hub import HUB_ID, Wanted, resolve
 from train.config import ModelSpec, resumable_fields
 from train.identity import TrainRun, fingerprint
 from train.loader.source_choice import ImageSource, LatentsNeeded, choose_source
-from train.models.families import find_model, open_model
+from train.models.base_model import check_settings, find_model, open_model
 
 
 def main(job: Job) -> None:
@@ -45,7 +45,7 @@ def check(job: Job) -> None:
         return
     folder, hub = Path(job.model.path).expanduser(), HUB_ID.fullmatch(job.model.path)
     if folder.exists() or not hub or not job.model.revision:
-        open_model(job.model)
+        check_settings(open_model(job.model), job.train)
         return
     index = Wanted(patterns=[["model_index.json"]])
     resolve("model.path", job.model.path, job.model.revision, index)
@@ -113,11 +113,16 @@ def describe(job: Job) -> TrainRun:
 
 
 def model_identity(model: ModelSpec) -> dict[str, Any]:
-    """What of the model decides the weights; a prediction only where it was set."""
-    identity = {"resolution": model.resolution, "fingerprint": fingerprint(model)}
-    if model.prediction_type is None:
-        return identity
-    return identity | {"prediction_type": model.prediction_type.value}
+    """What of the model decides the weights; prediction and guidance only where they were set."""
+    identity: dict[str, Any] = {
+        "resolution": model.resolution,
+        "fingerprint": fingerprint(model),
+    }
+    if model.prediction_type is not None:
+        identity["prediction_type"] = model.prediction_type.value
+    if model.guidance is not None:
+        identity["guidance"] = model.guidance
+    return identity
 
 
 def image_source(job: Job, folder: Path) -> tuple[ImageSource, dict[str, Any] | None]:

@@ -4,7 +4,7 @@ Every part's weights are compared with its architecture by names and shapes: tho
 header with those of the configured class on the meta device. It takes a second and no memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that neither training nor sampling from prompts uses."""
 BUFFERS = ("position_ids",)
 """Ends of names in old files that are no weights."""
-CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
+BY_HEADER = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
+"""Text encoders whose files have the names of the class; others are loaded to be checked."""
 CLIP_PREFIX = "text_model."
 """Begins the names of CLIP's text model in some versions of transformers and not in others."""
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
@@ -77,7 +78,7 @@ def check_part(folder: Path, name: str, what: str, entry: Sequence[Any] | None =
         _check_tokenizer(part, kind, what)
     elif "Scheduler" in kind.__name__:
         _check_scheduler(part, kind, what)
-    elif library == "diffusers" or kind.__name__ in CLIP:
+    elif library == "diffusers" or kind.__name__ in BY_HEADER:
         _check_weights(part, library, kind, what)
     elif issubclass(kind, torch.nn.Module):
         _check_by_loading(part, kind, what)
@@ -134,13 +135,23 @@ def _check_weights(part: Path, library: str, kind: Any, what: str) -> None:
     actual = {
         name: tensor for name, tensor in _read(path, what).items() if not name.endswith(BUFFERS)
     }
-    wanted = dict(empty.state_dict())
+    wanted = _once(empty, actual)
     if library == "diffusers":
         actual = dict(empty._fix_state_dict_keys_on_load(actual))  # names of old attention layers
     else:
         actual, wanted = _without_prefix(actual), _without_prefix(wanted)
     if problem := misfit(actual, wanted) or quantised(actual):
         raise UnreadableError(f"{what}: {path} {problem}")
+
+
+def _once(model: torch.nn.Module, actual: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's tensors; of one with several names, as T5's embedding, those that a file has."""
+    names: dict[int, list[str]] = {}
+    tensors = dict(model.state_dict(keep_vars=True))
+    for name, tensor in tensors.items():
+        names.setdefault(id(tensor), []).append(name)
+    kept = [[name for name in same if name in actual] or same[:1] for same in names.values()]
+    return {name: tensors[name] for same in kept for name in same}
 
 
 def _check_by_loading(part: Path, kind: Any, what: str) -> None:

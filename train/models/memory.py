@@ -25,10 +25,10 @@ GIB = 2**30
 class ParameterCounts:
     """How many parameters a model has."""
 
-    unet: int
-    """Parameters of the base's UNet."""
+    denoiser: int
+    """Parameters of the base's UNet or transformer."""
     adapter: int = 0
-    """Parameters of a LoRA adapter; 0 trains the UNet."""
+    """Parameters of a LoRA adapter; 0 trains the denoiser."""
     text: int = 0
     """Parameters of all text encoders."""
     vae: int = 0
@@ -36,13 +36,13 @@ class ParameterCounts:
     @property
     def trained(self) -> int:
         """Parameters with a gradient."""
-        return self.adapter or self.unet
+        return self.adapter or self.denoiser
 
 
 PUBLISHED = {
-    "SD1.5": ParameterCounts(unet=859_520_964, text=123_060_480, vae=83_653_863),
-    "SD2.1": ParameterCounts(unet=865_910_724, text=340_387_840, vae=83_653_863),
-    "SDXL": ParameterCounts(unet=2_567_463_684, text=817_720_320, vae=83_653_863),
+    "SD1.5": ParameterCounts(denoiser=859_520_964, text=123_060_480, vae=83_653_863),
+    "SD2.1": ParameterCounts(denoiser=865_910_724, text=340_387_840, vae=83_653_863),
+    "SDXL": ParameterCounts(denoiser=2_567_463_684, text=817_720_320, vae=83_653_863),
 }
 ADAPTERS = {"SD1.5": 3_188_736, "SD2.1": 3_319_808, "SDXL": 23_224_320}
 """LoRA of rank 16 on the attentions."""
@@ -80,7 +80,7 @@ def estimate_memory(
     """Estimate the memory of one of `world_size` processes."""
     width = FP32 if spec.precision is Precision.fp32 else 2
     partitions = world_size if spec.zero.stage == 3 else 1
-    weights = counts.unet + counts.adapter
+    weights = counts.denoiser + counts.adapter
     return MemoryEstimate(
         policy=width * weights // partitions,
         gradients=_gradients(counts, spec, world_size, width),
@@ -98,7 +98,7 @@ def _gradients(counts: ParameterCounts, spec: TrainSpec, world_size: int, width:
         return (FP32 + width) * trained
     if stage == 2:
         return FP32 * trained // world_size
-    bucket = min(BUCKET, counts.unet + counts.adapter)  # stage 3 keeps its bucket
+    bucket = min(BUCKET, counts.denoiser + counts.adapter)  # stage 3 keeps its bucket
     summed = FP32 if spec.reduce_dtype is Precision.fp32 else width  # the bucket's format
     return FP32 * trained // world_size + summed * bucket
 
@@ -126,7 +126,7 @@ def published_rows() -> Iterator[tuple[str, str, MemoryEstimate]]:
     """Yield model, training and memory; always in bf16 with a snapshot reference."""
     for name, whole in PUBLISHED.items():
         lora = ParameterCounts(
-            unet=whole.unet, adapter=ADAPTERS[name], text=whole.text, vae=whole.vae
+            denoiser=whole.denoiser, adapter=ADAPTERS[name], text=whole.text, vae=whole.vae
         )
         for stage, world_size in ((2, 1), (1, 8), (2, 8), (3, 8)):
             spec = TrainSpec()
