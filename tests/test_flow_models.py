@@ -12,20 +12,33 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.models.family import ModelError
+from benchmarks import shapes
+from data.families import flux, sd3
+from data.models.family import ModelConfig, ModelError, PromptEmbeds
 from data.models.forward_process import ForwardProcessError, Prediction
 from data.models.rectified_flow import flow_process
 from generate.pipelines import left_out
 from tests.helpers_flow import CHANNELS, WRITERS, flow_scheduler
 from tests.helpers_train import SIDE, write_base
 from tests.test_components import pair_batch
-from train.config import ActivationCheckpointing, ModelSpec, Precision, TimestepSpec, TrainSpec
+from train.config import (
+    ActivationCheckpointing,
+    LoraSpec,
+    ModelSpec,
+    Precision,
+    TimestepKind,
+    TimestepSpec,
+    TrainSpec,
+)
 from train.dpo.draws import DrawRule, draw
-from train.dpo.objectives import dpo
+from train.dpo.objectives import dpo, timestep_rule
 from train.dpo.step import Models, draw_noise, step
 from train.models.activation_checkpointing import checkpoint_activations
 from train.models.base_model import check_settings, open_model
 from train.models.components import ModelComponents, load_components
+from train.models.flops import forward_flops
+from train.models.lora import attach, counts
+from train.models.memory import ADAPTERS, PUBLISHED
 from train.models.noise_schedule import rectified_flow
 from train.run import model_identity
 
@@ -90,8 +103,14 @@ def assert_same_tensors(ours: dict[str, Tensor], theirs: dict[str, Tensor], exac
             assert torch.equal(ours[key], value), key
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, torch.float32) for name in WRITERS),
+        ("sd3", torch.bfloat16),
+        ("flux", torch.bfloat16),
+    ],
+)
 @torch.no_grad()
 def test_the_denoiser_is_told_what_the_pipeline_tells_it(
     bases: dict[str, Path], name: str, dtype: torch.dtype
@@ -179,9 +198,8 @@ def test_a_step_is_the_formula(bases: dict[str, Path], name: str):
             assert output.losses[pair].item() == pytest.approx(expected.item(), rel=1e-2, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux"])
-def test_checkpointed_activations_change_no_gradient(bases: dict[str, Path], name: str):
-    components = load(bases[name])
+def test_checkpointed_activations_change_no_gradient(bases: dict[str, Path]):
+    components = load(bases["flux"])
     gradients = []
     for kind in ActivationCheckpointing:
         policy = components.denoiser()
@@ -214,6 +232,20 @@ def test_noise_levels_are_those_of_a_new_scheduler(settings: dict):
     torch.testing.assert_close(ours.add_noise(latents, noise, at), expected)
     assert torch.equal(ours.add_noise(latents, noise, at)[2], noise[2])
     assert torch.equal(ours.get_target(latents, noise, at), noise - latents)
+
+
+def test_a_shift_above_1_and_a_mean_above_0_mean_more_noise():
+    """sigma = 3 / 4 instead of 1 / 2; and the drawn timesteps' logits have the stated mean."""
+    flow = rectified_flow(1000, 3.0, 1.0, CPU)
+    assert flow.sigmas[499].item() == pytest.approx(0.75)
+    assert bool((flow.sigmas.diff() > 0).all())
+    rule = DrawRule(seed=0, num_timesteps=1000, latent_shape=(1, 1, 1))
+    spec = TimestepSpec(kind=TimestepKind.logit_normal, mean=0.7, std=0.6)
+    rule = replace(rule, timesteps=timestep_rule(spec))
+    drawn = draw(rule, 0, [str(index) for index in range(1500)]).timestep
+    logits = ((drawn + 0.5) / 1000).logit()
+    assert logits.mean().item() == pytest.approx(0.7, abs=0.05)
+    assert logits.std().item() == pytest.approx(0.6, abs=0.05)
 
 
 def test_a_sheet_descends_along_the_shifted_path_and_its_steps_are_eulers():
@@ -308,3 +340,43 @@ def test_half_a_t5_and_other_input_channels_are_refused(bases: dict[str, Path], 
     (folder / "transformer/config.json").write_text(json.dumps(config | {"in_channels": 33}))
     with pytest.raises(ModelError, match="33 input channels for latents of 16"):
         open_model(ModelSpec(path=str(folder), resolution=SIDE))
+
+
+# --- real shapes ---------------------------------------------------------------------------------
+
+TRANSFORMERS = {
+    "SD3 medium": (shapes.SD3_MEDIUM, sd3, 2_028_328_000),
+    "SD3.5 medium": (shapes.SD35_MEDIUM, sd3, 2_243_171_520),
+    "SD3.5 large": (shapes.SD35_LARGE, sd3, 8_056_627_520),
+    "FLUX.1 dev": (shapes.FLUX_DEV, flux, 11_901_408_320),
+    "FLUX.1 schnell": (shapes.FLUX_SCHNELL, flux, 11_891_178_560),
+}
+"""The published configurations, and how many parameters they have."""
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_the_published_transformers_take_what_we_give_them(name: str):
+    """On the meta device at 1024 pixels: shapes and counts are real, numbers are not."""
+    import diffusers
+
+    settings, module, parameters = TRANSFORMERS[name]
+    family = module.FAMILY
+    with torch.device("meta"):
+        model = getattr(diffusers, family.parts["transformer"])(**settings).eval()
+        assert sum(p.numel() for p in model.parameters()) == parameters
+        text = PromptEmbeds(
+            torch.zeros(1, 333, 4096), torch.zeros(1, 768 if module is flux else 2048)
+        )
+        config = ModelConfig(index={}, denoiser=model.config, vae={}, scheduler={})
+        guidance = family.guidance(config)
+        condition = family.condition(text, torch.full((1, 2), 1024), 1024, guidance)
+    shape = (family.latent_channels(config), 128, 128)
+    assert shape == (16, 128, 128)
+    if name in ("SD3.5 large", "FLUX.1 dev"):
+        # Two operations for each weight and patch, but modulations are computed once an image.
+        flops = forward_flops(model, family, shape, condition)
+        assert 0.4 < flops / (2 * parameters * 64 * 64) < 2
+    if name in PUBLISHED:
+        assert PUBLISHED[name].denoiser == parameters
+        attach(model, LoraSpec(rank=1, targets=list(family.lora_targets)), 0, moving=False)
+        assert ADAPTERS[name] == 16 * counts(model).adapter

@@ -15,7 +15,7 @@ from tests.test_checkpoint import copy_run, same_journals
 from tests.test_components import PUBLISHED as UNETS
 from tests.test_components import published_unet
 from train.config import LoraSpec
-from train.export.pipeline import ADAPTER, export_adapter, merged_denoiser
+from train.export.pipeline import ADAPTER, COMFYUI, export_adapter, merged_denoiser
 from train.models.lora import (
     POLICY,
     as_reference,
@@ -172,7 +172,7 @@ def test_merged_weights_compute_what_base_and_adapter_do(base: Path, targets: li
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 @torch.no_grad()
 def test_diffusers_loads_the_adapter_with_its_scale(tmp_path: Path, family: str):
-    """Drawn by `load_lora_weights` and drawn with merged weights: the same image."""
+    """With `load_lora_weights`, of both files, and with merged weights: the same image."""
     from diffusers import DiffusionPipeline
 
     base = write_base(tmp_path / "m") if family == "sd" else write_sdxl_base(tmp_path / "m")
@@ -181,9 +181,10 @@ def test_diffusers_loads_the_adapter_with_its_scale(tmp_path: Path, family: str)
     train_a_little(unet)
     adapter = in_diffusers_format(trained(unet), spec.scale, "unet")
     export_adapter(adapter, tmp_path / "lora", {"step": 1}, "a card")
-    pipelines = [DiffusionPipeline.from_pretrained(base) for _ in range(3)]
+    pipelines = [DiffusionPipeline.from_pretrained(base) for _ in range(4)]
     pipelines[0].load_lora_weights(tmp_path / "lora")
     pipelines[1].unet = merged_denoiser(opened(base), adapter)
+    pipelines[3].load_lora_weights(tmp_path / "lora", weight_name=COMFYUI)
     images = []
     for pipeline in pipelines:
         pipeline.set_progress_bar_config(disable=True)
@@ -193,8 +194,9 @@ def test_diffusers_loads_the_adapter_with_its_scale(tmp_path: Path, family: str)
         images.append(output.images)
     torch.testing.assert_close(images[0], images[1], rtol=0, atol=1e-4)
     assert (images[0] - images[2]).abs().max() > 1e-2
+    torch.testing.assert_close(images[0], images[3], rtol=0, atol=1e-4)
     assert sorted(path.name for path in (tmp_path / "lora").iterdir()) == [
-        "README.md", "balanceddpo.json", ADAPTER,
+        "README.md", "balanceddpo.json", ADAPTER, COMFYUI,
     ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.utils import convert_state_dict_to_kohya
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,6 +30,9 @@ ABOUT = "balanceddpo.json"
 
 ADAPTER = "pytorch_lora_weights.safetensors"
 """The name that diffusers' `load_lora_weights` looks for in a folder."""
+
+COMFYUI = "pytorch_lora_weights_comfyui.safetensors"
+"""The same weights by the names of kohya's scripts, which ComfyUI and others read."""
 
 
 def export_pipeline(
@@ -62,9 +66,15 @@ def _state_prediction(config: Path, prediction: Prediction) -> None:
 def export_adapter(
     adapter: Mapping[str, Tensor], folder: Path, about: Mapping[str, Any], card: str
 ) -> None:
-    """Write an adapter, as `in_diffusers_format` gives it, as a folder for `load_lora_weights`."""
+    """Write an adapter, as `in_diffusers_format` gives it, as a folder for `load_lora_weights`.
+
+    ComfyUI reads that of a transformer as it is; that of a UNet is written in its format, too.
+    """
     with _whole(folder, about, card) as partial:
         save_file(dict(adapter), partial / ADAPTER, {"format": "pt"})
+        if all(name.startswith("unet.") for name in adapter):
+            renamed = convert_state_dict_to_kohya(dict(adapter))
+            save_file(renamed, partial / COMFYUI, {"format": "pt"})
 
 
 def trained_denoiser(base: BaseModel, weights: Mapping[str, Tensor]) -> Any:

@@ -43,9 +43,17 @@ PUBLISHED = {
     "SD1.5": ParameterCounts(denoiser=859_520_964, text=123_060_480, vae=83_653_863),
     "SD2.1": ParameterCounts(denoiser=865_910_724, text=340_387_840, vae=83_653_863),
     "SDXL": ParameterCounts(denoiser=2_567_463_684, text=817_720_320, vae=83_653_863),
+    "SD3.5 medium": ParameterCounts(denoiser=2_243_171_520, text=5_580_620_800, vae=83_819_683),
+    "SD3.5 large": ParameterCounts(denoiser=8_056_627_520, text=5_580_620_800, vae=83_819_683),
+    "FLUX.1 dev": ParameterCounts(denoiser=11_901_408_320, text=4_885_371_136, vae=83_819_683),
 }
-ADAPTERS = {"SD1.5": 3_188_736, "SD2.1": 3_319_808, "SDXL": 23_224_320}
-"""LoRA of rank 16 on the attentions."""
+"""With T5, where the family has it."""
+ADAPTERS = {
+    "SD1.5": 3_188_736, "SD2.1": 3_319_808, "SDXL": 23_224_320, "SD3.5 medium": 9_388_032,
+    "SD3.5 large": 23_580_672, "FLUX.1 dev": 44_826_624,
+}  # fmt: skip
+"""LoRA of rank 16 on the layers that the family adapts by default."""
+FP32_VAES = ("SDXL", "SD3.5 medium", "SD3.5 large")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,12 +140,12 @@ def published_rows() -> Iterator[tuple[str, str, MemoryEstimate]]:
             spec = TrainSpec()
             spec.zero.stage = stage
             how = f"all weights, ZeRO-{stage}, {world_size} GPU{'s' if world_size > 1 else ''}"
-            yield name, how, estimate_memory(whole, spec, world_size, vae_in_fp32=name == "SDXL")
+            yield name, how, estimate_memory(whole, spec, world_size, vae_in_fp32=name in FP32_VAES)
         spec = TrainSpec()
         yield (
             name,
             "LoRA of rank 16, 1 GPU",
-            estimate_memory(lora, spec, 1, vae_in_fp32=name == "SDXL"),
+            estimate_memory(lora, spec, 1, vae_in_fp32=name in FP32_VAES),
         )
 
 
