@@ -45,7 +45,7 @@ def check_process(model: Model, scheduler: Scheduler, *, index: Json, own: Json,
     what, family = f"model {model.name!r} ({model.path})", find_family(index)
     if family is not None:
         family.latent_scale(what, vae)
-    by_itself = _samples_by_itself(index, own)
+    by_itself = not (family and family.is_flow) and _samples_by_itself(index, own)
     if scheduler is Scheduler.own and by_itself:
         return ""
     decide = forward_process if family is None else family.process

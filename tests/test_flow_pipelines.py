@@ -1,18 +1,22 @@
 """SD3 and FLUX.1 beyond the step: sampled, exported, read back, and their latents written."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from data.artifacts.latents import LatentFormat
 from data.devices import Dtype
 from data.families.vae import find_vae, latent_shape
+from data.models.folder import check_model_folder
 from generate.config import Scheduler
 from generate.image_files import Model, SamplesError
+from generate.model_process import check_folder
 from generate.pipelines import left_out
 from generate.sampler import ImageGenerator, initial_noise
 from label.scoring.vae_encoder import VaeEncoder
@@ -31,7 +35,7 @@ from train.export.pipeline import (
 )
 from train.models.lora import attach, in_diffusers_format
 
-PROMPTS = ["a red cat", "a blue cat", "a cat"]
+PROMPTS = ["a red cat", "a blue cat"]
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +66,10 @@ def test_images_come_from_the_models_own_scheduler(bases: dict[str, Path], name:
     """Those of the pipeline from the same noise; they do not depend on the batch."""
     ours = generator(bases[name])
     assert type(ours.pipeline.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
-    whole = ours.sample(PROMPTS, [0, 1, 2])
-    assert whole.shape == (3, SIDE, SIDE, 3)
-    assert np.array_equal(ours.sample(PROMPTS[1:2], [1])[0], whole[1]) or (
-        np.abs(ours.sample(PROMPTS[1:2], [1])[0].astype(int) - whole[1]).max() <= 1
-    )
-    noise = initial_noise(PROMPTS, [0, 1, 2], (CHANNELS, SIDE // 2, SIDE // 2))
+    whole = ours.sample(PROMPTS, [0, 1]).astype(int)
+    assert whole.shape == (2, SIDE, SIDE, 3)
+    assert np.abs(ours.sample(PROMPTS[1:], [1])[0] - whole[1]).max() <= 1
+    noise = initial_noise(PROMPTS, [0, 1], (CHANNELS, SIDE // 2, SIDE // 2))
     images = pipeline_of(bases[name])(
         PROMPTS, latents=ours.family.pipeline_latents(noise), height=SIDE, width=SIDE,
         num_inference_steps=2, guidance_scale=3.0, output_type="np",
@@ -82,6 +84,32 @@ def test_what_cannot_be_sampled_is_refused(bases: dict[str, Path]):
     with pytest.raises(ValueError, match="model 'm': .*x.safetensors"):
         ImageGenerator.load(model, CPU, scheduler=Scheduler.own, dtype=Dtype.fp32,
                             resolution=SIDE, steps=1, guidance=1.0)  # fmt: skip
+
+
+def test_a_folder_that_does_not_fit_is_refused_before_it_is_loaded(
+    bases: dict[str, Path], tmp_path: Path
+):
+    """A scheduler of another process, T5's weights cut short, a tokenizer of another T5."""
+    folder = Path(shutil.copytree(bases["sd3"], tmp_path / "m"))
+    scheduler = folder / "scheduler/scheduler_config.json"
+    before = scheduler.read_text()
+    scheduler.write_text(json.dumps({"_class_name": "EDMEulerScheduler"}))
+    for choice in Scheduler:
+        with pytest.raises(SamplesError, match="EDMEulerScheduler, which means the process of EDM"):
+            check_folder(Model(name="m", path=str(folder)), choice)
+    scheduler.write_text(before)
+    weights = folder / "text_encoder_3/model.safetensors"
+    tensors = load_file(weights)
+    assert "shared.weight" in tensors
+    removed = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    save_file({key: t for key, t in tensors.items() if key != removed}, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"text_encoder_3/model.safetensors .* missing {removed}"):
+        check_model_folder(folder, "m")
+    save_file(tensors, weights, {"format": "pt"})
+    config = folder / "text_encoder_3/config.json"
+    config.write_text(config.read_text().replace('"eos_token_id": 1', '"eos_token_id": 5'))
+    with pytest.raises(ValueError, match="tokenizer_3 ends a prompt with token 1, .* waits for 5"):
+        check_model_folder(folder, "m")
 
 
 # --- the result ----------------------------------------------------------------------------------
@@ -105,7 +133,7 @@ def test_a_trained_model_is_read_back(bases: dict[str, Path], tmp_path: Path, na
     assert opened(tmp_path / "p").process == base.process
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux_schnell"])
+@pytest.mark.parametrize("name", ["sd3", "flux"])
 @torch.no_grad()
 def test_an_adapter_samples_what_the_merged_pipeline_samples(
     bases: dict[str, Path], tmp_path: Path, name: str

@@ -44,6 +44,7 @@ class Flux(Family):
         "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
     )  # fmt: skip
     patch = 2
+    is_flow = True
     is_guided = False
 
     def latent_channels(self, config: ModelConfig) -> int:

@@ -45,6 +45,7 @@ class StableDiffusion3(Family):
         "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
     )  # fmt: skip
     patch = 2
+    is_flow = True
 
     def check(self, what: str, config: ModelConfig) -> None:
         """Refuse half a T5, besides models that are given an image."""

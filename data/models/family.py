@@ -103,6 +103,8 @@ class Family(ABC):
     """Layers that LoRA adapts by default, by the ends of their names."""
     patch: ClassVar[int] = 1
     """Latents along a side of what the denoiser takes as one; sides must be multiples of it."""
+    is_flow: ClassVar[bool] = False
+    """Whether the process is rectified flow, whose schedulers are no others'."""
     is_guided: ClassVar[bool] = True
     """Whether sampling compares the prompt with an empty one (classifier-free guidance)."""
 

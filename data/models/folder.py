@@ -32,6 +32,8 @@ BUFFERS = ("position_ids",)
 """Ends of names in old files that are no weights."""
 BY_HEADER = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
 """Text encoders whose files have the names of the class; others are loaded to be checked."""
+READ_BY = {"CLIPTokenizer": transformers.CLIPTextModel, "T5Tokenizer": transformers.T5EncoderModel}
+"""Tokenizer -> a text encoder whose configuration says how many words it knows."""
 CLIP_PREFIX = "text_model."
 """Begins the names of CLIP's text model in some versions of transformers and not in others."""
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
@@ -107,8 +109,9 @@ def _check_tokenizer(part: Path, kind: Any, what: str) -> None:
     check_vocabulary(part, what, vocabulary_files(part))
     encoder = part.with_name(part.name.replace("tokenizer", "text_encoder"))
     tokenizer = load_tokenizer(kind, part, what)
-    if kind.__name__.startswith("CLIPTokenizer") and encoder.is_dir():
-        config = _config(encoder, transformers.CLIPTextModel, "transformers", what)
+    read_by = READ_BY.get(kind.__name__.removesuffix("Fast"))
+    if read_by is not None and encoder.is_dir():
+        config = _config(encoder, read_by, "transformers", what)
         check_size(tokenizer, config, part, what)
 
 

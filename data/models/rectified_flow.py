@@ -68,16 +68,11 @@ def flow_process(
     Raises:
         ForwardProcessError: It has another process, or settings that are not known here.
     """
-    kind, reason = process_kind(index, scheduler)
-    classes = scheduler_classes(index, scheduler)
-    names = ", ".join(name.removesuffix("Scheduler") for name in SCHEDULERS)
-    if not classes or any(name not in SCHEDULERS for name in classes.values()):
-        known = kind if kind is not ProcessKind.flow else ProcessKind.unknown
-        reason = reason or f"{CONFIG} names the scheduler {next(iter(classes.values()))}"
+    if reason := _other_process(index, scheduler):
+        names = ", ".join(name.removesuffix("Scheduler") for name in SCHEDULERS)
         raise ForwardProcessError(
-            f"{what}: {reason}, which means {known.value}; a {index.get('_class_name')} needs "
-            f"{ProcessKind.flow.value}, with one of {names}. Restore the scheduler that it came "
-            "with"
+            f"{what}: {reason}; a {index.get('_class_name')} needs {ProcessKind.flow.value}, with "
+            f"one of {names}. Restore the scheduler that it came with"
         )
     if prediction is not None:
         raise ForwardProcessError(
@@ -92,6 +87,19 @@ def flow_process(
         shift=_number(what, given, "shift", 1.0),
         dynamic=_dynamic(what, given),
     )
+
+
+def _other_process(index: Json, scheduler: Json) -> str:
+    """Which scheduler means another process, and which; empty if all are known here."""
+    classes = scheduler_classes(index, scheduler)
+    if not classes:
+        return f"{CONFIG} has no _class_name, which means {ProcessKind.unknown.value}"
+    for file, name in classes.items():
+        if name not in SCHEDULERS:
+            kind, _ = process_kind({}, {"_class_name": name})
+            other = ProcessKind.unknown if kind is ProcessKind.flow else kind
+            return f"{file} names the scheduler {name}, which means {other.value}"
+    return ""
 
 
 def _dynamic(what: str, given: Json) -> tuple[tuple[int, float], tuple[int, float]] | None:
