@@ -11,19 +11,23 @@ NPROC ?= $(shell n=$$(nvidia-smi -L 2>/dev/null | wc -l); echo $$((n > 0 ? n : 1
 
 VENV  ?= .venv
 PY    := $(VENV)/bin/python
-READY := $(VENV)/.ready
+# Another Python (PY=python3) is taken as it is; else what is missing is installed into VENV first.
+READY := $(if $(filter command,$(firstword $(origin PY))),,$(VENV)/.ready)
 
 # One process needs no launcher; more are torchrun's, on SLURM they are srun's.
 LAUNCH := $(if $(filter 1,$(NPROC)),$(PY) -m,$(VENV)/bin/torchrun --standalone --nproc-per-node=$(NPROC) -m)
+# Whether the run's pairs are its own, which are generated before they are labelled. The stage itself
+# decides: where ARGS names other pairs in the end, it has nothing to do.
+OWN    := $(if $(findstring pairs=own,$(ARGS))$(shell grep -s 'override /pairs: own' conf/experiment/$(EXP).yaml),pairs)
 # The last stage of this command: the paths of all its stages are checked before the first begins.
-GOAL   := $(if $(filter eval,$(MAKECMDGOALS)),evaluate,$(if $(filter train,$(MAKECMDGOALS)),train))
+GOAL   := $(if $(filter eval,$(MAKECMDGOALS)),evaluate,$(if $(filter train,$(MAKECMDGOALS)),train,$(if $(OWN),$(if $(filter labels inspect,$(MAKECMDGOALS)),label))))
 JOB    := experiment=$(EXP) run=$(RUN) $(if $(VOTE),vote=$(VOTE)) $(if $(GOAL),goal=$(GOAL)) $(ARGS)
 
 # Tests side by side, one thread each: threads of several processes only wait for each other.
 CORES  := $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest --dist loadgroup
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest --dist loadfile --no-loadscope-reorder
 
-TARGETS := help setup labels train eval smoke inspect reproduce miniature test test-fast check docs examples parity bench-label bench-vote bench-stream bench-train lock
+TARGETS := help setup pairs labels train eval smoke inspect reproduce miniature test test-fast check docs examples parity bench-label bench-pairs bench-vote bench-stream bench-train gpu-day gpu-wheels lock
 .PHONY: $(TARGETS)
 
 # What nothing reads would be left out in silence, and the default run begin instead.
@@ -53,7 +57,10 @@ help: ## List the targets and their variables
 
 setup: $(READY) ## Install the pinned environment into .venv (every target does it when needed)
 
-labels: $(READY) ## Score every pair with every metric and write the consensus labels
+pairs: $(READY) ## Generate the run's own pairs, where the experiment has pairs=own
+	$(LAUNCH) generate $(JOB)
+
+labels: $(READY) $(OWN) ## Score every pair with every metric and write the consensus labels
 	$(LAUNCH) label $(JOB)
 
 train: labels ## The labels if they are missing, then Diffusion-DPO on them
@@ -100,6 +107,9 @@ parity: $(READY) ## Published scores against ours, and accuracy on the run's pai
 bench-label: $(READY) ## Speed of stage one beside bare forward passes and per-pair scoring
 	OMP_WAIT_POLICY=PASSIVE $(PY) -m benchmarks.label $(ARGS)
 
+bench-pairs: $(READY) ## Speed of generating pairs beside the bare pipeline, and memory as the prompts grow
+	OMP_WAIT_POLICY=PASSIVE $(PY) -m benchmarks.pairs $(ARGS)
+
 bench-vote: $(READY) ## Seconds of a new vote over 959 040 pairs
 	$(PY) -m benchmarks.vote $(ARGS)
 
@@ -109,11 +119,17 @@ bench-stream: $(READY) ## How fast stage two reads images and latents, beside wh
 bench-train: $(READY) ## Speed and memory of stage two: a table, and one JSON object on the last line
 	$(PY) -m benchmarks.train $(ARGS)
 
+gpu-day: $(READY) ## All that is worth measuring on one GPU, in 9 minutes; ARGS=--dry runs it on a CPU
+	$(PY) -m benchmarks.gpu_day $(ARGS)
+
+gpu-wheels: $(READY) ## Gather into wheels/ what a GPU machine without a network lacks
+	$(PY) -m benchmarks.gpu_day.wheels $(ARGS)
+
 lock: $(READY) ## Renew the pins in constraints.txt from pyproject.toml
 	$(VENV)/bin/uv pip compile pyproject.toml --group dev --group docs --upgrade --quiet \
 	  --no-annotate --no-header --no-emit-index-url -o constraints.txt
 
-$(READY): pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt
 	@python3 -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; python3 is " + sys.version.split()[0])'
 	test -x $(PY) || python3 -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' constraints.txt)"

@@ -25,6 +25,7 @@ from label.metrics.preprocessing import (
     ResizeMode,
     process_images,
 )
+from label.scoring.decode_pool import DecodePool
 
 WORKERS = 2
 CHUNK = 8
@@ -74,7 +75,7 @@ def cpu_s() -> float:
     return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def decode_alone(pool: Pool, images: Sequence[bytes]) -> None:
+def decode_alone(pool: Pool | DecodePool, images: Sequence[bytes]) -> None:
     """All images, as many in flight as stage one has."""
     waiting: deque[Callable[[], list[ProcessedImage]]] = deque()
     for start in range(0, len(images), CHUNK):

@@ -1,9 +1,11 @@
 """What the benchmarks of stage one run on: pairs that repeat as Pick-a-Pic's, random networks."""
 
 import json
+import os
 import random
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
+from benchmarks.random_weights import build_place
 from data.devices import Dtype
 from data.miniature import scenes, tokenizer
 from label.config import MetricSpec
@@ -54,15 +57,17 @@ def repetition(num_pairs: int, seed: int = 0) -> Iterator[tuple[int, int, int]]:
 def write_pairs(folder: Path, num_pairs: int, per_file: int, side: int, seed: int = 0) -> float:
     """Pick-a-Pic files of drawn JPEGs; how many slots an image fills."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = list(repetition(num_pairs, seed))
-    texts = scenes.prompts("train")
+    rows, texts = list(repetition(num_pairs, seed)), scenes.prompts("train")
+    numbers = {image for _, *pair in rows for image in pair}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        images = dict(zip(numbers, threads.map(lambda n: jpeg(n, side), numbers), strict=True))
     for number, first in enumerate(range(0, num_pairs, per_file)):
         part = rows[first : first + per_file]
         table = pa.table(
             {
                 "caption": [f"{texts[p % len(texts)]} {p}" for p, _, _ in part],
-                "jpg_0": [jpeg(left, side) for _, left, _ in part],
-                "jpg_1": [jpeg(right, side) for _, _, right in part],
+                "jpg_0": [images[left] for _, left, _ in part],
+                "jpg_1": [images[right] for _, _, right in part],
                 "image_0_uid": [str(left) for _, left, _ in part],
                 "image_1_uid": [str(right) for _, _, right in part],
                 "label_0": [1.0] * len(part),
@@ -71,7 +76,7 @@ def write_pairs(folder: Path, num_pairs: int, per_file: int, side: int, seed: in
             }
         )
         pq.write_table(table, folder / f"train-{number:05d}.parquet", row_group_size=64)
-    return 2 * num_pairs / len({image for _, *pair in rows for image in pair})
+    return 2 * num_pairs / len(numbers)
 
 
 def jpeg(number: int, side: int) -> bytes:
@@ -93,14 +98,23 @@ TINY = {"width": 32, "layers": 1, "heads": 2, "patch": 32, "side": 224}
 
 def panel(
     folder: Path,
-    hf: dict[str, int],
-    open_clip: dict[str, int],
-    dtype: Dtype = Dtype.fp32,
+    clip: dict[str, int],
+    others: dict[str, int],
+    dtype: Dtype | None = Dtype.fp32,
 ) -> dict[str, MetricSpec]:
-    """The paper's four metrics on three random backbones of these sizes; text models are small."""
-    for name in ("clip", "pickscore"):
-        _save_hf(folder / name, hf)
-    _save_open_clip(folder / "hps", open_clip)
+    """The paper's four metrics on three random backbones; text models are small.
+
+    CLIP and the aesthetic head share one of size `clip`; PickScore's and HPS's have the size
+    `others`.
+    """
+    _save_hf(folder / "clip", clip)
+    _save_hf(folder / "pickscore", others)
+    _save_open_clip(folder / "hps", others)
+    return panel_at(folder, dtype)
+
+
+def panel_at(folder: Path, dtype: Dtype | None) -> dict[str, MetricSpec]:
+    """The metrics of backbones that are there already; writes the aesthetic head."""
     sizes = [64, 32, 16, 8, 4, 1]
     shapes = zip(LAYERS, sizes, sizes[1:], strict=False)
     head = {f"layers.{i}.weight": torch.randn(after, before) for i, before, after in shapes}
@@ -138,7 +152,10 @@ def _save_hf(folder: Path, size: dict[str, int]) -> None:
         },
         projection_dim=64,
     )
-    CLIPModel(config).save_pretrained(folder)
+    device, dtype = build_place()
+    with device:
+        model: Any = CLIPModel(config)
+    model.to(dtype).save_pretrained(folder)
     tokenizer.hf_tokenizer().save_pretrained(folder)
 
 
@@ -162,8 +179,10 @@ def _save_open_clip(folder: Path, size: dict[str, int]) -> None:
     config = json.dumps({"model_cfg": model, "preprocess_cfg": {}})
     (folder / "open_clip_config.json").write_text(config)
     tokenizer.write_open_clip_merges(folder / "merges.txt.gz")
-    state = CLIP(**model).state_dict()
+    device, dtype = build_place()
+    with device:
+        state = CLIP(**model).to(dtype).state_dict()
     save_file(
-        {key: value.contiguous() for key, value in state.items()},
+        {key: value.cpu().contiguous() for key, value in state.items()},
         folder / "open_clip_model.safetensors",
     )

@@ -64,7 +64,7 @@ def parts(quick: bool, rounds: int) -> dict[str, Callable[[], dict[str, Any]]]:
 
     from benchmarks import inputs
     from benchmarks.effects import memory, precision, reuse
-    from benchmarks.pipeline import on_gpu, sized
+    from benchmarks.pipeline import sized
 
     big = inputs.TINY if quick else inputs.VIT_B
     pairs = 10 if quick else 128
@@ -78,8 +78,20 @@ def parts(quick: bool, rounds: int) -> dict[str, Callable[[], dict[str, Any]]]:
     if quick:
         del chosen["peak_memory_mb"]
     if torch.cuda.is_available():
-        chosen["gpu"] = lambda: on_gpu(64 if quick else 2048)
+        chosen["gpu"] = lambda: on_gpu(quick)
     return chosen
+
+
+def on_gpu(quick: bool) -> dict[str, Any]:
+    """The paper's panel at its real sizes, as `make gpu-day` measures it."""
+    import tempfile
+
+    from benchmarks.gpu_day import labels
+    from benchmarks.gpu_day.parts import part
+
+    settings = part("labels").settings(dry=quick)
+    with tempfile.TemporaryDirectory() as name:
+        return labels.measure(Path(name), **settings)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,12 @@ def used_mib(device: torch.device, *, peak: bool) -> float:
     return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith(name))
 
 
+def reset_peak(device: torch.device) -> None:
+    """Forget a GPU's peak so far; that of RAM cannot be forgotten."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def main() -> None:
     """One rank: a few steps, and how high the memory went."""
     parser = argparse.ArgumentParser()

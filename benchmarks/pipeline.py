@@ -1,11 +1,8 @@
 """Stage one as a whole, beside bare forward passes and beside scoring pair by pair."""
 
-import os
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -16,7 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks import inputs
-from data.devices import Dtype, choose_device
+from data.devices import choose_device
 from data.distributed import Rank
 from data.images import decode
 from data.pairs import open_pairs
@@ -25,7 +22,7 @@ from data.pairs.schema import PairSource
 from label.config import MetricSpec
 from label.metrics.backbones import Backbone, HfClipBackbone
 from label.metrics.protocols import EmbeddingMetric
-from label.metrics.registry import resolve
+from label.metrics.registry import score_settings
 from label.scoring.batching import Batch
 from label.scoring.decode_pool import DecodePool
 from label.scoring.panel import Panel
@@ -52,7 +49,7 @@ class Bench:
 
     def pipeline(self) -> tuple[float, float, Clock]:
         """Score all pairs into a new folder; seconds, CPU seconds, and parts."""
-        resolved = {name: resolve(name, spec).settings() for name, spec in self.specs.items()}
+        resolved = score_settings(self.specs, self.folder / "weights.json")
         sets = ScoreSets(Path(mkdtemp(dir=self.folder)), self.pairs.shards, resolved)
         clock = Clock()
         tools = ScoringTools(
@@ -70,7 +67,7 @@ class Bench:
         with torch.inference_mode():
             for backbone in self.backbones():
                 model: Any = backbone
-                see = partial(_bare, model, pixels.to(next(model._model.parameters()).dtype))
+                see = partial(bare_pass, model, pixels.to(next(model._model.parameters()).dtype))
                 for _ in range(num_images // self.batch.size):
                     see()
         if self.device.type == "cuda":
@@ -99,7 +96,8 @@ class Bench:
         return list({id(metric.backbone): metric.backbone for metric in metrics}.values())
 
 
-def _bare(backbone: Any, pixels: torch.Tensor) -> None:
+def bare_pass(backbone: Any, pixels: torch.Tensor) -> None:
+    """A forward pass of a backbone over pixels that lie ready, whatever class it has."""
     if isinstance(backbone, HfClipBackbone):
         backbone._see(pixel_values=pixels)
     else:
@@ -172,40 +170,3 @@ def sized(size: dict[str, int], pairs: int, batch: int, rounds: int, one: int) -
 def distinct(num_pairs: int) -> int:
     """Distinct images of so many pairs."""
     return len({image for _, *pair in inputs.repetition(num_pairs) for image in pair})
-
-
-def on_gpu(num_images: int) -> dict[str, Any]:
-    """Images a second with backbones of the published sizes: each metric's bare passes, and all."""
-    device = choose_device("device", "auto", Rank())
-    with tempfile.TemporaryDirectory() as name, DecodePool(len(os.sched_getaffinity(0))) as decoder:
-        folder = Path(name)
-        specs = inputs.panel(folder, inputs.VIT_L, inputs.VIT_H, Dtype.bf16)
-        inputs.write_pairs(folder / "pairs", num_images, num_images // 4, SIDE)
-        source = open_pairs(PairsSpec(root=str(folder / "pairs")))
-        bench = Bench(folder, specs, Panel.load(specs, device), source, decoder, Batch(64), device)
-        bench.pipeline()
-        rates = {}
-        for metric in specs:
-            alone = replace(bench, panel=bench.panel.only([metric]))
-            alone.floor(num_images)
-            rates[metric] = num_images // 64 * 64 / alone.floor(num_images)[0]
-        took_s, busy = _watched(bench.pipeline)
-        built = distinct(num_images)
-        return {
-            "bare_images_per_s": rates,
-            "panel_images_per_s": built / took_s,
-            "floor_ratio": bench.floor(built)[0] / took_s,
-            "utilisation": busy,
-            "batch": bench.batch.size,
-        }
-
-
-def _watched(run: Callable[[], tuple[float, float, Clock]]) -> tuple[float, float]:
-    """A run's seconds, and the mean share of time in which the GPU was busy."""
-    ask = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms=200"]
-    with subprocess.Popen(ask, stdout=subprocess.PIPE, text=True) as watcher:
-        took_s, _, _ = run()
-        watcher.terminate()
-        said = watcher.communicate()[0]
-    busy = [float(line) for line in said.split() if line.isdigit()]
-    return took_s, sum(busy) / max(len(busy), 1) / 100

@@ -16,6 +16,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from benchmarks.random_weights import build_place
+
 MINIATURE = Path("data/miniature/weights/base")
 
 SD15 = {
@@ -116,22 +118,18 @@ through the UNets; there 35 %)."""
 def write_model(shape: Shape, folder: Path) -> None:
     """A diffusers folder of a shape."""
     torch.manual_seed(0)
-    texts = [_text(tower) for tower in shape.towers]
+    device, dtype = build_place()
+    with device:
+        networks = [*map(_text, shape.towers), _vae(shape), UNet2DConditionModel(**shape.unet)]
+    *texts, vae, unet = (network.to(dtype) for network in networks)
     names = [
         f"{part}{end}" for end in ("", "_2")[: len(texts)] for part in ("tokenizer", "text_encoder")
     ]
-    parts: dict[str, Any] = {
-        "vae": AutoencoderKL(
-            block_out_channels=shape.vae, down_block_types=("DownEncoderBlock2D",) * len(shape.vae),
-            up_block_types=("UpDecoderBlock2D",) * len(shape.vae), layers_per_block=2,
-            latent_channels=4, norm_num_groups=min(32, shape.vae[0]),
-        ),
-        "unet": UNet2DConditionModel(**shape.unet),
-        "scheduler": DDIMScheduler(
-            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1,
-            clip_sample=False, set_alpha_to_one=False,
-        ),
-    }  # fmt: skip
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1,
+        clip_sample=False, set_alpha_to_one=False,
+    )  # fmt: skip
+    parts: dict[str, Any] = {"vae": vae, "unet": unet, "scheduler": scheduler}
     parts |= zip(names, [part for text in texts for part in (_tokenizer(), text)], strict=True)
     pipeline: DiffusionPipeline
     if len(texts) == 1:
@@ -141,6 +139,15 @@ def write_model(shape: Shape, folder: Path) -> None:
     else:
         pipeline = StableDiffusionXLPipeline(**parts, add_watermarker=False)
     pipeline.save_pretrained(folder)
+
+
+def _vae(shape: Shape) -> AutoencoderKL:
+    levels = len(shape.vae)
+    return AutoencoderKL(
+        block_out_channels=shape.vae, down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels, layers_per_block=2, latent_channels=4,
+        norm_num_groups=min(32, shape.vae[0]),
+    )  # fmt: skip
 
 
 def _tokenizer() -> Any:

@@ -17,15 +17,17 @@ import platform
 import statistics
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from benchmarks import options
 from benchmarks.memory import peak_by_stage
@@ -39,6 +41,7 @@ from train.dpo.loss import denoising_errors, dpo_losses
 from train.dpo.step import BatchWithNoise, NoisedBatch, predict, prefetch_noise, prepare_inputs
 from train.loader.loader import PairStream
 from train.loader.order import Position
+from train.models.components import Denoiser, ModelComponents
 from train.models.flops import peak_flops
 from train.trainer.build import make_trainer, open_stream, stream_of
 from train.trainer.trainer import READ_AHEAD, Trainer
@@ -81,24 +84,31 @@ QUICK = (
 # --- contenders ----------------------------------------------------------------------------------
 
 
-def floor_step(trainer: Trainer, questions: list[NoisedBatch], beta: float) -> Callable[[], None]:
-    """The bare step, on questions that are ready."""
-    components, device = trainer.models.components, trainer.world.device
-    policy, reference = components.denoiser(), trainer.models.reference
+def floor_step(
+    components: ModelComponents,
+    policy: nn.Module,
+    reference: Denoiser,
+    questions: Sequence[NoisedBatch],
+    beta: float,
+    every: int = 1,
+) -> Callable[[], None]:
+    """The bare pass of a micro-batch, on questions that are ready; AdamW after `every` of them."""
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-8, weight_decay=0.01, fused=True)
-    turn = iter(range(1 << 62))
+    turn = count()
 
     def run() -> None:
-        inputs = questions[next(turn) % len(questions)]
+        number = next(turn)
+        inputs = questions[number % len(questions)]
         errors = denoising_errors(predict(policy, inputs, components), inputs.target)
         with torch.inference_mode():
             predicted = predict(reference, inputs, components)
         others = denoising_errors(predicted.clone(), inputs.target)
         dpo_losses(errors, others, beta).mean().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        if (number + 1) % every == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+            if components.device.type == "cuda":
+                torch.cuda.synchronize()
 
     return run
 
@@ -139,7 +149,10 @@ def measure(plan: Plan, root: Path, here: World) -> dict[str, Any]:
         if not plan.alone:
             components = trainer.models.components
             questions = [prepare_inputs(next(ready).on(here.device), components) for _ in range(4)]
-            contenders[FLOOR] = floor_step(trainer, questions, run.train.beta)
+            reference = trainer.models.reference
+            contenders[FLOOR] = floor_step(
+                components, components.denoiser(), reference, questions, run.train.beta
+            )
             file = pairs / "train-0.parquet"
             theirs = example(base, file, world.resolution, plan.batch, here.device)
             contenders[DIFFUSERS] = stack.enter_context(theirs).step

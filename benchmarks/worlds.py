@@ -1,6 +1,8 @@
 """Models with random weights and pairs to train them on, for measuring: nothing is downloaded."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from benchmarks.once import once
 from benchmarks.shapes import MINIATURE, SHAPES, write_model
 from data.artifacts import schemas
 from data.artifacts.latents import (
@@ -58,10 +61,7 @@ def model_folder(world: World, root: Path) -> Path:
     """The world's diffusers folder, written with random weights when it is not there."""
     if world.name not in SHAPES:
         return MINIATURE
-    folder = root / world.name / "base"
-    if not folder.exists():
-        write_model(SHAPES[world.name], folder)
-    return folder
+    return once(root / world.name / "base", partial(write_model, SHAPES[world.name]))
 
 
 def write_world(world: World, root: Path, pairs: int) -> tuple[Path, Path]:
@@ -74,24 +74,44 @@ def write_world(world: World, root: Path, pairs: int) -> tuple[Path, Path]:
 
 def write_latents(world: World, root: Path) -> LatentSet:
     """The pairs' latents as stage one writes them by default: means in fp16."""
-    model, vae = model_folder(world, root), find_vae(model_folder(world, root))
-    form = LatentFormat(
+    form = latent_format(world, root)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = VaeEncoder(model_folder(world, root), form, device, 8)
+
+    def encoded(image: bytes) -> bytes:
+        pixels = fit_square(decode(image), world.resolution)
+        return encoder([pixels])[0].cpu().numpy().tobytes()
+
+    return _write_latents(world, root, form, encoded)
+
+
+def random_latents(world: World, root: Path) -> LatentSet:
+    """Latents of the same size and format without a VAE: noise, the same for every pair."""
+    form = latent_format(world, root)
+    noise = np.random.default_rng(0).normal(size=form.shape).astype(np.float16).tobytes()
+    return _write_latents(world, root, form, lambda _: noise)
+
+
+def latent_format(world: World, root: Path) -> LatentFormat:
+    """The format of stage one's latents by default."""
+    vae = find_vae(model_folder(world, root))
+    return LatentFormat(
         vae=vae.sha256, size=world.resolution, shape=latent_shape(vae, world.resolution),
         dtype="fp16", moments=False, flip=False, compute="fp32",
     )  # fmt: skip
+
+
+def _write_latents(
+    world: World, root: Path, form: LatentFormat, encode: Callable[[bytes], bytes]
+) -> LatentSet:
     folder = root / world.name / "latents"
-    encoder = VaeEncoder(
-        model, form, torch.device("cuda" if torch.cuda.is_available() else "cpu"), 8
-    )
     source, files = open_pairs(PairsSpec(root=str(root / world.name / "pairs"))), list[FileEntry]()
     labels = read_table(root / world.name / "labels" / part_name(0), ["pair_id"])["pair_id"]
     for shard in source.shards:
         rows = pa.concat_tables(source.read(shard)).to_pylist()
         columns: dict[str, Any] = {"pair_id": labels, "status": ["ok"] * len(rows)}
         for side in (0, 1):
-            images = [fit_square(decode(row[f"image_{side}"]), world.resolution) for row in rows]
-            latents = [encoder([image])[0].cpu().numpy().tobytes() for image in images]
-            columns[f"latent_{side}"] = latents
+            columns[f"latent_{side}"] = [encode(row[f"image_{side}"]) for row in rows]
         path = folder / part_name(shard.index)
         writer = GroupWriter(path, form.schema, form.settings)
         writer.write(pa.table(columns, schema=form.schema))
@@ -133,7 +153,7 @@ def training_run(
 
 def write_pairs(root: Path, side: int, count: int) -> Path:
     """A pair file in Pick-a-Pic's schema: soft random images, a prompt for every two pairs."""
-    if root.exists():
+    if (root / "train-0.parquet").exists():
         return root
     prompts = [f"a {WORDS[i // 2 % 8]} {WORDS[i // 16 % 8]}" for i in range(count)]
     columns = {
@@ -160,7 +180,7 @@ def _image(seed: int, side: int) -> bytes:
 
 def write_labels(folder: Path, pairs: Path, side: int) -> Path:
     """A label set in which image 0 wins every pair."""
-    if folder.exists():
+    if (folder / "manifest.json").exists():
         return folder
     source = open_pairs(PairsSpec(root=str(pairs)))
     schema, files = schemas.labels(("clip",)), list[FileEntry]()

@@ -1,7 +1,8 @@
 """Checks the paths of every stage of a command before the first stage does its work.
 
-`make eval` labels, trains and judges, which may take days: a mistyped prompt file is told at the
-start. Each stage's `run.check` says what can be known before the stages before it have run.
+`make eval` generates pairs, labels, trains and judges, which may take days: a mistyped prompt file
+is told at the start. Each stage's `run.check` says what can be known before the stages before it
+have run.
 """
 
 from importlib import import_module
@@ -9,7 +10,7 @@ from importlib import import_module
 from conf.job import Job
 from data.distributed import Rank
 
-STAGES = ("label", "train", "evaluate")
+STAGES = ("generate", "label", "train", "evaluate")
 """In the order in which they run."""
 
 

@@ -1,4 +1,4 @@
-"""One run, one configuration: the three stages read their sections of the same `Job`.
+"""One run, one configuration: the stages read their sections of the same `Job`.
 
 The only module with Hydra, and the only one that knows the settings of every stage. Every YAML
 below this folder fills a field of a dataclass here; everything is checked before a stage begins.
@@ -22,11 +22,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from conf.command_line import as_text, spelling
+from conf.numbers import check_numbers
 from data.distributed import Rank, adopt_srun, without_local_rank
 from data.pairs.config import PairsSpec
 from data.storage.base import UnreachableError
+from data.storage.hub import HubError
 from data.storage.paths import user_path
 from evaluate.config import EvaluateSpec
+from generate.config import GenerateSpec
 from label.config import (
     HUMAN,
     LabelSpec,
@@ -76,7 +79,8 @@ class Job:
     """Where runs are kept."""
     goal: Goal | None = None
     """The last stage of the command that this one belongs to, which `make train` and `make eval`
-    set: the paths of all stages up to it are checked at the start. Null checks this stage's."""
+    set, and `make labels` with pairs=own: the paths of all stages up to it are checked at the
+    start. Null checks this stage's."""
     seed: int = 0
     """Decides every random choice of every stage."""
     pairs: PairsSpec = field(default_factory=PairsSpec)
@@ -95,6 +99,8 @@ class Job:
     """The model to align."""
     train: TrainSpec = field(default_factory=TrainSpec)
     """How it is trained."""
+    generate: GenerateSpec = field(default_factory=GenerateSpec)
+    """How pairs of one's own are made, with `pairs=own`."""
     evaluate: EvaluateSpec = field(default_factory=EvaluateSpec)
     """How the result is judged."""
 
@@ -104,15 +110,36 @@ class Job:
         return user_path(self.runs, "runs") / self.run
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]+", self.run):
-            raise ValueError(f"run={self.run!r}; name a run with letters, digits, '.', '_' and '-'")
+        if not re.fullmatch(r"\w[\w.-]*", self.run):
+            raise ValueError(
+                f"run={self.run!r}; name a run with letters and digits, after the first also '.', "
+                "'_' and '-'"
+            )
         if not self.panel.voters:
             raise ValueError("panel.voters is empty; name at least one metric")
         if HUMAN in self.metrics:
             raise ValueError(f"a metric cannot be named {HUMAN!r}: so the human label is called")
+        for name, spec in self.metrics.items():
+            if spec.tie < 0:
+                raise ValueError(f"metrics.{name}.tie={spec.tie}; it must not be negative")
+        self._check_roles()
         for where, name in self._named_metrics():
-            if name not in self.metrics:
-                raise ValueError(unknown(f"metric {name!r} in {where}", name, sorted(self.metrics)))
+            if str(name) not in self.metrics:
+                raise ValueError(
+                    unknown(f"metric {name!r} in {where}", str(name), sorted(self.metrics))
+                )
+
+    def _check_roles(self) -> None:
+        """Refuse a metric that is named twice: a judge that votes is no held-out one."""
+        roles: dict[str, str] = {}
+        for role in ("voters", "held_out", "oracle"):
+            for name in map(str, getattr(self.panel, role)):
+                if name in roles:
+                    raise ValueError(
+                        f"panel.{role} has {name}, which panel.{roles[name]} has already; name "
+                        "each metric once"
+                    )
+                roles[name] = role
 
     def _named_metrics(self) -> Iterator[tuple[str, str]]:
         for role in ("voters", "held_out", "oracle"):
@@ -146,17 +173,13 @@ def entry(main: Callable[[Job], None]) -> Callable[[], None]:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         adopt_srun()
         sys.argv[1:] = as_text(without_local_rank(sys.argv[1:]), Job)
-        ConfigStore.instance().store(name="job_schema", node=schema())
-        composed: list[Any] = []
-        compose = hydra.main(version_base="1.3", config_path=str(FOLDER), config_name="job")
         try:
-            compose(composed.append)()  # nothing is composed for --help and --cfg
-            for config in composed:
+            for config in _compose_command_line(sys.argv[1:]):
                 main(checked(config))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             if os.environ.get("BALANCEDDPO_TRACEBACK"):
                 raise
-            if isinstance(error, UnreachableError):
+            if isinstance(error, UnreachableError | HubError):
                 leave_to_first()
             print(f"error: {explain(error)}", file=sys.stderr)
             print("(BALANCEDDPO_TRACEBACK=1 shows the traceback)", file=sys.stderr)
@@ -166,6 +189,17 @@ def entry(main: Callable[[Job], None]) -> Callable[[], None]:
             raise SystemExit(INTERRUPTED) from error
 
     return run
+
+
+def _compose_command_line(arguments: Sequence[str]) -> list[Any]:
+    """The configuration of a command line; none for --help and --cfg, which only print."""
+    if not any(re.match(r"-|[+~]*hydra\b", argument) for argument in arguments):
+        return [_compose(arguments)]
+    # Hydra's own command line, which composes twice: 0.3 s more
+    ConfigStore.instance().store(name="job_schema", node=schema())
+    configs: list[Any] = []
+    hydra.main(version_base="1.3", config_path=str(FOLDER), config_name="job")(configs.append)()
+    return configs
 
 
 def leave_to_first() -> None:
@@ -178,17 +212,23 @@ def leave_to_first() -> None:
 
 
 def schema() -> Any:
-    """`Job` for Hydra; `vote.weights.hps=2` needs no `+`, because `Job` itself checks the names."""
+    """`Job` for Hydra; `vote.weights.hps=2` and `generate.models.NAME=PATH` need no `+`."""
     job = OmegaConf.structured(Job)
-    OmegaConf.set_struct(job.vote.weights, value=False)
+    for names in (job.vote.weights, job.generate.models):  # which `Job` itself checks
+        OmegaConf.set_struct(names, value=False)
     return job
 
 
 def composed(overrides: Sequence[str]) -> Job:
     """The job that a command line with these overrides asks for; for programs and tests."""
+    return checked(_compose(as_text(overrides, Job)))
+
+
+def _compose(overrides: Sequence[str]) -> Any:
+    """The configuration with these overrides, each in Hydra's grammar."""
     ConfigStore.instance().store(name="job_schema", node=schema())
     with hydra.initialize_config_dir(str(FOLDER), version_base="1.3"):
-        return checked(hydra.compose("job", overrides=as_text(overrides, Job)))
+        return hydra.compose("job", overrides=list(overrides))
 
 
 def checked(config: Any) -> Job:
@@ -208,6 +248,7 @@ def checked(config: Any) -> Job:
             "without the + to see which names are allowed"
         ) from error
     assert isinstance(job, Job)
+    check_numbers(settings(job))
     return job
 
 

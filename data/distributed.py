@@ -9,6 +9,7 @@ import re
 import socket
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 PORTS = (15_000, 16_000)
 """First port for rank 0 to listen at, and how many: below those that systems hand out."""
@@ -42,15 +43,25 @@ class Rank:
             ValueError: The values contradict each other.
         """
         rank, world_size, local_rank = (
-            int(environment.get(name, default))
-            for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+            _number(environment, name, default)
+            for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
         )
-        if not 0 <= rank < world_size:
+        if rank >= world_size:
             raise ValueError(
                 f"RANK={rank} is not below WORLD_SIZE={world_size}; start with torchrun or srun"
             )
-        local_world_size = int(environment.get("LOCAL_WORLD_SIZE", world_size))
-        return cls(rank, world_size, local_rank, local_world_size)
+        local_world_size = _number(environment, "LOCAL_WORLD_SIZE", world_size)
+        return cls(rank, world_size, local_rank, max(1, local_world_size))
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, str(default))
+    if not text.isdecimal():
+        raise ValueError(
+            f"the environment has {name}={text!r}, needed is a number; start with torchrun or "
+            f"srun, or unset {name}"
+        )
+    return int(text)
 
 
 def num_workers(wanted: int | None, rank: Rank | None = None) -> int:
@@ -59,6 +70,27 @@ def num_workers(wanted: int | None, rank: Rank | None = None) -> int:
         return wanted
     rank = rank or Rank.from_environment()
     return max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0)) // rank.local_world_size))
+
+
+def work_order(count: int, rank: Rank) -> list[int]:
+    """All parts of a work by number: this rank's block, then the others' in an order of its own.
+
+    The owner of a block walks forwards, its helpers backwards, each from another place, so that
+    the block of a dead or slow rank is shared by all who have finished theirs.
+    """
+    own, *others = blocks_of(count, rank)
+    order = list(own)
+    for distance, block in enumerate(others):
+        backwards, first = block[::-1], len(block) * distance // len(others)
+        order += [*backwards[first:], *backwards[:first]]
+    return order
+
+
+def blocks_of(count: int, rank: Rank) -> list[range]:
+    """The numbers below `count` in a block for each rank, this rank's first."""
+    edges = [count * number // rank.world_size for number in range(rank.world_size + 1)]
+    blocks = [range(first, end) for first, end in pairwise(edges)]
+    return blocks[rank.rank :] + blocks[: rank.rank]
 
 
 def adopt_srun(environment: MutableMapping[str, str] = os.environ) -> None:

@@ -105,6 +105,13 @@ def encode_jpeg(pixels: np.ndarray, quality: int = 90) -> bytes:
     return buffer.getvalue()
 
 
+def encode_webp(pixels: np.ndarray) -> bytes:
+    """uint8 array (height, width, 3) as a lossless WebP."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="WEBP", lossless=True, quality=0, method=2)
+    return buffer.getvalue()
+
+
 @dataclass(frozen=True, slots=True)
 class Square:
     """Where an image's central square lies after its shortest side was resized; all in pixels."""

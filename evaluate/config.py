@@ -7,6 +7,9 @@ from enum import Enum
 from data.devices import Dtype, check_device
 from generate.config import PromptsSpec, Scheduler
 
+OTHER_STAGES = ("scores", "latents", "labels", "train")
+"""Folders of a run that the stages before write."""
+
 
 class Unreadable(Enum):
     """What becomes of a judge that cannot read some of the prompts."""
@@ -53,8 +56,8 @@ class EvaluateSpec:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; with several processes a machine, each takes its own GPU."""
     cpu_offload: bool = False
-    """Keep only the part of a model that is running on the GPU: slower, for models that do not
-    fit. It changes no image."""
+    """Keep only the part of a model on the GPU that is running: slower, for models that do not fit.
+    It changes no image."""
     resamples: int = 10_000
     """Bootstrap resamples behind each interval."""
     gallery_pairs: int = 12
@@ -71,23 +74,22 @@ class EvaluateSpec:
         for name in ("seeds", "steps", "batch", "judge_batch", "resamples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluate.{name}={getattr(self, name)}; it must be at least 1")
-        self._check_device()
+        check_device("evaluate.device", self.device)
         if self.guidance < 1:
             raise ValueError(f"evaluate.guidance={self.guidance}; it must be at least 1")
         for name in ("gallery_pairs", "judge_workers"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"evaluate.{name}={getattr(self, name)}; it must not be negative")
+        self._check_names()
+
+    def _check_names(self) -> None:
         for what, name in [("folder", self.folder), *(("models", key) for key in self.models)]:
             if not re.fullmatch(r"\w[\w.-]*", name):
                 raise ValueError(
                     f"evaluate.{what} has the name {name!r}; it becomes a folder, so use letters, "
                     "digits, '.', '_' and '-'"
                 )
-
-    def _check_device(self) -> None:
-        check_device("evaluate.device", self.device)
-        if self.cpu_offload and self.device == "cpu":
+        if self.folder in OTHER_STAGES:
             raise ValueError(
-                "evaluate.cpu_offload=true moves parts of a model between GPU and CPU, but "
-                "evaluate.device=cpu; change one of them"
+                f"evaluate.folder={self.folder} is the folder of another stage; choose another name"
             )

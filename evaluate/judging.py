@@ -10,8 +10,11 @@ import pyarrow as pa
 from data.artifacts import schemas
 from data.artifacts.config_diff import differences
 from data.artifacts.parquet_io import read_settings, read_table, write_table
-from generate.image_files import Sample
+from data.images import UnreadableImageError, decode
+from generate.image_files import Sample, SamplesError
 
+AGAIN = "delete it and run the same command again, which generates it anew"
+"""What to do about an image that cannot be used."""
 CHUNK = 2048
 """How many images' bytes are in memory at a time."""
 
@@ -57,18 +60,45 @@ def judge(
     columns = {name: np.full(len(samples), np.nan, np.float32) for name in scorers.names}
     for start in range(0, len(order), CHUNK):
         rows = order[start : start + CHUNK]
-        images = [samples[row].path.read_bytes() for row in rows]
+        images = [_content(samples[row].path) for row in rows]
         texts = [samples[row].prompt.text for row in rows]
         scores = scorers.score(images, texts, batch=batch, workers=workers)
         for name in scorers.names:
             columns[name][rows] = scores[name]
+        for row, image in zip(rows, images, strict=True):
+            if all(np.isnan(column[row]) for column in columns.values()):
+                _refuse_unreadable(samples[row].path, image)
         advance(len(rows))
     return columns
 
 
+def _content(path: Path) -> bytes:
+    """An image's bytes.
+
+    Raises:
+        SamplesError: The file cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SamplesError(f"{path} cannot be read ({error.strerror}); {AGAIN}") from error
+
+
+def _refuse_unreadable(path: Path, content: bytes) -> None:
+    """Refuse an image that no judge could score because it is damaged.
+
+    Raises:
+        SamplesError: Names the file; without it the comparison would have fewer images.
+    """
+    try:
+        decode(content)
+    except UnreadableImageError as error:
+        raise SamplesError(f"{path} is no image any more ({error}); {AGAIN}") from error
+
+
 def read_scores(path: Path, names: Sequence[str]) -> dict[tuple[int, int], list[float]]:
     """Scores on disk: (prompt id, seed) -> each metric's, NaN where it is null."""
-    table = read_table(path)
+    table = read_table(path, schemas.sample_scores(names))
     columns = [table[f"score_{name}"].to_numpy().tolist() for name in names]
     keys = zip(table["prompt_id"].to_pylist(), table["seed"].to_pylist(), strict=True)
     return {key: list(row) for key, row in zip(keys, zip(*columns, strict=True), strict=True)}

@@ -3,31 +3,30 @@
 torch is imported only when there is something to sample or to score.
 """
 
-import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from conf.job import Job, settings, unknown
-from data.artifacts.atomic import write_json
-from data.artifacts.config_diff import differences
-from data.artifacts.manifest import code_revision
-from data.artifacts.parquet_io import read_settings, read_table, write_table
-from data.artifacts.schemas import Role
+from data.artifacts.atomic import ShardError
+from data.artifacts.parquet_io import read_settings, read_table
+from data.artifacts.schemas import Role, sample_scores
 from data.devices import means_gpu
 from data.distributed import Rank
-from data.storage.paths import user_path
 from evaluate.config import EvaluateSpec, Unreadable
-from evaluate.judging import is_judged
 from evaluate.plan import ComparisonPlan
 from evaluate.reporting.console import print_summary
+from evaluate.reporting.label_facts import label_facts
+from evaluate.reporting.results import finished, report
 from evaluate.statistics.winrate import Judge
 from evaluate.steps import sample_images, score_images
-from generate.image_files import Model, adapter_at
+from generate.image_files import Model, model_at
 from generate.prompts.prompt_set import PromptSet, load_prompts
+from generate.run import base_model
 from label.metrics.registry import definition_of, resolve_all, score_settings, settle_dtypes
 
 PANEL = {Role.VOTER: "voters", Role.HELD_OUT: "held_out", Role.ORACLE: "oracle"}
@@ -49,11 +48,12 @@ def run(job: Job, rank: int, world_size: int) -> None:
     for line in plan.left_out if rank == 0 else ():
         console.print(f"[yellow]left out:[/] {escape(line)}", highlight=False, soft_wrap=True)
     if summary is None:
+        labels = label_facts(job.folder / "labels" / job.vote.name) if rank == 0 else None
         if plan.recorded is None:
             sample_images(plan, console, rank, world_size)
             score_images(plan, job.metrics, console, rank, world_size)
         if rank == 0:
-            summary = report(job, plan)
+            summary = report(plan, labels, settings(job), job.folder / "train" / "journal.jsonl")
     if summary is not None and rank == 0:
         print_summary(console, summary, plan.folder / "report.html")
         worse = [c["model"] for c in summary["comparisons"] if c["balance"] == "not balanced"]
@@ -117,14 +117,14 @@ def recorded_plan(job: Job) -> ComparisonPlan:
     path = folder / "scores.parquet"
     if not path.exists():
         raise ValueError(f"{path} does not exist; run without evaluate.scores_only to make it")
-    recorded, judges = read_settings(path), judges_of(job)
+    recorded, judges = recorded_settings(path), judges_of(job)
     if absent := [judge.metric for judge in judges if judge.metric not in recorded["metrics"]]:
         raise ValueError(
             f"{path} has no scores of {', '.join(absent)}; it has "
             f"{', '.join(recorded['metrics'])}: choose among them with panel.voters, "
             "panel.held_out and panel.oracle"
         )
-    names = read_table(path, ["model"])["model"].unique().to_pylist()
+    names = read_table(path, sample_scores([]))["model"].unique().to_pylist()
     check_models(spec, names)
     return ComparisonPlan(
         folder=folder,
@@ -137,6 +137,30 @@ def recorded_plan(job: Job) -> ComparisonPlan:
         seed=job.seed,
         recorded=recorded,
     )
+
+
+def recorded_settings(path: Path) -> dict[str, Any]:
+    """The settings in the footer of an existing `scores.parquet`.
+
+    Raises:
+        ShardError: It was not written by a comparison, or is damaged.
+    """
+    recorded = read_settings(path)
+    samples, metrics = recorded.get("samples"), recorded.get("metrics")
+    names = read_table(path, sample_scores([]))["model"].unique().to_pylist()
+    if (
+        not isinstance(metrics, dict)
+        or not isinstance(samples, dict)
+        or samples.keys() != {*names}
+        or not all(
+            isinstance(of_model, dict) and "model" in of_model for of_model in samples.values()
+        )
+    ):
+        raise ShardError(
+            f"{path} does not say what it was made with; run without evaluate.scores_only to make "
+            "it again"
+        )
+    return recorded
 
 
 def judges_of(job: Job) -> list[Judge]:
@@ -190,7 +214,8 @@ def check_models(spec: EvaluateSpec, names: list[str]) -> None:
 def models_of(job: Job) -> list[Model]:
     """The models to compare; without `evaluate.models`, the run's base and its trained model."""
     if job.evaluate.models:
-        models = [model_at(job, name, path) for name, path in job.evaluate.models.items()]
+        base = base_model(job, job.evaluate.base)
+        models = [model_at(base, name, path) for name, path in job.evaluate.models.items()]
         advice = (
             "evaluate.models takes diffusers folders, hub ids with their commit (`id@commit`), and "
             "LoRA weights for model.path (a folder, or a .safetensors file)"
@@ -208,87 +233,6 @@ def base_of(job: Job) -> Model:
     base = base_model(job, job.evaluate.base)
     base.check("model.path takes a diffusers folder, or a hub id together with model.revision")
     return base
-
-
-def model_at(job: Job, name: str, value: str) -> Model:
-    """A model of `evaluate.models`; LoRA weights are loaded onto `model.path`."""
-    path, _, revision = value.partition("@")
-    if user_path(value, f"models.{name}").exists():
-        path, revision = value, ""  # the @ is of the path
-    adapter = adapter_at(path)
-    if adapter is not None:
-        return base_model(job, name, str(adapter))
-    if (path, revision or None) == (job.model.path, job.model.revision):
-        return base_model(job, name)
-    return Model(name=name, path=path, revision=revision or None)
-
-
-def base_model(job: Job, name: str, adapter: str = "") -> Model:
-    """The model of `model.path`, with all that is said of it; optionally with LoRA weights."""
-    spec = job.model
-    return Model(
-        name=name,
-        path=spec.path,
-        revision=spec.revision,
-        adapter=adapter,
-        prediction_type=spec.prediction_type,
-    )
-
-
-def finished(plan: ComparisonPlan) -> dict[str, Any] | None:
-    """The summary of the comparison if it is complete with these settings, else None."""
-    path = plan.folder / "winrates.json"
-    if not path.exists() or not (plan.folder / "report.html").exists():
-        return None
-    summary: dict[str, Any] = json.loads(path.read_text())
-    same = not differences(summary["settings"], plan.rate_settings)
-    return summary if same and is_judged(plan.scores, plan.score_settings) else None
-
-
-def report(job: Job, plan: ComparisonPlan) -> dict[str, Any]:
-    """Make win rates and report from `scores.parquet`; needs no model."""
-    import polars as pl
-
-    from evaluate.reporting.label_facts import label_facts
-    from evaluate.reporting.report import write_report
-    from evaluate.reporting.summary import summarise, win_rate_table
-    from evaluate.statistics.winrate import compare
-
-    folder, spec = plan.folder, plan.spec
-    scores = pl.read_parquet(plan.scores)
-    comparisons = [
-        compare(scores, plan.judges, spec.base, name, resamples=spec.resamples, seed=plan.seed)
-        for name in plan.candidates
-    ]
-    labels = label_facts(job.folder / "labels" / job.vote.name)
-    summary = summarise(plan, comparisons, scores, provenance(job, plan), labels)
-    (folder / "winrates.json").unlink(missing_ok=True)  # its presence means "complete"
-    rates = win_rate_table(comparisons, plan.prompts.name)
-    write_table(folder / "winrates.parquet", rates, plan.rate_settings)
-    write_report(
-        folder,
-        summary,
-        scores,
-        journal=job.folder / "train" / "journal.jsonl",
-        num_pairs=spec.gallery_pairs,
-        seed=plan.seed,
-    )
-    write_json(folder / "winrates.json", summary)
-    return summary
-
-
-def provenance(job: Job, plan: ComparisonPlan) -> dict[str, Any]:
-    """The code, models, judges and settings that the result was made with."""
-    return {
-        "code_revision": code_revision(),
-        "models": {
-            model.name: {"path": model.path, "revision": model.revision}
-            | ({"adapter": model.adapter} if model.adapter else {})
-            for model in plan.models
-        },
-        **(json.loads(judges.read_text()) if (judges := plan.judges_json).exists() else {}),
-        "settings": settings(job),
-    }
 
 
 def expanded(argument: str) -> str:

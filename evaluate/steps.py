@@ -13,21 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from data.artifacts.atomic import write_json
 from data.artifacts.parquet_io import read_table, write_table
+from data.artifacts.schemas import sample_scores
 from data.devices import choose_device
 from data.distributed import Rank, num_workers
 from evaluate.judging import Scorers, is_judged, judge, read_scores, write_scores
 from evaluate.plan import ComparisonPlan
+from evaluate.progress import SampledImages, progress
 from generate.image_files import (
     Model,
     Sample,
@@ -35,7 +29,7 @@ from generate.image_files import (
     missing,
     samples_of_rank,
 )
-from generate.model_process import check_folder
+from generate.model_process import check_folder, check_hub_model
 from label.config import MetricSpec
 
 if TYPE_CHECKING:
@@ -51,32 +45,28 @@ def sample_images(plan: ComparisonPlan, console: Console, rank: int, world_size:
     dead, so that no image is missing at the end.
     """
     for model in plan.models:
-        assumed = check_folder(model, plan.spec.scheduler)
+        assumed = check_folder(model, plan.spec.scheduler, plan.spec.steps, plan.resolution)
         check_sample_folder(plan, model)
         if assumed and rank == 0:
             console.print(assumed, highlight=False, soft_wrap=True, markup=False)
     own = {name: samples_of_rank(images, rank, world_size) for name, images in plan.images.items()}
-    num_missing = sum(len(missing(images)) for images in own.values())
     if rank == 0:
         console.print(plan.prompts.counts)
-    total = sum(map(len, own.values()))
-    if num_missing:
-        with progress(console, shown=rank == 0) as bar:
-            task = bar.add_task("sampling", total=total, completed=total - num_missing)
-            sample_models(plan, own, lambda n: bar.advance(task, n))
-    if rank == 0 and world_size > 1:
-        # Last images first: the other ranks reach those last
-        backwards = {name: images[::-1] for name, images in plan.images.items()}
-        sample_models(plan, backwards, _ignore)
+    if not any(map(missing, plan.images.values())):
+        return
+    with progress(console, shown=rank == 0) as bar:
+        count = SampledImages(plan.images, bar)
+        sample_models(plan, own, count.advance)
+        if rank == 0 and world_size > 1:
+            # Last images first: the other ranks reach those last
+            backwards = {name: images[::-1] for name, images in plan.images.items()}
+            sample_models(plan, backwards, count.advance)
+        count.finish()
 
 
 def check_sample_folder(plan: ComparisonPlan, model: Model) -> None:
     """Refuse a model's folder of images that were made with other settings."""
     ensure_same_settings(plan.samples / model.name, plan.sample_settings[model.name])
-
-
-def _ignore(_: int) -> None:
-    """Show no progress for images sampled in place of other ranks."""
 
 
 def sample_models(
@@ -87,6 +77,7 @@ def sample_models(
         from generate.pipelines import check_model
 
         for model in plan.models:
+            check_hub_model(model, plan.spec.scheduler, plan.spec.steps, plan.resolution)
             check_model(model)
     for model in plan.models:
         if missing(images[model.name]):
@@ -101,10 +92,6 @@ def sample_model(
 
     spec = plan.spec
     device = choose_device("evaluate.device", spec.device, Rank.from_environment())
-    if spec.cpu_offload and device.type == "cpu":
-        raise ValueError(
-            "evaluate.cpu_offload=true needs a GPU, and there is none: set it to false"
-        )
     generator = ImageGenerator.load(
         model,
         device,
@@ -146,9 +133,10 @@ def score_images(
             for name in todo if world_size > 1 else ():
                 score_share(plan, name, panel, rank, world_size, lambda n: bar.advance(task, n))
             for name in todo if rank == 0 else ():
-                score_model(plan, name, panel, lambda n: bar.advance(task, n))
+                score_model(plan, name, panel, lambda n: bar.advance(task, n), world_size)
     if rank == 0:
-        tables = [read_table(plan.model_scores(name)) for name in names]
+        schema = sample_scores([judge.metric for judge in plan.judges])
+        tables = [read_table(plan.model_scores(name), schema) for name in names]
         write_table(plan.scores, pa.concat_tables(tables), plan.score_settings)
 
 
@@ -177,12 +165,18 @@ def score_share(
     """Score those of a model's images that this rank has sampled, into a file of its own."""
     path = plan.share_scores(name, rank, world_size)
     images = samples_of_rank(plan.images[name], rank, world_size)
-    if images and not is_judged(path, plan.model_score_settings(name)):
+    if is_judged(path, plan.model_score_settings(name)):
+        advance(len(images))
+    elif images:
         write_model_scores(plan, name, path, images, score(plan, name, images, panel, advance))
 
 
 def score_model(
-    plan: ComparisonPlan, name: str, panel: Scorers, advance: Callable[[int], None]
+    plan: ComparisonPlan,
+    name: str,
+    panel: Scorers,
+    advance: Callable[[int], None],
+    world_size: int = 1,
 ) -> None:
     """Score those of a model's images that no rank has scored; write all its scores to one file."""
     images, shares = plan.images[name], plan.share_scores(name, 0, 1).parent
@@ -190,6 +184,8 @@ def score_model(
     for path in sorted(shares.glob("*.parquet")):
         if is_judged(path, plan.model_score_settings(name)):
             known |= read_scores(path, panel.names)
+    own = samples_of_rank(images, 0, world_size) if world_size > 1 else []
+    advance(max(0, len(known) - len(own)))  # those of the other ranks
     left = [image for image in images if (image.prompt.id, image.seed) not in known]
     rows = zip(*score(plan, name, left, panel, advance).values(), strict=True) if left else ()
     for image, row in zip(left, rows, strict=True):
@@ -232,20 +228,6 @@ def write_model_scores(
         folder=plan.folder,
         prompts_name=plan.prompts.name,
         settings=plan.model_score_settings(name),
-    )
-
-
-def progress(console: Console, *, shown: bool) -> Progress:
-    """A progress bar with counts and the remaining time."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not shown,
     )
 
 

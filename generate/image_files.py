@@ -4,18 +4,17 @@ Does not import torch, so that "is every image there?" is answered at once.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data.artifacts.atomic import sha256_of, write_json
+from data.artifacts.atomic import read_json, sha256_of, write_json
 from data.artifacts.config_diff import refuse_other_settings
-from data.artifacts.readable import read_json_object
+from data.artifacts.readable import read_json_object, reading
 from data.models.adapter import check_adapter
 from data.models.forward_process import Prediction
-from data.storage.hub import HubError, check_commit
+from data.storage.hub import HUB_ID, HubError, check_commit
 from data.storage.paths import user_path
 from generate.prompts.files import Prompt
 from generate.prompts.prompt_set import PromptSet
@@ -71,15 +70,21 @@ class Model:
             check_commit(what, self.revision)
         except HubError as error:
             raise SamplesError(str(error)) from error
+        if not (match := HUB_ID.fullmatch(self.path)) or match[2]:
+            raise SamplesError(f"{what} is neither a folder nor a hub id owner/name; {advice}")
 
     def fingerprint(self) -> str:
         """What the images depend on: a hash over the folder's weights and settings, or the commit.
 
         The model card is left out: people edit it, and no image changes.
+
+        Raises:
+            UnreadableError: A file cannot be read; names it.
         """
-        if self.adapter:
-            return f"{self._base()}+{sha256_of(Path(self.adapter))}"
-        return self._base()
+        with reading(f"model {self.name!r}"):
+            if self.adapter:
+                return f"{self._base()}+{sha256_of(Path(self.adapter))}"
+            return self._base()
 
     def _base(self) -> str:
         if not self.is_local:
@@ -90,6 +95,19 @@ class Model:
             if path.suffix != ".md" and not any(part.startswith(".") for part in inside.parts):
                 digest.update(f"{inside}\0{sha256_of(path)}\n".encode())
         return digest.hexdigest()
+
+
+def model_at(base: Model, name: str, value: str) -> Model:
+    """The model that a setting `models.NAME` refers to; LoRA weights are loaded onto `base`."""
+    path, _, revision = value.partition("@")
+    if user_path(value, f"models.{name}").exists():
+        path, revision = value, ""  # the @ is of the path
+    adapter = adapter_at(path)
+    if adapter is not None:
+        return replace(base, name=name, adapter=str(adapter))
+    if (path, revision or None) == (base.path, base.revision):
+        return replace(base, name=name)
+    return Model(name=name, path=path, revision=revision or None)
 
 
 def adapter_at(path: str) -> Path | None:
@@ -144,5 +162,5 @@ def ensure_same_settings(folder: Path, wanted: Mapping[str, Any]) -> None:
     path = folder / SETTINGS
     if not path.exists():
         write_json(path, wanted)
-    recorded = json.loads(path.read_text())
-    refuse_other_settings(folder, recorded, json.loads(json.dumps(wanted)))
+    recorded = read_json(path, f"delete {folder} and run the same command again")
+    refuse_other_settings(folder, recorded, wanted)

@@ -10,31 +10,90 @@ from typing import Any
 
 from data.artifacts.readable import read_json_object
 from data.families import find_family
+from data.models.family import ModelConfig, Process
 from data.models.forward_process import CONFIG, ProcessKind, forward_process, process_kind
 from data.models.latent_scale import CONFIG as VAE
+from data.models.own_sampling import check_own_sampling
+from data.storage.hub import Wanted, resolve
 from generate.config import Scheduler
 from generate.image_files import Model, SamplesError
+
+INDEX = "model_index.json"
 
 Json = Mapping[str, Any]
 
 
-def check_folder(model: Model, scheduler: Scheduler) -> str:
+def check_folder(
+    model: Model, scheduler: Scheduler, steps: int, resolution: int, section: str = "evaluate"
+) -> str:
     """Check a local model before it is loaded; returns what is assumed of it, or "".
+
+    `section` names the settings in messages.
 
     Raises:
         ValueError: It cannot be sampled with this scheduler; says why, and what can be.
     """
     if not model.is_local:
         return ""
-    folder, what = Path(model.path), f"model {model.name!r}"
-    index, own, vae = (
-        read_json_object(folder / name, what) for name in ("model_index.json", CONFIG, VAE)
-    )
-    return check_process(model, scheduler, index=index, own=own, vae=vae)
+    return _check_configs(model, scheduler, steps, resolution, Path(model.path), section)
 
 
-def check_process(model: Model, scheduler: Scheduler, *, index: Json, own: Json, vae: Json) -> str:
-    """Check a model by its configuration; returns what is assumed of it, or "".
+def check_hub_model(
+    model: Model, scheduler: Scheduler, steps: int, resolution: int, section: str = "evaluate"
+) -> None:
+    """Check a hub id by its configuration files, before any weight is fetched.
+
+    Raises:
+        ValueError: There is no such model, or it cannot be sampled with this scheduler.
+    """
+    if model.is_local:
+        return
+    files = Wanted(patterns=[["*/*.json", INDEX]], refresh=True)
+    folder = resolve(f"models.{model.name}", model.path, model.revision, files)
+    _check_configs(model, scheduler, steps, resolution, folder, section)
+
+
+def _check_configs(
+    model: Model, scheduler: Scheduler, steps: int, resolution: int, folder: Path, section: str
+) -> str:
+    what = f"model {model.name!r}"
+    index, own, vae = (read_json_object(folder / name, what) for name in (INDEX, CONFIG, VAE))
+    process = check_process(model, scheduler, index=index, own=own, vae=vae, section=section)
+    _check_resolution(what, resolution, folder, index, vae)
+    if process is not None and steps > process.num_timesteps:
+        raise SamplesError(
+            f"{section}.steps={steps}: {what} ({model.path}) has {process.num_timesteps} "
+            "timesteps, and cannot be sampled in more steps"
+        )
+    if process is None:
+        return ""
+    is_set = scheduler is Scheduler.ddim and process.spacing_to_set(own)
+    return f"{what} ({model.path}): {process}" if process.is_assumed or is_set else ""
+
+
+def _check_resolution(what: str, resolution: int, folder: Path, index: Json, vae: Json) -> None:
+    family, channels = find_family(index), vae.get("block_out_channels")
+    if family is not None and family.is_flow:
+        denoiser = read_json_object(folder / family.denoiser / "config.json", what)
+        config = ModelConfig(index=index, denoiser=denoiser, vae=vae, scheduler={})
+        family.check_resolution("model.resolution", resolution, config)
+    elif isinstance(channels, list) and resolution % (factor := 2 ** max(len(channels) - 1, 3)):
+        raise SamplesError(
+            f"model.resolution={resolution} is no multiple of {factor}, of which the images of "
+            f"{what} are"
+        )
+
+
+def check_process(
+    model: Model,
+    scheduler: Scheduler,
+    *,
+    index: Json,
+    own: Json,
+    vae: Json,
+    section: str = "evaluate",
+) -> Process | None:
+    """Check a model by its configuration; returns its process, None if only diffusers knows it.
 
     `own` is the configuration of the scheduler in its folder. With `Scheduler.own` diffusers
     samples by that scheduler, so that processes are allowed which only diffusers knows.
@@ -47,14 +106,15 @@ def check_process(model: Model, scheduler: Scheduler, *, index: Json, own: Json,
         family.latent_scale(what, vae)
     by_itself = not (family and family.is_flow) and _samples_by_itself(index, own)
     if scheduler is Scheduler.own and by_itself:
-        return ""
+        return None
     decide = forward_process if family is None else family.process
     try:
-        process = decide(what, index, own, model.prediction_type)
+        if scheduler is Scheduler.own:
+            check_own_sampling(what, index, own)
+        return decide(what, index, own, model.prediction_type)
     except ValueError as error:
-        way_out = "; or sample by that scheduler: evaluate.scheduler=own" if by_itself else ""
+        way_out = f"; or sample by that scheduler: {section}.scheduler=own" if by_itself else ""
         raise SamplesError(f"{error}{way_out}") from error
-    return f"{what}: {process}" if process.is_assumed else ""
 
 
 def _samples_by_itself(index: Json, own: Json) -> bool:

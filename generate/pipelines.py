@@ -1,19 +1,26 @@
 """Loads a diffusers pipeline whole, with LoRA weights if there are any, or refuses it by name."""
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from safetensors import safe_open
 
 from data.artifacts.readable import read_json_object
 from data.devices import Dtype
-from data.families import families, find_family
+from data.families import check_whole, families, find_family
 from data.models.adapter import check_adapter, down_matrices
-from data.models.family import Family
-from data.models.folder import check_model_folder
+from data.models.family import Family, ModelConfig
 from generate.image_files import Model, SamplesError
+
+ARGUMENTS = (
+    "prompt", "latents", "generator", "output_type", "height", "width", "num_inference_steps",
+    "guidance_scale",
+)  # fmt: skip
+"""What a pipeline is called with."""
 
 
 def check_model(model: Model) -> None:
@@ -23,7 +30,8 @@ def check_model(model: Model) -> None:
         ValueError: Names the model, the file, what is wrong with it, and what to do.
     """
     if model.is_local:
-        check_model_folder(Path(model.path), f"model {model.name!r}")
+        index = check_whole(Path(model.path), f"model {model.name!r}")
+        _check_text_to_image(model, index)
     if model.adapter:
         check_adapter(Path(model.adapter), f"model {model.name!r}")
 
@@ -46,7 +54,9 @@ def load_pipeline(model: Model, dtype: Dtype) -> Any:
         raise SamplesError(
             f"model {model.name!r} ({model.path}) cannot be loaded: {error}"
         ) from error
-    if not all(hasattr(pipeline, part) for part in (denoiser_of(pipeline), "vae")):
+    family = family_of_pipeline(pipeline)
+    parts = ("unet" if family is None else family.denoiser, "vae")
+    if not all(hasattr(pipeline, part) for part in parts):
         allowed = ", ".join(family.pipeline for family in families())
         raise SamplesError(
             f"model {model.name!r} ({model.path}) is a {type(pipeline).__name__}; needed is one of "
@@ -63,10 +73,47 @@ def family_of_pipeline(pipeline: Any) -> Family | None:
     return find_family({"_class_name": type(pipeline).__name__})
 
 
-def denoiser_of(pipeline: Any) -> str:
-    """The name of a pipeline's denoiser."""
+def denoiser_of(pipeline: Any) -> Any:
+    """A pipeline's denoiser."""
     family = family_of_pipeline(pipeline)
-    return "unet" if family is None else family.denoiser
+    return getattr(pipeline, "unet" if family is None else family.denoiser)
+
+
+def latent_shape(pipeline: Any, resolution: int) -> tuple[int, int, int]:
+    """Channels, height and width of a pipeline's latents."""
+    family, config = family_of_pipeline(pipeline), denoiser_of(pipeline).config
+    side = resolution // pipeline.vae_scale_factor
+    if family is None:
+        return config.in_channels, side, side
+    files = ModelConfig(index={}, denoiser=config, vae={}, scheduler={})
+    return family.latent_channels(files), side, side
+
+
+def keep_latents_in_fp32(pipeline: Any) -> None:
+    """Let guidance and scheduler compute in fp32, whatever format the networks compute in.
+
+    Latents in bf16 would be rounded to 8 bits at each of the steps. Denoiser and VAE get them in
+    their own format; in fp32 nothing changes.
+    """
+    denoiser = denoiser_of(pipeline)
+    first_of_vae = getattr(pipeline.vae, "post_quant_conv", None) or pipeline.vae.decoder
+    for module in (denoiser, first_of_vae):
+        module.register_forward_pre_hook(_to_own_format, with_kwargs=True)
+    denoiser.register_forward_hook(_to_fp32)
+
+
+def _to_own_format(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The first argument, which the pipelines of transformers pass by its name."""
+    dtype = next(module.parameters()).dtype
+    if args:
+        return (args[0].to(dtype), *args[1:]), kwargs
+    return args, kwargs | {"hidden_states": kwargs["hidden_states"].to(dtype)}
+
+
+def _to_fp32(_: torch.nn.Module, __: tuple[Any, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (output[0].float(), *output[1:])
 
 
 def _download(model: Model) -> str:
@@ -74,8 +121,25 @@ def _download(model: Model) -> str:
     folder = str(
         DiffusionPipeline.download(model.path, revision=model.revision, use_safetensors=True)
     )
-    check_model_folder(Path(folder), f"model {model.name!r}")
+    _check_text_to_image(model, check_whole(Path(folder), f"model {model.name!r}"))
     return folder
+
+
+def _check_text_to_image(model: Model, index: dict[str, Any]) -> None:
+    """Refuse a pipeline that makes images of something else than prompts and noise.
+
+    Raises:
+        SamplesError: Names its class.
+    """
+    name = str(index.get("_class_name"))
+    kind = getattr(diffusers, name, None)
+    accepted = signature(kind.__call__).parameters if isinstance(kind, type) else {}
+    if not {*ARGUMENTS} <= accepted.keys() or "image" in accepted:
+        raise SamplesError(
+            f"model {model.name!r} ({model.path}) is a {name}; needed is a text-to-image pipeline "
+            "of diffusers with a UNet and a VAE, such as StableDiffusionPipeline, or one of "
+            f"{', '.join(family.pipeline for family in families() if family.is_flow)}"
+        )
 
 
 def _limit_prompts(pipeline: Any) -> None:

@@ -5,8 +5,9 @@ the number of processes, or on what was sampled before.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,13 +20,22 @@ from transformers.utils import logging as transformers_logging
 from data.artifacts.atomic import write_bytes
 from data.devices import Dtype, is_out_of_memory
 from data.images import encode_png
-from data.models.family import ModelConfig
-from data.models.forward_process import ProcessKind, process_kind
+from data.models.forward_process import DiscreteProcess
 from generate.config import Scheduler
 from generate.image_files import Model, Sample, SamplesError, missing
 from generate.model_process import check_folder, check_process
-from generate.pipelines import denoiser_of, family_of_pipeline, load_pipeline
+from generate.pipelines import (
+    denoiser_of,
+    family_of_pipeline,
+    keep_latents_in_fp32,
+    latent_shape,
+    load_pipeline,
+)
 
+T = TypeVar("T")
+
+WRITERS = 4
+"""Threads that encode images; zlib, which takes most of the time, releases the GIL."""
 SLICED_ABOVE = 512
 """From this side in pixels on, the VAE decodes one image at a time, to bound its memory."""
 
@@ -71,15 +81,21 @@ class ImageGenerator:
         resolution: int,
         steps: int,
         guidance: float,
+        section: str = "evaluate",
         offload: bool = False,
     ) -> None:
-        """`model` names it in messages; `offload` is `evaluate.cpu_offload`."""
-        self.pipeline, self.model, self.device = pipeline, model, device
+        """`model` names it in messages, `section` the settings to change.
+
+        `offload` keeps only the part on the device that is running.
+        """
+        self.pipeline, self.model, self.section = pipeline, model, section
+        self.device, self.denoiser = device, denoiser_of(pipeline)
         if offload:
             pipeline.enable_model_cpu_offload(device=device)
         else:
             pipeline.to(device)
         self._finite: list[Tensor] = []
+        keep_latents_in_fp32(pipeline)
         pipeline.vae.decoder.register_forward_hook(self._note_finite)
         self.pipeline.set_progress_bar_config(disable=True)
         self.settings = {
@@ -89,7 +105,6 @@ class ImageGenerator:
             "guidance_scale": guidance,
         }
         self.family = family_of_pipeline(pipeline)
-        self.denoiser = getattr(pipeline, denoiser_of(pipeline))
         self.shape = latent_shape(pipeline, resolution)
         if resolution >= SLICED_ABOVE:
             pipeline.vae.enable_slicing()
@@ -105,6 +120,7 @@ class ImageGenerator:
         resolution: int,
         steps: int,
         guidance: float,
+        section: str = "evaluate",
         offload: bool = False,
     ) -> "ImageGenerator":
         """Read a model's folder (safetensors only, no code from it).
@@ -114,14 +130,19 @@ class ImageGenerator:
                 be sampled, the scheduler does not fit its forward process, or the LoRA weights
                 are not for it.
         """
-        check_folder(model, scheduler)
+        if offload and device.type != "cuda":
+            raise SamplesError(
+                f"{section}.cpu_offload=true moves parts of a model between a GPU and the CPU, but "
+                f"the device is {device}; set it to false"
+            )
+        check_folder(model, scheduler, steps, resolution, section)
         for library in (logging, transformers_logging):
             library.disable_progress_bar()
             library.set_verbosity_error()  # else every truncated prompt gives a warning
         pipeline = load_pipeline(model, dtype)
         if getattr(pipeline, "watermark", None) is not None:
             pipeline.watermark = None  # SDXL's, where its library is installed; it changes pixels
-        pipeline.scheduler = _scheduler_for(pipeline, model, scheduler)
+        pipeline.scheduler = _scheduler_for(pipeline, model, scheduler, section)
         return cls(
             pipeline,
             device,
@@ -129,10 +150,10 @@ class ImageGenerator:
             resolution=resolution,
             steps=steps,
             guidance=guidance,
+            section=section,
             offload=offload,
         )
 
-    @torch.inference_mode()
     def sample(
         self, prompts: Sequence[str], seeds: Sequence[int]
     ) -> UInt8[np.ndarray, "image height width 3"]:
@@ -141,6 +162,23 @@ class ImageGenerator:
         Raises:
             SamplesError: An image is not finite, as of an overflow in half precision.
         """
+        pixels, finite = self.sample_with_flags(prompts, seeds)
+        if not all(finite):
+            first = finite.index(False)
+            raise SamplesError(
+                f"model {self.model!r}: the image of {prompts[first]!r} (seed {seeds[first]}) has "
+                f"values that are not finite, and no file was written; {self.remedy}"
+            )
+        return pixels
+
+    @torch.inference_mode()
+    def sample_with_flags(
+        self, prompts: Sequence[str], seeds: Sequence[int], **settings: Any
+    ) -> tuple[UInt8[np.ndarray, "image height width 3"], list[bool]]:
+        """One image for each prompt and seed, and which of them are finite.
+
+        `settings` of the pipeline replace those of the generator.
+        """
         self._finite.clear()
         noise = initial_noise(prompts, seeds, self.shape)
         if self.family is not None:
@@ -148,58 +186,40 @@ class ImageGenerator:
         steps = [generator(p, s, "steps") for p, s in zip(prompts, seeds, strict=True)]
         output = self.pipeline(
             prompt=list(prompts),
-            latents=noise.to(self.device, self.denoiser.dtype),
+            latents=noise.to(self.device),
             generator=steps,  # for schedulers that add noise at every step
             output_type="pt",
-            **self.settings,
+            **(self.settings | settings),
         ).images
-        self._check_finite(prompts, seeds)
         pixels = (output.float() * 255).round().clamp(0, 255).to(torch.uint8)
-        return np.asarray(pixels.permute(0, 2, 3, 1).cpu())
+        finite: list[bool] = torch.cat(self._finite).tolist()
+        return np.asarray(pixels.permute(0, 2, 3, 1).cpu()), finite
 
     def _note_finite(self, _: Any, __: Any, decoded: Tensor) -> None:
         """Note which images the VAE decodes to finite numbers, before the pipeline clamps them."""
         self._finite.append(decoded.isfinite().flatten(1).all(1))
 
-    def _check_finite(self, prompts: Sequence[str], seeds: Sequence[int]) -> None:
-        finite = torch.cat(self._finite).tolist()
-        if all(finite):
-            return
-        first, dtype = finite.index(False), str(self.denoiser.dtype).removeprefix("torch.")
-        remedy = "its weights are damaged, or its scheduler does not fit them"
-        if dtype != "float32":
-            others = "bf16 or fp32" if dtype == "float16" else "fp32"
-            remedy = f"{dtype} may overflow: set evaluate.dtype={others}"
-        raise SamplesError(
-            f"model {self.model!r}: the image of {prompts[first]!r} (seed {seeds[first]}) has "
-            f"values that are not finite, and no file was written; {remedy}"
-        )
+    @property
+    def remedy(self) -> str:
+        """What to do about images that are not finite."""
+        dtype = str(self.denoiser.dtype).removeprefix("torch.")
+        if dtype == "float32":
+            return "its weights are damaged, or its scheduler does not fit them"
+        others = "bf16 or fp32" if dtype == "float16" else "fp32"
+        return f"{dtype} may overflow: set {self.section}.dtype={others}"
 
 
-def latent_shape(pipeline: Any, resolution: int) -> tuple[int, int, int]:
-    """Channels, height and width of a pipeline's latents.
-
-    Raises:
-        ValueError: The resolution does not suit the model.
-    """
-    family, config = family_of_pipeline(pipeline), getattr(pipeline, denoiser_of(pipeline)).config
-    side = resolution // pipeline.vae_scale_factor
-    if family is None:
-        return config.in_channels, side, side
-    files = ModelConfig(index={}, denoiser=config, vae=pipeline.vae.config, scheduler={})
-    family.check_resolution("model.resolution", resolution, files)
-    return family.latent_channels(files), side, side
-
-
-def _scheduler_for(pipeline: Any, model: Model, scheduler: Scheduler) -> Any:
+def _scheduler_for(pipeline: Any, model: Model, scheduler: Scheduler, section: str) -> Any:
     """The scheduler to sample with, for a forward process that it fits."""
     own = pipeline.scheduler
     entry = ("diffusers", type(own).__name__)
     index = {"_class_name": type(pipeline).__name__, "scheduler": entry}
-    check_process(model, scheduler, index=index, own=own.config, vae=pipeline.vae.config)
+    process = check_process(
+        model, scheduler, index=index, own=own.config, vae=pipeline.vae.config, section=section
+    )
     says = {"prediction_type": model.prediction_type.value} if model.prediction_type else {}
-    if scheduler is Scheduler.ddim and process_kind(index, own.config)[0] is not ProcessKind.flow:
-        return deterministic(own, **says)
+    if scheduler is Scheduler.ddim and isinstance(process, DiscreteProcess):
+        return deterministic(own, **says, **process.spacing_to_set(own.config))
     return type(own).from_config(own.config, **says) if says else own
 
 
@@ -221,27 +241,73 @@ def sample_missing(
         SamplesError: The device has not enough memory for a single image.
     """
     left = missing(samples)
-    while left:
-        part = missing(left[:batch])  # another process may have sampled some by now
-        pixels = _attempt(source, part) if part else np.empty(0)
-        if pixels is None:
-            if batch == 1:
-                raise SamplesError(
-                    f"not enough device memory to sample one image of {part[0].model!r}; lower "
-                    "model.resolution, or set dtype=bf16"
-                )
-            batch = max(1, min(batch, len(part)) // 2)
-            continue
-        for sample, image in zip(part, pixels, strict=True):
-            write_bytes(sample.path, encode_png(image))
-        left = left[batch:]
-        advance(len(part))
+    with ImageWriter() as writer:
+        while left:
+            part = missing(left[:batch])  # another process may have sampled some by now
+            pixels = _attempt(source, part) if part else np.empty(0)
+            if pixels is None:
+                if batch == 1:
+                    raise SamplesError(
+                        f"not enough device memory to sample one image of {part[0].model!r}; lower "
+                        "model.resolution, or set dtype=bf16"
+                    )
+                batch = max(1, min(batch, len(part)) // 2)
+                continue
+            if part:
+                writer.write(part, pixels)
+            left = left[batch:]
+            advance(len(part))
+
+
+class ImageWriter:
+    """Encodes and writes images in threads while the device samples the next batch."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(WRITERS, "png")
+        self._pending: list[Future[None]] = []
+
+    def __enter__(self) -> "ImageWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._threads.shutdown()
+        if kind is None:
+            self._wait()
+
+    def write(
+        self, samples: Sequence[Sample], pixels: UInt8[np.ndarray, "image height width 3"]
+    ) -> None:
+        """Begin to write a batch, when the one before is on disk.
+
+        Raises:
+            ShardError: An image of the batch before could not be written.
+        """
+        self._wait()
+        self._pending = [
+            self._threads.submit(write_image, sample, image)
+            for sample, image in zip(samples, pixels, strict=True)
+        ]
+
+    def _wait(self) -> None:
+        for pending in self._pending:
+            pending.result()
+
+
+def write_image(sample: Sample, image: UInt8[np.ndarray, "height width 3"]) -> None:
+    """Write an image whole or not at all."""
+    write_bytes(sample.path, encode_png(image))
 
 
 def _attempt(source: SamplesImages, samples: Sequence[Sample]) -> np.ndarray | None:
     """The images, or None when the device has not enough memory for them."""
+    prompts, seeds = [s.prompt.text for s in samples], [s.seed for s in samples]
+    return unless_out_of_memory(lambda: source.sample(prompts, seeds))
+
+
+def unless_out_of_memory(sample: Callable[[], T]) -> T | None:
+    """What `sample` returns, or None when the device has not enough memory for it."""
     try:
-        return source.sample([s.prompt.text for s in samples], [s.seed for s in samples])
+        return sample()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

@@ -20,7 +20,7 @@ from data.pairs import open_pairs
 from data.pairs.schema import PairSource
 from label.analysis.console import print_statistics, print_summary
 from label.metrics.fingerprints import Fingerprints
-from label.metrics.registry import definition_of, score_settings, settle_dtypes
+from label.metrics.registry import definition_of, resolve_all, score_settings, settle_dtypes
 from label.metrics.weights import locate
 from label.scoring.score_sets import ScoreSets, plan, remaining
 from label.voting.label_set import LabelSet, label_settings, make_labels
@@ -58,6 +58,16 @@ def main(job: Job) -> None:
         if sets.latents:
             where = f"latents: {sets.folder_of(LATENTS)} ({sets.latents})"
             console.print(where, highlight=False, soft_wrap=True)
+
+
+def check(job: Job) -> None:
+    """Check the metrics that the vote needs, before there are pairs; loads no weight.
+
+    Raises:
+        ValueError: One cannot be used, or is no voter.
+    """
+    voting_rule = voting_rule_of(job)
+    resolve_all({name: job.metrics[name] for name in voting_rule.metrics})
 
 
 def voting_rule_of(job: Job) -> VotingRule:

@@ -1,7 +1,7 @@
-"""`python -m tests.as_fork`, for launchers: `python -m train` that starts in 0.1 s instead of 15 s.
+"""`python -m tests.as_fork`, for launchers: a stage that starts in 0.1 s instead of 15 s.
 
 This process only stands for the rank, with its environment, output, exit status and death. The fork
-server of the tests runs the training; see `launcher_environment` in helpers_ranks.
+server of the tests runs the stage that `MODULE` names; see `launcher_environment` in helpers_ranks.
 """
 
 import os
@@ -10,7 +10,7 @@ import sys
 from multiprocessing.connection import Client
 from multiprocessing.reduction import send_handle
 
-ADDRESS = "TESTS_FORK_ADDRESS"
+ADDRESS, MODULE = "TESTS_FORK_ADDRESS", "TESTS_FORK_MODULE"
 
 if __name__ == "__main__":
     with Client(os.environ[ADDRESS], "AF_UNIX") as connection:

@@ -1,7 +1,9 @@
 """Fixtures of several test files, and which tests run in one process."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,9 +11,13 @@ SLOW_FILES = (
     "test_docs", "test_evaluate_cli", "test_label_cli",  # compose commands or run a stage
     "test_latents", "test_pair_stages", "test_parity", "test_score.py", "test_train_latents",
     "test_blip", "test_golden", "test_hps_v3", "test_lora", "test_metrics", "test_mps",  # networks
-    "test_passes", "test_sample_models", "test_flow_models", "test_flow_pipelines",
+    "test_generate_pairs", "test_passes", "test_sample_models",
+    "test_flow_models", "test_flow_pipelines",
 )  # fmt: skip
 """Files that are slow as a whole: `make test-fast` does not even import them."""
+TESTS = Path(__file__).parent
+RANK_FILES = {p.name for p in TESTS.glob("test_*.py") if "mark.ranks" in p.read_text()}
+"""Files with tests that start ranks."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -22,19 +28,36 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of slow files; put each test into a group for `--dist loadgroup`.
-
-    A file is a group, so that its fixtures are made once. Tests with ranks are one group of all
-    files: they share a fork server, whose imports take 20 s of a core, and ranks of two tests at
-    once on two cores spend much of their time waiting for each other's turn.
-    """
+    """Mark the tests of slow files; put those of long files first, so that no core ends early."""
     for item in items:
         if item.path.name.startswith(SLOW_FILES):
             item.add_marker(pytest.mark.slow)
-        if item.get_closest_marker("xdist_group") is None:
-            ranks = item.get_closest_marker("ranks") is not None
-            group = "ranks" if ranks else item.path.name
-            item.add_marker(pytest.mark.xdist_group(group))
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path.name not in RANK_FILES, item.path not in slow_files))
+
+
+def pytest_collection_finish() -> None:
+    """Let no garbage collection walk through all that is imported by now."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of a file in one process, and those of all files with ranks.
+
+    The fixtures of a file are made once. Files with ranks share a fork server, whose imports take
+    15 s of a core, and straight runs; and ranks of two tests at once on two cores would spend much
+    of their time waiting for each other. (`--dist loadgroup` does not see groups under pytest 9.2.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            name = nodeid.partition("::")[0].rpartition("/")[2]
+            return "ranks" if name in RANK_FILES else name
+
+    return Groups(config, log)
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ UNCHECKED = {
     "ln": "test_whole_way links the scores of another run",
     "mkdir": "the same",
     "pre-commit": "writes into .git",
+    "python3": "another machine's Python: test_gpu_day has what it is asked",
     "sbatch": "hands its settings on to the page's script, whose line with srun is checked",
     "tensorboard": "a server of its own",
     ".venv/bin/uv": "downloads a package",

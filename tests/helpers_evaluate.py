@@ -39,9 +39,9 @@ def tiny_pipeline(seed, *, width=16):
         pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     unet = UNet2DConditionModel(
-        sample_size=8, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), block_out_channels=(width, width),
-        layers_per_block=1, cross_attention_dim=32, attention_head_dim=2, norm_num_groups=4,
+        sample_size=8, down_block_types=("CrossAttnDownBlock2D",), mid_block_type=None,
+        up_block_types=("UpBlock2D",), block_out_channels=(width,), layers_per_block=1,
+        cross_attention_dim=32, attention_head_dim=2, norm_num_groups=4,
     )  # fmt: skip
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,

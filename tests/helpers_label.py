@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -325,6 +326,9 @@ def serve() -> None:
     """The nursery's side: fork for each line of input, and note how each program ended."""
     for name in PRELOAD:
         importlib.import_module(name)
+    importlib.import_module("conf.job").composed(["run=warm"])  # its plugins and caches
+    gc.collect()
+    gc.freeze()  # no collection of a fork walks through, and thereby copies, what is imported
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for line in sys.stdin:
         request = json.loads(line)

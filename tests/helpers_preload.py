@@ -1,6 +1,9 @@
 """What the fork server imports once, so that ranks and programs of tests start at once."""
 
+import atexit
+import gc
 import logging
+import os
 from importlib import import_module
 
 import torch
@@ -19,5 +22,12 @@ logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 torch.set_num_threads(1)
 with train.distributed.library.quiet():
     train.distributed.library.library()
+    import deepspeed.module_inject.auto_ep_layer  # noqa: F401
+    import deepspeed.runtime.superoffload.superoffload_stage3  # noqa: F401
     import deepspeed.runtime.zero.muon.original_muon  # noqa: F401 - imports a compiler, 4 s
     from torch.utils import tensorboard  # noqa: F401
+import_module("conf.job").composed(["run=warm"])  # its plugins and caches
+import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("clip")
+atexit.register(os._exit, 0)  # of the server; a compiler's library prints at a usual exit
+gc.collect()
+gc.freeze()  # no collection of a fork walks through, and thereby copies, all that is imported

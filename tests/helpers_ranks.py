@@ -120,7 +120,7 @@ def _be_rank_of_launcher(
     os.environ.update(variables)
     for descriptor, output in enumerate(outputs, start=1):
         os.dup2(output.detach(), descriptor)
-    be_module("train", arguments)
+    be_module(variables[as_fork.MODULE], arguments)
 
 
 def _serve_fork(connection: Connection) -> None:
@@ -143,9 +143,14 @@ def _serve_fork(connection: Connection) -> None:
     connection.close()
 
 
+def launcher_environment(module: str) -> dict[str, str]:
+    """What a launcher hands on to `python -m tests.as_fork`, so that it becomes `module` here."""
+    return environment() | {as_fork.ADDRESS: fork_address(), as_fork.MODULE: module}
+
+
 @cache
-def launcher_environment() -> dict[str, str]:
-    """What a launcher hands on to `python -m tests.as_fork`, so that it reaches these tests."""
+def fork_address() -> str:
+    """Where each `python -m tests.as_fork` asks for its fork."""
     listener = Listener(family="AF_UNIX")
 
     def serve() -> None:
@@ -153,7 +158,7 @@ def launcher_environment() -> dict[str, str]:
             Thread(target=_serve_fork, args=(listener.accept(),), daemon=True).start()
 
     Thread(target=serve, daemon=True).start()
-    return environment() | {as_fork.ADDRESS: str(listener.address)}
+    return str(listener.address)
 
 
 @dataclass

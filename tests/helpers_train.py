@@ -29,9 +29,9 @@ def write_base(folder: Path, prediction: str = "epsilon") -> Path:
     torch.manual_seed(0)
     tokenizer, text, vae = tiny_tokenizer(), text_config(), tiny_vae()
     unet = UNet(
-        sample_size=SIDE // 2, block_out_channels=(16, 32), layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        sample_size=SIDE // 2, block_out_channels=(16,), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",), mid_block_type=None,
+        up_block_types=("UpBlock2D",),
         cross_attention_dim=16, attention_head_dim=8, norm_num_groups=8,
     )  # fmt: skip
     StableDiffusionPipeline(

@@ -137,10 +137,18 @@ def test_a_missing_file_is_named(tmp_path: Path, table: pa.Table):
         verify(tmp_path, manifest)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"kind": "test"}'])
-def test_a_damaged_manifest_is_named(tmp_path: Path, content: str):
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "cannot be read"), ("{", "cannot be read"), ("[]", "has a JSON list"),
+        ('{"kind": "test"}', "does not describe a set"),
+        ('{"kind": "test", "settings": {}, "files": []}', "it lists no file"),
+        ('{"kind": "test", "settings": [], "files": []}', "settings is"),
+    ],
+)  # fmt: skip
+def test_a_damaged_manifest_is_named(tmp_path: Path, content: str, problem: str):
     (tmp_path / MANIFEST).write_text(content)
-    with pytest.raises(ShardError, match=r"manifest\.json is not a test set"):
+    with pytest.raises(ShardError, match=rf"manifest\.json {problem}|manifest\.json .*{problem}"):
         read_manifest(tmp_path, "test")
 
 

@@ -31,7 +31,7 @@ def test_the_benchmark_runs(tmp_path: Path):
 
 
 def test_ranks_measure_their_memory(tmp_path: Path):
-    """What `peak_by_stage` starts under torchrun, which test_train runs in earnest."""
+    """What `peak_by_stage` starts under torchrun, which test_known_defects runs in earnest."""
     from benchmarks import memory
     from benchmarks.worlds import WORLDS, write_world
 

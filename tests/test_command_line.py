@@ -109,6 +109,16 @@ def test_home_is_meant_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (model.path, model.is_local) == (str(tmp_path / "m"), True)
 
 
+@pytest.mark.parametrize("path", ["a" * 256, "/".join(["ab"] * 2000)], ids=["name", "path"])
+def test_a_path_that_no_system_takes_is_named(path: str):
+    with pytest.raises(ValueError, match=r"pairs\.root=ab?.*\.\.\. is longer than a path can be"):
+        open_pairs(PairsSpec(kind="pickapic", root=path))
+    with pytest.raises(ValueError, match=r"model\.path=.* is longer than a path can be"):
+        find_model(composed([f"model.path={path}"]).model)
+    with pytest.raises(ValueError, match=r"metrics\.x\.weights=.* is longer than a path can be"):
+        locate("metrics.x.weights", path, None)
+
+
 def test_a_missing_folder_at_home_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     job = composed(["pairs=pickapic", "pairs.root=~/nope"])

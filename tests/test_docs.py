@@ -211,7 +211,13 @@ def test_files_named_in_sentences_exist(page: Path):
         if re.fullmatch(rf"(?:{tops})/[\w./*-]+", named) and not WRITTEN.match(named):
             assert list(ROOT.glob(named.rstrip("/"))), f"{page.name}: `{span}`"
         elif re.fullmatch(r"[\w/]+\.py", named):
-            assert list(ROOT.glob(f"**/{named}")), f"{page.name}: `{span}`"
+            files = [path for top in tops.split("|") for path in code_files(top)]
+            assert any(path.endswith(f"/{named}") for path in files), f"{page.name}: `{span}`"
+
+
+@cache
+def code_files(top: str) -> list[str]:
+    return [str(path) for path in (ROOT / top).rglob("*.py")]
 
 
 @of_page([page for page in PAGES if "docs" not in page.parts])

@@ -1,8 +1,6 @@
 """What docs/labels.md says works: its recipes and commands are taken from the page and run."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
@@ -10,6 +8,7 @@ import pytest
 
 from data.artifacts.schemas import labels
 from label.config import Rule, TieRule
+from tests.helpers_label import nursery
 from tests.test_conf import job
 
 ROOT = Path(__file__).parent.parent
@@ -23,12 +22,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     people_twice = ["vote.name=people_twice", "vote.human_votes=true", "vote.weights.human=2"]
     for vote in (["vote=majority"], ["vote=unanimous"], people_twice):
-        subprocess.run(
-            [sys.executable, "-m", "label", "run=miniature", *vote, f"runs={folder}/runs",
+        status, output = nursery().run(
+            ["run=miniature", *vote, f"runs={folder}/runs",
              f"pairs.root={folder}/data/miniature/pairs/3000", "pairs.options.num_pairs=200",
              "label.workers=0", "label.device=cpu"],
-            cwd=ROOT, check=True, capture_output=True, timeout=300,
+            folder / "out.txt",
         )  # fmt: skip
+        assert status == 0, output
     return folder
 
 

@@ -10,7 +10,7 @@ from data.families import sd1, sdxl
 from data.models.family import Family
 from train.config import LoraSpec, ModelSpec
 from train.identity import fingerprint
-from train.models.base_model import WANTED, find_model, open_model
+from train.models.base_model import CONFIGS, WANTED, find_model, open_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -116,10 +116,11 @@ def test_a_hub_id_is_fetched_at_its_commit(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     monkeypatch.setattr("data.storage.hub.unreachable", lambda: "")
-    (tmp_path / "model_index.json").touch()
+    write_folder(tmp_path)
     spec = ModelSpec(path="owner/name", revision=COMMIT)
     assert find_model(spec) == tmp_path
-    assert requests == [("owner/name", {"repo_type": "model", "revision": COMMIT}, WANTED)]
+    where = ("owner/name", {"repo_type": "model", "revision": COMMIT})
+    assert requests == [(*where, CONFIGS), (*where, WANTED)]
     assert not any("bin" in pattern or "fp16" in pattern for pattern in WANTED)
     assert fingerprint(spec) == f"owner/name@{COMMIT}"  # and nothing was fetched for it
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from data.devices import Dtype
 from data.models.forward_process import CONFIG, Prediction
-from evaluate.run import model_at
 from generate.config import Scheduler
-from generate.image_files import Model, SamplesError, list_samples
+from generate.image_files import Model, SamplesError, list_samples, model_at
 from generate.prompts.files import Prompt
 from generate.prompts.prompt_set import PromptSet
+from generate.run import base_model
 from generate.sampler import ImageGenerator, sample_missing
 from tests.helpers_evaluate import SIDE, write_tiny_model
 from tests.helpers_ranks import shared_place
@@ -133,11 +133,14 @@ def test_a_process_that_ddim_cannot_sample_is_refused_before_any_image(
 def test_a_model_is_sampled_by_what_model_prediction_type_says(tmp_path: Path):
     """It belongs to model.path, under whatever name, and not to other models."""
     base = write_tiny_model(tmp_path / "base", 0)
-    a_job = job(f"model.path={base}", "model.prediction_type=v_prediction")
+    stated = base_model(job(f"model.path={base}", "model.prediction_type=v_prediction"), "base")
     for name in ("base", "m"):
-        assert model_at(a_job, name, str(base)).prediction_type is Prediction.v_prediction
-    assert model_at(a_job, "m", str(tmp_path)).prediction_type is None
-    assert model_at(job(f"model.path={base}"), "m", str(base)).prediction_type is None
+        assert model_at(stated, name, str(base)).prediction_type is Prediction.v_prediction
+    assert model_at(stated, "m", str(tmp_path)).prediction_type is None
+    assert (
+        model_at(base_model(job(f"model.path={base}"), "base"), "m", str(base)).prediction_type
+        is None
+    )
 
 
 # --- training ------------------------------------------------------------------------------------

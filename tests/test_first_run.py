@@ -16,7 +16,7 @@ from tests.helpers_ranks import shared_place
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["evla"], ["unknown target evla", "allowed: help setup labels train eval"]),
+        (["evla"], ["unknown target evla", "allowed: help setup pairs labels train"]),
         (["eval", "exp=sdxl_pickapic"], ["unknown variable exp", "allowed: EXP RUN"]),
         (["labels", "ARG=vote=human"], ["unknown variable ARG"]),
         (["eval", "reference=frozen"], ["unknown variable reference", 'ARGS="train.steps=400 ref']),

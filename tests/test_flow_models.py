@@ -184,8 +184,8 @@ def test_a_step_is_the_formula(bases: dict[str, Path], name: str):
             sigma = shift * u / (1 + (shift - 1) * u)
             added = {key: value[[pair]] for key, value in (condition.added or {}).items()}
             one = replace(condition, states=condition.states[[pair]], added=added)
-            told = torch.tensor([1000 * sigma])
-            predicted = components.predict(model, (1 - sigma) * latents + sigma * noise, told, one)
+            level = torch.tensor([1000 * sigma])
+            predicted = components.predict(model, (1 - sigma) * latents + sigma * noise, level, one)
             return (predicted - (noise - latents)).double().pow(2).mean()
 
         for pair in range(4):

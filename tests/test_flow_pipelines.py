@@ -80,6 +80,8 @@ def test_images_come_from_the_models_own_scheduler(bases: dict[str, Path], name:
 def test_what_cannot_be_sampled_is_refused(bases: dict[str, Path]):
     with pytest.raises(ValueError, match="resolution=18 is no multiple of 4"):
         generator(bases["flux"], resolution=18)
+    with pytest.raises(SamplesError, match="cpu_offload=true moves .* the device is cpu"):
+        generator(bases["flux"], offload=True)
     model = Model(name="m", path=str(bases["sd3"]), adapter=str(bases["sd3"] / "x.safetensors"))
     with pytest.raises(ValueError, match="model 'm': .*x.safetensors"):
         ImageGenerator.load(model, CPU, scheduler=Scheduler.own, dtype=Dtype.fp32,
@@ -96,7 +98,7 @@ def test_a_folder_that_does_not_fit_is_refused_before_it_is_loaded(
     scheduler.write_text(json.dumps({"_class_name": "EDMEulerScheduler"}))
     for choice in Scheduler:
         with pytest.raises(SamplesError, match="EDMEulerScheduler, which means the process of EDM"):
-            check_folder(Model(name="m", path=str(folder)), choice)
+            check_folder(Model(name="m", path=str(folder)), choice, 2, SIDE)
     scheduler.write_text(before)
     weights = folder / "text_encoder_3/model.safetensors"
     tensors = load_file(weights)

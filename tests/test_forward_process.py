@@ -144,6 +144,10 @@ def test_betas_of_its_own_are_used():
         ({"beta_start": "0.1"}, "beta_start='0.1'; allowed: a number between 0 and 1"),
         ({"beta_end": 1.5}, r"beta_end=1\.5; allowed"),
         ({"beta_end": float("nan")}, "beta_end=nan; allowed"),
+        ({"beta_start": 0.1}, r"beta_start=0\.1; allowed: at most beta_end=0\.012"),
+        ({"timestep_spacing": "no"}, "timestep_spacing='no'; allowed: leading, linspace, trailing"),
+        ({"steps_offset": "x"}, "steps_offset='x'; allowed: a whole number below num_train_times"),
+        ({"steps_offset": 1000}, "steps_offset=1000; allowed"),
         ({"num_train_timesteps": 0}, "num_train_timesteps=0; allowed: a whole number"),
         ({"num_train_timesteps": True}, "num_train_timesteps=True; allowed"),
         ({"trained_betas": [0.1, 0.2]}, "trained_betas='2 values'; allowed: a list of 1000 numb"),
@@ -195,7 +199,7 @@ def test_generating_refuses_it_alike(copy: Any, settings: dict):
     edit(folder / CONFIG, **settings)
     model = Model(name="ours", path=str(folder))
     with pytest.raises(SamplesError, match=r"model 'ours' \(.*scheduler"):
-        check_folder(model, Scheduler.ddim)
+        check_folder(model, Scheduler.ddim, 2, SIDE)
 
 
 @pytest.mark.parametrize(
@@ -209,13 +213,13 @@ def test_a_scheduler_of_its_own_may_know_what_ddim_does_not(
     edit(folder / CONFIG, **settings)
     model, way_out = Model(name="ours", path=str(folder)), "evaluate.scheduler=own"
     with pytest.raises(SamplesError) as refusal:
-        check_folder(model, Scheduler.ddim)
+        check_folder(model, Scheduler.ddim, 2, SIDE)
     assert str(refusal.value).endswith(way_out) == is_allowed
     if is_allowed:
-        assert check_folder(model, Scheduler.own) == ""
+        assert check_folder(model, Scheduler.own, 2, SIDE) == ""
     else:
         with pytest.raises(SamplesError):
-            check_folder(model, Scheduler.own)
+            check_folder(model, Scheduler.own, 2, SIDE)
 
 
 # --- no signal at the end ------------------------------------------------------------------------
@@ -258,6 +262,52 @@ def test_a_model_without_signal_at_the_end_is_sampled(copy: Any):
     )  # fmt: skip
     assert generator.pipeline.scheduler.alphas_cumprod[-1] == 0
     assert generator.sample(["a cat"], [0]).std() > 1
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", None])
+def test_sampling_begins_where_no_signal_is_left(copy: Any, spacing: str | None):
+    """Whatever the folder says: with `leading`, DDIM's default, it would begin before."""
+    from data.devices import Dtype
+    from generate.sampler import ImageGenerator
+
+    folder, said = copy("sd_v"), {"timestep_spacing": spacing} if spacing else {}
+    edit(folder / CONFIG, "timestep_spacing")
+    edit(folder / CONFIG, rescale_betas_zero_snr=True, **said)
+    model = Model(name="m", path=str(folder))
+    line = check_folder(model, Scheduler.ddim, 3, SIDE)
+    assert "no signal at the end, sampled with timestep_spacing=trailing" in line
+    scheduler = ImageGenerator.load(
+        model, CPU, scheduler=Scheduler.ddim, dtype=Dtype.fp32, resolution=SIDE, steps=3,
+        guidance=2.0,
+    ).pipeline.scheduler  # fmt: skip
+    scheduler.set_timesteps(3)
+    assert scheduler.timesteps[0] == 999
+    if spacing == "linspace":  # begins there, too
+        assert check_folder(model, Scheduler.own, 3, SIDE) == ""
+        return
+    with pytest.raises(SamplesError, match="DDIMScheduler has timestep_spacing=leading, so that"):
+        check_folder(model, Scheduler.own, 3, SIDE)
+
+
+def test_a_scheduler_that_ignores_rescaled_betas_does_not_sample_them(copy: Any):
+    folder = copy("sd_v")
+    edit(folder / CONFIG, _class_name="PNDMScheduler", **ZERO_SNR)
+    edit(folder / "model_index.json", scheduler=["diffusers", "PNDMScheduler"])
+    model = Model(name="m", path=str(folder))
+    assert check_folder(model, Scheduler.ddim, 3, SIDE) == ""
+    with pytest.raises(SamplesError, match=r"PNDMScheduler ignores it.*evaluate\.scheduler=ddim"):
+        check_folder(model, Scheduler.own, 3, SIDE)
+
+
+def test_no_size_that_latents_do_not_have(copy: Any):
+    model = Model(name="m", path=str(copy("sd")))
+    with pytest.raises(SamplesError, match=r"model\.resolution=20 is no multiple of 8"):
+        check_folder(model, Scheduler.ddim, 3, 20)
+
+
+def test_no_more_steps_than_timesteps(copy: Any):
+    with pytest.raises(SamplesError, match=r"evaluate\.steps=1001: .* has 1000 timesteps"):
+        check_folder(Model(name="m", path=str(copy("sd"))), Scheduler.ddim, 1001, SIDE)
 
 
 # --- what is predicted ---------------------------------------------------------------------------
@@ -310,7 +360,7 @@ def test_the_prediction_that_was_set_is_sampled_with(copy: Any, scheduler: Sched
         assert pipeline(prediction).scheduler.config.prediction_type == prediction.value
     assert pipeline(None).scheduler.config.prediction_type == "epsilon"
     model = Model(name="m", path=str(folder))
-    assert "(assumed: " in check_folder(model, scheduler)
+    assert "(assumed: " in check_folder(model, scheduler, 2, SIDE)
 
 
 # --- the latents' scale --------------------------------------------------------------------------
@@ -341,7 +391,7 @@ def test_what_the_pipeline_would_ignore_is_refused(copy: Any):
         with pytest.raises(LatentScaleError, match="which StableDiffusionPipeline ignores"):
             load(folder)
         with pytest.raises(LatentScaleError, match="'ours' .* which StableDiffusionPipeline ign"):
-            check_folder(model, Scheduler.own)
+            check_folder(model, Scheduler.own, 2, SIDE)
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,8 @@ def train(place: Place, run: str, *more: str, world: int = 1) -> str:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")  # before anything is built
     return make_place(tmp_path_factory.mktemp("gpu"))
 
 

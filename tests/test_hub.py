@@ -1,5 +1,6 @@
 """Hub ids on a machine without a connection: an answer at once, with the way out."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -9,7 +10,9 @@ import pytest
 
 from data.storage import open_store
 from data.storage.hub import HubError, cached, fetch, unreachable
-from generate.config import PromptsKind, PromptsSpec
+from generate.config import PromptsKind, PromptsSpec, Scheduler
+from generate.image_files import Model
+from generate.model_process import check_hub_model
 from generate.prompts.files import located
 from label.config import MetricSpec
 from label.metrics.registry import resolve
@@ -69,8 +72,32 @@ def test_what_was_fetched_before_is_used(alone: Path):
     assert cached("owner/name", COMMIT, ["*"]) == folder
     with pytest.raises(ValueError, match="is not on this machine"):
         model()
-    shutil.copy(BASE / "model_index.json", folder)
+    shutil.copytree(
+        BASE, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors")
+    )
     assert model() == folder
+
+
+def test_a_model_that_cannot_be_trained_is_told_by_its_configuration(alone: Path):
+    """Before any of its weights is fetched."""
+    folder = alone / "models--owner--name" / "snapshots" / COMMIT
+    shutil.copytree(BASE, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    described = json.loads(scheduler.read_text())
+    scheduler.write_text(json.dumps(described | {"_class_name": "FlowMatchEulerDiscreteScheduler"}))
+    with pytest.raises(ValueError, match="means flow matching"):
+        model()
+    judged = Model(name="ours", path="owner/name", revision=COMMIT)
+    with pytest.raises(ValueError, match="means flow matching"):
+        check_hub_model(judged, Scheduler.ddim, 2, 64)
+    scheduler.write_text(json.dumps(described))
+    check_hub_model(judged, Scheduler.ddim, 2, 64)
+
+
+@pytest.mark.parametrize("path", ["a/b/c", "a b/c", "name"])
+def test_what_is_no_hub_id_is_told_before_anything_is_fetched(path: str):
+    with pytest.raises(ValueError, match="is neither a folder nor a hub id owner/name; give one"):
+        Model(name="ours", path=path, revision=COMMIT).check("give one")
 
 
 def test_the_switch_of_the_hubs_client_is_named(monkeypatch: pytest.MonkeyPatch):

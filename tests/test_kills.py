@@ -107,9 +107,9 @@ def test_sigkill_while_a_checkpoint_is_written(stage: int, world: int):
     same_bits(place, name, straight(stage, world))
 
 
-MOMENTS = {(1, "fp32"): 3, (1, "bf16"): 3, (2, "fp32"): 4, (2, "bf16"): 3, (3, "fp32"): 4,
-           (3, "bf16"): 3}  # fmt: skip
-"""How often each kind of run is killed, twenty times in all."""
+MOMENTS = {(1, "fp32"): 4, (1, "bf16"): 4, (2, "fp32"): 4, (2, "bf16"): 4, (3, "fp32"): 2,
+           (3, "bf16"): 2}  # fmt: skip
+"""How often each kind of run is killed, twenty times in all; those of stage 3 start slowly."""
 
 
 @pytest.mark.slow

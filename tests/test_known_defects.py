@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers_ranks import ROOT, environment, shared_place
+from tests.helpers_ranks import ROOT, environment, shared_place, straight
 
 PAGE = (ROOT / "docs" / "known-defects.md").read_text()
 NAMED = re.findall(r"`(test_\w+\.py)::(test_\w+)`", PAGE)
@@ -36,15 +36,21 @@ def test_no_folder_is_named_by_the_clock():
 @pytest.mark.ranks
 @pytest.mark.slow
 def test_nothing_is_compiled_at_run_time(tmp_path: Path):
-    """Two steps without a compiler on the path, and nothing appears where builds would go."""
-    place, name = shared_place(), "uncompiled"
+    """Two steps without a compiler on the path, and nothing appears where builds would go.
+
+    By the launcher of `make train NPROC=2`, in earnest: no other test starts such a process anew.
+    """
+    place, name = shared_place(), "torchrun"
     place.label(name)
     steps = ("train.steps=2", "train.reference.every=2")
     builds = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "builds"), "PATH": "/nowhere"}
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "train"]
     done = subprocess.run(
-        [sys.executable, "-m", "train", *place.overrides(name, *steps)],
+        [sys.executable, *launch, *place.overrides(name, *steps)],
         cwd=ROOT, env=os.environ | environment() | builds, capture_output=True, text=True,
         timeout=300, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert not list(tmp_path.rglob("*"))
+    losses = [line["loss"] for line in place.journal(straight(2, 2))]
+    assert [line["loss"] for line in place.journal(name)] == pytest.approx(losses[:2])

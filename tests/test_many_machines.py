@@ -88,7 +88,7 @@ def start(command: str, name: str, stubs: Path, port: int) -> subprocess.Popen:
     ):  # fmt: skip
         command = command.replace(old, new)
     path = f"{stubs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    own = launcher_environment() | {"PATH": path, "PY": sys.executable, "PORT": str(port)}
+    own = launcher_environment("train") | {"PATH": path, "PY": sys.executable, "PORT": str(port)}
     own |= {"STAGE": as_fork.__name__}
     with (stubs / f"{len(list(stubs.iterdir()))}.log").open("w") as log:
         return subprocess.Popen(
@@ -232,19 +232,21 @@ def test_machines_that_are_not_set_up_alike_are_refused(
     assert re.search(rf"^error: .*{message}", second, re.MULTILINE)
 
 
-def waits_for_a_busy_one() -> None:
+def waits_for_a_busy_one(given_up: Path) -> None:
     world = start_world("cpu", collective_timeout_s=3.0)
     if world.rank == 1:
-        time.sleep(10)
+        while not given_up.exists():
+            time.sleep(0.05)
         os._exit(0)
     with pytest.raises(RuntimeError, match=r"(?i)timed? ?out") as caught:
         world.barrier()
+    given_up.touch()
     assert is_communication_error(caught.value)
 
 
 @pytest.mark.ranks
 def test_a_rank_that_does_not_answer_is_waited_for_no_longer_than_the_timeout(tmp_path: Path):
-    run_ranks(tmp_path, 2, waits_for_a_busy_one)
+    run_ranks(tmp_path, 2, waits_for_a_busy_one, tmp_path / "given-up")
 
 
 # --- what launchers say --------------------------------------------------------------------------

@@ -192,7 +192,7 @@ def test_a_pair_is_named_by_what_it_is():
         ("pickapick", r"pairs\.kind=pickapick is no layout; did you mean pickapic\?.*my_package"),
         (
             "schema",
-            r"is no layout; .*allowed are hpdv2, hpdv3, imagereward, jsonl, miniature, parq",
+            r"is no layout; .*allowed are hpdv2, hpdv3, imagereward, jsonl, miniature, own, parq",
         ),
         ("nowhere.layout", r"nowhere\.layout cannot be imported \(No module named 'nowhere'\)"),
         (".pickapic", r"\.pickapic cannot be imported"),
@@ -211,6 +211,20 @@ def test_a_kind_that_is_none_is_refused(
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(PairsError, match=says):
         open_pairs(PairsSpec(kind=kind, root="/nowhere"))
+
+
+def test_an_option_that_nobody_reads_is_refused(tmp_path: Path):
+    spec = PairsSpec(kind="miniature", root=str(tmp_path), options={"num_pairs": 1, "pairs": 2})
+    with pytest.raises(PairsError, match=r"pairs\.options\.pairs is not read .* reads num_pairs"):
+        open_pairs(spec)
+    spec = PairsSpec(kind="pickapic", root=str(tmp_path), options={"num_pairs": 1})
+    with pytest.raises(PairsError, match=r"num_pairs is not read .* which reads no options"):
+        open_pairs(spec)
+
+
+def test_an_empty_root_is_not_the_working_folder():
+    with pytest.raises(PairsError, match=r"pairs\.root is empty; give the folder"):
+        open_pairs(PairsSpec(kind="pickapic", root=""))
 
 
 @pytest.mark.parametrize("options", [{}, {"num_pairs": 0}, {"num_pairs": "many"}])

@@ -1,11 +1,13 @@
 """The comparison of arms: its arithmetic by hand, its processes, and a short killed run."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,13 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from benchmarks.reproduce import page, report, tables
+from benchmarks.reproduce import children, page, report, tables
 from benchmarks.reproduce.arms import ARMS, LOOSE_BETA, OURS, Group, named
 from benchmarks.reproduce.plan import Plan, estimate, note_seconds
 from benchmarks.reproduce.results import contrast
 from data.artifacts.schemas import Role, sample_scores
 from evaluate.statistics.winrate import Judge
+from tests.helpers_ranks import be_module, run_ranks, start_ranks
 
 ROOT = Path(__file__).parent.parent
 JUDGES = (Judge("a", Role.VOTER), Judge("b", Role.VOTER), Judge("truth", Role.ORACLE))
@@ -294,34 +297,32 @@ def wait_for_end(processes: list[int], deadline: float) -> None:
         time.sleep(0.05)
 
 
-def quick(folder: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "benchmarks.reproduce", "--quick", "--folder", str(folder),
-            "--jobs", "2", *more]  # fmt: skip
+def compare(folder: Path, *more: str) -> None:
+    """The program, as a fork that has imported everything; its pieces are forks of it."""
+    for name in children.PRELOAD:
+        import_module(name)
+    children.context = lambda: multiprocessing.get_context("fork")
+    be_module("benchmarks.reproduce", ["--quick", "--folder", str(folder), "--jobs", "2", *more])
 
 
 @pytest.mark.slow
 @pytest.mark.ranks
 def test_a_killed_comparison_resumes(tmp_path):
     folder, docs = tmp_path / "reproduce", tmp_path / "page.md"
-    first = subprocess.Popen(
-        quick(folder), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    first = start_ranks(tmp_path / "first", 1, compare, folder)
     deadline = time.monotonic() + 240
     while not (folder / "judge/evaluate/scores/base.parquet").exists():
-        assert first.poll() is None
+        assert first.processes[0].is_alive(), first.output
         assert time.monotonic() < deadline
-        time.sleep(0.1)
-    family = descendants(first.pid)
-    assert len(family) >= 2  # the fork server and a piece
+        time.sleep(0.05)
+    family = descendants(first.processes[0].pid)
+    assert family  # a piece
     first.kill()  # only the parent: its children must not continue without it
-    first.wait()
     wait_for_end(family, deadline)
     assert not (folder / "results").exists()
     base = (folder / "judge/evaluate/scores/base.parquet").stat().st_mtime_ns
     docs.write_text(f"{page.BEGIN}\n{page.END}\n")
-    done = subprocess.run(quick(folder, "--docs", str(docs)), cwd=ROOT, capture_output=True,
-                          text=True, timeout=300, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    output = run_ranks(tmp_path / "again", 1, compare, folder, "--docs", str(docs))
     assert (folder / "judge/evaluate/scores/base.parquet").stat().st_mtime_ns == base
     results = json.loads((folder / "results" / "results.json").read_text())
     assert {(row["arm"], row["against"]) for row in results["results"]} == {
@@ -333,4 +334,4 @@ def test_a_killed_comparison_resumes(tmp_path):
     assert "| BalancedDPO |" in docs.read_text()
     assert (folder / "balanced-0" / "train" / "pipeline" / "model_index.json").is_file()
     assert not list(folder.glob("*/train/step-*"))
-    assert "BalancedDPO" in done.stdout
+    assert "BalancedDPO" in output

@@ -1,12 +1,14 @@
 import json
+import threading
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from data.artifacts.atomic import ShardError
 from data.devices import Dtype
-from data.images import decode, to_pixels
+from data.images import decode, encode_png, to_pixels
 from generate import image_files
 from generate.config import PromptsSpec, Scheduler
 from generate.image_files import (
@@ -147,6 +149,28 @@ def test_ddim_keeps_the_noise_schedule_and_never_clips_latents():
     assert ddim.config.clip_sample is False  # DDIM's default is True, PNDM has no such entry
 
 
+def test_latents_are_stepped_in_fp32_whatever_the_networks_compute_in(model, monkeypatch):
+    """In bf16 each step would round them to 8 bits; UNet and VAE still get their own format."""
+    step, seen = DDIMScheduler.step, []
+
+    def watched(self, predicted, timestep, latents, *args, **options):
+        seen.append((predicted.dtype, latents.dtype))
+        return step(self, predicted, timestep, latents, *args, **options)
+
+    monkeypatch.setattr(DDIMScheduler, "step", watched)
+    half = ImageGenerator.load(
+        model, torch.device("cpu"), scheduler=Scheduler.ddim, dtype=Dtype.bf16, resolution=SIDE,
+        steps=3, guidance=1.5,
+    )  # fmt: skip
+    inputs = []
+    half.pipeline.unet.conv_in.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    half.pipeline.vae.decoder.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    assert half.sample(PROMPTS[:2], [0, 1]).shape == (2, SIDE, SIDE, 3)
+    assert seen == [(torch.float32, torch.float32)] * 3
+    assert {part.dtype for part in inputs} == {torch.bfloat16}
+    assert half.pipeline.unet.dtype == half.pipeline.vae.dtype == torch.bfloat16
+
+
 def test_a_folder_that_is_no_pipeline_is_refused(tmp_path):
     (tmp_path / "model_index.json").write_text(
         json.dumps({"_class_name": "StableDiffusionPipeline"})
@@ -208,6 +232,40 @@ def test_a_full_device_gets_half_the_batch(tmp_path, prompt_set):
     assert source.calls == [6, 3, 1, 1, 1, 1, 1, 1]
     assert sum(counts) == 6
     assert not missing(planned)
+
+
+def test_images_are_encoded_beside_the_sampling(tmp_path, prompt_set, monkeypatch):
+    """In threads, with the bytes of `encode_png`, and all on disk at the end."""
+    threads, images = set(), list_samples(tmp_path, "m", prompt_set, [0])
+    pixels = np.random.default_rng(0).integers(0, 256, (len(images), SIDE, SIDE, 3), np.uint8)
+    number = {(image.prompt.text, image.seed): i for i, image in enumerate(images)}
+
+    class Source:
+        def sample(self, prompts, seeds):
+            return pixels[[number[key] for key in zip(prompts, seeds, strict=True)]]
+
+    def watched(image):
+        threads.add(threading.current_thread().name)
+        return encode_png(image)
+
+    monkeypatch.setattr("generate.sampler.encode_png", watched)
+    sample_missing(Source(), images, 4, lambda _: None)
+    assert [image.path.read_bytes() for image in images] == [encode_png(one) for one in pixels]
+    assert all(name.startswith("png") for name in threads)
+
+
+def test_an_image_that_cannot_be_written_ends_the_run(tmp_path, prompt_set, monkeypatch):
+    class Source:
+        def sample(self, prompts, seeds):
+            return np.zeros((len(prompts), SIDE, SIDE, 3), np.uint8)
+
+    def full(*_):
+        raise ShardError("the disk is full")
+
+    monkeypatch.setattr("generate.sampler.write_bytes", full)
+    for batch in (2, 100):
+        with pytest.raises(ShardError, match="the disk is full"):
+            sample_missing(Source(), list_samples(tmp_path, "m", prompt_set, [0]), batch, print)
 
 
 def test_too_little_memory_for_one_image_is_an_error(tmp_path, prompt_set):

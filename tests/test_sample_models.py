@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from data.devices import Dtype
-from evaluate.run import model_at
 from generate.config import Scheduler
-from generate.image_files import Model, SamplesError, adapter_at
+from generate.image_files import Model, SamplesError, adapter_at, model_at
+from generate.run import base_model
 from generate.sampler import ImageGenerator
 from tests.helpers_train import SIDE, opened, write_base, write_sdxl_base
 from tests.test_conf import job
@@ -70,8 +70,8 @@ def test_lora_weights_sample_what_the_merged_pipeline_samples(
 ):
     base = bases[name]
     write_adapter(base, tmp_path)
-    a_job = job(f"model.path={base}")
-    models = [model_at(a_job, "m", str(tmp_path / part)) for part in ("lora", "pipeline")]
+    own = base_model(job(f"model.path={base}"), "base")
+    models = [model_at(own, "m", str(tmp_path / part)) for part in ("lora", "pipeline")]
     assert models[0].path == str(base)
     assert models[1].adapter == ""
     first, second = (load(model).sample(PROMPTS, [0, 1, 2]).astype(int) for model in models)

@@ -17,7 +17,7 @@ from data.artifacts.atomic import ShardError, atomic_path, sha256_of
 from data.artifacts.manifest import read_manifest, verify
 from data.artifacts.parquet_io import write_table
 from data.artifacts.schemas import PAIR_FACTS, SCORES, Status
-from data.distributed import Rank
+from data.distributed import Rank, work_order
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import PairShard, PairSource
@@ -31,7 +31,7 @@ from label.scoring.batching import Batch, Batcher
 from label.scoring.decode_pool import DecodePool
 from label.scoring.panel import Panel
 from label.scoring.progress import PairCount
-from label.scoring.score_sets import FACTS, ScoreSets, ShardTask, plan, remaining, work_order
+from label.scoring.score_sets import FACTS, ScoreSets, ShardTask, plan, remaining
 from label.scoring.scoring_pass import Clock
 from label.scoring.shard_scorer import ScoringTools, score_shards
 from tests import helpers_label as tiny
@@ -344,13 +344,13 @@ def test_blocks_are_of_neighbours_and_every_rank_comes_to_every_shard(ten: Score
         blocks = [[task.shard.index for task in plan(ten, Rank(r, world))] for r in range(world)]
         assert sum(blocks, []) == list(range(10))  # neighbours stay together
         for rank, block in enumerate(blocks):
-            order = [shard.index for shard in work_order(ten, Rank(rank, world))]
+            order = work_order(len(ten.shards), Rank(rank, world))
             assert order[: len(block)] == block
             assert sorted(order) == list(range(10))
 
 
 def test_those_who_help_with_a_block_begin_at_different_places(ten: ScoreSets) -> None:
-    orders = [[shard.index for shard in work_order(ten, Rank(rank, 3))] for rank in range(3)]
+    orders = [work_order(len(ten.shards), Rank(rank, 3)) for rank in range(3)]
     last = range(6, 10)  # the block of the third rank: forwards itself, backwards the others
     assert [[i for i in order if i in last] for order in orders] == [
         [7, 6, 9, 8], [9, 8, 7, 6], [6, 7, 8, 9],
@@ -429,5 +429,8 @@ def test_rank_comes_from_the_launcher() -> None:
     assert Rank.from_environment({}) == Rank(0, 1, 0)
     given = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
     assert Rank.from_environment(given) == Rank(5, 8, 1, 8)
+    with pytest.raises(ValueError, match="the environment has RANK='first', needed is a number"):
+        Rank.from_environment({"RANK": "first"})
+    assert Rank.from_environment({"LOCAL_WORLD_SIZE": "0"}).local_world_size == 1
     with pytest.raises(ValueError, match="RANK=2 is not below WORLD_SIZE=2"):
         Rank.from_environment({"RANK": "2", "WORLD_SIZE": "2"})

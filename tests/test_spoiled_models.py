@@ -5,8 +5,6 @@ or a setting; a model that is loaded all the same, and any other error, is a fau
 """
 
 import json
-import os
-import random
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +16,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from data.artifacts.readable import LFS_HEAD
 from data.devices import Dtype
 from generate.config import Scheduler
 from generate.image_files import Model
@@ -26,6 +23,7 @@ from generate.sampler import ImageGenerator
 from label.config import MetricSpec
 from label.scoring.panel import Panel
 from label.scoring.vae_encoder import VaeEncoder
+from tests.helpers_spoil import ANY_FILE, Spoil, break_the_link, lose_the_end, remove, rename
 from tests.helpers_train import SIDE, write_base, write_sdxl_base
 from tests.test_sample_models import write_adapter
 from train.config import ModelSpec, Precision
@@ -35,68 +33,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 MINIATURE = Path(__file__).parent.parent / "data" / "miniature" / "weights"
-POINTER = LFS_HEAD + b"v1\noid sha256:" + b"0" * 64 + b"\nsize 480000000\n"
-Spoil = Callable[[Path], None]
 
 
-# --- ways to spoil a file ------------------------------------------------------------------------
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def lose_the_end(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-7])
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def zero(path: Path) -> None:
-    path.write_bytes(bytes(path.stat().st_size))
-
-
-def scramble(path: Path) -> None:
-    path.write_bytes(random.Random(0).randbytes(path.stat().st_size))
-
-
-def point(path: Path) -> None:
-    path.write_bytes(POINTER)
-
-
-def remove(path: Path) -> None:
-    path.unlink()
-
-
-def rename(path: Path) -> None:
-    path.rename(path.with_name(f"old-{path.name}"))
-
-
-def put_a_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def break_the_link(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path.parent / "nowhere")
-
-
-def save_a_page(path: Path) -> None:
-    """What a download behind a login saves."""
-    path.write_text("<!doctype html><title>Sign in</title>")
-
-
-def forbid(path: Path) -> None:
-    path.chmod(0)
-
-
-ANY_FILE: tuple[Spoil, ...] = (
-    truncate, empty, zero, scramble, point, remove, rename, put_a_folder, break_the_link,
-    save_a_page, *(() if os.geteuid() == 0 else (forbid,)),
-)  # fmt: skip
+# --- ways to spoil weights ------------------------------------------------------------------------
 
 
 def tensors(change: Callable[[dict[str, Any]], Any]) -> Spoil:

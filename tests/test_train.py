@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from data.artifacts.manifest import read_manifest
 from tests import rank_programs
 from tests.helpers_ranks import ROOT, environment, run_ranks, shared_place, straight
-from train.config import ReferenceSpec, Refresh, TrainSpec, ZeroSpec
+from train.config import ReferenceSpec, TrainSpec, ZeroSpec
 
 LN_2 = 0.6931471824645996
 """ln 2 in float32."""
@@ -194,26 +193,6 @@ def test_mistakes_are_found_before_a_weight_is_loaded():
     assert "choose zero=stage1" in place.fail("coarse", *bf16)
 
 
-@pytest.mark.ranks
-@pytest.mark.slow
-def test_torchrun_starts_the_ranks(tmp_path: Path):
-    """The launcher of `make train NPROC=2`, in earnest."""
-    place, name = shared_place(), "torchrun"
-    place.label(name)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "train"]
-    steps = ("train.steps=2", "train.reference.every=2")
-    with (tmp_path / "log").open("w+") as log:
-        code = subprocess.run(
-            [sys.executable, *launch, *place.overrides(name, *steps)],
-            cwd=ROOT, env=os.environ | environment(), stdout=log, stderr=log,
-            timeout=300, check=False,
-        ).returncode  # fmt: skip
-        log.seek(0)
-        assert code == 0, log.read()
-    straight_losses = [line["loss"] for line in place.journal(straight(2, 2))]
-    assert [line["loss"] for line in place.journal(name)] == pytest.approx(straight_losses[:2])
-
-
 # --- settings ------------------------------------------------------------------------------------
 
 
@@ -228,7 +207,6 @@ def test_torchrun_starts_the_ranks(tmp_path: Path):
         ({"lr": 0.0}, "train.lr=0.0; it must be above 0"),
         ({"caption_dropout": 1.5}, "it is a rate in"),
         ({"reference": ReferenceSpec(every=9000)}, "never happens within"),
-        ({"reference": ReferenceSpec(refresh=Refresh.ema, alpha=0.0)}, "alpha=0.0"),
     ],
 )
 def test_settings_are_checked(change: dict[str, object], message: str):

@@ -191,11 +191,11 @@ def test_balanced_needs_a_gain_and_no_loss_by_any_judge(gains, expected, words):
     ],
 )
 def test_intervals_hold_the_truth_95_times_in_100(prompts, seeds, rates, shared):
-    """2000 experiments with a known win rate; `shared` is the correlation within a prompt.
+    """800 experiments with a known win rate; `shared` is the correlation within a prompt.
 
-    Coverage has to lie within 93 and 97 %. Its own standard error is 0.5 % here.
+    Coverage has to lie within 93 and 97 %. Its own standard error is 0.8 % here.
     """
-    rng, hits, number = np.random.default_rng(prompts), 0, 2000
+    rng, hits, number = np.random.default_rng(prompts), 0, 800
     win, tie, _ = rates
     cuts = norm.ppf([1 - win - tie, 1 - win])
     for trial in range(number):
@@ -241,14 +241,14 @@ def test_the_interval_is_scipy_s_percentile_bootstrap():
 
 @pytest.mark.slow
 def test_equal_models_are_seldom_called_different():
-    """Type I error of the verdict: at most 5 % of 1000 experiments, within binomial error."""
+    """Type I error of the verdict: at most 5 % of 400 experiments, within binomial error."""
     rng = np.random.default_rng(7)
-    gaps = rng.normal(size=(1000, 60))
+    gaps = rng.normal(size=(400, 60))
     called = sum(
         run(np.zeros(60), row, resamples=500).rates[0].verdict is not Verdict.NOT_SHOWN
         for row in gaps
     )
-    assert called <= binom.ppf(1 - 1e-4, 1000, 0.05)
+    assert called <= binom.ppf(1 - 1e-4, 400, 0.05)
 
 
 def test_holm_keeps_the_chance_of_any_false_finding():

@@ -151,7 +151,14 @@ def export(trainer: Trainer) -> None:
         denoiser = merged_denoiser(base, adapter)
     else:
         denoiser = trained_denoiser(base, weights)
-    export_pipeline(base, denoiser, run.pipeline, about, card, run.model.prediction_type)
+    export_pipeline(base, denoiser, run.pipeline, about, card, scheduler_settings(trainer))
+
+
+def scheduler_settings(trainer: Trainer) -> dict[str, str]:
+    """What the result's scheduler must say besides the base's, so that any sampler is right."""
+    base, prediction = trainer.models.components.base, trainer.run.model.prediction_type
+    said = {"prediction_type": prediction.value} if prediction else {}
+    return said | base.process.spacing_to_set(base.config.scheduler)
 
 
 def provenance(run: TrainRun, world: World) -> dict[str, Any]:

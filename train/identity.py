@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.artifacts.latents import LatentSet
+from data.artifacts.readable import reading
 from data.pairs.config import PairsSpec
 from data.storage.paths import user_path
 from train.config import ModelSpec, TrainSpec
@@ -46,14 +47,18 @@ def fingerprint(model: ModelSpec) -> str:
     """Identify a model cheaply: a hub id by its commit, a folder by a digest of its files.
 
     The digest covers the name, the size and the first MiB of each file.
+
+    Raises:
+        UnreadableError: A file cannot be read; names it.
     """
     folder = user_path(model.path)
     if not folder.exists() and model.revision:
         return f"{model.path}@{model.revision}"
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            head = file.read(1 << 20)
-        name = path.relative_to(folder).as_posix()
-        digest.update(f"{name}\0{path.stat().st_size}\0".encode() + head)
+    with reading(f"model.path={model.path}"):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            with path.open("rb") as file:
+                head = file.read(1 << 20)
+            name = path.relative_to(folder).as_posix()
+            digest.update(f"{name}\0{path.stat().st_size}\0".encode() + head)
     return digest.hexdigest()

@@ -1,6 +1,5 @@
 """Stage two before torch is imported: what is to be trained, and whether that is done."""
 
-import json
 import os
 import sys
 import traceback
@@ -11,15 +10,19 @@ from typing import Any
 
 from conf.ahead import check_later_stages
 from conf.job import Job, settings
-from data.artifacts.atomic import ShardError
+from data.artifacts.atomic import ShardError, read_json
 from data.artifacts.config_diff import refuse_other_settings
 from data.artifacts.manifest import read_manifest
 from data.distributed import Rank
-from data.storage.hub import HUB_ID, Wanted, resolve
+from data.storage.paths import user_path
 from train.config import ModelSpec, resumable_fields
 from train.identity import TrainRun, fingerprint
 from train.loader.source_choice import ImageSource, LatentsNeeded, choose_source
-from train.models.base_model import check_settings, find_model, open_model
+from train.models.base_model import check_settings, find_configs, find_model
+from train.models.base_model import describe as describe_model
+
+ABOUT = "pipeline/balanceddpo.json"
+"""Where a result's weights come from, below the run's folder; written last."""
 
 
 def main(job: Job) -> None:
@@ -43,12 +46,9 @@ def check(job: Job) -> None:
     """
     if finished(job.folder / "train"):
         return
-    folder, hub = Path(job.model.path).expanduser(), HUB_ID.fullmatch(job.model.path)
-    if folder.exists() or not hub or not job.model.revision:
-        check_settings(open_model(job.model), job.train)
-        return
-    index = Wanted(patterns=[["model_index.json"]])
-    resolve("model.path", job.model.path, job.model.revision, index)
+    folder = find_configs(job.model)
+    base = describe_model(job.model, folder, whole=folder == user_path(job.model.path))
+    check_settings(base, job.train)
 
 
 @contextmanager
@@ -146,24 +146,42 @@ def image_source(job: Job, folder: Path) -> tuple[ImageSource, dict[str, Any] | 
 def settings_of(folder: Path) -> dict[str, Any] | None:
     """Return the settings with which a run was begun; None if there is no run."""
     config = folder / "config.json"
-    if not config.is_file():
-        return None
-    begun: dict[str, Any] = json.loads(config.read_text())["settings"]
-    return begun
+    if config.exists():
+        return _recorded(folder, config)
+    if finished(folder):
+        return _recorded(folder, folder / ABOUT)
+    if begun := sorted(path.name for path in folder.glob("step-*")):
+        raise ShardError(
+            f"{folder} has {begun[0]} but no config.json, which says how it was trained; restore "
+            "that file, or delete the folder"
+        )
+    return None
+
+
+def _recorded(folder: Path, path: Path) -> dict[str, Any]:
+    """The settings of a run in a file of its folder that describes it."""
+    cure = f"restore the file, or delete {folder} to train anew"
+    settings = read_json(path, cure).get("settings")
+    if not isinstance(settings, dict) or not isinstance(settings.get("latents"), dict | None):
+        raise ShardError(f"{path} has no settings of a run; {cure}")
+    return settings
 
 
 def finished(folder: Path) -> bool:
     """Whether a run has its result."""
-    return (folder / "pipeline" / "balanceddpo.json").is_file()
+    return (folder / ABOUT).exists()
 
 
 def is_done(run: TrainRun) -> bool:
     """Whether the run has its result.
 
     Raises:
-        ShardError: The folder belongs to a run with other settings.
+        ShardError: The folder, or the result in it, belongs to a run with other settings.
     """
     begun = settings_of(run.folder)
     if begun is not None:
         refuse_other_settings(run.folder, begun, run.settings)
-    return finished(run.folder)
+    if not finished(run.folder):
+        return False
+    refuse_other_settings(run.pipeline, _recorded(run.folder, run.folder / ABOUT), run.settings)
+    return True

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +39,26 @@ class Finished:
     failed: bool
 
 
+def context() -> ForkServerContext:
+    """Processes that are forks of the server."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(PRELOAD)
+    return server
+
+
 def run(pieces: Sequence[Piece], jobs: int) -> Iterator[Finished]:
     """Do all pieces in order, `jobs` at a time, and yield each when it ends.
 
     A piece that fails does not stop the others. When this process ends in any way, its children
     end too, so that no two processes ever work on one run folder.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    processes = context()
     waiting, running = list(reversed(pieces)), dict[ForkServerProcess, tuple[Piece, Any]]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                piece, seconds = waiting.pop(), context.Value("d", 0.0, lock=False)
-                process = context.Process(target=_do, args=(piece, seconds))
+                piece, seconds = waiting.pop(), processes.Value("d", 0.0, lock=False)
+                process = processes.Process(target=_do, args=(piece, seconds))
                 process.start()
                 running[process] = piece, seconds
             ready = wait([process.sentinel for process in running])

@@ -15,8 +15,10 @@ import label.run as label_program
 import train.run as train_program
 from benchmarks.reproduce.children import Piece
 from benchmarks.reproduce.plan import JUDGE, SHARED, Plan, Unit
+from conf.job import settings
 from evaluate.judging import is_judged
 from evaluate.plan import ComparisonPlan
+from evaluate.reporting import results
 from evaluate.reporting.label_facts import label_facts
 from evaluate.steps import check_sample_folder, load_panel, sample_model, score_model
 from generate.image_files import Model
@@ -93,7 +95,7 @@ def decided(plan: Plan) -> dict[str, int]:
 
 def provenance(plan: Plan) -> dict[str, Any]:
     """The code, models, judges and settings that the results were made with."""
-    return judge_program.provenance(plan.judge_job, plan_of(plan, Unit(None, 0)))
+    return results.provenance(plan_of(plan, Unit(None, 0)), settings(plan.judge_job))
 
 
 def _ignore(number: int) -> None:

@@ -4,11 +4,15 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from data.artifacts.readable import LFS_POINTER, is_lfs_pointer
 
 TOKEN = secrets.token_hex(4)
 """Names the partial files of this process and of its forks."""
@@ -48,7 +52,9 @@ def _link_unless_there(partial: Path, path: Path) -> None:
     try:
         os.link(partial, path)
     except FileExistsError:
-        pass
+        if not path.exists():  # a link to nothing
+            partial.replace(path)
+            return
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
@@ -91,6 +97,16 @@ def atomic_path(path: Path, *, keep_existing: bool = False) -> Iterator[Path]:
             partial.unlink()
 
 
+def remove_partials(folder: Path, since: float) -> None:
+    """Remove what killed processes left half written (`partial_path`).
+
+    Another rank may still be writing a file that is younger than `since`, when this run began.
+    """
+    for path in folder.glob(".*"):
+        if re.fullmatch(r"\..+-\d+", path.name) and path.stat().st_mtime < since:
+            path.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a small file whole or not at all."""
     with atomic_path(path) as partial:
@@ -101,6 +117,33 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON that people read, whole or not at all."""
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str, allow_nan=False)
     write_bytes(path, (text + "\n").encode())
+
+
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """A JSON object that `write_json` wrote into a run folder.
+
+    Raises:
+        ShardError: It cannot be read, or is no object; ends with `advice`.
+    """
+    try:
+        content = path.read_bytes()
+        value = {} if is_lfs_pointer(content) else json.loads(content)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ShardError(f"{path} cannot be read ({error}); {advice}") from error
+    if is_lfs_pointer(content):
+        raise ShardError(f"{path} {LFS_POINTER}; or {advice}")
+    if not isinstance(value, dict):
+        kind = type(value).__name__
+        raise ShardError(f"{path} has a JSON {kind}, needed is an object; {advice}")
+    return value
+
+
+def remove(path: Path) -> None:
+    """Delete what is at a path, if anything: a file, a link, or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -94,13 +94,23 @@ class LatentFormat:
         """
         try:
             names = [name for name in cls.__slots__ if name != "shape"]
-            channels, height, width = settings["shape"]
             if settings["crop"] != CROP:
                 raise ValueError(f"its images were cut by {settings['crop']!r}, not {CROP!r}")
             values = {name: settings[name] for name in names}
+            shape = settings["shape"]
         except KeyError as error:
             raise ValueError(f"its settings lack {error}") from error
-        return cls(shape=(channels, height, width), **values)
+        sizes = [*shape, values["size"]] if isinstance(shape, list) else []
+        flags = [values["moments"], values["flip"]]
+        if (
+            len(sizes) != 4
+            or not all(type(size) is int and size > 0 for size in sizes)
+            or not all(isinstance(flag, bool) for flag in flags)
+            or not all(isinstance(values[name], str) for name in ("vae", "dtype", "compute"))
+            or values["dtype"] not in BYTES_OF
+        ):
+            raise ValueError(f"its settings contradict themselves: {dict(settings)}")
+        return cls(shape=(shape[0], shape[1], shape[2]), **values)
 
     def __str__(self) -> str:
         """The format in words: `4x64x64 fp16 mean, 32 KiB an image`."""
@@ -140,6 +150,8 @@ def read_set(folder: Path) -> LatentSet | None:
             f"{folder} has latents that cannot be used: {error}; delete it and run `make labels` "
             "again, or set train.latents=never"
         ) from error
+    if form.name != folder.name:
+        raise ShardError(f"{folder} has the manifest of {form.name}; delete the folder")
     return LatentSet(folder, manifest, form)
 
 

@@ -7,16 +7,15 @@ them, so that an interrupted set is resumed and one made with other settings is 
 """
 
 import hashlib
-import json
 import subprocess
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import pyarrow.parquet as pq
 
-from data.artifacts.atomic import ShardError, sha256_of, write_json
+from data.artifacts.atomic import ShardError, read_json, sha256_of, write_json
 
 SCHEMA_VERSION = 1
 
@@ -27,6 +26,8 @@ MANIFEST = "manifest.json"
 NOT_THIS_SET = (
     "{path} is not a {kind} set: {problem}. Delete the folder, or choose another run folder."
 )
+REBUILD = "delete it and run `make labels` again: files that are whole are kept"
+"""What to do about a manifest that cannot be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,16 +89,48 @@ def read_manifest(folder: Path, kind: str) -> Manifest | None:
     path = folder / MANIFEST
     if not path.exists():
         return None
+    value = read_json(path, REBUILD)
     try:
-        value = json.loads(path.read_text())
         files = [FileEntry(**file) for file in value.pop("files")]
         manifest = Manifest(files=files, **value)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ShardError(NOT_THIS_SET.format(path=path, kind=kind, problem=error)) from error
+        problem = _inconsistency(manifest)
+    except (TypeError, KeyError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    if problem:
+        raise ShardError(f"{path} does not describe a set ({problem}); {REBUILD}")
     if manifest.kind != kind or manifest.schema_version != SCHEMA_VERSION:
         problem = f"it is a {manifest.kind} set of version {manifest.schema_version}"
         raise ShardError(NOT_THIS_SET.format(path=path, kind=kind, problem=problem))
     return manifest
+
+
+def _inconsistency(manifest: Manifest) -> str:
+    """What of a manifest contradicts itself; empty if nothing does."""
+    entries: list[Manifest | FileEntry] = [manifest, *manifest.files]
+    for entry in entries:
+        if problem := _wrong_type(entry):
+            return problem
+    if not manifest.files:
+        return "it lists no file"
+    for file in manifest.files:
+        if Path(file.name).name != file.name or sum(file.row_groups) != file.rows:
+            return f"the entry of {file.name!r} contradicts itself"
+    counted = sum(manifest.counts.values())
+    if counted not in (0, manifest.rows):
+        return f"it counts {counted} of {manifest.rows} rows"
+    return ""
+
+
+def _wrong_type(entry: Manifest | FileEntry) -> str:
+    """Which field of an entry has a value of another type; empty if none has."""
+    for name, hint in get_type_hints(type(entry)).items():
+        value, wanted = getattr(entry, name), get_origin(hint) or hint
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            return f"{name} is {value!r}, needed is a {wanted.__name__}"
+    counts = entry.row_groups if isinstance(entry, FileEntry) else entry.counts.values()
+    if not all(type(count) is int and count >= 0 for count in counts):
+        return "a number of rows is no whole number"
+    return ""
 
 
 def describe(path: Path) -> FileEntry:

@@ -1,6 +1,8 @@
 """Whether a file can be read at all, before a library is given it: what is wrong, in words."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,22 @@ def check_readable(path: Path, what: str = "") -> None:
     """
     if problem := problem_of(path):
         raise UnreadableError(f"{what}{': ' if what else ''}{path} {problem}")
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Say which file of a folder cannot be read.
+
+    Raises:
+        UnreadableError: Begins with `what` and names the file, if the system did.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UnreadableError(
+            f"{what}: {error.filename or 'a file'} cannot be read ({error.strerror or error}); "
+            "make it readable, or fetch it again"
+        ) from error
 
 
 def read_json_object(path: Path, what: str = "") -> dict[str, Any]:

@@ -15,6 +15,8 @@ class Status(StrEnum):
     EMPTY_PROMPT = "empty_prompt"
     NOT_FINITE = "not_finite_score"
     NOT_FINITE_LATENT = "not_finite_latent"
+    NOT_FINITE_IMAGE = "not_finite_image"
+    """Of generated pairs alone."""
 
 
 class Role(StrEnum):
@@ -126,3 +128,50 @@ WIN_RATES = pa.schema(
     ]
 )
 """One row per prompt set and metric; rates in [0, 1] with ties counted half."""
+
+PICKAPIC = pa.schema(
+    [
+        ("are_different", pa.bool_()),
+        ("best_image_uid", pa.string()),
+        ("caption", pa.string()),
+        ("created_at", pa.timestamp("ns")),
+        ("has_label", pa.bool_()),
+        ("image_0_uid", pa.string()),
+        ("image_0_url", pa.string()),
+        ("image_1_uid", pa.string()),
+        ("image_1_url", pa.string()),
+        ("jpg_0", pa.binary()),
+        ("jpg_1", pa.binary()),
+        ("label_0", pa.float64()),
+        ("label_1", pa.float64()),
+        ("model_0", pa.string()),
+        ("model_1", pa.string()),
+        ("ranking_id", pa.int64()),
+        ("user_id", pa.int64()),
+        ("num_example_per_prompt", pa.int64()),
+        ("__index_level_0__", pa.int64()),
+    ]
+)
+"""The columns of Pick-a-Pic v2, in its order."""
+
+OWN_PAIRS = pa.schema(
+    [
+        *PICKAPIC,
+        *[
+            pa.field(f"{name}_{side}", kind)
+            for name, kind in (
+                ("fingerprint", pa.string()),
+                ("seed", pa.int64()),
+                ("steps", pa.int32()),
+                ("guidance", pa.float64()),
+            )
+            for side in (0, 1)
+        ],
+        pa.field("scheduler", pa.string()),
+        pa.field("resolution", pa.int32()),
+        pa.field("status", pa.string()),
+        pa.field("reason", pa.string()),
+    ]
+)
+"""Generated pairs: Pick-a-Pic's columns without a human choice, and what made each image. An image
+that is not finite is null, and its row's status says so."""

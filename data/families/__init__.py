@@ -9,7 +9,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from data.models.family import Family, ModelError
+from data.artifacts.readable import UnreadableError, read_json_object
+from data.models.family import NO_PART, Family, ModelError
+
+INDEX = "model_index.json"
 
 
 @cache
@@ -37,3 +40,23 @@ def family_of(what: str, index: Mapping[str, Any]) -> Family:
         allowed = ", ".join(f"{one.pipeline} ({one.name})" for one in families())
         raise ModelError(f"{what} is a {index.get('_class_name')}; allowed are {allowed}")
     return family
+
+
+def check_whole(folder: Path, what: str) -> dict[str, Any]:
+    """Refuse a diffusers folder of which a part is missing, damaged or another than described.
+
+    Messages begin with `what`, the setting or the model's name. Returns its model_index.json.
+
+    Raises:
+        UnreadableError: Names the file, what is wrong with it, and what to do.
+    """
+    from data.models.folder import check_model_folder  # torch and diffusers take seconds
+
+    index = read_json_object(folder / INDEX, what)
+    family = find_family(index)
+    for name in family.parts_in(index) if family else ():
+        if index.get(name) in (None, NO_PART):
+            raise UnreadableError(
+                f"{what}: {folder / INDEX} names no {name}, which a {index['_class_name']} needs"
+            )
+    return check_model_folder(folder, what)

@@ -69,6 +69,10 @@ DISCRETE = {
 
 SCHEDULERS = ", ".join(name.removesuffix("Scheduler") for name in DISCRETE)
 
+TRAILING = "trailing"
+"""The spacing that begins at the last timestep and wastes no step on the first."""
+SPACINGS = ("leading", "linspace", TRAILING)
+
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 """Those that all of `DISCRETE` compute alike."""
 
@@ -105,6 +109,16 @@ class DiscreteProcess:
         """Whether no signal at all is left at the last timestep."""
         return self.zero_terminal_snr or (self.trained_betas or (0,))[-1] == 1
 
+    def spacing_to_set(self, scheduler: Json) -> dict[str, str]:
+        """What a sampler must set beside a scheduler's own settings; empty where nothing.
+
+        A model that was trained without signal at the last timestep must be sampled from that
+        timestep, which the usual `leading` never visits (Lin et al. 2024, section 3.3).
+        """
+        if not self.ends_in_noise or scheduler.get("timestep_spacing") == TRAILING:
+            return {}
+        return {"timestep_spacing": TRAILING}
+
     def __str__(self) -> str:
         """The process in words, for the first lines of a run and the model card."""
         betas = f"{self.beta_schedule} betas from {self.beta_start:g} to {self.beta_end:g}"
@@ -112,6 +126,8 @@ class DiscreteProcess:
             betas = "betas of its own"
         if self.zero_terminal_snr:
             betas += " rescaled to no signal at the end"
+        if self.ends_in_noise:
+            betas += f", sampled with timestep_spacing={TRAILING}"
         assumed = f" (assumed: {ASSUMED})" if self.is_assumed else ""
         return f"{self.prediction.value}{assumed}, {self.num_timesteps} timesteps, {betas}"
 
@@ -146,6 +162,8 @@ def forward_process(
         prediction=_prediction(what, given, prediction),
         is_assumed=given.get("prediction_type") is None and prediction is None,
     )
+    _check_betas(what, process)
+    _check_steps(what, given)
     _check_invertible(what, process)
     return process
 
@@ -217,6 +235,23 @@ def _beta(what: str, given: Json, name: str, usual: float) -> float:
     if not is_number(value) or not 0 < value < 1:
         raise refuse(what, name, value, "a number between 0 and 1")
     return float(value)
+
+
+def _check_betas(what: str, process: DiscreteProcess) -> None:
+    """Refuse noise that becomes less: every model was trained with one that becomes more."""
+    if process.trained_betas is None and process.beta_start > process.beta_end:
+        raise refuse(
+            what, "beta_start", process.beta_start, f"at most beta_end={process.beta_end:g}"
+        )
+
+
+def _check_steps(what: str, given: Json) -> None:
+    """Refuse a choice of timesteps that no scheduler can follow."""
+    spacing, offset = given.get("timestep_spacing"), given.get("steps_offset", 0)
+    if spacing not in (None, *SPACINGS):
+        raise refuse(what, "timestep_spacing", spacing, ", ".join(SPACINGS))
+    if type(offset) is not int or not 0 <= offset < timesteps_of(what, given):
+        raise refuse(what, "steps_offset", offset, "a whole number below num_train_timesteps")
 
 
 def _trained_betas(what: str, given: Json) -> tuple[float, ...] | None:

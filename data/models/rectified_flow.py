@@ -54,6 +54,11 @@ class FlowProcess:
         (few, low), (many, high) = self.dynamic
         return math.exp(low + (high - low) / (many - few) * (patches - few))
 
+    def spacing_to_set(self, scheduler: Json) -> dict[str, str]:
+        """Nothing: its schedulers begin at pure noise."""
+        del scheduler
+        return {}
+
     def __str__(self) -> str:
         """The process in words, for the first lines of a run and the model card."""
         shift = "a shift by image size in sampling" if self.dynamic else f"shift {self.shift:g}"

@@ -7,6 +7,7 @@ with a function `open_layout(spec: PairsSpec) -> PairSource`, in this folder or 
 
 import difflib
 import pkgutil
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -25,7 +26,11 @@ def open_pairs(spec: PairsSpec) -> PairSource:
         StoreError: There is no such folder, or no way to it.
         PairsError: No such layout, no files, a missing column, or no rows.
     """
-    source = find_layout(spec.kind)(spec)
+    if not spec.root:
+        raise PairsError("pairs.root is empty; give the folder of the pair files")
+    opener = find_layout(spec.kind)
+    _check_options(spec, opener)
+    source = opener(spec)
     if not isinstance(source, PairSource):
         raise PairsError(
             f"pairs.kind={spec.kind}: {OPEN} gave {type(source).__name__}, which lacks methods of "
@@ -52,6 +57,18 @@ def find_layout(kind: str) -> Callable[[PairsSpec], Any]:
         raise PairsError(_refusal(kind, f"has no function {OPEN}" if own else "is no layout"))
     opener: Callable[[PairsSpec], Any] = getattr(module, OPEN)
     return opener
+
+
+def _check_options(spec: PairsSpec, opener: Callable[[PairsSpec], Any]) -> None:
+    """Refuse options that a layout of this folder does not read, as its `OPTIONS` says."""
+    if "." in spec.kind:
+        return
+    known = getattr(sys.modules[opener.__module__], "OPTIONS", ())
+    if unread := sorted(spec.options.keys() - {*known}):
+        raise PairsError(
+            f"pairs.options.{unread[0]} is not read by pairs.kind={spec.kind}, which reads "
+            f"{', '.join(known) or 'no options'}; leave it out"
+        )
 
 
 def built_in_kinds() -> list[str]:

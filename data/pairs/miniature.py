@@ -17,6 +17,8 @@ from data.pairs.parquet_pairs import ParquetPairs
 from data.pairs.schema import PairsError
 from data.storage.paths import user_path
 
+OPTIONS = ("num_pairs",)
+"""What it reads of `pairs.options`."""
 SEED, SHARDS = 7, 4
 """Of the pair set that the default run uses."""
 

@@ -119,7 +119,7 @@ def inline(path: Path) -> str:
     try:
         content, kind = path.read_bytes(), "png"
         image = decode(content)
-    except (FileNotFoundError, UnreadableImageError):
+    except (OSError, UnreadableImageError):
         return ""
     if max(image.size) > SIDE:
         image.thumbnail((SIDE, SIDE))

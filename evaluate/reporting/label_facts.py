@@ -4,23 +4,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
+import pyarrow.parquet as pq
 
-from data.artifacts.manifest import read_manifest
+from data.artifacts.manifest import read_manifest, verify
+from data.artifacts.parquet_io import read_table
 from data.artifacts.votes import equal_votes
 
 
 def label_facts(folder: Path) -> dict[str, Any] | None:
-    """Counts of a complete label set, and how often its voters agree; None if there is no set."""
+    """Counts of a complete label set, and how often its voters agree; None if there is no set.
+
+    Raises:
+        ShardError: The set is damaged.
+    """
+    import polars as pl
+
     manifest = read_manifest(folder, "labels")
     if manifest is None:
         return None
+    verify(folder, manifest)
     files = [folder / file.name for file in manifest.files]
-    lazy = pl.scan_parquet(files)
-    votes = [name for name in lazy.collect_schema().names() if name.startswith("vote_")]
-    frame = lazy.select(
-        *votes, "winner", vote_human=(pl.col("human") - 0.5).sign().cast(pl.Int8)
-    ).collect()
+    votes = [name for name in pq.read_schema(files[0]).names if name.startswith("vote_")]
+    labels = pl.concat(
+        pl.DataFrame(read_table(file, [*votes, "winner", "human"])) for file in files
+    )
+    frame = labels.select(*votes, "winner", vote_human=(pl.col("human") - 0.5).sign().cast(pl.Int8))
     if frame["vote_human"].abs().sum():
         votes = [*votes, "vote_human"]
     matrix = equal_votes(frame.select(pl.col(votes).fill_null(0)).to_numpy(), np.ones(len(frame)))

@@ -149,10 +149,10 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 def _journal(path: Path) -> list[dict[str, Any]]:
     """The lines of the metrics log that can be plotted; truncated and foreign ones are skipped."""
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for text in path.read_bytes().splitlines() if path.is_file() else []:
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(line, dict) and _has(line, "step"):
             lines.append(line)

@@ -27,7 +27,8 @@ from generate.prompts.text_files import (
 COLUMNS = ("prompt", "caption")
 """The columns that hold a table's prompts when none is named; case is ignored."""
 BREAKDOWNS = ("category", "challenge")
-SETTING = "evaluate.prompts.path"
+JUDGE = "evaluate.prompts"
+"""The section of the settings of the prompts that models are judged on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +44,24 @@ class Prompt:
     """What makes it hard, if the set says so (PartiPrompts)."""
 
 
-def read_prompts(spec: PromptsSpec, pairs: PairsSpec) -> Iterator[Prompt]:
+def read_prompts(spec: PromptsSpec, pairs: PairsSpec, section: str = JUDGE) -> Iterator[Prompt]:
     """Every row of the set, including empty and repeated ones; `pairs` are what the run trains on.
+
+    `section` names the settings in messages.
 
     Raises:
         PromptsError: The file is missing or has another layout.
     """
     if spec.kind is PromptsKind.miniature:
-        return _miniature(spec)
+        return _miniature(spec, section)
     if spec.kind is PromptsKind.pairs:
         return _of_pairs(spec, pairs)
-    path = located(spec)
+    path = located(spec, section)
     if spec.kind is PromptsKind.lines:
         return _lines(path)
-    return _hpd(path) if spec.kind is PromptsKind.hpd else _table(path, spec)
+    if spec.kind is PromptsKind.hpd:
+        return _hpd(path, section)
+    return _table(path, spec, section)
 
 
 def trained_prompts(pairs: PairsSpec) -> set[str]:
@@ -72,13 +77,14 @@ def wording(text: str) -> str:
 # --- layouts -------------------------------------------------------------------------------------
 
 
-def _miniature(spec: PromptsSpec) -> Iterator[Prompt]:
+def _miniature(spec: PromptsSpec, section: str) -> Iterator[Prompt]:
     from data.miniature import scenes  # imports PIL, so only for this kind
 
-    if spec.split not in ("test", "validation"):
+    held_out = ("test", "validation")
+    if spec.split not in (held_out if section == JUDGE else (*held_out, "train")):
         raise PromptsError(
-            f"evaluate.prompts.split={spec.split!r}; the miniature world's held-out prompts "
-            "are in test and validation"
+            f"{section}.split={spec.split!r}; the miniature world's held-out prompts "
+            "are in test and validation, and those to train on in train"
         )
     for index, text in enumerate(scenes.prompts(spec.split)):  # type: ignore[arg-type]
         yield Prompt(index, text)
@@ -106,10 +112,10 @@ def _lines(path: Path) -> Iterator[Prompt]:
         yield Prompt(index, line.strip())
 
 
-def _hpd(path: Path) -> Iterator[Prompt]:
+def _hpd(path: Path, section: str) -> Iterator[Prompt]:
     files = [path]
     if path.is_dir():
-        store = open_store(SETTING, str(path))
+        store = open_store(f"{section}.path", str(path))
         files = [path / name for name in store.names("*.json")]
     index = 0
     for file in files:
@@ -120,9 +126,9 @@ def _hpd(path: Path) -> Iterator[Prompt]:
             index += 1
 
 
-def _table(path: Path, spec: PromptsSpec) -> Iterator[Prompt]:
+def _table(path: Path, spec: PromptsSpec, section: str) -> Iterator[Prompt]:
     column = spec.column or ("Prompt" if spec.kind is PromptsKind.parti else "")
-    for index, row in enumerate(_records(path, spec, column)):
+    for index, row in enumerate(_records(path, spec, column, section)):
         where = f"{path}, row {index}"
         if isinstance(row, str):
             yield Prompt(index, row.strip())
@@ -130,21 +136,22 @@ def _table(path: Path, spec: PromptsSpec) -> Iterator[Prompt]:
         if not isinstance(row, dict):
             raise PromptsError(f"{where} is {shown(row)}; expected a record with a prompt")
         named = {str(key).casefold(): value for key, value in row.items()}
-        name = _column(where, column, list(row)).casefold()
+        name = _column(where, column, list(row), section).casefold()
         text = json_value(where, f"the prompt in {name!r}", named[name], TEXT)
         labels = [json_value(where, word, named.get(word), NAME) or None for word in BREAKDOWNS]
         yield Prompt(index, (text or "").strip(), *labels)
 
 
-def _records(path: Path, spec: PromptsSpec, column: str) -> Iterable[Any]:
+def _records(path: Path, spec: PromptsSpec, column: str, section: str) -> Iterable[Any]:
     """The rows of a file, or of a folder's Parquet files of one split."""
     suffix = path.suffix.lower()
     if path.is_dir():
-        store = open_store(SETTING, str(path))
-        files = _files_of(store, path, spec.split)
-        return (row for file in files for row in _parquet(store, file, column))
+        store = open_store(f"{section}.path", str(path))
+        files = _files_of(store, path, spec.split, section)
+        return (row for file in files for row in _parquet(store, file, column, section))
     if suffix == ".parquet":
-        return _parquet(open_store(SETTING, str(path.parent)), path.name, column)
+        store = open_store(f"{section}.path", str(path.parent))
+        return _parquet(store, path.name, column, section)
     if suffix == ".jsonl":
         return json_lines(path)
     if suffix == ".json":
@@ -159,25 +166,25 @@ def _records(path: Path, spec: PromptsSpec, column: str) -> Iterable[Any]:
     )
 
 
-def _files_of(store: Store, path: Path, split: str) -> list[str]:
+def _files_of(store: Store, path: Path, split: str, section: str) -> list[str]:
     names = store.names("**/*.parquet")
     if not split:
-        refuse_mixed(f"{SETTING}={path}", "evaluate.prompts.split", splits_of(names))
+        refuse_mixed(f"{section}.path={path}", f"{section}.split", splits_of(names))
     files = files_of_split(names, split, path.name)
     if not files:
         raise PromptsError(
             f"{path} has no {split}*.parquet; name the split with "
-            "evaluate.prompts.split=... or a file with evaluate.prompts.path=..."
+            f"{section}.split=... or a file with {section}.path=..."
         )
     return files
 
 
-def _parquet(store: Store, file: str, column: str) -> list[dict[str, Any]]:
+def _parquet(store: Store, file: str, column: str, section: str) -> list[dict[str, Any]]:
     """Rows with the columns that are used; a pair file also has columns of images."""
     where = f"{store.url}/{file}"
     with open_file(store, file) as opened:
         schema = opened.schema_arrow
-    prompt = _column(where, column, schema.names)
+    prompt = _column(where, column, schema.names, section)
     kinds = {name: NAME for name in schema.names if name.casefold() in BREAKDOWNS}
     kinds[prompt] = TEXT
     check_types(where, schema, {name: name for name in kinds}, kinds)
@@ -185,7 +192,7 @@ def _parquet(store: Store, file: str, column: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _column(where: str, wanted: str, names: list[str]) -> str:
+def _column(where: str, wanted: str, names: list[str], section: str) -> str:
     for choice in [wanted] if wanted else COLUMNS:
         fitting = [name for name in names if name.casefold() == choice.casefold()]
         if len(fitting) > 1:
@@ -196,14 +203,14 @@ def _column(where: str, wanted: str, names: list[str]) -> str:
             return fitting[0]
     raise PromptsError(
         f"{where} has the columns {shortened(names)} but not {wanted or ' or '.join(COLUMNS)}; "
-        "name one with evaluate.prompts.column=..."
+        f"name one with {section}.column=..."
     )
 
 
 # --- files ---------------------------------------------------------------------------------------
 
 
-def located(spec: PromptsSpec) -> Path:
+def located(spec: PromptsSpec, section: str = JUDGE) -> Path:
     """The set's file or folder; one of a hub data set is fetched at its commit.
 
     Raises:
@@ -217,6 +224,6 @@ def located(spec: PromptsSpec) -> Path:
         "owner/name/file of a hub data set",
     )
     try:
-        return resolve(SETTING, spec.path, spec.revision, wanted)
+        return resolve(f"{section}.path", spec.path, spec.revision, wanted)
     except HubError as error:
         raise PromptsError(str(error)) from error

@@ -20,11 +20,12 @@ class Fingerprints:
         stat = path.stat()
         key, state = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
         known = self._known()
-        if known.get(key, {}).get("state") != state:
-            known[key] = {"state": state, "sha256": sha256_of(path)}
-            if self.memory is not None:
-                write_json(self.memory, known)
-        digest: str = known[key]["sha256"]
+        match known.get(key):
+            case {"state": known_state, "sha256": str(digest)} if known_state == state:
+                return digest
+        digest = sha256_of(path)
+        if self.memory is not None:
+            write_json(self.memory, known | {key: {"state": state, "sha256": digest}})
         return digest
 
     def _known(self) -> dict[str, Any]:

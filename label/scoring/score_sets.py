@@ -6,14 +6,12 @@ same shard, which is harmless: both make the same file, and one that is there is
 A score file that is there is finished; its footer says with which settings it was made.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from data.artifacts.atomic import ShardError
+from data.artifacts.atomic import ShardError, remove_partials
 from data.artifacts.config_diff import refuse_other_settings
 from data.artifacts.latents import KIND as LATENTS
 from data.artifacts.latents import LatentFormat
@@ -27,7 +25,7 @@ from data.artifacts.manifest import (
     write_manifest,
 )
 from data.artifacts.parquet_io import read_settings
-from data.distributed import Rank
+from data.distributed import Rank, blocks_of, work_order
 from data.pairs.schema import PairShard
 
 FACTS = "pairs"
@@ -91,8 +89,10 @@ class ScoreSets:
         if not path.exists():
             return False
         footer = read_settings(path)
-        for word in ("sha256", "etag"):  # known only after the pairs were read
-            footer.get("source", {}).pop(word, None)
+        source = footer.get("source")
+        if isinstance(source, dict):
+            for word in ("sha256", "etag"):  # known only after the pairs were read
+                source.pop(word, None)
         refuse_other_settings(path, footer, self.settings(name, shard))
         return True
 
@@ -156,16 +156,6 @@ class ScoreSets:
             write_manifest(folder, manifest)
 
 
-def remove_partials(folder: Path, since: float) -> None:
-    """Remove what killed processes left half written (`atomic.partial_path`).
-
-    Another rank may still be writing a file that is younger than `since`, when this run began.
-    """
-    for path in folder.glob(".*"):
-        if re.fullmatch(r"\..+-\d+", path.name) and path.stat().st_mtime < since:
-            path.unlink(missing_ok=True)
-
-
 def _check_rows(folder: Path, rows: list[int], shards: tuple[PairShard, ...]) -> None:
     for num_rows, shard in zip(rows, shards, strict=True):
         if num_rows != shard.rows:
@@ -208,7 +198,7 @@ def plan(sets: ScoreSets, rank: Rank) -> list[ShardTask]:
     Raises:
         ShardError: A finished file is torn, or was made with other settings.
     """
-    own = _blocks(sets, rank)[0]
+    own = [sets.shards[number] for number in blocks_of(len(sets.shards), rank)[0]]
     return [ShardTask(shard, missing) for shard in own if (missing := sets.missing(shard))]
 
 
@@ -221,27 +211,7 @@ def remaining(sets: ScoreSets, rank: Rank) -> Iterator[ShardTask]:
     Raises:
         ShardError: A finished file is torn, or was made with other settings.
     """
-    for shard in work_order(sets, rank):
+    for number in work_order(len(sets.shards), rank):
+        shard = sets.shards[number]
         if sets.absent(shard) and (missing := sets.missing(shard)):
             yield ShardTask(shard, missing)
-
-
-def work_order(sets: ScoreSets, rank: Rank) -> list[PairShard]:
-    """All shards: this rank's own block, then the others' in an order that no other rank has.
-
-    The owner of a block walks forwards, its helpers backwards, each from another place, so that
-    the block of a dead or slow rank is shared by all who have finished theirs.
-    """
-    own, *others = _blocks(sets, rank)
-    order = list(own)
-    for distance, block in enumerate(others):
-        backwards, first = block[::-1], len(block) * distance // len(others)
-        order += backwards[first:] + backwards[:first]
-    return order
-
-
-def _blocks(sets: ScoreSets, rank: Rank) -> list[tuple[PairShard, ...]]:
-    """All shards in a block for each rank, this rank's first."""
-    edges = [len(sets.shards) * number // rank.world_size for number in range(rank.world_size + 1)]
-    blocks = [sets.shards[first:end] for first, end in pairwise(edges)]
-    return blocks[rank.rank :] + blocks[: rank.rank]

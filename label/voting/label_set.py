@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from data.artifacts.atomic import ShardError
+from data.artifacts.atomic import ShardError, remove_partials
 from data.artifacts.config_diff import differences
 from data.artifacts.manifest import (
     FileEntry,
@@ -23,9 +23,9 @@ from data.artifacts.manifest import (
     write_manifest,
 )
 from data.artifacts.parquet_io import read_settings, read_table, write_table
-from data.artifacts.schemas import Status, labels
+from data.artifacts.schemas import PAIR_FACTS, SCORES, Status, labels
 from data.pairs.schema import PairShard
-from label.scoring.score_sets import FACTS, ScoreSets, remove_partials
+from label.scoring.score_sets import FACTS, ScoreSets
 from label.voting.rules import VotingRule, label_pairs
 
 KIND = "labels"
@@ -189,11 +189,11 @@ def read_scored(sets: ScoreSets, metrics: tuple[str, ...]) -> pl.DataFrame:
 
 
 def _beside(sets: ScoreSets, shard: PairShard, metrics: tuple[str, ...]) -> pa.Table:
-    facts = read_table(sets.path(FACTS, shard))
+    facts = read_table(sets.path(FACTS, shard), PAIR_FACTS)
     columns = dict(zip(facts.column_names, facts.columns, strict=True))
     for metric in metrics:
         path = sets.path(metric, shard)
-        scores = read_table(path)
+        scores = read_table(path, SCORES)
         if not scores["pair_id"].equals(facts["pair_id"]):
             raise ShardError(
                 f"{path} is not about the same pairs as {sets.path(FACTS, shard)}; delete both "

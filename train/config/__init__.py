@@ -145,7 +145,7 @@ class TrainSpec:
 
     def _check_ranges(self) -> None:
         counts = ("steps", "batch", "micro_batch", "window", "checkpoint_every", "keep")
-        least = dict.fromkeys((*counts, "log_every"), 1) | {"collective_timeout_s": 3}
+        least = dict.fromkeys((*counts, "log_every", "memory_mb"), 1) | {"collective_timeout_s": 3}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"train.{name}={getattr(self, name)}; it must be at least {bound}")
@@ -174,8 +174,6 @@ class TrainSpec:
                 f"train.reference.every={reference.every} never happens within "
                 f"train.steps={self.steps}; lower it, or choose reference=frozen"
             )
-        if reference.refresh is Refresh.ema and not 0 < reference.alpha <= 1:
-            raise ValueError(f"train.reference.alpha={reference.alpha}; it must be in (0, 1]")
 
 
 def resumable_fields() -> set[str]:

@@ -46,6 +46,8 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if self.guidance is not None and not (self.guidance >= 0 and math.isfinite(self.guidance)):
             raise ValueError(f"model.guidance={self.guidance}; it must not be negative, or null")
+        if self.resolution < 8:
+            raise ValueError(f"model.resolution={self.resolution}; it must be at least 8 pixels")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -27,6 +27,10 @@ class ReferenceSpec:
     alpha: float = 1.0
     """For `ema`: fraction of the policy in a refreshed reference, in (0, 1]."""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha <= 1:
+            raise ValueError(f"train.reference.alpha={self.alpha}; it must be in (0, 1]")
+
 
 class Objective(Enum):
     """What training minimises; the equations are in `train/dpo/loss.py`."""
@@ -104,7 +108,10 @@ class TimestepSpec:
     image's size (FLUX.1 dev)."""
 
     def __post_init__(self) -> None:
-        good = all(math.isfinite(weight) and weight >= 0 for weight in self.weights)
+        good = all(
+            isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0
+            for weight in self.weights
+        )
         if not (self.weights and good and sum(self.weights) > 0):
             raise ValueError(
                 f"train.timesteps.weights={self.weights}; give at least one number, "

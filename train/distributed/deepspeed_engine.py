@@ -3,8 +3,12 @@
 import argparse
 import contextlib
 import io
+import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from data.distributed import MOST_WORKERS
 from train.config import TrainSpec
 from train.distributed.library import library, quiet
 from train.distributed.world import World
@@ -19,6 +24,8 @@ from train.distributed.zero_config import zero_config
 
 TAG = "engine"
 """DeepSpeed's folder inside a checkpoint."""
+SPAWN_ABOVE = 1 << 30
+"""Bytes of shards from which several processes merge them: each takes 10 s to start."""
 
 
 class NonFiniteError(ValueError):
@@ -119,7 +126,7 @@ class Policy:
             return
         if dist.get_rank() == 0:
             shutil.rmtree(scratch, ignore_errors=True)
-            _to_universal(folder / TAG, scratch / TAG)
+            to_universal(folder / TAG, scratch / TAG)
         dist.barrier()
         self.engine._config.load_universal_checkpoint = True
         try:
@@ -171,13 +178,17 @@ def separate_steps(optimizer: torch.optim.Optimizer) -> None:
             state["step"] = step.detach().to(parameter.device, torch.float32, copy=True)
 
 
-def _to_universal(shards: Path, target: Path) -> None:
-    """Convert a checkpoint's shards to DeepSpeed's universal format."""
+def to_universal(shards: Path, target: Path) -> None:
+    """Convert a checkpoint's shards to DeepSpeed's universal format.
+
+    A large one is merged by several processes. They are spawned: DeepSpeed would fork this one,
+    whose threads and GPU a fork cannot use.
+    """
     options = argparse.Namespace(
         input_folder=str(shards),
         output_folder=str(target),
-        num_extract_workers=1,
-        num_merge_workers=1,
+        num_extract_workers=1,  # each holds a rank's whole shard
+        num_merge_workers=num_merge_workers(shards),
         keep_temp_folder=False,
         strict=True,
         inject_missing_state=True,
@@ -185,7 +196,15 @@ def _to_universal(shards: Path, target: Path) -> None:
     with quiet(), contextlib.redirect_stderr(io.StringIO()):
         from deepspeed.checkpoint import ds_to_universal
 
+        spawned = partial(ProcessPoolExecutor, mp_context=get_context("spawn"))
+        vars(ds_to_universal)["ProcessPoolExecutor"] = spawned
         ds_to_universal.main(options)
+
+
+def num_merge_workers(shards: Path) -> int:
+    """Processes that merge a checkpoint's shards; a small one is done before they have started."""
+    size = sum(path.stat().st_size for path in shards.rglob("*") if path.is_file())
+    return min(MOST_WORKERS, len(os.sched_getaffinity(0))) if size > SPAWN_ABOVE else 1
 
 
 # --- the reference, and parameters under stage 3 -------------------------------------------------

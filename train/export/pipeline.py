@@ -17,10 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.artifacts.atomic import fsync, write_bytes, write_json
+from data.artifacts.atomic import fsync, remove, write_bytes, write_json
 from data.models.folder import weight_file
 from data.models.forward_process import CONFIG as SCHEDULER
-from data.models.forward_process import Prediction
 from data.models.safetensors_header import read_header
 from train.models.base_model import OTHER_PARTS, BaseModel
 from train.models.lora import merge
@@ -41,26 +40,26 @@ def export_pipeline(
     folder: Path,
     about: Mapping[str, Any],
     card: str,
-    prediction: Prediction | None = None,
+    scheduler: Mapping[str, str] | None = None,
 ) -> None:
     """Write the trained model as a diffusers folder; all but the denoiser is copied from the base.
 
-    `prediction` is what the user said that it predicts, where the base's folder does not say.
+    `scheduler` are settings that the base's scheduler lacks: what the user said of it, and what
+    sampling needs.
     """
     with _whole(folder, about, card) as partial:
         for name in (*base.parts, *OTHER_PARTS):
             if name != base.family.denoiser and (base.folder / name).is_dir():
                 shutil.copytree(base.folder / name, partial / name)
         shutil.copy2(base.folder / "model_index.json", partial / "model_index.json")
-        if prediction is not None:
-            _state_prediction(partial / SCHEDULER, prediction)
+        if scheduler:
+            _state(partial / SCHEDULER, scheduler)
         denoiser.save_pretrained(partial / base.family.denoiser)
 
 
-def _state_prediction(config: Path, prediction: Prediction) -> None:
-    """Write the prediction into a scheduler's file: whoever loads it would assume epsilon."""
-    settings = json.loads(config.read_text())
-    write_json(config, settings | {"prediction_type": prediction.value})
+def _state(config: Path, settings: Mapping[str, str]) -> None:
+    """Write settings into a scheduler's file: whoever loads it would assume others."""
+    write_json(config, json.loads(config.read_text()) | dict(settings))
 
 
 def export_adapter(
@@ -120,13 +119,13 @@ def merged_denoiser(base: BaseModel, adapter: Mapping[str, Tensor]) -> Any:
 def _whole(folder: Path, about: Mapping[str, Any], card: str) -> Iterator[Path]:
     """Yield a folder to fill, which is renamed to `folder` when all its files are on disk."""
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove(partial)
     partial.mkdir(parents=True)
     yield partial
     write_bytes(partial / "README.md", card.encode())
     write_json(partial / ABOUT, about)
     for path in partial.rglob("*"):
         fsync(path)
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     partial.rename(folder)
     fsync(folder.parent)

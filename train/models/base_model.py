@@ -38,6 +38,9 @@ WANTED = (
 )  # fmt: skip
 """Files to fetch from a hub repository: one set of weights in one format, and no pickle."""
 
+CONFIGS = tuple(name for name in WANTED if not name.endswith(".safetensors"))
+"""Those of them that are small."""
+
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
@@ -79,10 +82,20 @@ def open_model(spec: ModelSpec) -> BaseModel:
     Raises:
         ValueError: There is none, its family is not supported, or it does not fit the resolution.
     """
-    folder, what = find_model(spec), f"model.path={spec.path}"
+    return describe(spec, find_model(spec))
+
+
+def describe(spec: ModelSpec, folder: Path, *, whole: bool = True) -> BaseModel:
+    """Check a model's configuration in a folder and, of a `whole` one, which files it has.
+
+    Raises:
+        ValueError: Its family is not supported, or it does not fit the resolution.
+    """
+    what = f"model.path={spec.path}"
     index = read_json_object(folder / "model_index.json", what)
     family = family_of(what, index)
-    _check_parts(what, folder, family.parts_in(index), family)
+    if whole:
+        _check_parts(what, folder, family.parts_in(index), family)
     denoiser, vae = (
         read_json_object(folder / part / "config.json", what) for part in (family.denoiser, "vae")
     )
@@ -168,8 +181,23 @@ def check_settings(base: BaseModel, spec: TrainSpec) -> None:
 def find_model(spec: ModelSpec) -> Path:
     """Return a local folder as it is; fetch a hub id, or take it from this machine's cache.
 
+    A hub id's weights are fetched when its configuration has been checked.
+
     Raises:
-        ValueError: There is neither; says what `model.path` may be.
+        ValueError: There is neither; says what `model.path` may be. Or it is none that is trained.
+    """
+    folder = find_configs(spec)
+    if folder == user_path(spec.path):
+        return folder
+    describe(spec, folder, whole=False)
+    return _resolve(spec, WANTED)
+
+
+def find_configs(spec: ModelSpec) -> Path:
+    """The same without the weights of a hub id.
+
+    Raises:
+        ValueError: There is no such model; says what `model.path` may be.
     """
     folder = user_path(spec.path, "model.path")
     if folder.suffix in SINGLE_FILES:
@@ -178,8 +206,12 @@ def find_model(spec: ModelSpec) -> Path:
             "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), "
             "or StableDiffusionXLPipeline for SDXL"
         )
+    return _resolve(spec, CONFIGS)
+
+
+def _resolve(spec: ModelSpec, files: Sequence[str]) -> Path:
     wanted = Wanted(
-        patterns=[WANTED],
+        patterns=[files],
         usable=lambda path: (path / "model_index.json").is_file(),
         missing=" is not a diffusers folder (no model_index.json); give one, or a hub id",
         refresh=True,  # stage one fetches the VAE alone

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from data.devices import Dtype, to_device
+from data.families import check_whole
 from data.models.family import Condition, PromptEmbeds
-from data.models.folder import check_model_folder
 from data.models.forward_process import DiscreteProcess
 from train.config import ModelSpec, Precision
 from train.models.base_model import BaseModel, check_classes, open_model
@@ -184,7 +184,7 @@ def load_components(
             resolution, or a part of it (also the denoiser, loaded later) is damaged or incomplete.
     """
     base, dtype = open_model(spec), Dtype(precision.value).torch
-    check_model_folder(base.folder, f"model.path={spec.path}")
+    check_whole(base.folder, f"model.path={spec.path}")
     check_classes(spec, base)
     schedule = make_forward_process(base, spec.resolution, device, shift)
 

@@ -3,9 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-import torch
 from rich.console import Console
-from torch import Tensor
 
 from data.distributed import num_workers
 from data.pairs import open_pairs
@@ -23,6 +21,7 @@ from train.loader.dataset import DecidedPairs, decided_pairs
 from train.loader.latent_source import latents_of
 from train.loader.loader import PairStream, StreamPlan
 from train.models.activation_checkpointing import checkpoint_activations
+from train.models.channels_last import keep_channels_last
 from train.models.components import ModelComponents, load_components
 from train.models.flops import forward_flops, pair_flops
 from train.models.lora import attach, counts
@@ -165,14 +164,10 @@ def draw_rule_of(run: TrainRun, components: ModelComponents) -> DrawRule:
 def arranged(denoiser: Any, spec: TrainSpec) -> Any:
     """Set how a denoiser is executed and stored, by the settings; its numbers stay the same."""
     checkpoint_activations(denoiser, spec.gradient_checkpointing)
-    if spec.channels_last:  # activations only: DeepSpeed takes no weights in another order
-        denoiser.register_forward_pre_hook(_to_channels_last)  # convolutions keep that layout
+    if spec.channels_last:
+        keep_channels_last(denoiser)
     if spec.compile:
         if not getattr(denoiser, "_repeated_blocks", None):  # SD3's class does not name them
             denoiser._repeated_blocks = denoiser._no_split_modules
         denoiser.compile_repeated_blocks()
     return denoiser
-
-
-def _to_channels_last(unet: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (args[0].contiguous(memory_format=torch.channels_last), *args[1:])

@@ -7,7 +7,6 @@ are pickles, so they are opened only after their hashes are checked.
 
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.artifacts.atomic import ShardError, fsync, sha256_of, write_json
+from data.artifacts.atomic import ShardError, fsync, read_json, remove, sha256_of, write_json
 from data.artifacts.manifest import MANIFEST
 from train.distributed.deepspeed_engine import Policy, sizes
 from train.distributed.world import World
@@ -63,7 +62,7 @@ def save_checkpoint(
     final = checkpoint_folder(root, state.step)
     partial = final.with_name(f".{final.name}.partial")
     if world.rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
         partial.mkdir(parents=True)
     world.barrier()
     policy.save(partial)
@@ -77,7 +76,7 @@ def save_checkpoint(
         files = {name: entry for part in entries for name, entry in part.items()}
         write_json(partial / MANIFEST, {"files": dict(sorted(files.items()))})
         if final.exists():  # damaged, or the run would not have done this step again
-            shutil.rmtree(final)
+            remove(final)
         partial.rename(final)
         fsync(root)
         _delete_old(root, keep)
@@ -110,7 +109,7 @@ def owner(name: str) -> int:
 
 def _delete_old(root: Path, keep: int) -> None:
     for step in steps_saved(root)[:-keep]:
-        shutil.rmtree(checkpoint_folder(root, step))
+        remove(checkpoint_folder(root, step))
 
 
 # --- the reference's shards ----------------------------------------------------------------------
@@ -204,20 +203,36 @@ def latest_valid(root: Path) -> tuple[Path | None, list[str]]:
 def find_corruption(folder: Path) -> str | None:
     """Say what is wrong with a checkpoint's files, or return None."""
     try:
-        entries: Mapping[str, Any] = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"{folder}/{MANIFEST} cannot be read ({error})"
+        entries = read_json(folder / MANIFEST, "it describes the others").get("files")
+    except ShardError as error:
+        return str(error)
+    if not isinstance(entries, dict) or STATE not in entries:
+        return f"{folder}/{MANIFEST} does not list the files of a checkpoint"
     with ThreadPoolExecutor(THREADS) as threads:
         problems = threads.map(lambda name: _problem(folder / name, entries[name]), entries)
-        return next((problem for problem in problems if problem), None)
+        if problem := next((problem for problem in problems if problem), None):
+            return problem
+    return _incompleteness(folder, entries)
 
 
-def _problem(path: Path, entry: Mapping[str, Any]) -> str | None:
+def _problem(path: Path, entry: Any) -> str | None:
     if not path.is_file():
         return f"{path} is missing"
-    if path.stat().st_size != entry["bytes"] or sha256_of(path) != entry["sha256"]:
-        return f"{path} has other bytes than {MANIFEST} says"
-    return None
+    actual = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    return None if entry == actual else f"{path} has other bytes than {MANIFEST} says"
+
+
+def _incompleteness(folder: Path, entries: Mapping[str, Any]) -> str | None:
+    """What a manifest whose hashes hold does not list, or None."""
+    try:
+        state = load_state(folder)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return f"{folder / STATE} is not the state of a run ({error})"
+    if checkpoint_folder(folder.parent, state.step) != folder:
+        return f"{folder} has the state of step {state.step}"
+    needed = (reference_file(folder, rank, state.world).name for rank in range(state.world))
+    lacking = next((name for name in needed if name not in entries), None)
+    return f"{folder}/{MANIFEST} does not list {lacking}" if lacking else None
 
 
 def load_state(folder: Path) -> State:

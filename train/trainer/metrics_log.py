@@ -9,13 +9,16 @@ import numpy as np
 from jaxtyping import UInt8
 from rich.console import Console
 
-from data.artifacts.atomic import write_bytes
+from data.artifacts.atomic import ShardError, write_bytes
 from train.identity import TrainRun
 from train.trainer.error_monitor import ErrorMonitor
 from train.trainer.tally import BUCKETS
 from train.trainer.trackers import Tracker, open_trackers
 from train.trainer.trainer import Callback, Trainer
 from train.trainer.validation import is_evaluated
+
+NEEDED = ("step", "loss", "accuracy", "pairs_per_s", "data_wait_s")
+"""Numbers that every line has."""
 
 
 @dataclass(slots=True)
@@ -76,13 +79,29 @@ class MetricsLog(Callback):
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the log's lines in order; a last line torn by a crash is left out."""
+    """Read the log's lines in order; a last line torn by a crash is left out.
+
+    Raises:
+        ShardError: The log cannot be read, or another line is damaged; says which.
+    """
+    cure = "restore the file, or delete it to continue without what it says"
+    try:
+        texts = path.read_bytes().splitlines() if path.exists() else []
+    except OSError as error:
+        raise ShardError(f"{path} cannot be read ({error}); {cure}") from error
     lines: list[dict[str, Any]] = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
+            line = json.loads(text)
+            damaged = not isinstance(line, dict) or not all(
+                isinstance(line.get(name), int | float) for name in NEEDED
+            )
+        except (ValueError, RecursionError):
+            damaged = True
+        if not damaged:
+            lines.append(line)
+        elif number < len(texts):
+            raise ShardError(f"{path}: line {number} of {len(texts)} is damaged; {cure}")
     return lines
 
 

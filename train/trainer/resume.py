@@ -1,11 +1,11 @@
 """Resuming a run from its newest valid checkpoint, and writing checkpoints while it trains."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from data.artifacts.atomic import remove
 from train.trainer.checkpoint import (
     State,
     latest_valid,
@@ -50,7 +50,7 @@ def resume(trainer: Trainer, console: Console) -> None:
 def _newest(folder: Path) -> Any:
     """What rank 0 sends to all ranks: `latest_valid`, or its error as a value."""
     for left_over in (*folder.glob(".*.partial"), *folder.glob(SCRATCH)):
-        shutil.rmtree(left_over)  # from a run that was killed
+        remove(left_over)  # from a run that was killed
     try:
         return latest_valid(folder)
     except ValueError as error:
