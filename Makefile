@@ -23,9 +23,10 @@ OWN    := $(if $(findstring pairs=own,$(ARGS))$(shell grep -s 'override /pairs: 
 GOAL   := $(if $(filter eval,$(MAKECMDGOALS)),evaluate,$(if $(filter train,$(MAKECMDGOALS)),train,$(if $(OWN),$(if $(filter labels inspect,$(MAKECMDGOALS)),label))))
 JOB    := experiment=$(EXP) run=$(RUN) $(if $(VOTE),vote=$(VOTE)) $(if $(GOAL),goal=$(GOAL)) $(ARGS)
 
-# Tests side by side, one thread each: threads of several processes only wait for each other.
+# Tests side by side, one thread each: threads of several processes only wait for each other. What
+# they all import is compiled once, also where a container says that no bytecode is kept.
 CORES  := $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest --dist loadfile --no-loadscope-reorder
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest --dist loadfile --no-loadscope-reorder
 
 TARGETS := help setup pairs labels train eval smoke inspect reproduce miniature test test-fast check docs examples parity bench-label bench-pairs bench-vote bench-stream bench-train gpu-day gpu-wheels lock
 .PHONY: $(TARGETS)

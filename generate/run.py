@@ -170,11 +170,10 @@ def generate(plan: PairPlan, rank: Rank, console: Console) -> None:
 
 def summary(plan: PairPlan, manifest: Manifest) -> str:
     """What is in the set; the numbers of pairs add up."""
-    counts = manifest.counts
-    bad = counts.get(f"pairs_{Status.NOT_FINITE_IMAGE}", 0)
+    ok, bad = (manifest.counts.get(status, 0) for status in (Status.OK, Status.NOT_FINITE_IMAGE))
     return (
-        f"{counts['prompts']} prompts · {counts['images']} images · ok {counts.get('pairs_ok', 0)} "
-        f"· not finite image {bad} · total {counts['pairs']} pairs: {plan.folder}"
+        f"{len(plan.prompts.prompts)} prompts · {plan.num_images} images · ok {ok} · "
+        f"not finite image {bad} · total {manifest.rows} pairs: {plan.folder}"
     )
 
 

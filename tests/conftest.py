@@ -6,18 +6,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")  # where others use the cores, too, any example may take long
 
 SLOW_FILES = (
     "test_docs", "test_evaluate_cli", "test_label_cli",  # compose commands or run a stage
     "test_latents", "test_pair_stages", "test_parity", "test_score.py", "test_train_latents",
     "test_blip", "test_golden", "test_hps_v3", "test_lora", "test_metrics", "test_mps",  # networks
-    "test_generate_pairs", "test_passes", "test_sample_models",
+    "test_generate_pairs", "test_passes", "test_sample_models", "test_spoiled_models",
     "test_flow_models", "test_flow_pipelines",
 )  # fmt: skip
 """Files that are slow as a whole: `make test-fast` does not even import them."""
 TESTS = Path(__file__).parent
-RANK_FILES = {p.name for p in TESTS.glob("test_*.py") if "mark.ranks" in p.read_text()}
+SOURCES = {path.name: path.read_text() for path in TESTS.glob("test_*.py")}
+RANK_FILES = {name for name, text in SOURCES.items() if "mark.ranks" in text}
 """Files with tests that start ranks."""
+LABEL_FILES = {name for name, text in SOURCES.items() if "nursery()" in text} - RANK_FILES
+"""Files that run stage one in forks."""
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -33,7 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.name.startswith(SLOW_FILES):
             item.add_marker(pytest.mark.slow)
     slow_files = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path.name not in RANK_FILES, item.path not in slow_files))
+
+    def turn(item: pytest.Item) -> tuple[bool, ...]:
+        name = item.path.name
+        return name not in RANK_FILES, name not in LABEL_FILES, item.path not in slow_files
+
+    items.sort(key=turn)
 
 
 def pytest_collection_finish() -> None:
@@ -48,14 +60,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     The fixtures of a file are made once. Files with ranks share a fork server, whose imports take
     15 s of a core, and straight runs; and ranks of two tests at once on two cores would spend much
-    of their time waiting for each other. (`--dist loadgroup` does not see groups under pytest 9.2.)
+    of their time waiting for each other. Files that label share a server, too. (`--dist loadgroup`
+    does not see groups under pytest 9.2.)
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Groups(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             name = nodeid.partition("::")[0].rpartition("/")[2]
-            return "ranks" if name in RANK_FILES else name
+            groups = {"ranks": RANK_FILES, "labels": LABEL_FILES}
+            return next((group for group, files in groups.items() if name in files), name)
 
     return Groups(config, log)
 

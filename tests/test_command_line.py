@@ -34,8 +34,9 @@ ODD = [
 
 @pytest.mark.parametrize("value", ODD)
 def test_a_text_is_taken_as_it_is_typed(value: str):
-    assert composed([f"pairs.root={value}"]).pairs.root == value
-    assert composed([f"++evaluate.models.ours={value}"]).evaluate.models == {"ours": value}
+    job = composed([f"pairs.root={value}", f"++evaluate.models.ours={value}"])
+    assert job.pairs.root == value
+    assert job.evaluate.models == {"ours": value}
 
 
 def test_other_settings_keep_hydras_grammar():

@@ -57,21 +57,56 @@ def models(tmp_path_factory):
     return [write_tiny_model(root / name, seed) for seed, name in enumerate(("base", "trained"))]
 
 
-@pytest.fixture
-def world(tmp_path, models, monkeypatch):
-    """A run folder with a trained pipeline, a prompt file, and judges; returns its arguments."""
-    monkeypatch.setattr("label.scoring.panel.Panel", Panel)
-    monkeypatch.setattr(Panel, "loaded", 0)
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory, models):
+    """Of a run in a folder that every test finds anew, with a prompt file."""
+    root = tmp_path_factory.mktemp("world")
     one, two, three, four, five = scenes.prompts("test")[:5]  # which the oracle can read
     lines = (one, two, three, "", one, four, five, "")
-    (tmp_path / "prompts.txt").write_text("\n".join(lines))
-    pipeline = tmp_path / "runs" / "r" / "train" / "pipeline"
-    pipeline.parent.mkdir(parents=True)
-    pipeline.symlink_to(models[1])
+    (root / "prompts.txt").write_text("\n".join(lines))
     return [
-        f"runs={tmp_path / 'runs'}", "run=r", f"evaluate.prompts.path={tmp_path / 'prompts.txt'}",
+        f"runs={root / 'runs'}", "run=r", f"evaluate.prompts.path={root / 'prompts.txt'}",
         f"model.path={models[0]}", *TINY,
     ]  # fmt: skip
+
+
+def runs_of(arguments):
+    return Path(arguments[0].partition("=")[2])
+
+
+def begin(arguments, models):
+    """Nothing but a trained pipeline."""
+    shutil.rmtree(runs_of(arguments), ignore_errors=True)
+    pipeline = runs_of(arguments) / "r" / "train" / "pipeline"
+    pipeline.parent.mkdir(parents=True)
+    pipeline.symlink_to(models[1])
+
+
+@pytest.fixture
+def world(arguments, models, monkeypatch):
+    """A run folder with a trained pipeline, and judges; returns the run's arguments."""
+    monkeypatch.setattr("label.scoring.panel.Panel", Panel)
+    monkeypatch.setattr(Panel, "loaded", 0)
+    begin(arguments, models)
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def evaluated_runs(arguments, models, tmp_path_factory):
+    """The run folders after the comparison."""
+    begin(arguments, models)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("label.scoring.panel.Panel", Panel)
+        evaluate(patch, *arguments)
+    return shutil.move(runs_of(arguments), tmp_path_factory.mktemp("evaluated") / "runs")
+
+
+@pytest.fixture
+def evaluated(evaluated_runs, world):
+    """The same when the comparison has ended."""
+    shutil.rmtree(runs_of(world))
+    shutil.copytree(evaluated_runs, runs_of(world), symlinks=True)
+    return world
 
 
 def evaluate(monkeypatch, *arguments):
@@ -88,7 +123,7 @@ def refused(monkeypatch, capsys, *arguments):
 
 
 def folder_of(world):
-    return Path(world[0].partition("=")[2]) / "r" / "evaluate"
+    return runs_of(world) / "r" / "evaluate"
 
 
 def test_from_nothing_to_the_report_and_again(world, monkeypatch, capsys):
@@ -121,54 +156,51 @@ def test_from_nothing_to_the_report_and_again(world, monkeypatch, capsys):
     assert Panel.loaded == 1
 
 
-def test_an_interrupted_run_ends_with_the_same_files(world, monkeypatch, tmp_path):
-    evaluate(monkeypatch, *world)
-    folder = folder_of(world)
+def test_an_interrupted_run_ends_with_the_same_files(evaluated, monkeypatch):
+    folder = folder_of(evaluated)
     names = ("scores.parquet", "winrates.parquet", "winrates.json", "winrates.csv", "report.md")
     whole = {name: (folder / name).read_bytes() for name in names}
     for name in names[:3]:
         (folder / name).unlink()
     for image in sorted((folder / "samples").rglob("*.png"))[2:7]:
         image.unlink()
-    evaluate(monkeypatch, *world)
+    evaluate(monkeypatch, *evaluated)
     for name, content in whole.items():
         assert (folder / name).read_bytes() == content, name
 
 
-def test_statistics_are_made_again_without_models(world, monkeypatch):
-    evaluate(monkeypatch, *world)
-    scored = (folder_of(world) / "scores.parquet").stat().st_mtime_ns
-    evaluate(monkeypatch, *world, "evaluate.resamples=50")
-    assert Panel.loaded == 1
-    assert (folder_of(world) / "scores.parquet").stat().st_mtime_ns == scored
-    summary = json.loads((folder_of(world) / "winrates.json").read_text())
+def test_statistics_are_made_again_without_models(evaluated, monkeypatch):
+    scored = (folder_of(evaluated) / "scores.parquet").stat().st_mtime_ns
+    evaluate(monkeypatch, *evaluated, "evaluate.resamples=50")
+    assert Panel.loaded == 0
+    assert (folder_of(evaluated) / "scores.parquet").stat().st_mtime_ns == scored
+    summary = json.loads((folder_of(evaluated) / "winrates.json").read_text())
     assert summary["protocol"]["resamples"] == 50
 
 
-def test_scores_alone_are_enough_for_new_statistics(world, monkeypatch, tmp_path, capsys):
+def test_scores_alone_are_enough_for_new_statistics(evaluated, monkeypatch, tmp_path, capsys):
     """As on another machine: no model, no weights, no images; only what scoring left."""
-    evaluate(monkeypatch, *world)
-    shutil.rmtree(folder_of(world) / "samples")
-    (folder_of(world) / "scores" / "base.parquet").unlink()
+    shutil.rmtree(folder_of(evaluated) / "samples")
+    (folder_of(evaluated) / "scores" / "base.parquet").unlink()
     gone = ["model.path=gone", "evaluate.scores_only=true", "evaluate.resamples=50",
             "metrics.clip.weights=gone", "metrics.hps.weights=gone"]  # fmt: skip
-    before = json.loads((folder_of(world) / "winrates.json").read_text())["comparisons"][0]
+    before = json.loads((folder_of(evaluated) / "winrates.json").read_text())["comparisons"][0]
     monkeypatch.setattr("generate.sampler.ImageGenerator.load", None)
     capsys.readouterr()
-    evaluate(monkeypatch, *world, *gone)
+    evaluate(monkeypatch, *evaluated, *gone)
     assert "average" in capsys.readouterr().out
-    summary = json.loads((folder_of(world) / "winrates.json").read_text())
+    summary = json.loads((folder_of(evaluated) / "winrates.json").read_text())
     assert summary["protocol"]["resamples"] == 50
     for old, new in zip(before["rates"], summary["comparisons"][0]["rates"], strict=True):
         assert old["win_rate"]["value"] == new["win_rate"]["value"]
         assert old["p_value"] == new["p_value"]
-    said = refused(monkeypatch, capsys, *world, *gone, "evaluate.base=other")
+    said = refused(monkeypatch, capsys, *evaluated, *gone, "evaluate.base=other")
     assert "allowed: base, balanceddpo" in said
     renamed = ["+metric@metrics.more=miniature_oracle", "panel.held_out=[more]"]
     assert "has no scores of more; it has aesthetic, clip" in refused(
-        monkeypatch, capsys, *world, *gone, *renamed
+        monkeypatch, capsys, *evaluated, *gone, *renamed
     )
-    said = refused(monkeypatch, capsys, *world, *gone, "evaluate.folder=never")
+    said = refused(monkeypatch, capsys, *evaluated, *gone, "evaluate.folder=never")
     assert "never/scores.parquet does not exist" in said
 
 
@@ -198,39 +230,36 @@ def test_models_are_named_on_the_command_line(argument, meant):
     assert program.expanded(argument) == meant
 
 
-def test_more_seeds_keep_the_images_that_are_there(world, monkeypatch):
-    evaluate(monkeypatch, *world)
-    images = {p: p.stat().st_mtime_ns for p in folder_of(world).rglob("*.png")}
-    evaluate(monkeypatch, *world, "evaluate.seeds=2")
-    now = {p: p.stat().st_mtime_ns for p in folder_of(world).rglob("*.png")}
+def test_more_seeds_keep_the_images_that_are_there(evaluated, monkeypatch):
+    images = {p: p.stat().st_mtime_ns for p in folder_of(evaluated).rglob("*.png")}
+    evaluate(monkeypatch, *evaluated, "evaluate.seeds=2")
+    now = {p: p.stat().st_mtime_ns for p in folder_of(evaluated).rglob("*.png")}
     assert len(now) == 2 * len(images)
     assert {path: now[path] for path in images} == images
-    (row, *_) = pl.read_parquet(folder_of(world) / "winrates.parquet").to_dicts()
+    (row, *_) = pl.read_parquet(folder_of(evaluated) / "winrates.parquet").to_dicts()
     assert (row["prompts"], row["seeds"]) == (5, 2)
     assert row["wins"] + row["ties"] + row["losses"] == 10
 
 
-def test_other_settings_are_refused_and_named(world, monkeypatch, capsys):
-    evaluate(monkeypatch, *world)
-    assert "steps: found 2, now 3" in refused(monkeypatch, capsys, *world, "evaluate.steps=3")
-    evaluate(monkeypatch, *world, "evaluate.steps=3", "evaluate.folder=evaluate-3")
-    assert (folder_of(world).with_name("evaluate-3") / "report.html").exists()
+def test_other_settings_are_refused_and_named(evaluated, monkeypatch, capsys):
+    assert "steps: found 2, now 3" in refused(monkeypatch, capsys, *evaluated, "evaluate.steps=3")
+    evaluate(monkeypatch, *evaluated, "evaluate.steps=3", "evaluate.folder=evaluate-3")
+    assert (folder_of(evaluated).with_name("evaluate-3") / "report.html").exists()
 
 
 @pytest.mark.parametrize(("balance", "status"), [("not balanced", 3), ("balanced", None)])
-def test_a_script_can_stop_at_a_loss(world, monkeypatch, balance, status):
-    evaluate(monkeypatch, *world)
-    path = folder_of(world) / "winrates.json"
+def test_a_script_can_stop_at_a_loss(evaluated, monkeypatch, balance, status):
+    path = folder_of(evaluated) / "winrates.json"
     summary = json.loads(path.read_text())
     summary["comparisons"][0]["balance"] = balance
     path.write_text(json.dumps(summary))
-    evaluate(monkeypatch, *world)
+    evaluate(monkeypatch, *evaluated)
     gate = "evaluate.fail_when_worse=true"
     if status is None:
-        evaluate(monkeypatch, *world, gate)
+        evaluate(monkeypatch, *evaluated, gate)
     else:
         with pytest.raises(SystemExit) as ended:
-            evaluate(monkeypatch, *world, gate)
+            evaluate(monkeypatch, *evaluated, gate)
         assert ended.value.code == status
 
 
@@ -330,17 +359,16 @@ def test_several_models_are_each_compared_with_the_base(world, models, monkeypat
 
 
 @pytest.mark.parametrize("ranks", [(1, 0), (0,)], ids=["all", "the first alone"])
-def test_two_ranks_end_with_the_scores_of_one(world, monkeypatch, ranks):
+def test_two_ranks_end_with_the_scores_of_one(evaluated, monkeypatch, ranks):
     """They meet on disk alone; the first one samples what one that died has left."""
-    evaluate(monkeypatch, *world)
-    one = pl.read_parquet(folder_of(world) / "scores.parquet")
+    one = pl.read_parquet(folder_of(evaluated) / "scores.parquet")
     for rank in ranks:
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
-        evaluate(monkeypatch, *world, "evaluate.folder=together")
-        done = (folder_of(world).with_name("together") / "scores.parquet").exists()
+        evaluate(monkeypatch, *evaluated, "evaluate.folder=together")
+        done = (folder_of(evaluated).with_name("together") / "scores.parquet").exists()
         assert done == (rank == 0)
-    two = pl.read_parquet(folder_of(world).with_name("together") / "scores.parquet")
+    two = pl.read_parquet(folder_of(evaluated).with_name("together") / "scores.parquet")
     assert two.equals(one)
 
 
@@ -361,18 +389,17 @@ def test_every_rank_scores_its_share(world, monkeypatch):
     assert not list((folder_of(world) / "scores").glob("*/*.parquet"))
 
 
-def test_only_the_first_rank_reports(world, monkeypatch):
-    evaluate(monkeypatch, *world)
-    (folder_of(world) / "winrates.json").unlink()
+def test_only_the_first_rank_reports(evaluated, monkeypatch):
+    (folder_of(evaluated) / "winrates.json").unlink()
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    evaluate(monkeypatch, *world)
-    assert not (folder_of(world) / "winrates.json").exists()
+    evaluate(monkeypatch, *evaluated)
+    assert not (folder_of(evaluated) / "winrates.json").exists()
 
 
-def test_a_finished_run_answers_without_torch(world, monkeypatch, capsys):
+def test_a_finished_run_answers_without_torch(evaluated, monkeypatch, capsys):
     """In a fresh process, as `make eval` does it the second time."""
-    evaluate(monkeypatch, *world)
+    evaluate(monkeypatch, *evaluated)
     first = capsys.readouterr().out
     code = (
         "import runpy, sys; sys.argv[0] = 'evaluate'\n"
@@ -381,7 +408,11 @@ def test_a_finished_run_answers_without_torch(world, monkeypatch, capsys):
         "assert not loaded, loaded"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *world], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *evaluated],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

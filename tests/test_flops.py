@@ -1,26 +1,32 @@
 """Operations are counted from shapes, on a model without weights."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
 
-from data.families.sd1 import FAMILY
+from benchmarks import shapes
+from data.families import sd1, sdxl
 from data.models.family import Condition
 from train.models import flops
 
+VAE = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
+}  # fmt: skip
+"""The VAE of SD1.x, SD2.x and SDXL."""
 SD15 = 803_273_441_280
 """Operations of SD1.5's UNet on a 64 x 64 latent with 77 tokens: 401.6 G multiply-adds."""
 
 
 def test_a_forward_pass_of_sd15_has_its_operations():
     with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            sample_size=64, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768,
-            attention_head_dim=8,
-        )  # fmt: skip
+        unet = UNet2DConditionModel(**shapes.SD15)
     assert sum(parameter.numel() for parameter in unet.parameters()) == 859_520_964
     condition = Condition(torch.zeros(2, 77, 768))
-    assert flops.forward_flops(unet, FAMILY, (4, 64, 64), condition) == SD15
+    assert flops.forward_flops(unet, sd1.FAMILY, (4, 64, 64), condition) == SD15
 
 
 @pytest.mark.parametrize(("uses", "passes"), [(True, 8), (False, 6)])
@@ -42,3 +48,30 @@ def test_peaks_go_by_the_gpus_name(name: str, peak: float | None, monkeypatch: p
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert flops.peak_flops(torch.device("cuda", 0)) == peak
     assert flops.peak_flops(torch.device("cpu")) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "side", "tera"), [("SD1.5", 64, 82.8), ("SDXL", 128, 686.6)])
+def test_the_guide_has_the_cost_of_a_generated_image(name: str, side: int, tera: float):
+    """Two forward passes in each of 50 steps, and the VAE's decoder."""
+    unet, states, added = (
+        (shapes.SD15, 768, None)
+        if name == "SD1.5"
+        else (
+            shapes.SDXL,
+            2048,
+            {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)},
+        )
+    )
+    with torch.device("meta"):
+        model, vae = UNet2DConditionModel(**unet), AutoencoderKL(**VAE)
+        latent = torch.empty(1, 4, side, side)
+    condition = Condition(torch.zeros(1, 77, states), added)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        vae.decode(latent)
+    family = sd1.FAMILY if added is None else sdxl.FAMILY
+    count = 100 * flops.forward_flops(model, family, (4, side, side), condition)
+    assert (count + counter.get_total_flops()) / 1e12 == pytest.approx(tera, abs=0.05)
+    guide = (Path(__file__).parent.parent / "docs" / "own-pairs.md").read_text()
+    assert f"{tera} TFLOP" in guide
+    assert f"{80_000 * tera / 1e6:.2g} EFLOP" in guide  # 20 000 prompts of four images

@@ -255,8 +255,13 @@ def spoiling(spoil: Callable[[str, int], bool]) -> Callable[..., object]:
 
 
 def test_an_image_that_is_not_finite_is_an_error_of_its_rows(
-    job: Job, world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    job: Job,
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """In the set, and in its labels."""
     spoil = spoiling(lambda prompt, seed: (prompt, seed) == ("a dog", 1_000_001))
     monkeypatch.setattr(ImageGenerator, "sample_with_flags", spoil)
     main(job)
@@ -268,8 +273,22 @@ def test_an_image_that_is_not_finite_is_an_error_of_its_rows(
         ("a dog", "not_finite_image", "image 0: values that are not finite"),
     ]
     assert (rows["jpg_0"].null_count(), rows["jpg_1"].null_count()) == (1, 1)
-    others = [name for name, content in files(job).items() if "00000-of" not in name]
-    assert all(files(job)[name] == files(composed_once(world))[name] for name in others)
+    mine, whole = files(job), files(composed_once(world))
+    assert [name for name in mine if mine[name] != whole[name]] == ["train-00000-of-00003.parquet"]
+    labels = labels_of(job, tmp_path)
+    assert (labels.height, labels["human"].null_count()) == (15, 15)
+    bad = labels.filter(pl.col("status") != "ok").select("prompt", "reason").rows()
+    assert bad == [("a dog", "image 1: no bytes"), ("a dog", "image 0: no bytes")]
+    assert labels["winner"].is_in([0, 1]).sum() > 0
+
+
+def labels_of(job: Job, folder: Path) -> pl.DataFrame:
+    """What the panel, of tiny random scorers, makes of a set."""
+    metrics = specs(build_weights(folder))
+    voters = ["hps", "clip", "pickscore", "aesthetic"]
+    panel = replace(job.panel, voters=voters, held_out=[], oracle=[])
+    label_main(replace(job, metrics=metrics, panel=panel))
+    return pl.read_parquet(job.folder / "labels" / "majority" / "part-*.parquet")
 
 
 def test_a_model_of_which_no_image_is_finite_is_refused(
@@ -383,21 +402,3 @@ def test_the_commands_of_the_guide_generate_pairs(
     main(job)
     assert "prompts 2 ·" in capsys.readouterr().out
     assert sum(shard.rows for shard in open_pairs(job.pairs).shards) == plan_of(job).num_pairs
-
-
-def test_the_panel_labels_the_set_and_says_what_is_wrong_with_a_row(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spoil = spoiling(lambda prompt, seed: (prompt, seed) == ("moon", 1_000_002))
-    monkeypatch.setattr(ImageGenerator, "sample_with_flags", spoil)
-    main(job)
-    metrics = specs(build_weights(tmp_path))
-    voters = ["hps", "clip", "pickscore", "aesthetic"]
-    panel = replace(job.panel, voters=voters, held_out=[], oracle=[])
-    label_main(replace(job, metrics=metrics, panel=panel))
-    rows = pl.read_parquet(job.folder / "labels" / "majority" / "part-*.parquet")
-    assert rows.height == 15
-    assert rows["human"].null_count() == 15
-    bad = rows.filter(pl.col("status") != "ok")
-    assert bad.select("prompt", "reason").rows() == [("moon", "image 1: no bytes")] * 2
-    assert rows["winner"].is_in([0, 1]).sum() > 0

@@ -81,6 +81,7 @@ def start(command: str, name: str, stubs: Path, port: int) -> subprocess.Popen:
     """A command of the guide, with one process a machine, on the shared place's tiny run."""
     place = shared_place()
     place.label(name)
+    command += " "
     for old, new in (
         ("--nproc-per-node=8", "--nproc-per-node=1"), ("29500", str(port)),
         ("10.0.0.1", "127.0.0.1"), ("node1", "127.0.0.1"), ("hosts", f"{stubs}/hosts"),

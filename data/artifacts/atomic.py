@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -67,9 +68,11 @@ def _link_unless_there(partial: Path, path: Path) -> None:
 def partial_path(path: Path) -> Path:
     """Where a file is written before it is renamed to `path`: same folder, hidden, ours alone.
 
-    Processes on two machines may well have the same number, so there is a token besides.
+    Processes on two machines may well have the same number, so there is a token besides; and two
+    threads may write the same file.
     """
-    return path.with_name(f".{path.name}.{TOKEN}-{os.getpid()}")
+    thread = threading.get_native_id()
+    return path.with_name(f".{path.name}.{TOKEN}-{os.getpid()}-{thread}")
 
 
 @contextmanager

@@ -115,8 +115,11 @@ def _inconsistency(manifest: Manifest) -> str:
     for file in manifest.files:
         if Path(file.name).name != file.name or sum(file.row_groups) != file.rows:
             return f"the entry of {file.name!r} contradicts itself"
-    counted = sum(manifest.counts.values())
-    if counted not in (0, manifest.rows):
+    counts = manifest.counts
+    counted = counts.get("pairs", manifest.rows)
+    if manifest.kind == "labels" and counts:
+        counted = sum(counts.values())  # of every outcome
+    if counted != manifest.rows:
         return f"it counts {counted} of {manifest.rows} rows"
     return ""
 

@@ -141,8 +141,7 @@ def declare_complete(plan: PairPlan, provenance: Mapping[str, Any], since: float
         kind=KIND,
         settings=plan.settings,
         files=files,
-        counts={"prompts": len(plan.prompts.prompts), "images": plan.num_images, "pairs": rows}
-        | {f"pairs_{status}": number for status, number in sorted(statuses.items())},
+        counts=dict(sorted(statuses.items())),
         provenance=dict(provenance),
     )
     write_manifest(plan.folder, manifest)
