@@ -143,7 +143,7 @@ def test_a_missing_file_is_named(tmp_path: Path, table: pa.Table):
         ("", "cannot be read"), ("{", "cannot be read"), ("[]", "has a JSON list"),
         ('{"kind": "test"}', "does not describe a set"),
         ('{"kind": "test", "settings": {}, "files": []}', "it lists no file"),
-        ('{"kind": "test", "settings": [], "files": []}', "settings is"),
+        ('{"kind": "test", "settings": [], "files": []}', "does not describe a set"),
     ],
 )  # fmt: skip
 def test_a_damaged_manifest_is_named(tmp_path: Path, content: str, problem: str):

@@ -17,6 +17,7 @@ from generate.config import GenerateSpec, PromptsKind
 from generate.image_files import Model
 from generate.pair_set.pairing import num_pairs, pairs_of_prompt
 from generate.pair_set.plan import PairPlan
+from generate.pair_set.shard_writer import write_shard
 from generate.prompts.files import Prompt
 from generate.prompts.prompt_set import PromptSet
 from generate.run import check_seeds, main, plan_of, prompts_of
@@ -151,6 +152,17 @@ def test_seeds_of_the_judge_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"seeds from 7 to 10.*judged with 0 to 7 \(seed, eval"):
         check_seeds(own(tmp_path, {"generate.first_seed": 7, "evaluate.seeds": 8}))
     check_seeds(own(tmp_path, {"generate.first_seed": 8, "evaluate.seeds": 8}))
+
+
+def test_images_that_another_process_has_used_are_no_error(tmp_path: Path) -> None:
+    built = plan(tmp_path, images=2, shard_prompts=4)
+    built.__dict__["fingerprints"] = {"a": "1", "b": "2"}  # of models that are not there
+    with pytest.raises(ShardError, match=r"00000 has lost images while .*\.parquet was written"):
+        write_shard(built, 0)
+    built.shard(0).write_bytes(b"whole")
+    write_shard(built, 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["train-00000-of-00002.parquet"]
+    assert built.shard(0).read_bytes() == b"whole"
 
 
 # --- prompts -------------------------------------------------------------------------------------
