@@ -18,6 +18,7 @@ SLOW_FILES = (
     "test_blip", "test_components", "test_golden", "test_hps_v3", "test_lora",  # networks
     "test_metrics", "test_miniature_world", "test_mps", "test_report",
     "test_generate_pairs", "test_passes", "test_sample_models", "test_spoiled_models",
+    "test_flow_models", "test_flow_pipelines",
 )  # fmt: skip
 """Files that are slow as a whole: `make test-fast` does not even import them."""
 TESTS = Path(__file__).parent
