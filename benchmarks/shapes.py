@@ -14,6 +14,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from benchmarks.random_weights import build_place
@@ -39,6 +40,22 @@ SDXL = {
 }  # fmt: skip
 """The published UNets, as `UNet2DConditionModel` takes them; what they call the head dimension is
 the number of heads."""
+
+SD3_MEDIUM = {
+    "sample_size": 128, "num_layers": 24, "num_attention_heads": 24,
+    "caption_projection_dim": 1536, "pos_embed_max_size": 192,
+}  # fmt: skip
+SD35_MEDIUM = SD3_MEDIUM | {
+    "pos_embed_max_size": 384, "dual_attention_layers": tuple(range(13)), "qk_norm": "rms_norm",
+}  # fmt: skip
+SD35_LARGE = SD3_MEDIUM | {
+    "num_layers": 38, "num_attention_heads": 38, "caption_projection_dim": 2432,
+    "qk_norm": "rms_norm",
+}  # fmt: skip
+"""The published transformers, as `SD3Transformer2DModel` takes them."""
+FLUX_SCHNELL: dict[str, Any] = {}
+FLUX_DEV = {"guidance_embeds": True}
+"""The published transformers, as `FluxTransformer2DModel` takes them; its defaults are theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +122,9 @@ def write_model(shape: Shape, folder: Path) -> None:
     device, dtype = build_place()
     with device:
         networks = [*map(_text, shape.towers), _vae(shape), UNet2DConditionModel(**shape.unet)]
-    *texts, vae, unet = (network.to(dtype) for network in networks)
+    for network in networks:
+        nn.Module.to(network, dtype)  # the libraries' own warns
+    *texts, vae, unet = networks
     names = [
         f"{part}{end}" for end in ("", "_2")[: len(texts)] for part in ("tokenizer", "text_encoder")
     ]

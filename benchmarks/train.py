@@ -99,9 +99,9 @@ def floor_step(
     def run() -> None:
         number = next(turn)
         inputs = questions[number % len(questions)]
-        errors = denoising_errors(predict(policy, inputs, components.dtype), inputs.target)
+        errors = denoising_errors(predict(policy, inputs, components), inputs.target)
         with torch.inference_mode():
-            predicted = predict(reference, inputs, components.dtype)
+            predicted = predict(reference, inputs, components)
         others = denoising_errors(predicted.clone(), inputs.target)
         dpo_losses(errors, others, beta).mean().backward()  # type: ignore[no-untyped-call]
         if (number + 1) % every == 0:
@@ -151,7 +151,7 @@ def measure(plan: Plan, root: Path, here: World) -> dict[str, Any]:
             questions = [prepare_inputs(next(ready).on(here.device), components) for _ in range(4)]
             reference = trainer.models.reference
             contenders[FLOOR] = floor_step(
-                components, components.unet(), reference, questions, run.train.beta
+                components, components.denoiser(), reference, questions, run.train.beta
             )
             file = pairs / "train-0.parquet"
             theirs = example(base, file, world.resolution, plan.batch, here.device)

@@ -18,11 +18,10 @@ from data.artifacts.latents import (
     GroupWriter,
     LatentFormat,
     LatentSet,
-    find_vae,
-    latent_shape,
 )
 from data.artifacts.manifest import FileEntry, Manifest, describe, part_name, write_manifest
 from data.artifacts.parquet_io import read_table, write_table
+from data.families.vae import find_vae, latent_shape
 from data.images import decode, encode_jpeg, fit_square
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec

@@ -57,6 +57,9 @@ class EvaluateSpec:
     process's part of the machine's cores, at most 8."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; with several processes a machine, each takes its own GPU."""
+    cpu_offload: bool = False
+    """Keep only the part of a model on the GPU that is running: slower, for models that do not fit.
+    It changes no image."""
     resamples: int = 10_000
     """Bootstrap resamples behind each interval."""
     gallery_pairs: int = 12

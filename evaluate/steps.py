@@ -91,14 +91,16 @@ def sample_model(
     from generate.sampler import ImageGenerator, sample_missing
 
     spec = plan.spec
+    device = choose_device("evaluate.device", spec.device, Rank.from_environment())
     generator = ImageGenerator.load(
         model,
-        choose_device("evaluate.device", spec.device, Rank.from_environment()),
+        device,
         scheduler=spec.scheduler,
         dtype=spec.dtype,
         resolution=plan.resolution,
         steps=spec.steps,
         guidance=spec.guidance,
+        offload=spec.cpu_offload,
     )
     sample_missing(generator, images, spec.batch, advance)
 

@@ -31,7 +31,8 @@ class Scheduler(Enum):
     """The scheduler that images are sampled with."""
 
     ddim = "ddim"
-    """Deterministic DDIM (eta 0) on the model's own noise schedule."""
+    """Deterministic DDIM (eta 0) on the model's own noise schedule; for flow-matching models, for
+    which that step is Euler's, the scheduler in the model's folder."""
     own = "own"
     """The scheduler in the model's folder, configured as it is there."""
 
@@ -118,6 +119,9 @@ class GenerateSpec:
     each step of `seed` 1000 more; no seed may be one that models are judged with."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; with several processes a machine, each takes its own GPU."""
+    cpu_offload: bool = False
+    """Keep only the part of a model on the GPU that is running: slower, for models that do not fit.
+    It changes no image."""
 
     def __post_init__(self) -> None:
         self.steps = _listed("steps", self.steps, int)

@@ -9,22 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from data.artifacts.readable import read_json_object
-from data.models.forward_process import (
-    CONFIG,
-    DiscreteProcess,
-    ProcessKind,
-    forward_process,
-    process_kind,
-)
+from data.families import find_family
+from data.models.family import ModelConfig, Process
+from data.models.forward_process import CONFIG, ProcessKind, forward_process, process_kind
 from data.models.latent_scale import CONFIG as VAE
-from data.models.latent_scale import latent_scale
 from data.models.own_sampling import check_own_sampling
 from data.storage.hub import Wanted, resolve
 from generate.config import Scheduler
 from generate.image_files import Model, SamplesError
-
-KNOWN = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-"""Pipelines of which it is known how they scale latents."""
 
 INDEX = "model_index.json"
 
@@ -67,12 +59,7 @@ def _check_configs(
     what = f"model {model.name!r}"
     index, own, vae = (read_json_object(folder / name, what) for name in (INDEX, CONFIG, VAE))
     process = check_process(model, scheduler, index=index, own=own, vae=vae, section=section)
-    channels = vae.get("block_out_channels")
-    if isinstance(channels, list) and resolution % (factor := 2 ** max(len(channels) - 1, 3)):
-        raise SamplesError(
-            f"model.resolution={resolution} is no multiple of {factor}, of which the images of "
-            f"{what} are"
-        )
+    _check_resolution(what, resolution, folder, index, vae)
     if process is not None and steps > process.num_timesteps:
         raise SamplesError(
             f"{section}.steps={steps}: {what} ({model.path}) has {process.num_timesteps} "
@@ -84,6 +71,19 @@ def _check_configs(
     return f"{what} ({model.path}): {process}" if process.is_assumed or is_set else ""
 
 
+def _check_resolution(what: str, resolution: int, folder: Path, index: Json, vae: Json) -> None:
+    family, channels = find_family(index), vae.get("block_out_channels")
+    if family is not None and family.is_flow:
+        denoiser = read_json_object(folder / family.denoiser / "config.json", what)
+        config = ModelConfig(index=index, denoiser=denoiser, vae=vae, scheduler={})
+        family.check_resolution("model.resolution", resolution, config)
+    elif isinstance(channels, list) and resolution % (factor := 2 ** max(len(channels) - 1, 3)):
+        raise SamplesError(
+            f"model.resolution={resolution} is no multiple of {factor}, of which the images of "
+            f"{what} are"
+        )
+
+
 def check_process(
     model: Model,
     scheduler: Scheduler,
@@ -92,7 +92,7 @@ def check_process(
     own: Json,
     vae: Json,
     section: str = "evaluate",
-) -> DiscreteProcess | None:
+) -> Process | None:
     """Check a model by its configuration; returns its process, None if only diffusers knows it.
 
     `own` is the configuration of the scheduler in its folder. With `Scheduler.own` diffusers
@@ -101,16 +101,17 @@ def check_process(
     Raises:
         ValueError: It cannot be sampled with this scheduler; says why, and what can be.
     """
-    what, pipeline = f"model {model.name!r} ({model.path})", str(index.get("_class_name"))
-    if pipeline in KNOWN:
-        latent_scale(what, pipeline, vae)
-    by_itself = _samples_by_itself(index, own)
+    what, family = f"model {model.name!r} ({model.path})", find_family(index)
+    if family is not None:
+        family.latent_scale(what, vae)
+    by_itself = not (family and family.is_flow) and _samples_by_itself(index, own)
     if scheduler is Scheduler.own and by_itself:
         return None
+    decide = forward_process if family is None else family.process
     try:
         if scheduler is Scheduler.own:
             check_own_sampling(what, index, own)
-        return forward_process(what, index, own, model.prediction_type)
+        return decide(what, index, own, model.prediction_type)
     except ValueError as error:
         way_out = f"; or sample by that scheduler: {section}.scheduler=own" if by_itself else ""
         raise SamplesError(f"{error}{way_out}") from error

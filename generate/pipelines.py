@@ -11,8 +11,9 @@ from safetensors import safe_open
 
 from data.artifacts.readable import read_json_object
 from data.devices import Dtype
+from data.families import check_whole, families, find_family
 from data.models.adapter import check_adapter, down_matrices
-from data.models.folder import check_model_folder
+from data.models.family import Family, ModelConfig
 from generate.image_files import Model, SamplesError
 
 ARGUMENTS = (
@@ -29,7 +30,7 @@ def check_model(model: Model) -> None:
         ValueError: Names the model, the file, what is wrong with it, and what to do.
     """
     if model.is_local:
-        index = check_model_folder(Path(model.path), f"model {model.name!r}")
+        index = check_whole(Path(model.path), f"model {model.name!r}")
         _check_text_to_image(model, index)
     if model.adapter:
         check_adapter(Path(model.adapter), f"model {model.name!r}")
@@ -45,7 +46,7 @@ def load_pipeline(model: Model, dtype: Dtype) -> Any:
     try:
         folder = model.path if model.is_local else _download(model)
         pipeline = DiffusionPipeline.from_pretrained(
-            folder, dtype=dtype.torch, use_safetensors=True, **_without_safety_checker(folder)
+            folder, dtype=dtype.torch, use_safetensors=True, **left_out(folder)
         )
     except torch.OutOfMemoryError:
         raise
@@ -53,10 +54,13 @@ def load_pipeline(model: Model, dtype: Dtype) -> Any:
         raise SamplesError(
             f"model {model.name!r} ({model.path}) cannot be loaded: {error}"
         ) from error
-    if not all(hasattr(pipeline, part) for part in ("unet", "vae")):
+    family = family_of_pipeline(pipeline)
+    parts = ("unet" if family is None else family.denoiser, "vae")
+    if not all(hasattr(pipeline, part) for part in parts):
+        allowed = ", ".join(family.pipeline for family in families())
         raise SamplesError(
-            f"model {model.name!r} ({model.path}) is a {type(pipeline).__name__}; needed is a "
-            "pipeline with a UNet and a VAE"
+            f"model {model.name!r} ({model.path}) is a {type(pipeline).__name__}; needed is one of "
+            f"{allowed}, or another pipeline with a UNet and a VAE"
         )
     _limit_prompts(pipeline)
     if model.adapter:
@@ -64,20 +68,48 @@ def load_pipeline(model: Model, dtype: Dtype) -> Any:
     return pipeline
 
 
+def family_of_pipeline(pipeline: Any) -> Family | None:
+    """The family of a loaded pipeline; None for those that can only be sampled."""
+    return find_family({"_class_name": type(pipeline).__name__})
+
+
+def denoiser_of(pipeline: Any) -> Any:
+    """A pipeline's denoiser."""
+    family = family_of_pipeline(pipeline)
+    return getattr(pipeline, "unet" if family is None else family.denoiser)
+
+
+def latent_shape(pipeline: Any, resolution: int) -> tuple[int, int, int]:
+    """Channels, height and width of a pipeline's latents."""
+    family, config = family_of_pipeline(pipeline), denoiser_of(pipeline).config
+    side = resolution // pipeline.vae_scale_factor
+    if family is None:
+        return config.in_channels, side, side
+    files = ModelConfig(index={}, denoiser=config, vae={}, scheduler={})
+    return family.latent_channels(files), side, side
+
+
 def keep_latents_in_fp32(pipeline: Any) -> None:
     """Let guidance and scheduler compute in fp32, whatever format the networks compute in.
 
-    Latents in bf16 would be rounded to 8 bits at each of the steps. UNet and VAE get them in their
-    own format; in fp32 nothing changes.
+    Latents in bf16 would be rounded to 8 bits at each of the steps. Denoiser and VAE get them in
+    their own format; in fp32 nothing changes.
     """
+    denoiser = denoiser_of(pipeline)
     first_of_vae = getattr(pipeline.vae, "post_quant_conv", None) or pipeline.vae.decoder
-    for module in (pipeline.unet, first_of_vae):
-        module.register_forward_pre_hook(_to_own_format)
-    pipeline.unet.register_forward_hook(_to_fp32)
+    for module in (denoiser, first_of_vae):
+        module.register_forward_pre_hook(_to_own_format, with_kwargs=True)
+    denoiser.register_forward_hook(_to_fp32)
 
 
-def _to_own_format(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (args[0].to(next(module.parameters()).dtype), *args[1:])
+def _to_own_format(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The first argument, which the pipelines of transformers pass by its name."""
+    dtype = next(module.parameters()).dtype
+    if args:
+        return (args[0].to(dtype), *args[1:]), kwargs
+    return args, kwargs | {"hidden_states": kwargs["hidden_states"].to(dtype)}
 
 
 def _to_fp32(_: torch.nn.Module, __: tuple[Any, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -89,7 +121,7 @@ def _download(model: Model) -> str:
     folder = str(
         DiffusionPipeline.download(model.path, revision=model.revision, use_safetensors=True)
     )
-    _check_text_to_image(model, check_model_folder(Path(folder), f"model {model.name!r}"))
+    _check_text_to_image(model, check_whole(Path(folder), f"model {model.name!r}"))
     return folder
 
 
@@ -105,7 +137,8 @@ def _check_text_to_image(model: Model, index: dict[str, Any]) -> None:
     if not {*ARGUMENTS} <= accepted.keys() or "image" in accepted:
         raise SamplesError(
             f"model {model.name!r} ({model.path}) is a {name}; needed is a text-to-image pipeline "
-            "of diffusers with a UNet and a VAE, such as StableDiffusionPipeline"
+            "of diffusers with a UNet and a VAE, such as StableDiffusionPipeline, or one of "
+            f"{', '.join(family.pipeline for family in families() if family.is_flow)}"
         )
 
 
@@ -135,8 +168,8 @@ def _load_adapter(pipeline: Any, model: Model) -> None:
         ) from error
     if not loaded:
         raise SamplesError(
-            f"model {model.name!r}: {file} has no LoRA weights for the UNet or the text encoders "
-            f"of {model.path}; give the base that it was made for (model.path=...)"
+            f"model {model.name!r}: {file} has no LoRA weights for the denoiser or the text "
+            f"encoders of {model.path}; give the base that it was made for (model.path=...)"
         )
     with safe_open(file, framework="numpy") as weights:
         in_file = len(down_matrices(weights.keys()))
@@ -159,9 +192,17 @@ def _num_layers(pipeline: Any) -> int:
     )
 
 
-def _without_safety_checker(folder: str) -> dict[str, Any]:
-    """Options that leave out Stable Diffusion's checker, which replaces images by black ones."""
-    index = Path(folder) / "model_index.json"
-    if index.is_file() and "safety_checker" in read_json_object(index):
-        return {"safety_checker": None, "requires_safety_checker": False}
-    return {}
+def left_out(folder: str) -> dict[str, Any]:
+    """Options for the parts that are not loaded.
+
+    They are those that the folder does without, which diffusers wants to be told, and Stable
+    Diffusion's checker, which replaces images by black ones.
+    """
+    path = Path(folder) / "model_index.json"
+    index = read_json_object(path) if path.is_file() else {}
+    family = find_family(index)
+    absent = () if family is None else set(family.parts) - set(family.parts_in(index))
+    options: dict[str, Any] = dict.fromkeys(absent)
+    if "safety_checker" in index:
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+    return options

@@ -20,10 +20,17 @@ from transformers.utils import logging as transformers_logging
 from data.artifacts.atomic import write_bytes
 from data.devices import Dtype, is_out_of_memory
 from data.images import encode_png
+from data.models.forward_process import DiscreteProcess
 from generate.config import Scheduler
 from generate.image_files import Model, Sample, SamplesError, missing
 from generate.model_process import check_folder, check_process
-from generate.pipelines import keep_latents_in_fp32, load_pipeline
+from generate.pipelines import (
+    denoiser_of,
+    family_of_pipeline,
+    keep_latents_in_fp32,
+    latent_shape,
+    load_pipeline,
+)
 
 T = TypeVar("T")
 
@@ -75,9 +82,18 @@ class ImageGenerator:
         steps: int,
         guidance: float,
         section: str = "evaluate",
+        offload: bool = False,
     ) -> None:
-        """`model` names it in messages, `section` the settings to change."""
-        self.pipeline, self.model, self.section = pipeline.to(device), model, section
+        """`model` names it in messages, `section` the settings to change.
+
+        `offload` keeps only the part on the device that is running.
+        """
+        self.pipeline, self.model, self.section = pipeline, model, section
+        self.device, self.denoiser = device, denoiser_of(pipeline)
+        if offload:
+            pipeline.enable_model_cpu_offload(device=device)
+        else:
+            pipeline.to(device)
         self._finite: list[Tensor] = []
         keep_latents_in_fp32(pipeline)
         pipeline.vae.decoder.register_forward_hook(self._note_finite)
@@ -88,8 +104,8 @@ class ImageGenerator:
             "num_inference_steps": steps,
             "guidance_scale": guidance,
         }
-        side = resolution // pipeline.vae_scale_factor
-        self.shape = (pipeline.unet.config.in_channels, side, side)
+        self.family = family_of_pipeline(pipeline)
+        self.shape = latent_shape(pipeline, resolution)
         if resolution >= SLICED_ABOVE:
             pipeline.vae.enable_slicing()
 
@@ -105,14 +121,20 @@ class ImageGenerator:
         steps: int,
         guidance: float,
         section: str = "evaluate",
+        offload: bool = False,
     ) -> "ImageGenerator":
         """Read a model's folder (safetensors only, no code from it).
 
         Raises:
-            ValueError: A part of the folder is damaged or missing, it holds no pipeline with a UNet
-                and a VAE, the scheduler does not fit its forward process, or the LoRA weights are
-                not for it.
+            ValueError: A part of the folder is damaged or missing, it holds no pipeline that can
+                be sampled, the scheduler does not fit its forward process, or the LoRA weights
+                are not for it.
         """
+        if offload and device.type != "cuda":
+            raise SamplesError(
+                f"{section}.cpu_offload=true moves parts of a model between a GPU and the CPU, but "
+                f"the device is {device}; set it to false"
+            )
         check_folder(model, scheduler, steps, resolution, section)
         for library in (logging, transformers_logging):
             library.disable_progress_bar()
@@ -129,6 +151,7 @@ class ImageGenerator:
             steps=steps,
             guidance=guidance,
             section=section,
+            offload=offload,
         )
 
     def sample(
@@ -158,10 +181,12 @@ class ImageGenerator:
         """
         self._finite.clear()
         noise = initial_noise(prompts, seeds, self.shape)
+        if self.family is not None:
+            noise = self.family.pipeline_latents(noise)
         steps = [generator(p, s, "steps") for p, s in zip(prompts, seeds, strict=True)]
         output = self.pipeline(
             prompt=list(prompts),
-            latents=noise.to(self.pipeline.device),
+            latents=noise.to(self.device),
             generator=steps,  # for schedulers that add noise at every step
             output_type="pt",
             **(self.settings | settings),
@@ -177,7 +202,7 @@ class ImageGenerator:
     @property
     def remedy(self) -> str:
         """What to do about images that are not finite."""
-        dtype = str(self.pipeline.unet.dtype).removeprefix("torch.")
+        dtype = str(self.denoiser.dtype).removeprefix("torch.")
         if dtype == "float32":
             return "its weights are damaged, or its scheduler does not fit them"
         others = "bf16 or fp32" if dtype == "float16" else "fp32"
@@ -193,7 +218,7 @@ def _scheduler_for(pipeline: Any, model: Model, scheduler: Scheduler, section: s
         model, scheduler, index=index, own=own.config, vae=pipeline.vae.config, section=section
     )
     says = {"prediction_type": model.prediction_type.value} if model.prediction_type else {}
-    if scheduler is Scheduler.ddim and process is not None:
+    if scheduler is Scheduler.ddim and isinstance(process, DiscreteProcess):
         return deterministic(own, **says, **process.spacing_to_set(own.config))
     return type(own).from_config(own.config, **says) if says else own
 

@@ -12,9 +12,10 @@ from rich.console import Console
 from conf.ahead import check_later_stages
 from conf.job import Job, settings
 from data.artifacts.latents import KIND as LATENTS
-from data.artifacts.latents import VAE_WEIGHTS, LatentFormat, find_vae, latent_shape
+from data.artifacts.latents import LatentFormat
 from data.devices import Dtype, choose_device, means_gpu
 from data.distributed import Rank
+from data.families.vae import VAE_WEIGHTS, find_vae, latent_shape
 from data.pairs import open_pairs
 from data.pairs.schema import PairSource
 from label.analysis.console import print_statistics, print_summary

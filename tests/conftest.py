@@ -12,10 +12,13 @@ settings.register_profile("shared", deadline=None, suppress_health_check=[Health
 settings.load_profile("shared")  # where others use the cores, too, any example may take long
 
 SLOW_FILES = (
-    "test_docs", "test_evaluate_cli", "test_label_cli",  # compose commands or run a stage
+    "test_ahead", "test_command_line", "test_conf", "test_docs",  # compose settings
+    "test_evaluate_cli", "test_label_cli",  # run a stage
     "test_latents", "test_pair_stages", "test_parity", "test_score.py", "test_train_latents",
-    "test_blip", "test_golden", "test_hps_v3", "test_lora", "test_metrics", "test_mps",  # networks
+    "test_blip", "test_components", "test_golden", "test_hps_v3", "test_lora",  # networks
+    "test_metrics", "test_miniature_world", "test_mps", "test_report",
     "test_generate_pairs", "test_passes", "test_sample_models", "test_spoiled_models",
+    "test_flow_models", "test_flow_pipelines",
 )  # fmt: skip
 """Files that are slow as a whole: `make test-fast` does not even import them."""
 TESTS = Path(__file__).parent

@@ -70,6 +70,14 @@ def write_sdxl_base(folder: Path, *, zeros: bool = True, upcast: bool = True) ->
     return folder
 
 
+def opened(base: Path) -> Any:
+    """A folder as training opens it."""
+    from train.config import ModelSpec
+    from train.models.base_model import open_model
+
+    return open_model(ModelSpec(path=str(base), resolution=SIDE))
+
+
 def tiny_tokenizer(**options: object) -> Any:
     from transformers import CLIPTokenizer
 

@@ -65,7 +65,7 @@ def draw_rule_of(components: ModelComponents) -> DrawRule:
 def load(base: Path, spec: TrainSpec, world: World) -> tuple[ModelComponents, Policy, Reference]:
     model = ModelSpec(path=str(base), resolution=SIDE)
     components = load_components(model, spec.precision, world.device)
-    unet = components.unet()
+    unet = components.denoiser()
     if spec.lora.rank:
         unet.enable_gradient_checkpointing()  # the backward pass must find the policy's adapter
         attach(unet, spec.lora, 0, moving=spec.reference.refresh is not Refresh.frozen)
@@ -222,7 +222,7 @@ def step_is_the_formula(base: Path, prediction: str) -> None:
     write_base(base, prediction)
     model = ModelSpec(path=str(base), resolution=SIDE)
     components = load_components(model, Precision.fp32, torch.device("cpu"))
-    policy, reference = components.unet(), components.unet()
+    policy, reference = components.denoiser(), components.denoiser()
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -300,7 +300,7 @@ def nothing_waits(base: Path) -> None:
     meta = torch.device("meta")
     components = load_components(model, Precision.fp32, meta)
     assert components.schedule.alphas_cumprod.is_meta
-    models = Models(components, components.unet(), components.unet())
+    models = Models(components, components.denoiser(), components.denoiser())
     rule = replace(draw_rule_of(components), flip=True, caption_dropout=0.5)
     tally = Tally.empty(meta)
     for criterion in (dpo(5000.0), margin_dpo(5000.0, 1.0)):

@@ -22,7 +22,7 @@ from label.metrics.weights import locate
 from tests.helpers_docs import dry_run
 from tests.helpers_pairs import make_set
 from train.identity import fingerprint
-from train.models.families import find_model
+from train.models.base_model import find_model
 
 ROOT = Path(__file__).parent.parent
 ODD = [

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.shapes import SD15, SD21, SDXL
+from data.families import sd1, sdxl
+from data.families.sdxl import time_ids
+from data.models.family import Condition
 from tests.helpers_ranks import run_ranks, shared_place
 from tests.helpers_train import SIDE, write_base, write_sdxl_base
 from train.config import ModelSpec, Precision
@@ -17,8 +20,8 @@ from train.dpo.draws import DrawRule, draw
 from train.dpo.objectives import dpo
 from train.dpo.step import Models, draw_noise, step
 from train.loader.loader import PairBatch
-from train.models.components import ModelComponents, load_components, run_denoiser
-from train.models.conditioning import Condition, encode_distinct, time_ids
+from train.models.components import ModelComponents, load_components
+from train.models.conditioning import encode_distinct
 
 CPU = torch.device("cpu")
 PROMPTS = ("a red cat", "a blue cat", "", "a red cat")
@@ -72,7 +75,8 @@ def test_the_published_unets_take_what_we_give_them(name: str, latent: int):
             torch.zeros(2, 77, config["cross_attention_dim"]), added if name == "sdxl" else None
         )
         noisy, timestep = torch.zeros(2, 4, latent, latent), torch.zeros(2, dtype=torch.int64)
-        predicted = run_denoiser(unet, noisy, timestep, condition, torch.float32)
+        family = (sdxl if name == "sdxl" else sd1).FAMILY
+        predicted = family.predict(unet, noisy, timestep, condition)
     assert predicted.shape == noisy.shape
 
 
@@ -151,7 +155,7 @@ def test_a_vae_that_overflows_stays_in_fp32(
 ):
     components = load(bases[name], Precision.bf16)
     assert components.vae.dtype is expected
-    assert components.unet().dtype is torch.bfloat16
+    assert components.denoiser().dtype is torch.bfloat16
     pixels = torch.zeros(2, SIDE, SIDE, 3, dtype=torch.uint8)
     latents = components.encode_images(pixels, torch.zeros(2, *components.latent_shape))
     assert latents.dtype is torch.float32
@@ -172,7 +176,7 @@ def pair_batch() -> PairBatch:
 def test_each_family_trains_through_the_step(bases: dict[str, Path], name: str):
     """ln 2 and margin 0 at first; the gradient reaches every weight and lowers the loss."""
     components = load(bases[name])
-    policy, reference = components.unet(), components.unet()
+    policy, reference = components.denoiser(), components.denoiser()
     models, beta = Models(components, policy, reference), 50.0
     rule = DrawRule(seed=0, num_timesteps=1000, latent_shape=components.latent_shape)
     output = step(draw_noise(pair_batch(), rule), models, dpo(beta))
@@ -195,7 +199,7 @@ def test_a_step_of_sdxl_is_the_formula_with_the_pipelines_own_parts(bases: dict[
     from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 
     components = load(bases["sdxl"])
-    policy, reference = components.unet(), components.unet()
+    policy, reference = components.denoiser(), components.denoiser()
     torch.manual_seed(5)
     for parameter in policy.parameters():
         parameter.add_(0.02 * torch.randn_like(parameter))

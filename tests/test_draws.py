@@ -16,6 +16,7 @@ from train.dpo.draws import (
     DrawRule,
     Draws,
     Importance,
+    LogitNormal,
     TimestepRule,
     coprime_stride,
     draw,
@@ -91,7 +92,7 @@ def test_winner_and_loser_have_their_own_place_in_the_posterior():
 
 # --- timesteps -----------------------------------------------------------------------------------
 
-RULES = [uniform, Importance((1.0, 0.0, 2.0)), Bucketed(7)]
+RULES = [uniform, Importance((1.0, 0.0, 2.0)), Bucketed(7), LogitNormal(0.0, 1.0)]
 
 
 def timesteps(rule: TimestepRule, pairs: int, epoch: int = 0, num_timesteps: int = 1000) -> Tensor:
@@ -163,6 +164,10 @@ def test_neighbouring_epochs_are_far_apart():
         ({"weights": [0.0, 0.0]}, "not all 0"),
         ({"weights": [float("nan")]}, "none negative"),
         ({"buckets": 0}, "train.timesteps.buckets=0; it must be at least 1"),
+        ({"std": 0.0}, "train.timesteps.std=0.0; it must be above 0"),
+        ({"mean": float("inf")}, "train.timesteps.mean=inf; it must be a number"),
+        ({"mean": 1.0}, "mean=1 and std=1 have no meaning for train.timesteps.kind=uniform"),
+        ({"shift": 0.0}, "train.timesteps.shift=0.0; it must be above 0, or null"),
     ],
 )
 def test_timestep_settings_are_checked(wrong: dict[str, object], says: str):

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 from tests import rank_programs
 from tests.helpers_ranks import run_ranks, shared_place, straight
-from tests.helpers_train import write_base
-from train.export.pipeline import ADAPTER, trained_unet
+from tests.helpers_train import opened, write_base
+from train.export.pipeline import ADAPTER, trained_denoiser
 
 pytestmark = pytest.mark.ranks
 
@@ -79,7 +79,7 @@ def test_a_unet_is_made_of_the_given_weights_alone(tmp_path: Path):
     """No tensor is left without numbers, and none is copied."""
     base = write_base(tmp_path)
     given = load_file(base / "unet/diffusion_pytorch_model.safetensors")
-    state = trained_unet(base, given).state_dict()
+    state = trained_denoiser(opened(base), given).state_dict()
     assert {k: v.data_ptr() for k, v in state.items()} == {
         k: v.data_ptr() for k, v in given.items()
     }

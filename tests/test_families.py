@@ -6,23 +6,24 @@ from pathlib import Path
 
 import pytest
 
+from data.families import sd1, sdxl
+from data.models.family import Family
 from train.config import LoraSpec, ModelSpec
 from train.identity import fingerprint
-from train.models.families import PARTS, WANTED, Family, find_model, open_model
+from train.models.base_model import CONFIGS, WANTED, find_model, open_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def write_folder(folder: Path, family: str = "StableDiffusionPipeline", **index: object) -> Path:
+def write_folder(folder: Path, family: Family = sd1.FAMILY, **index: object) -> Path:
     """A model's configuration and empty weights."""
-    parts = PARTS[Family.sdxl]
-    for name in parts:
+    for name in sdxl.FAMILY.parts:
         (folder / name).mkdir(parents=True)
         stem = "model" if name.startswith("text") else "diffusion_pytorch_model"
         if not name.startswith(("tokenizer", "scheduler")):
             (folder / name / f"{stem}.safetensors").write_bytes(b"")
-    added = "text_time" if family == Family.sdxl.value else None
-    write(folder / "model_index.json", {"_class_name": family} | index)
+    added = "text_time" if family is sdxl.FAMILY else None
+    write(folder / "model_index.json", {"_class_name": family.pipeline} | index)
     write(folder / "unet/config.json", {"in_channels": 4, "addition_embed_type": added})
     write(folder / "vae/config.json", {"latent_channels": 4, "block_out_channels": [1, 2, 4, 4]})
     write(folder / "scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"})
@@ -33,22 +34,19 @@ def write(path: Path, value: dict) -> None:
     path.write_text(json.dumps(value))
 
 
-@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize("family", [sd1.FAMILY, sdxl.FAMILY], ids=lambda one: one.name)
 def test_a_folder_of_each_family_is_opened(tmp_path: Path, family: Family):
-    base = open_model(ModelSpec(path=str(write_folder(tmp_path / "m", family.value))))
+    base = open_model(ModelSpec(path=str(write_folder(tmp_path / "m", family))))
     assert base.family is family
     assert base.vae_factor == 8
-    assert base.zeros_for_empty_prompt == (family is Family.sdxl)
-    assert base.vae_in_fp32 == (family is Family.sdxl)
+    assert base.vae_in_fp32 == (family is sdxl.FAMILY)
 
 
-def test_sdxl_says_what_an_empty_prompt_is_and_what_its_vae_bears(tmp_path: Path):
-    folder = write_folder(tmp_path / "m", Family.sdxl.value, force_zeros_for_empty_prompt=False)
+def test_sdxl_says_what_its_vae_bears(tmp_path: Path):
+    folder = write_folder(tmp_path / "m", sdxl.FAMILY)
     vae = {"latent_channels": 4, "block_out_channels": [1, 2, 4, 4], "force_upcast": False}
     write(folder / "vae/config.json", vae)
-    base = open_model(ModelSpec(path=str(folder)))
-    assert not base.zeros_for_empty_prompt
-    assert not base.vae_in_fp32
+    assert not open_model(ModelSpec(path=str(folder))).vae_in_fp32
 
 
 @pytest.mark.parametrize(
@@ -56,8 +54,8 @@ def test_sdxl_says_what_an_empty_prompt_is_and_what_its_vae_bears(tmp_path: Path
     [
         (
             "model_index.json",
-            {"_class_name": "FluxPipeline"},
-            "is a FluxPipeline; allowed are Stab",
+            {"_class_name": "SanaPipeline"},
+            r"is a SanaPipeline; allowed are FluxPipeline \(flux\), StableDiffusionPipeline \(sd1",
         ),
         ("unet/config.json", {"in_channels": 9}, "9 input channels for latents of 4: an inpaint"),
         ("unet/config.json", {"addition_embed_type": "text_time"}, "addition_embed_type=text_time"),
@@ -72,7 +70,7 @@ def test_other_models_are_refused(tmp_path: Path, path: str, value: dict | None,
 
 
 def test_a_refiner_is_refused(tmp_path: Path):
-    folder = write_folder(tmp_path / "m", Family.sdxl.value, requires_aesthetics_score=True)
+    folder = write_folder(tmp_path / "m", sdxl.FAMILY, requires_aesthetics_score=True)
     with pytest.raises(ValueError, match="asks no aesthetics score"):
         open_model(ModelSpec(path=str(folder)))
 
@@ -118,10 +116,11 @@ def test_a_hub_id_is_fetched_at_its_commit(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
     monkeypatch.setattr("data.storage.hub.unreachable", lambda: "")
-    (tmp_path / "model_index.json").touch()
+    write_folder(tmp_path)
     spec = ModelSpec(path="owner/name", revision=COMMIT)
     assert find_model(spec) == tmp_path
-    assert requests == [("owner/name", {"repo_type": "model", "revision": COMMIT}, WANTED)]
+    where = ("owner/name", {"repo_type": "model", "revision": COMMIT})
+    assert requests == [(*where, CONFIGS), (*where, WANTED)]
     assert not any("bin" in pattern or "fp16" in pattern for pattern in WANTED)
     assert fingerprint(spec) == f"owner/name@{COMMIT}"  # and nothing was fetched for it
 

@@ -8,8 +8,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import shapes
+from data.families import sd1, sdxl
+from data.models.family import Condition
 from train.models import flops
-from train.models.components import Condition
 
 VAE = {
     "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -25,7 +26,7 @@ def test_a_forward_pass_of_sd15_has_its_operations():
         unet = UNet2DConditionModel(**shapes.SD15)
     assert sum(parameter.numel() for parameter in unet.parameters()) == 859_520_964
     condition = Condition(torch.zeros(2, 77, 768))
-    assert flops.forward_flops(unet, (4, 64, 64), condition) == SD15
+    assert flops.forward_flops(unet, sd1.FAMILY, (4, 64, 64), condition) == SD15
 
 
 @pytest.mark.parametrize(("uses", "passes"), [(True, 8), (False, 6)])
@@ -68,7 +69,8 @@ def test_the_guide_has_the_cost_of_a_generated_image(name: str, side: int, tera:
     condition = Condition(torch.zeros(1, 77, states), added)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         vae.decode(latent)
-    count = 100 * flops.forward_flops(model, (4, side, side), condition)
+    family = sd1.FAMILY if added is None else sdxl.FAMILY
+    count = 100 * flops.forward_flops(model, family, (4, side, side), condition)
     assert (count + counter.get_total_flops()) / 1e12 == pytest.approx(tera, abs=0.05)
     guide = (Path(__file__).parent.parent / "docs" / "own-pairs.md").read_text()
     assert f"{tera} TFLOP" in guide

@@ -11,6 +11,7 @@ import diffusers
 import pytest
 import torch
 
+from data.families.sdxl import FAMILY
 from data.models.forward_process import (
     BETA_SCHEDULES,
     CONFIG,
@@ -20,14 +21,14 @@ from data.models.forward_process import (
     Prediction,
     forward_process,
 )
-from data.models.latent_scale import LatentScaleError, latent_scale
+from data.models.latent_scale import LatentScaleError
 from generate.config import Scheduler
 from generate.image_files import Model, SamplesError
 from generate.model_process import check_folder
 from tests.helpers_train import SIDE, write_base, write_sdxl_base
 from train.config import ModelSpec, Precision
+from train.models.base_model import open_model
 from train.models.components import ModelComponents, load_components, noise_schedule
-from train.models.families import open_model
 
 CPU = torch.device("cpu")
 INDEX = {"_class_name": "StableDiffusionPipeline"}
@@ -408,4 +409,4 @@ def test_what_the_pipeline_would_ignore_is_refused(copy: Any):
 )
 def test_a_scale_that_is_none_is_refused(config: dict, message: str):
     with pytest.raises(LatentScaleError, match=message):
-        latent_scale("m", "StableDiffusionXLPipeline", {"latent_channels": 4} | config)
+        FAMILY.latent_scale("m", {"latent_channels": 4} | config)

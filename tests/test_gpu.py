@@ -126,7 +126,7 @@ def test_nothing_inside_a_micro_batch_waits_for_the_device(place: Place):
     device = choose_device("train.device", "cuda", Rank())
     model = ModelSpec(path=str(place.root / "base"), resolution=SIDE)
     components = load_components(model, Precision.fp32, device)
-    models = Models(components, components.unet(), components.unet())
+    models = Models(components, components.denoiser(), components.denoiser())
     rule = rank_programs.draw_rule_of(components)
     tally = Tally.empty(device)
     for mode in ("default", "error"):

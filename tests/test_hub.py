@@ -17,7 +17,7 @@ from generate.prompts.files import located
 from label.config import MetricSpec
 from label.metrics.registry import resolve
 from train.config import ModelSpec
-from train.models.families import find_model
+from train.models.base_model import find_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BASE = Path(__file__).parent.parent / "data" / "miniature" / "weights" / "base"

@@ -19,12 +19,13 @@ from torch import Tensor
 from conf.job import settings
 from data.artifacts.atomic import ShardError
 from data.artifacts.latents import KIND as LATENTS
-from data.artifacts.latents import LatentFormat, find_vae, latent_shape, read_set
+from data.artifacts.latents import LatentFormat, read_set
 from data.artifacts.manifest import read_manifest, verify
 from data.artifacts.parquet_io import read_table
 from data.artifacts.schemas import latents as schema_of
 from data.devices import Dtype
 from data.distributed import Rank
+from data.families.vae import find_vae, latent_shape
 from data.images import UnreadableImageError, decode, fit_square
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec

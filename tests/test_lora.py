@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers_ranks import run_ranks, shared_place, straight
-from tests.helpers_train import write_base, write_sdxl_base
+from tests.helpers_train import opened, write_base, write_sdxl_base
 from tests.test_checkpoint import copy_run, same_journals
 from tests.test_components import PUBLISHED as UNETS
 from tests.test_components import published_unet
 from train.config import LoraSpec
-from train.export.pipeline import ADAPTER, export_adapter, merged_unet
+from train.export.pipeline import ADAPTER, COMFYUI, export_adapter, merged_denoiser
 from train.models.lora import (
     POLICY,
     as_reference,
@@ -144,7 +144,7 @@ def test_adapters_of_the_published_unets_have_the_known_size(
     """Rank 4 on the attentions' four layers: for each, rank x (inputs + outputs)."""
     unet = copy.deepcopy(published_unet(name))
     attach(unet, LoraSpec(rank=4), seed=0, moving=True)
-    assert counts(unet) == ParameterCounts(unet=UNETS[name][1], adapter=parameters)
+    assert counts(unet) == ParameterCounts(denoiser=UNETS[name][1], adapter=parameters)
     assert sum(p.numel() for p in unet.parameters() if p.requires_grad) == parameters
     assert sum(p.numel() for p in of_reference(unet).values()) == parameters
     assert ADAPTERS[known] == 16 // 4 * parameters
@@ -164,7 +164,7 @@ def test_merged_weights_compute_what_base_and_adapter_do(base: Path, targets: li
     spec, unet = LoraSpec(rank=4, alpha=6.0, targets=targets), load(base)
     attach(unet, spec, seed=7, moving=False)
     train_a_little(unet)
-    merged = merged_unet(base, in_diffusers_format(trained(unet), spec.scale))
+    merged = merged_denoiser(opened(base), in_diffusers_format(trained(unet), spec.scale, "unet"))
     torch.testing.assert_close(predict(merged), predict(unet), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(predict(merged), predict(load(base)), atol=1e-3)
 
@@ -172,18 +172,19 @@ def test_merged_weights_compute_what_base_and_adapter_do(base: Path, targets: li
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 @torch.no_grad()
 def test_diffusers_loads_the_adapter_with_its_scale(tmp_path: Path, family: str):
-    """Drawn by `load_lora_weights` and drawn with merged weights: the same image."""
+    """With `load_lora_weights`, of both files, and with merged weights: the same image."""
     from diffusers import DiffusionPipeline
 
     base = write_base(tmp_path / "m") if family == "sd" else write_sdxl_base(tmp_path / "m")
     unet, spec = load(base), LoraSpec(rank=4, alpha=2.0)
     attach(unet, spec, seed=7, moving=True)
     train_a_little(unet)
-    adapter = in_diffusers_format(trained(unet), spec.scale)
+    adapter = in_diffusers_format(trained(unet), spec.scale, "unet")
     export_adapter(adapter, tmp_path / "lora", {"step": 1}, "a card")
-    pipelines = [DiffusionPipeline.from_pretrained(base) for _ in range(3)]
+    pipelines = [DiffusionPipeline.from_pretrained(base) for _ in range(4)]
     pipelines[0].load_lora_weights(tmp_path / "lora")
-    pipelines[1].unet = merged_unet(base, adapter)
+    pipelines[1].unet = merged_denoiser(opened(base), adapter)
+    pipelines[3].load_lora_weights(tmp_path / "lora", weight_name=COMFYUI)
     images = []
     for pipeline in pipelines:
         pipeline.set_progress_bar_config(disable=True)
@@ -193,8 +194,9 @@ def test_diffusers_loads_the_adapter_with_its_scale(tmp_path: Path, family: str)
         images.append(output.images)
     torch.testing.assert_close(images[0], images[1], rtol=0, atol=1e-4)
     assert (images[0] - images[2]).abs().max() > 1e-2
+    torch.testing.assert_close(images[0], images[3], rtol=0, atol=1e-4)
     assert sorted(path.name for path in (tmp_path / "lora").iterdir()) == [
-        "README.md", "balanceddpo.json", ADAPTER,
+        "README.md", "balanceddpo.json", ADAPTER, COMFYUI,
     ]  # fmt: skip
 
 

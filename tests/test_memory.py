@@ -107,7 +107,9 @@ def counted_is_held() -> None:
             now = sum(size for address, size in storages().items() if address not in before)
             peak = max(peak, now)
         expected = estimate_memory(
-            ParameterCounts(unet=parameters, adapter=adapter if rank else 0), spec, world.world_size
+            ParameterCounts(denoiser=parameters, adapter=adapter if rank else 0),
+            spec,
+            world.world_size,
         )
         ratios[stage, precision, rank] = peak / expected.total
         del policy, reference, engine
@@ -173,8 +175,9 @@ def test_only_the_export_gathers(tmp_path: Path):
 
 
 def test_counts_of_the_published_models():
-    for ours, (_, parameters) in zip(PUBLISHED.values(), UNETS.values(), strict=True):
-        assert ours.unet == parameters
+    names = {"sd15": "SD1.5", "sd21": "SD2.1", "sdxl": "SDXL"}
+    for name, (_, parameters) in UNETS.items():
+        assert PUBLISHED[names[name]].denoiser == parameters
 
 
 def test_sd15_on_one_gpu_by_hand():
@@ -187,7 +190,7 @@ def test_sd15_on_one_gpu_by_hand():
 
 
 def test_what_moves_the_reference_costs():
-    counts, size = ParameterCounts(unet=1000, adapter=10), PUBLISHED["SD1.5"].unet
+    counts, size = ParameterCounts(denoiser=1000, adapter=10), PUBLISHED["SD1.5"].denoiser
     kinds = {
         refresh: TrainSpec(reference=ReferenceSpec(refresh=refresh, every=1)) for refresh in Refresh
     }

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,13 +15,15 @@ from data.models.fit import misfit
 from data.models.folder import check_model_folder
 from data.models.safetensors_header import read_header
 from data.models.tokenizer import check_vocabulary
+from evaluate.config import EvaluateSpec
 from evaluate.plan import ComparisonPlan
 from evaluate.steps import sample_models
 from generate.image_files import Model, Sample
 from generate.pipelines import check_model
 from generate.prompts.files import Prompt
+from tests.helpers_spoil import POINTER
 from tests.helpers_train import SIDE, write_base, write_sdxl_base
-from tests.test_spoiled_models import POINTER, generator, tensors
+from tests.test_spoiled_models import generator, tensors
 from train.config import ModelSpec, Precision
 from train.models.components import ModelComponents, load_components
 
@@ -47,6 +50,11 @@ def load(folder: Path) -> ModelComponents:
     return load_components(
         ModelSpec(path=str(folder), resolution=SIDE), Precision.fp32, torch.device("cpu")
     )
+
+
+def encoder_of(components: ModelComponents) -> Any:
+    (encoders,) = components.text.args  # type: ignore[attr-defined]
+    return encoders["text_encoder"].model
 
 
 def refused(folder: Path) -> str:
@@ -130,8 +138,9 @@ def test_all_models_are_checked_before_the_first_is_loaded(
     """Sampling one model takes hours; the mistake in the next must not wait for them."""
     (copy / UNET).write_bytes((copy / UNET).read_bytes()[:-1])
     models = (Model(name="base", path=str(base)), Model(name="ours", path=str(copy)))
-    plan = object.__new__(ComparisonPlan)  # whose models alone are read
-    object.__setattr__(plan, "models", models)
+    plan = object.__new__(ComparisonPlan)  # of which only these are read
+    for name, value in (("models", models), ("spec", EvaluateSpec()), ("resolution", SIDE)):
+        object.__setattr__(plan, name, value)
     sample = Sample("base", Prompt(0, "a cat"), 0, tmp_path / "0.png")
     monkeypatch.setattr("evaluate.steps.sample_model", lambda *_: pytest.fail("was loaded"))
     with pytest.raises(ValueError, match="'ours': .* damaged, incomplete or no safetensors file"):
@@ -160,7 +169,7 @@ def test_weights_with_the_names_of_older_libraries_are_loaded(base: Path, copy: 
     change(copy, TEXT, old_text)
     check_model_folder(copy, "model")
     old, new = load(copy), load(base)
-    for ours, theirs in ((old.vae, new.vae), (old.text.tower.model, new.text.tower.model)):
+    for ours, theirs in ((old.vae, new.vae), (encoder_of(old), encoder_of(new))):
         wanted = theirs.state_dict()
         assert all(torch.equal(wanted[name], value) for name, value in ours.state_dict().items())
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.artifacts.latents import LatentFormat, find_vae, latent_shape
+from data.artifacts.latents import LatentFormat
 from data.distributed import Rank
+from data.families.vae import find_vae, latent_shape
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from label.config import LabelSpec

@@ -12,12 +12,12 @@ from generate.config import Scheduler
 from generate.image_files import Model, SamplesError, adapter_at, model_at
 from generate.run import base_model
 from generate.sampler import ImageGenerator
-from tests.helpers_train import SIDE, write_base, write_sdxl_base
+from tests.helpers_train import SIDE, opened, write_base, write_sdxl_base
 from tests.test_conf import job
 from tests.test_lora import load as load_unet
 from tests.test_lora import train_a_little, trained
 from train.config import LoraSpec
-from train.export.pipeline import export_adapter, export_pipeline, merged_unet
+from train.export.pipeline import export_adapter, export_pipeline, merged_denoiser
 from train.models.lora import attach, in_diffusers_format
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,9 +46,11 @@ def write_adapter(base: Path, folder: Path) -> dict[str, torch.Tensor]:
     unet, spec = load_unet(base), LoraSpec(rank=2, alpha=4.0)
     attach(unet, spec, seed=0, moving=False)
     train_a_little(unet)
-    adapter = in_diffusers_format(trained(unet), spec.scale)
+    adapter = in_diffusers_format(trained(unet), spec.scale, "unet")
     export_adapter(adapter, folder / "lora", {"step": 1}, "a card")
-    export_pipeline(base, merged_unet(base, adapter), folder / "pipeline", {"step": 1}, "a card")
+    model = opened(base)
+    merged = merged_denoiser(model, adapter)
+    export_pipeline(model, merged, folder / "pipeline", {"step": 1}, "a card")
     return adapter
 
 
@@ -100,5 +102,5 @@ def test_lora_weights_of_another_model_are_refused(bases: dict[str, Path], tmp_p
     file = tmp_path / "other.safetensors"
     matrix, names = torch.zeros(2, 2), ("A", "B")
     save_file({f"transformer.a.lora_{name}.weight": matrix.clone() for name in names}, file)
-    with pytest.raises(SamplesError, match="has no LoRA weights for the UNet"):
+    with pytest.raises(SamplesError, match="has no LoRA weights for the denoiser"):
         load(Model(name="m", path=str(bases["sd_v"]), adapter=str(file)))

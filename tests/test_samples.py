@@ -9,11 +9,12 @@ from data.models.forward_process import Prediction
 from tests.helpers_ranks import shared_place, straight
 from train.config import SampleSpec
 from train.models.noise_schedule import NoiseSchedule
-from train.trainer.samples import descent, sheet
+from train.trainer.samples import sheet
 
 
 def test_the_descent_is_even_and_ends_at_0():
-    assert list(descent(1000, 4)) == [(999, 749), (749, 500), (500, 250), (250, 0)]
+    schedule = NoiseSchedule(torch.linspace(0.999, 0.01, 1000), Prediction.epsilon)
+    assert list(schedule.descent(4)) == [(999, 749), (749, 500), (500, 250), (250, 0)]
 
 
 @pytest.mark.parametrize("kind", list(Prediction))

@@ -146,7 +146,7 @@ def of_file(good: Path, file: str, ways: tuple[Spoil, ...], *openings: Callable)
 
 def train(folder: Path) -> Any:
     parts = load_components(ModelSpec(path=str(folder), resolution=SIDE), Precision.fp32, CPU)
-    return parts.unet()
+    return parts.denoiser()
 
 
 def sample(folder: Path) -> Any:
@@ -162,7 +162,8 @@ def generator(model: Model) -> ImageGenerator:
 
 
 def encode(folder: Path) -> Any:
-    from data.artifacts.latents import LatentFormat, find_vae, latent_shape
+    from data.artifacts.latents import LatentFormat
+    from data.families.vae import find_vae, latent_shape
 
     vae = find_vae(folder)
     form = LatentFormat(

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import hydra
 import pytest
@@ -48,7 +48,7 @@ def wrong_values(hint: Any) -> tuple[str, ...]:
         return ("nan", "1e400", "-1", "''", "text", "{a: 1}", "[]", "[nan]", "[[1]]")
     kinds = [kind for kind in get_args(hint) if kind is not type(None)]
     plain = hint if isinstance(hint, type) and not kinds else getattr(hint, "__origin__", None)
-    kind = plain if isinstance(plain, type) else kinds[0]
+    kind = plain if isinstance(plain, type) else get_origin(kinds[0]) or kinds[0]
     if issubclass(kind, Enum):
         return ("nan", "7", "''", "no_such", "[1,2]", "{a: 1}")
     return WRONG[kind]

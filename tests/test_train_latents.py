@@ -11,9 +11,10 @@ import torch
 
 from data.artifacts.atomic import ShardError
 from data.artifacts.latents import KIND as LATENTS
-from data.artifacts.latents import LatentFormat, LatentSet, find_vae, latent_shape, read_set
+from data.artifacts.latents import LatentFormat, LatentSet, read_set
 from data.artifacts.parquet_io import read_table, write_table
 from data.distributed import Rank
+from data.families.vae import find_vae, latent_shape
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import PairSource

@@ -13,9 +13,7 @@ from rich.console import Console
 from data.artifacts.atomic import write_json
 from data.artifacts.config_diff import differences
 from data.artifacts.manifest import code_revision
-from data.artifacts.readable import read_json_object
 from data.distributed import Rank
-from data.models.forward_process import CONFIG as SCHEDULER
 from train.config import LatentUse, Objective
 from train.distributed.world import (
     LostContactError,
@@ -25,11 +23,16 @@ from train.distributed.world import (
     stop,
 )
 from train.export.model_card import last_tenth, last_validation, model_card
-from train.export.pipeline import export_adapter, export_pipeline, merged_unet, trained_unet
+from train.export.pipeline import (
+    export_adapter,
+    export_pipeline,
+    merged_denoiser,
+    trained_denoiser,
+)
 from train.identity import TrainRun
 from train.loader.loader import PairStream
 from train.loader.source_choice import advice
-from train.models.families import open_model
+from train.models.base_model import check_settings, open_model
 from train.models.lora import in_diffusers_format
 from train.trainer.build import limit_micro_batch, make_trainer, open_stream
 from train.trainer.metrics_log import read_lines
@@ -76,7 +79,9 @@ def train(run: TrainRun, world: World) -> None:
     """Train, and export the result."""
     check_alike(run, world)
     console = Console(quiet=world.rank != 0, highlight=False, soft_wrap=True)
-    console.print(f"model: {open_model(run.model).process}")  # refused before any weight is loaded
+    base = open_model(run.model)  # refused before any weight is loaded
+    check_settings(base, run.train)
+    console.print(f"model: {base.process} ({base.family.name})")
     run = limit_micro_batch(run, world.world_size)
     stream = open_stream(run, world)
     console.print(
@@ -138,23 +143,22 @@ def export(trainer: Trainer) -> None:
     weights = trainer.policy.gather_fp32_state_dict()
     if world.rank != 0:
         return
-    base, lora = trainer.models.components.base.folder, run.train.lora
+    base, lora = trainer.models.components.base, run.train.lora
     about, card = provenance(run, world) | {"step": trainer.state.step}, model_card(trainer)
     if lora.rank:
-        adapter = in_diffusers_format(weights, lora.scale)
+        adapter = in_diffusers_format(weights, lora.scale, base.family.denoiser)
         export_adapter(adapter, run.adapter, about, card)
-        unet = merged_unet(base, adapter)
+        denoiser = merged_denoiser(base, adapter)
     else:
-        unet = trained_unet(base, weights)
-    export_pipeline(base, unet, run.pipeline, about, card, scheduler_settings(trainer))
+        denoiser = trained_denoiser(base, weights)
+    export_pipeline(base, denoiser, run.pipeline, about, card, scheduler_settings(trainer))
 
 
 def scheduler_settings(trainer: Trainer) -> dict[str, str]:
     """What the result's scheduler must say besides the base's, so that any sampler is right."""
     base, prediction = trainer.models.components.base, trainer.run.model.prediction_type
     said = {"prediction_type": prediction.value} if prediction else {}
-    own = read_json_object(base.folder / SCHEDULER, f"model.path={trainer.run.model.path}")
-    return said | base.process.spacing_to_set(own)
+    return said | base.process.spacing_to_set(base.config.scheduler)
 
 
 def provenance(run: TrainRun, world: World) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from data.storage.paths import user_path
 from train.config import ModelSpec, resumable_fields
 from train.identity import TrainRun, fingerprint
 from train.loader.source_choice import ImageSource, LatentsNeeded, choose_source
-from train.models.families import describe as describe_model
-from train.models.families import find_configs, find_model
+from train.models.base_model import check_settings, find_configs, find_model
+from train.models.base_model import describe as describe_model
 
 ABOUT = "pipeline/balanceddpo.json"
 """Where a result's weights come from, below the run's folder; written last."""
@@ -47,7 +47,8 @@ def check(job: Job) -> None:
     if finished(job.folder / "train"):
         return
     folder = find_configs(job.model)
-    describe_model(job.model, folder, whole=folder == user_path(job.model.path))
+    base = describe_model(job.model, folder, whole=folder == user_path(job.model.path))
+    check_settings(base, job.train)
 
 
 @contextmanager
@@ -112,11 +113,16 @@ def describe(job: Job) -> TrainRun:
 
 
 def model_identity(model: ModelSpec) -> dict[str, Any]:
-    """What of the model decides the weights; a prediction only where it was set."""
-    identity = {"resolution": model.resolution, "fingerprint": fingerprint(model)}
-    if model.prediction_type is None:
-        return identity
-    return identity | {"prediction_type": model.prediction_type.value}
+    """What of the model decides the weights; prediction and guidance only where they were set."""
+    identity: dict[str, Any] = {
+        "resolution": model.resolution,
+        "fingerprint": fingerprint(model),
+    }
+    if model.prediction_type is not None:
+        identity["prediction_type"] = model.prediction_type.value
+    if model.guidance is not None:
+        identity["guidance"] = model.guidance
+    return identity
 
 
 def image_source(job: Job, folder: Path) -> tuple[ImageSource, dict[str, Any] | None]:

@@ -15,14 +15,15 @@ from benchmarks.memory import used_mib
 from benchmarks.worlds import WORDS, WORLDS, model_folder
 from data.devices import Dtype, choose_device
 from data.distributed import Rank, num_workers
+from data.families import sd1
 from data.images import decode, encode_png
+from data.models.family import Condition
 from evaluate.config import EvaluateSpec
 from generate.config import Scheduler
 from generate.image_files import Model
 from generate.sampler import ImageGenerator
 from label.metrics.registry import settle_dtypes
 from label.scoring.panel import Panel
-from train.models.conditioning import Condition
 from train.models.flops import forward_flops, peak_flops
 
 TOKENS = 77
@@ -46,7 +47,11 @@ def sampling(folder: Path, *, world: str, steps: int, images: int) -> dict[str, 
     generator.settings["num_inference_steps"] = steps
     took_s = seconds_of(lambda: generator.sample(prompts, range(images)))
     unet, rate, peak = generator.pipeline.unet, images / took_s, peak_flops(device)
-    flops = 2 * steps * forward_flops(unet, generator.shape, condition_of(unet))
+    flops = (
+        2
+        * steps
+        * forward_flops(unet, generator.family or sd1.FAMILY, generator.shape, condition_of(unet))
+    )
     row = {
         "rate": rate,
         "unit": "images/s",

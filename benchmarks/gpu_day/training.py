@@ -83,7 +83,7 @@ def floor(folder: Path, *, world: str, micro_batch: int, accumulation: int, step
     with batches_of(run, here, stream, draw_rule_of(run, components)) as ready:
         taken = [next(ready).on(here.device) for _ in range(2)]
         inputs = [prepare_inputs(batch, components) for batch in taken]
-    policy, reference = components.unet(), components.unet()
+    policy, reference = components.denoiser(), components.denoiser()
     step = floor_step(components, policy, reference, inputs, run.train.beta, every=accumulation)
 
     def whole_step() -> None:
@@ -93,7 +93,8 @@ def floor(folder: Path, *, world: str, micro_batch: int, accumulation: int, step
     whole_step()
     reset_peak(here.device)
     seconds = [seconds_of(whole_step, here) for _ in range(steps)]
-    forward = forward_flops(policy, components.latent_shape, components.condition_of_new([""]))
+    family, condition = components.base.family, components.condition_of_new([""])
+    forward = forward_flops(policy, family, components.latent_shape, condition)
     figures = speed(here, run.train, seconds, pair_flops(forward, uses_reference=True))
     stop()
     return {"rows": [row_of(figures)], **figures}

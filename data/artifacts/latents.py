@@ -6,7 +6,6 @@ standard deviation where both are kept, each (channel, height, width) in little-
 """
 
 import json
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.artifacts.atomic import ShardError, partial_path, publish, sha256_of
+from data.artifacts.atomic import ShardError, partial_path, publish
 from data.artifacts.config_diff import Settings
 from data.artifacts.manifest import Manifest, read_manifest
 from data.artifacts.parquet_io import SETTINGS_KEY
-from data.artifacts.readable import UnreadableError, check_readable, read_json_object
 from data.artifacts.schemas import latents as schema_of
 
 KIND = "latents"
@@ -30,73 +28,6 @@ CROP = "shortest side bilinear on uint8, center crop"
 
 BYTES_OF = {"fp16": 2, "bf16": 2, "fp32": 4}
 """Number formats on disk, and bytes of a number."""
-
-VAE_WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
-
-SDXL = "StableDiffusionXLPipeline"
-"""The pipeline whose VAE overflows in half precision."""
-
-
-@dataclass(frozen=True, slots=True)
-class Vae:
-    """A model's VAE, known without loading it."""
-
-    sha256: str
-    """SHA-256 of its weights, which names it."""
-    channels: int
-    """Channels of a latent."""
-    factor: int
-    """Pixels of an image beside one of its latent."""
-    force_upcast: bool
-    """Whether its activations overflow in fp16 (SDXL's), so that it must run in fp32."""
-
-
-def find_vae(model: Path, fingerprint: Callable[[Path], str] = sha256_of) -> Vae:
-    """The VAE of a diffusers folder.
-
-    Raises:
-        ValueError: There is none, or its weights are not in safetensors.
-    """
-    config, weights = model / "vae" / "config.json", model / VAE_WEIGHTS
-    if not (config.is_file() and weights.is_file()):
-        lacks = config if not config.is_file() else weights
-        raise ValueError(f"model.path={model} has no VAE to make latents with: no {lacks}")
-    value = read_json_object(config, f"model.path={model}")
-    check_readable(weights, f"model.path={model}")
-    channels = value.get("block_out_channels", [64])  # diffusers' default
-    latent_channels = value.get("latent_channels", 4)
-    if not isinstance(channels, list) or not isinstance(latent_channels, int):
-        raise UnreadableError(
-            f"model.path={model}: {config} has block_out_channels={channels!r} and "
-            f"latent_channels={latent_channels!r}; needed are a list and a number"
-        )
-    return Vae(
-        sha256=fingerprint(weights),
-        channels=latent_channels,
-        factor=2 ** (len(channels) - 1),
-        force_upcast=vae_needs_fp32(_index(model), value),
-    )
-
-
-def vae_needs_fp32(index: Mapping[str, Any], vae: Mapping[str, Any]) -> bool:
-    """Whether a model's VAE overflows in half precision; one rule for every stage.
-
-    SDXL's does, unless its `config.json` says `"force_upcast": false`, as the fp16-safe copies do.
-    SD1.x's and SD2.x's never does; diffusers writes the setting for them all the same, and takes
-    its absence for true. Without `model_index.json` the family is unknown, and fp32 is safe.
-    """
-    return index.get("_class_name", SDXL) == SDXL and bool(vae.get("force_upcast", True))
-
-
-def _index(model: Path) -> dict[str, Any]:
-    path = model / "model_index.json"
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"model.path={model}: {path} cannot be read ({error})") from error
-    return value if isinstance(value, dict) else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,19 +123,6 @@ class LatentFormat:
 def set_name(vae: str, size: int) -> str:
     """The folder of the latents of a VAE, given by its SHA-256, at a size in pixels."""
     return f"{vae[:12]}-{size}"
-
-
-def latent_shape(vae: Vae, size: int) -> tuple[int, int, int]:
-    """Channels, height and width of the latents of square images.
-
-    Raises:
-        ValueError: The size is no multiple of the VAE's factor.
-    """
-    if size % vae.factor:
-        raise ValueError(
-            f"model.resolution={size} is no multiple of {vae.factor}, the VAE's factor"
-        )
-    return vae.channels, size // vae.factor, size // vae.factor
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ Every part's weights are compared with its architecture by names and shapes: tho
 header with those of the configured class on the meta device. It takes a second and no memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,14 @@ from data.models.tokenizer import (
 INDEX = "model_index.json"
 WEIGHTS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 """Library of a part -> the name of its weights before `.safetensors`."""
-SD = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
-NEEDED = {
-    "StableDiffusionPipeline": SD,
-    "StableDiffusionXLPipeline": (*SD, "tokenizer_2", "text_encoder_2"),
-}
-"""Parts without which a pipeline cannot be sampled."""
 NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that neither training nor sampling from prompts uses."""
 BUFFERS = ("position_ids",)
 """Ends of names in old files that are no weights."""
-CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
+BY_HEADER = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
+"""Text encoders whose files have the names of the class; others are loaded to be checked."""
+READ_BY = {"CLIPTokenizer": transformers.CLIPTextModel, "T5Tokenizer": transformers.T5EncoderModel}
+"""Tokenizer -> a text encoder whose configuration says how many words it knows."""
 CLIP_PREFIX = "text_model."
 """Begins the names of CLIP's text model in some versions of transformers and not in others."""
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
@@ -51,11 +48,6 @@ def check_model_folder(folder: Path, what: str) -> dict[str, Any]:
         UnreadableError: Names the file, what is wrong with it, and what to do.
     """
     index = read_json_object(folder / INDEX, what)
-    for name in NEEDED.get(str(index.get("_class_name")), ()):
-        if index.get(name) in (None, [None, None]):
-            raise UnreadableError(
-                f"{what}: {folder / INDEX} names no {name}, which a {index['_class_name']} needs"
-            )
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list) or name in NOT_NEEDED:
             continue
@@ -88,7 +80,7 @@ def check_part(folder: Path, name: str, what: str, entry: Sequence[Any] | None =
         _check_tokenizer(part, kind, what)
     elif "Scheduler" in kind.__name__:
         _check_scheduler(part, kind, what)
-    elif library == "diffusers" or kind.__name__ in CLIP:
+    elif library == "diffusers" or kind.__name__ in BY_HEADER:
         _check_weights(part, library, kind, what)
     elif issubclass(kind, torch.nn.Module):
         _check_by_loading(part, kind, what)
@@ -117,8 +109,9 @@ def _check_tokenizer(part: Path, kind: Any, what: str) -> None:
     check_vocabulary(part, what, vocabulary_files(part))
     encoder = part.with_name(part.name.replace("tokenizer", "text_encoder"))
     tokenizer = load_tokenizer(kind, part, what)
-    if kind.__name__.startswith("CLIPTokenizer") and encoder.is_dir():
-        config = _config(encoder, transformers.CLIPTextModel, "transformers", what)
+    read_by = READ_BY.get(kind.__name__.removesuffix("Fast"))
+    if read_by is not None and encoder.is_dir():
+        config = _config(encoder, read_by, "transformers", what)
         check_size(tokenizer, config, part, what)
 
 
@@ -145,13 +138,23 @@ def _check_weights(part: Path, library: str, kind: Any, what: str) -> None:
     actual = {
         name: tensor for name, tensor in _read(path, what).items() if not name.endswith(BUFFERS)
     }
-    wanted = dict(empty.state_dict())
+    wanted = _once(empty, actual)
     if library == "diffusers":
         actual = dict(empty._fix_state_dict_keys_on_load(actual))  # names of old attention layers
     else:
         actual, wanted = _without_prefix(actual), _without_prefix(wanted)
     if problem := misfit(actual, wanted) or quantised(actual):
         raise UnreadableError(f"{what}: {path} {problem}")
+
+
+def _once(model: torch.nn.Module, actual: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's tensors; of one with several names, as T5's embedding, those that a file has."""
+    names: dict[int, list[str]] = {}
+    tensors = dict(model.state_dict(keep_vars=True))
+    for name, tensor in tensors.items():
+        names.setdefault(id(tensor), []).append(name)
+    kept = [[name for name in same if name in actual] or same[:1] for same in names.values()]
+    return {name: tensors[name] for same in kept for name in same}
 
 
 def _check_by_loading(part: Path, kind: Any, what: str) -> None:

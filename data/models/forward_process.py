@@ -1,8 +1,8 @@
 """The forward process of a diffusers model, decided from its scheduler's class and settings.
 
 Pure functions over JSON values. Training, image generation and sample sheets all ask here, so that
-a model is either trained and sampled by the process that it was made with, or refused by name. A
-second process, such as flow matching, would be another dataclass beside `DiscreteProcess`.
+a model is either trained and sampled by the process that it was made with, or refused by name. Here
+is the discrete process; that of flow-matching models is in `data/models/rectified_flow.py`.
 """
 
 import math
@@ -36,7 +36,7 @@ class Prediction(Enum):
 
 
 class ProcessKind(Enum):
-    """Families of forward processes; only `discrete` can be trained."""
+    """Kinds of forward processes; `discrete` and `flow` can be trained."""
 
     discrete = "the discrete process of DDPM"
     continuous = "a process in continuous time"
@@ -153,12 +153,12 @@ def forward_process(
     given = stated(scheduler)
     usual = DISCRETE[next(iter(scheduler_classes(index, scheduler).values()))]
     process = DiscreteProcess(
-        num_timesteps=_timesteps(what, given),
+        num_timesteps=timesteps_of(what, given),
         beta_schedule=_beta_schedule(what, given),
         beta_start=_beta(what, given, "beta_start", usual[0]),
         beta_end=_beta(what, given, "beta_end", usual[1]),
         trained_betas=_trained_betas(what, given),
-        zero_terminal_snr=_flag(what, given, "rescale_betas_zero_snr"),
+        zero_terminal_snr=flag(what, given, "rescale_betas_zero_snr"),
         prediction=_prediction(what, given, prediction),
         is_assumed=given.get("prediction_type") is None and prediction is None,
     )
@@ -198,42 +198,49 @@ def stated(scheduler: Json) -> dict[str, Any]:
     return {name: value for name, value in scheduler.items() if name not in filled}
 
 
-def _refuse(what: str, name: str, value: Any, allowed: str) -> ForwardProcessError:
+def refuse(what: str, name: str, value: Any, allowed: str) -> ForwardProcessError:
+    """The refusal of a scheduler's setting."""
     return ForwardProcessError(
         f"{what}: {CONFIG} has {name}={value!r}; allowed: {allowed}. Restore the file that the "
         "model came with"
     )
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _timesteps(what: str, given: Json) -> int:
+def timesteps_of(what: str, given: Json) -> int:
+    """The number of timesteps that a scheduler states, or diffusers' default.
+
+    Raises:
+        ForwardProcessError: It is no whole number of at least 2.
+    """
     value = given.get("num_train_timesteps", 1000)
-    if not _is_number(value) or value != int(value) or value < 2:
-        raise _refuse(what, "num_train_timesteps", value, "a whole number of at least 2")
+    if not is_number(value) or value != int(value) or value < 2:
+        raise refuse(what, "num_train_timesteps", value, "a whole number of at least 2")
     return int(value)
 
 
 def _beta_schedule(what: str, given: Json) -> str:
     value = given.get("beta_schedule", "linear")
     if value not in BETA_SCHEDULES:
-        raise _refuse(what, "beta_schedule", value, ", ".join(BETA_SCHEDULES))
+        raise refuse(what, "beta_schedule", value, ", ".join(BETA_SCHEDULES))
     return str(value)
 
 
 def _beta(what: str, given: Json, name: str, usual: float) -> float:
     value = given.get(name, usual)
-    if not _is_number(value) or not 0 < value < 1:
-        raise _refuse(what, name, value, "a number between 0 and 1")
+    if not is_number(value) or not 0 < value < 1:
+        raise refuse(what, name, value, "a number between 0 and 1")
     return float(value)
 
 
 def _check_betas(what: str, process: DiscreteProcess) -> None:
     """Refuse noise that becomes less: every model was trained with one that becomes more."""
     if process.trained_betas is None and process.beta_start > process.beta_end:
-        raise _refuse(
+        raise refuse(
             what, "beta_start", process.beta_start, f"at most beta_end={process.beta_end:g}"
         )
 
@@ -242,29 +249,34 @@ def _check_steps(what: str, given: Json) -> None:
     """Refuse a choice of timesteps that no scheduler can follow."""
     spacing, offset = given.get("timestep_spacing"), given.get("steps_offset", 0)
     if spacing not in (None, *SPACINGS):
-        raise _refuse(what, "timestep_spacing", spacing, ", ".join(SPACINGS))
-    if type(offset) is not int or not 0 <= offset < _timesteps(what, given):
-        raise _refuse(what, "steps_offset", offset, "a whole number below num_train_timesteps")
+        raise refuse(what, "timestep_spacing", spacing, ", ".join(SPACINGS))
+    if type(offset) is not int or not 0 <= offset < timesteps_of(what, given):
+        raise refuse(what, "steps_offset", offset, "a whole number below num_train_timesteps")
 
 
 def _trained_betas(what: str, given: Json) -> tuple[float, ...] | None:
     value = given.get("trained_betas")
     if value is None:
         return None
-    timesteps = _timesteps(what, given)
+    timesteps = timesteps_of(what, given)
     betas = list(value) if isinstance(value, list | tuple) else []
-    fit = all(_is_number(beta) and 0 < beta < 1 for beta in betas[:-1])
-    if len(betas) != timesteps or not (fit and _is_number(betas[-1]) and 0 < betas[-1] <= 1):
+    fit = all(is_number(beta) and 0 < beta < 1 for beta in betas[:-1])
+    if len(betas) != timesteps or not (fit and is_number(betas[-1]) and 0 < betas[-1] <= 1):
         shown = f"{len(betas)} values" if betas else value
         allowed = f"a list of {timesteps} numbers between 0 and 1 (num_train_timesteps), or null"
-        raise _refuse(what, "trained_betas", shown, allowed)
+        raise refuse(what, "trained_betas", shown, allowed)
     return tuple(float(beta) for beta in betas)
 
 
-def _flag(what: str, given: Json, name: str) -> bool:
+def flag(what: str, given: Json, name: str) -> bool:
+    """A setting that is true or false; absent is false.
+
+    Raises:
+        ForwardProcessError: It is neither.
+    """
     value = given.get(name)
-    if value not in (None, True, False) or _is_number(value):
-        raise _refuse(what, name, value, "true, false")
+    if value not in (None, True, False) or is_number(value):
+        raise refuse(what, name, value, "true, false")
     return bool(value)
 
 
@@ -274,7 +286,7 @@ def _prediction(what: str, given: Json, wanted: Prediction | None) -> Prediction
         return wanted or Prediction.epsilon  # diffusers' default
     allowed = [kind.value for kind in Prediction]
     if value not in allowed:
-        raise _refuse(what, "prediction_type", value, ", ".join(allowed))
+        raise refuse(what, "prediction_type", value, ", ".join(allowed))
     if wanted is not None and wanted.value != value:
         raise ForwardProcessError(
             f"{what}: {CONFIG} has prediction_type={value!r}, but model.prediction_type="

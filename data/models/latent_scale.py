@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 CONFIG = "vae/config.json"
-NORMALISED = "StableDiffusionXLPipeline"
-"""The pipeline that applies `latents_mean` and `latents_std`; the others ignore them."""
+SHIFT, NORMALISATION = "shift_factor", "latents_mean"
+"""What a pipeline applies besides the factor, if anything; the rest it ignores."""
 
 
 class LatentScaleError(ValueError):
@@ -16,7 +16,7 @@ class LatentScaleError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class LatentScale:
-    """Latents are (VAE's latents - mean) factor / std, channel by channel."""
+    """Latents are (VAE's latents - shift - mean) factor / std, the last two channel by channel."""
 
     factor: float
     """`scaling_factor`."""
@@ -24,12 +24,17 @@ class LatentScale:
     """`latents_mean`; None is 0."""
     std: tuple[float, ...] | None = None
     """`latents_std`; None is 1."""
+    shift: float = 0.0
+    """`shift_factor`."""
 
 
-def latent_scale(what: str, pipeline: str, vae: Mapping[str, Any]) -> LatentScale:
+def latent_scale(
+    what: str, pipeline: str, vae: Mapping[str, Any], applies: str | None = None
+) -> LatentScale:
     """The scaling of a model, of which `vae` is the VAE's `config.json`.
 
-    `what` names the model in messages, `pipeline` is the class in its `model_index.json`.
+    `what` names the model in messages, `pipeline` is the class in its `model_index.json`, and
+    `applies` what that applies besides the factor.
 
     Raises:
         LatentScaleError: A value is no number, or the model's pipeline would ignore it.
@@ -37,12 +42,15 @@ def latent_scale(what: str, pipeline: str, vae: Mapping[str, Any]) -> LatentScal
     factor = vae.get("scaling_factor", 0.18215)  # diffusers' default
     if not (_are_numbers([factor]) and factor > 0):
         raise _refuse(what, "scaling_factor", factor, "a number above 0")
-    if vae.get("shift_factor"):
-        raise _ignored(what, "shift_factor", vae["shift_factor"], pipeline)
+    shift = vae.get("shift_factor")
+    if applies == SHIFT and not _are_numbers([shift]):
+        raise _refuse(what, "shift_factor", shift, f"a number, which {pipeline} adds")
+    if shift and applies != SHIFT:
+        raise _ignored(what, "shift_factor", shift, pipeline)
     mean, std = vae.get("latents_mean"), vae.get("latents_std")
     if mean is None and std is None:
-        return LatentScale(float(factor))
-    if pipeline != NORMALISED:
+        return LatentScale(float(factor), shift=float(shift or 0))
+    if applies != NORMALISATION:
         name = "latents_std" if mean is None else "latents_mean"
         raise _ignored(what, name, vae[name], pipeline)
     channels = vae.get("latent_channels", 4)

@@ -74,7 +74,7 @@ def check_settings(folder: Path, what: str) -> None:
 
 
 def check_size(tokenizer: Any, config: Any, where: Path, what: str) -> None:
-    """Refuse a loaded tokenizer that is another than a CLIP text encoder was trained with.
+    """Refuse a loaded tokenizer that is another than its text encoder was trained with.
 
     Raises:
         UnreadableError: It has more words than the text encoder, or ends a prompt otherwise.

@@ -50,6 +50,7 @@ class ImageMaker:
             steps=spec.steps[0],
             guidance=spec.guidance[0],
             section=SECTION,
+            offload=spec.cpu_offload,
         )
         return cls(generator, spec)
 

@@ -1,7 +1,7 @@
 """Settings of the model: its weights, their format, and how it is run."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from data.models.forward_process import Prediction
@@ -28,7 +28,7 @@ class ActivationCheckpointing(Enum):
 
 @dataclass(kw_only=True, slots=True)
 class ModelSpec:
-    """The model to align: any diffusers folder of the SD1.x, SD2.x and SDXL families."""
+    """The model to align: a diffusers folder of one of the families in data/families/."""
 
     path: str = "???"
     """Diffusers folder, or a hub id `owner/name` (then `revision` is required)."""
@@ -39,8 +39,13 @@ class ModelSpec:
     prediction_type: Prediction | None = None
     """What the denoiser predicts, where the folder's `scheduler_config.json` does not say; without
     either, epsilon is assumed, and the run says so."""
+    guidance: float | None = None
+    """The guidance that a guidance-distilled model (FLUX.1 dev) is told in training; null is 3.5,
+    the default of diffusers' scripts. Other models are told none and refuse the setting."""
 
     def __post_init__(self) -> None:
+        if self.guidance is not None and not (self.guidance >= 0 and math.isfinite(self.guidance)):
+            raise ValueError(f"model.guidance={self.guidance}; it must not be negative, or null")
         if self.resolution < 8:
             raise ValueError(f"model.resolution={self.resolution}; it must be at least 8 pixels")
 
@@ -53,8 +58,9 @@ class LoraSpec:
     """Rows of A and columns of B; 0 trains all weights instead."""
     alpha: float | None = None
     """Strength of the adapter; null is the rank, so that the factor is 1."""
-    targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
-    """Layers of the UNet that get an adapter, by the ends of their names; attention by default."""
+    targets: list[str] | None = None
+    """Layers of the denoiser that get an adapter, by the ends of their names; null takes those of
+    the model's family: the attentions, for FLUX.1 also the feed-forward layers."""
 
     @property
     def scale(self) -> float:
@@ -66,7 +72,7 @@ class LoraSpec:
             raise ValueError(f"train.lora.rank={self.rank}; it must not be negative")
         if self.alpha is not None and not (self.alpha > 0 and math.isfinite(self.alpha)):
             raise ValueError(f"train.lora.alpha={self.alpha}; it must be above 0, or null")
-        if self.rank and not self.targets:
+        if self.rank and self.targets == []:
             raise ValueError("train.lora.targets is empty; name at least one layer, such as to_q")
 
 

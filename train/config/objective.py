@@ -81,6 +81,9 @@ class TimestepKind(Enum):
     """Some parts of the schedule more often than others."""
     bucketed = "bucketed"
     """Every timestep is equally likely, and each pair cycles through the schedule over epochs."""
+    logit_normal = "logit_normal"
+    """The middle more often than the ends: the logit of the timestep, as a fraction of the
+    schedule, is normally distributed (Esser et al. 2024, section 3.1)."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -94,6 +97,15 @@ class TimestepSpec:
     to most noise, in any unit. The loss is not divided by it: what is drawn more counts more."""
     buckets: int = 10
     """For `bucketed`: equal parts of the schedule; in as many epochs a pair visits each once."""
+    mean: float = 0.0
+    """For `logit_normal`: mean of the logit; above 0 there is more noise."""
+    std: float = 1.0
+    """For `logit_normal`: standard deviation of the logit, above 0."""
+    shift: float | None = None
+    """For flow-matching models: s in sigma = s u / (1 + (s - 1) u), with u the timestep as a
+    fraction of the schedule; above 1 there is more noise. Null takes what diffusers' training
+    scripts do: the shift of the model's scheduler (3 for SD3.5), and none where that depends on the
+    image's size (FLUX.1 dev)."""
 
     def __post_init__(self) -> None:
         good = all(
@@ -107,3 +119,18 @@ class TimestepSpec:
             )
         if self.buckets < 1:
             raise ValueError(f"train.timesteps.buckets={self.buckets}; it must be at least 1")
+        self._check_logit_normal()
+        if self.shift is not None and not (self.shift > 0 and math.isfinite(self.shift)):
+            raise ValueError(f"train.timesteps.shift={self.shift}; it must be above 0, or null")
+
+    def _check_logit_normal(self) -> None:
+        if not math.isfinite(self.mean):
+            raise ValueError(f"train.timesteps.mean={self.mean}; it must be a number")
+        if not (self.std > 0 and math.isfinite(self.std)):
+            raise ValueError(f"train.timesteps.std={self.std}; it must be above 0")
+        if self.kind is not TimestepKind.logit_normal and (self.mean, self.std) != (0, 1):
+            raise ValueError(
+                f"train.timesteps.mean={self.mean:g} and std={self.std:g} have no meaning for "
+                f"train.timesteps.kind={self.kind.value}; set train.timesteps.kind=logit_normal, "
+                "or leave them out"
+            )

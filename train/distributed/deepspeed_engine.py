@@ -38,15 +38,17 @@ class NonFiniteError(ValueError):
 class Policy:
     """The model in training: forward, backward, update, save, load."""
 
-    def __init__(self, unet: nn.Module, spec: TrainSpec, world: World) -> None:
-        self.trained = {name: p for name, p in unet.named_parameters() if p.requires_grad}
-        self.on_frozen_base = len(self.trained) < len(list(unet.parameters()))
+    def __init__(self, denoiser: nn.Module, spec: TrainSpec, world: World) -> None:
+        self.trained = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
+        self.on_frozen_base = len(self.trained) < len(list(denoiser.parameters()))
         optimizer = torch.optim.AdamW(
             self.trained.values(), lr=spec.lr, weight_decay=spec.weight_decay, fused=True
         )
-        config = zero_config(unet, spec, world)
+        config = zero_config(denoiser, spec, world)
         with quiet():
-            self.engine = library().initialize(model=unet, optimizer=optimizer, config=config)[0]
+            self.engine = library().initialize(model=denoiser, optimizer=optimizer, config=config)[
+                0
+            ]
         self._adamw = optimizer  # DeepSpeed puts its fp32 partitions in the parameters' place
         self.engine.module.eval()  # with dropout, policy and reference would differ
         self.sharded = spec.zero.stage == 3
@@ -54,12 +56,12 @@ class Policy:
 
     @property
     def module(self) -> nn.Module:
-        """The UNet; under stage 3 its parameters are only partly here."""
+        """The denoiser; under stage 3 its parameters are only partly here."""
         module: nn.Module = self.engine.module
         return module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The UNet's forward pass."""
+        """The denoiser's forward pass."""
         return self.engine(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
@@ -208,11 +210,11 @@ def num_merge_workers(shards: Path) -> int:
 # --- the reference, and parameters under stage 3 -------------------------------------------------
 
 
-def sharded_reference(unet: nn.Module, spec: TrainSpec, world: World) -> Any:
-    """A frozen UNet whose parameters are partitioned over the ranks (stage 3, no optimizer)."""
-    config = zero_config(unet, spec, world)
+def sharded_reference(denoiser: nn.Module, spec: TrainSpec, world: World) -> Any:
+    """A frozen denoiser whose parameters are partitioned over the ranks (stage 3, no optimizer)."""
+    config = zero_config(denoiser, spec, world)
     with quiet():
-        engine = library().initialize(model=unet.requires_grad_(False), config=config)[0]
+        engine = library().initialize(model=denoiser.requires_grad_(False), config=config)[0]
     engine.module.eval()
     return engine
 

@@ -9,7 +9,7 @@ from train.distributed.world import World
 from train.models.memory import BUCKET
 
 
-def zero_config(unet: nn.Module, spec: TrainSpec, world: World) -> dict[str, Any]:
+def zero_config(denoiser: nn.Module, spec: TrainSpec, world: World) -> dict[str, Any]:
     """DeepSpeed's configuration of a run.
 
     Raises:
@@ -22,7 +22,7 @@ def zero_config(unet: nn.Module, spec: TrainSpec, world: World) -> dict[str, Any
             f"zero=stage0 adds up bf16 gradients in bf16, and here {accumulation} micro-batches "
             "make a step; choose zero=stage1, which adds them up in fp32"
         )
-    bucket = max(1, min(BUCKET, sum(parameter.numel() for parameter in unet.parameters())))
+    bucket = max(1, min(BUCKET, sum(parameter.numel() for parameter in denoiser.parameters())))
     return {
         "train_batch_size": spec.batch,
         "train_micro_batch_size_per_gpu": spec.micro_batch,

@@ -3,8 +3,11 @@
 Symbols: of a pair, e_w and e_l are the policy's errors on winner and loser, r_w and r_l the
 reference's; m = (r_w - r_l) - (e_w - e_l) is the margin and u = beta m / 2 the logit. T and the
 weighting of Wallace et al. 2023 (arXiv 2311.12908) are folded into beta; the factor 1/2 is the
-published implementation's, so that its betas mean the same here. Everything is float32: with
-beta = 5000 a logit is 2500 times a difference of errors, and bf16 errors would drown it in noise.
+published implementation's, so that its betas mean the same here. Errors are means over the latent,
+never sums: a beta of code that sums has to be multiplied by the latent's number of values, and one
+of code without the 1/2 by 2. With flow-matching models nothing changes: their errors are those of
+the velocity, and no noise level weighs more than another. Everything is float32: with beta = 5000 a
+logit is 2500 times a difference of errors, and bf16 errors would drown it in noise.
 
 Losses are per pair. A batch's loss is their mean, taken last, never over errors before it.
 """

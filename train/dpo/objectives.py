@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data.artifacts.atomic import ShardError
 from train.config import Objective, TimestepKind, TimestepSpec, TrainSpec
-from train.dpo.draws import Bucketed, Importance, TimestepRule, uniform
+from train.dpo.draws import Bucketed, Importance, LogitNormal, TimestepRule, uniform
 from train.dpo.loss import (
     Compared,
     Errors,
@@ -101,4 +101,6 @@ def timestep_rule(spec: TimestepSpec) -> TimestepRule:
         return Importance(tuple(spec.weights))
     if spec.kind is TimestepKind.bucketed:
         return Bucketed(spec.buckets)
+    if spec.kind is TimestepKind.logit_normal:
+        return LogitNormal(spec.mean, spec.std)
     return uniform

@@ -24,7 +24,7 @@ class Reference:
 
     spec: ReferenceSpec
     denoiser: Any
-    """The UNet, DeepSpeed's engine around it, or the policy's UNet with another adapter; None where
+    """The model, DeepSpeed's engine around it, or the policy's with another adapter; None where
     the objective has no reference."""
     parameters: dict[str, nn.Parameter]
     """What a refresh moves, by the names of the policy's parameters; empty for LoRA's frozen
@@ -80,20 +80,20 @@ def make_reference(
 ) -> Reference:
     """Make the first reference: the base model, partitioned like the policy.
 
-    `base` loads the UNet; it is called only if the reference has a UNet of its own.
+    `base` loads the denoiser; it is called only if the reference has one of its own.
     """
     if spec.objective.kind is Objective.mapo:  # reference-free: nothing is loaded or saved
         return Reference(spec.reference, None, {})
     sharded = spec.zero.stage == 3
     if spec.lora.rank:
-        unet = policy.module
+        module = policy.module
         engine = policy.engine if sharded else None
-        reference = Reference(spec.reference, as_reference(unet), of_reference(unet), engine)
+        reference = Reference(spec.reference, as_reference(module), of_reference(module), engine)
     else:
-        unet = base().requires_grad_(requires_grad=False)
-        engine = sharded_reference(unet, spec, world) if sharded else None
-        denoiser = unet if engine is None else engine
-        reference = Reference(spec.reference, denoiser, dict(unet.named_parameters()), engine)
+        module = base().requires_grad_(requires_grad=False)
+        engine = sharded_reference(module, spec, world) if sharded else None
+        denoiser = module if engine is None else engine
+        reference = Reference(spec.reference, denoiser, dict(module.named_parameters()), engine)
     if spec.reference.refresh is Refresh.ema and spec.precision is not Precision.fp32:
         reference.average = {name: part.float() for name, part in reference.parts().items()}
     return reference

@@ -4,17 +4,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from data.models.family import Condition
 from train.dpo.draws import DrawRule, Draws, draw
 from train.dpo.loss import Compared, Errors, denoising_errors, residual_overlap
 from train.dpo.objectives import Criterion
 from train.loader.device_copy import copy_to, pin
 from train.loader.image_source import Images
 from train.loader.loader import PairBatch
-from train.models.components import Denoiser, ModelComponents, run_denoiser
-from train.models.conditioning import Condition
+from train.models.components import Denoiser, ModelComponents
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class StepOutput:
     reference: Errors
     """NaN under an objective without a reference."""
     timestep: Float[Tensor, " pair"]
-    """As a fraction of the schedule, in [0, 1)."""
+    """As a fraction of the schedule, in [0, 1), before any shift."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,8 @@ class NoisedBatch:
     """The inputs and the target of a denoiser; winners first, then losers."""
 
     noisy: Float[Tensor, "image channel height width"]
-    timestep: Int[Tensor, " image"]
+    timestep: Shaped[Tensor, " image"]
+    """As the denoiser is told."""
     condition: Condition
     target: Float[Tensor, "image channel height width"]
     """What the denoiser should predict."""
@@ -89,14 +90,15 @@ def prepare_inputs(noised: BatchWithNoise, components: ModelComponents) -> Noise
     latents, condition = encode(noised.batch, components, draws)
     timestep, noise = twice(draws.timestep), twice(draws.noise)  # winner and loser share both
     noisy = schedule.add_noise(latents, noise, timestep)
-    return NoisedBatch(noisy, timestep, condition, schedule.get_target(latents, noise, timestep))
+    target = schedule.get_target(latents, noise, timestep)
+    return NoisedBatch(noisy, schedule.denoiser_timestep(timestep), condition, target)
 
 
 def predict(
-    unet: Denoiser, inputs: NoisedBatch, dtype: torch.dtype
+    denoiser: Denoiser, inputs: NoisedBatch, components: ModelComponents
 ) -> Float[Tensor, "image channel height width"]:
     """Return a denoiser's prediction in float32."""
-    return run_denoiser(unet, inputs.noisy, inputs.timestep, inputs.condition, dtype)
+    return components.predict(denoiser, inputs.noisy, inputs.timestep, inputs.condition)
 
 
 def step(noised: BatchWithNoise, models: Models, criterion: Criterion) -> StepOutput:
@@ -107,11 +109,11 @@ def step(noised: BatchWithNoise, models: Models, criterion: Criterion) -> StepOu
     components = models.components
     noised = noised.on(components.device)
     inputs = prepare_inputs(noised, components)
-    predicted = predict(models.policy, inputs, components.dtype)
+    predicted = predict(models.policy, inputs, components)
     policy = denoising_errors(predicted, inputs.target)
     overlap = residual_overlap(predicted, inputs.target)
     with torch.inference_mode():
-        predicted = predict(models.reference, inputs, components.dtype)
+        predicted = predict(models.reference, inputs, components)
     reference = denoising_errors(predicted.clone(), inputs.target)  # a copy that autograd may keep
     fraction = noised.draws.timestep / components.num_timesteps
     compared = Compared(policy, reference, overlap, noised.batch.margin)

@@ -21,7 +21,7 @@ pair of images, and the model is trained to prefer the winners (Diffusion-DPO, a
 ```python
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder")
+pipeline = DiffusionPipeline.from_pretrained("path/to/this/folder"{without})
 pipeline("a prompt").images[0].save("image.png")
 ```
 
@@ -70,12 +70,15 @@ def model_card(trainer: Trainer) -> str:
     )
     return CARD.format(
         name=run.folder.parent.name,
+        without="".join(f", {part}=None" for part in trainer.models.components.base.absent_parts),
         base=run.model.path,
         steps=trainer.state.step,
         batch=spec.batch,
         labels=run.labels.name,
         pairs=len(trainer.stream.pairs),
-        trained=f"LoRA of rank {spec.lora.rank}" if spec.lora.rank else "all weights of the UNet",
+        trained=f"LoRA of rank {spec.lora.rank}"
+        if spec.lora.rank
+        else "all weights of the denoiser",
         process=trainer.models.components.base.process,
         reference=moved if trainer.reference.version else "the base, frozen",
         objective=spec.objective.kind.value,

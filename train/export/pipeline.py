@@ -5,19 +5,23 @@ Each folder is written under another name and renamed, so it is complete or abse
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.utils import convert_state_dict_to_kohya
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from data.artifacts.atomic import fsync, remove, write_bytes, write_json
+from data.models.folder import weight_file
 from data.models.forward_process import CONFIG as SCHEDULER
-from train.models.families import OTHER_PARTS, PARTS, Family
+from data.models.safetensors_header import read_header
+from train.models.base_model import OTHER_PARTS, BaseModel
 from train.models.lora import merge
 
 ABOUT = "balanceddpo.json"
@@ -26,35 +30,31 @@ ABOUT = "balanceddpo.json"
 ADAPTER = "pytorch_lora_weights.safetensors"
 """The name that diffusers' `load_lora_weights` looks for in a folder."""
 
-COPIED = (
-    *(name for name in PARTS[Family.sdxl] if name != "unet"),
-    *OTHER_PARTS,
-    "model_index.json",
-)
+COMFYUI = "pytorch_lora_weights_comfyui.safetensors"
+"""The same weights by the names of kohya's scripts, which ComfyUI and others read."""
 
 
 def export_pipeline(
-    base: Path,
-    unet: UNet2DConditionModel,
+    base: BaseModel,
+    denoiser: Any,
     folder: Path,
     about: Mapping[str, Any],
     card: str,
     scheduler: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the trained model as a diffusers folder; all but the UNet is copied from the base.
+    """Write the trained model as a diffusers folder; all but the denoiser is copied from the base.
 
     `scheduler` are settings that the base's scheduler lacks: what the user said of it, and what
     sampling needs.
     """
     with _whole(folder, about, card) as partial:
-        for name in COPIED:
-            if (base / name).is_dir():
-                shutil.copytree(base / name, partial / name)
-            elif (base / name).is_file():
-                shutil.copy2(base / name, partial / name)
+        for name in (*base.parts, *OTHER_PARTS):
+            if name != base.family.denoiser and (base.folder / name).is_dir():
+                shutil.copytree(base.folder / name, partial / name)
+        shutil.copy2(base.folder / "model_index.json", partial / "model_index.json")
         if scheduler:
             _state(partial / SCHEDULER, scheduler)
-        unet.save_pretrained(partial / "unet")
+        denoiser.save_pretrained(partial / base.family.denoiser)
 
 
 def _state(config: Path, settings: Mapping[str, str]) -> None:
@@ -65,34 +65,54 @@ def _state(config: Path, settings: Mapping[str, str]) -> None:
 def export_adapter(
     adapter: Mapping[str, Tensor], folder: Path, about: Mapping[str, Any], card: str
 ) -> None:
-    """Write an adapter, as `in_diffusers_format` gives it, as a folder for `load_lora_weights`."""
+    """Write an adapter, as `in_diffusers_format` gives it, as a folder for `load_lora_weights`.
+
+    ComfyUI reads that of a transformer as it is; that of a UNet is written in its format, too.
+    """
     with _whole(folder, about, card) as partial:
         save_file(dict(adapter), partial / ADAPTER, {"format": "pt"})
+        if all(name.startswith("unet.") for name in adapter):
+            renamed = convert_state_dict_to_kohya(dict(adapter))
+            save_file(renamed, partial / COMFYUI, {"format": "pt"})
 
 
-def trained_unet(base: Path, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
-    """The base's UNet with all its weights replaced by these, in their format.
+def trained_denoiser(base: BaseModel, weights: Mapping[str, Tensor]) -> Any:
+    """The base's denoiser with all its weights replaced by these, in their format.
 
-    The base's weights are not loaded: SDXL's UNet in fp32 would take another 10 GB of memory.
+    The base's weights are not loaded: SDXL's UNet in fp32 would take another 10 GB of memory. Only
+    what is saved with them but not trained is: the grid of positions of SD3.
     """
+    family = base.family
+    kind = getattr(diffusers, family.parts[family.denoiser])
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(
-            UNet2DConditionModel.load_config(base, subfolder="unet")
-        )
-    unet.load_state_dict(dict(weights), assign=True)
-    return unet
+        denoiser = kind.from_config(kind.load_config(base.folder, subfolder=family.denoiser))
+    constants = denoiser.state_dict().keys() - weights.keys()
+    denoiser.load_state_dict(dict(weights) | _read(base, constants), assign=True)
+    return denoiser
 
 
-def merged_unet(base: Path, adapter: Mapping[str, Tensor]) -> UNet2DConditionModel:
-    """The base's UNet with an adapter added to its weights.
+def _read(base: BaseModel, names: Iterable[str]) -> dict[str, Tensor]:
+    """Some tensors of the base's denoiser, in fp32."""
+    part = base.folder / base.family.denoiser
+    header = read_header(weight_file(part, "diffusers", str(base.folder)), zeros=True)
+    tensors = {}
+    for name in names:
+        with safe_open(header[name].file, framework="pt") as file:
+            tensors[name] = file.get_tensor(name).float()
+    return tensors
+
+
+def merged_denoiser(base: BaseModel, adapter: Mapping[str, Tensor]) -> Any:
+    """The base's denoiser with an adapter added to its weights.
 
     In float32, because half precision would round small changes of a weight away.
     """
-    unet = UNet2DConditionModel.from_pretrained(
-        base, subfolder="unet", torch_dtype=torch.float32, use_safetensors=True
+    family = base.family
+    denoiser = getattr(diffusers, family.parts[family.denoiser]).from_pretrained(
+        base.folder, subfolder=family.denoiser, torch_dtype=torch.float32, use_safetensors=True
     )
-    merge(unet, adapter)
-    return unet
+    merge(denoiser, adapter)
+    return denoiser
 
 
 @contextmanager

@@ -6,12 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to the device; the host does not wait for a GPU."""
-    if device.type != "cuda" or tensor.is_cuda:
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)  # pinned already: no second copy
+from data.devices import to_device
 
 
 def pin(item: Any, device: torch.device) -> Any:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data.artifacts.atomic import ShardError
-from data.artifacts.latents import LatentSet, find_vae, read_set, set_name
+from data.artifacts.latents import LatentSet, read_set, set_name
+from data.families.vae import find_vae
 from train.config import LatentUse
 
 FROM_FILES = "images: from the pair files, encoded by the VAE in every step"

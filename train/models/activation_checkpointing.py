@@ -22,16 +22,16 @@ COSTLY = [
     aten._scaled_dot_product_efficient_attention.default,
     aten._scaled_dot_product_cudnn_attention.default,
 ]  # fmt: skip
-"""Nearly all arithmetic of a UNet: `selective` keeps their results and recomputes only norms,
-activation functions and sums, which are cheap and a third of the memory (Korthikanti et al. 2022
-do so for language models)."""
+"""Nearly all arithmetic of a UNet or a transformer: `selective` keeps their results and recomputes
+only norms, activation functions and sums, which are cheap and a third of the memory (Korthikanti et
+al. 2022 do so for language models)."""
 
 
-def checkpoint_activations(unet: Any, kind: ActivationCheckpointing) -> None:
-    """Make a diffusers UNet keep fewer activations for its backward pass."""
+def checkpoint_activations(denoiser: Any, kind: ActivationCheckpointing) -> None:
+    """Make a denoiser of diffusers keep fewer activations for its backward pass."""
     if kind is not ActivationCheckpointing.none:
         full = kind is ActivationCheckpointing.full
-        unet.enable_gradient_checkpointing(_full if full else _selective)
+        denoiser.enable_gradient_checkpointing(_full if full else _selective)
 
 
 def _full(block: Any, *args: Any) -> Any:

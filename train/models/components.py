@@ -1,4 +1,4 @@
-"""The model's parts in a diffusers folder: VAE, text encoders, UNet, noise schedule.
+"""The model's parts in a diffusers folder: VAE, text encoders, denoiser, forward process.
 
 VAE and text encoders are frozen and stay outside DeepSpeed, like the reference under ZeRO 0 to 2.
 Everything is in evaluation mode, even the policy: with dropout the policy and its own copy would
@@ -6,39 +6,34 @@ disagree, and the margin would not start at 0.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+import transformers
+from diffusers import AutoencoderKL, DDPMScheduler
 from diffusers.utils import logging as diffusers_logging
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from data.devices import Dtype
-from data.models.folder import check_model_folder
+from data.devices import Dtype, to_device
+from data.families import check_whole
+from data.models.family import Condition, PromptEmbeds
 from data.models.forward_process import DiscreteProcess
 from train.config import ModelSpec, Precision
-from train.models.conditioning import (
-    ClipEncoder,
-    Condition,
-    OneEncoder,
-    TextEncoder,
-    TwoEncoders,
-    condition,
-    encode_distinct,
-)
-from train.models.families import BaseModel, Family, check_classes, open_model
+from train.models.base_model import BaseModel, check_classes, open_model
+from train.models.conditioning import EncodePrompts, TextEncoder, encode_distinct
 from train.models.latent_scale import scale_latents, unscale_latents
-from train.models.noise_schedule import ForwardProcess, NoiseSchedule
+from train.models.noise_schedule import ForwardProcess, NoiseSchedule, rectified_flow
 
 SLICED_ABOVE = 512
 """Sides in pixels above which the VAE takes one image at a time, to bound its memory."""
 
 Denoiser = Callable[..., Any]
-"""A UNet, or DeepSpeed's engine around it."""
+"""A UNet or a transformer, or DeepSpeed's engine around it."""
 
 diffusers_logging.disable_progress_bar()
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -46,15 +41,15 @@ transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True, slots=True)
 class ModelComponents:
-    """The frozen parts, and how to make a UNet."""
+    """The frozen parts, and how to make a denoiser."""
 
     base: BaseModel
     resolution: int
     device: torch.device
     dtype: torch.dtype
-    """The format of the UNet and the text encoders."""
+    """The format of the denoiser and the text encoders."""
     vae: AutoencoderKL
-    text: TextEncoder
+    text: EncodePrompts
     schedule: ForwardProcess
     frozen_bytes: int
     """Memory of VAE and text encoders."""
@@ -70,12 +65,30 @@ class ModelComponents:
         """Timesteps of the noise schedule."""
         return self.schedule.num_timesteps
 
-    def unet(self) -> UNet2DConditionModel:
-        """Load the base's UNet in this precision; policy and reference start from it."""
-        unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
-            self.base.folder, subfolder="unet", torch_dtype=self.dtype, use_safetensors=True
+    def denoiser(self) -> Any:
+        """Load the base's denoiser in this precision; policy and reference start from it."""
+        family = self.base.family
+        denoiser = getattr(diffusers, family.parts[family.denoiser]).from_pretrained(
+            self.base.folder,
+            subfolder=family.denoiser,
+            torch_dtype=self.dtype,
+            use_safetensors=True,
         )
-        return unet.to(self.device).eval()
+        return denoiser.to(self.device).eval()
+
+    def predict(
+        self,
+        denoiser: Denoiser,
+        noisy: Float[Tensor, "image channel height width"],
+        timestep: Shaped[Tensor, " image"],
+        condition: Condition,
+    ) -> Float[Tensor, "image channel height width"]:
+        """Run a denoiser of this model; returns float32 whatever it computes in.
+
+        `timestep` is what the denoiser is told, see `ForwardProcess.denoiser_timestep`.
+        """
+        family = self.base.family
+        return family.predict(denoiser, noisy.to(self.dtype), timestep, condition).float()
 
     @torch.no_grad()
     def encode_images(
@@ -83,7 +96,7 @@ class ModelComponents:
         pixels: UInt8[Tensor, "image height width 3"],
         posterior: Float[Tensor, "image channel height_8 width_8"],
     ) -> Float[Tensor, "image channel height_8 width_8"]:
-        """Encode to latents scaled as the UNet expects, drawn from the posterior by its noise."""
+        """Encode to scaled latents, drawn from the posterior by the noise `posterior`."""
         signed = pixels.to(self.device).permute(0, 3, 1, 2).to(self.vae.dtype) / 127.5 - 1
         moments = self.vae.encode(signed).latent_dist
         return self.sample_posterior(torch.stack([moments.mean, moments.std], 1), posterior)
@@ -93,13 +106,13 @@ class ModelComponents:
         moments: Float[Tensor, "image moment channel height_8 width_8"],
         posterior: Float[Tensor, "image channel height_8 width_8"],
     ) -> Float[Tensor, "image channel height_8 width_8"]:
-        """Draw latents, scaled as the UNet expects, by the noise `posterior`.
+        """Draw latents, scaled as the denoiser expects, by the noise `posterior`.
 
         `moments` are the mean and, optionally, the standard deviation of the VAE's posterior.
         """
         mean, *std = moments.to(self.device).float().unbind(1)
         latents: Tensor = mean + std[0] * posterior.to(self.device) if std else mean
-        # The layout decides how the UNet rounds; it is the VAE's, also for moments read from files.
+        # The layout decides how a UNet rounds; it is the VAE's, also for moments read from files.
         latents = latents.contiguous(memory_format=torch.channels_last)
         return scale_latents(latents, self.base.latent_scale)
 
@@ -111,14 +124,27 @@ class ModelComponents:
         """
         text = encode_distinct(self.text, prompts, self.device)
         both = size.transpose(0, 1).reshape(-1, 2)
-        return condition(text.twice(), both, self.resolution, self.device)
+        return self._condition(text.twice(), both, self.base.guidance)
 
     @torch.no_grad()
-    def condition_of_new(self, prompts: Sequence[str]) -> Condition:
-        """The condition of images to generate, one for each prompt: uncropped, of full size."""
+    def condition_of_new(self, prompts: Sequence[str], guidance: float | None = None) -> Condition:
+        """The condition of images to generate, one for each prompt: uncropped, of full size.
+
+        `guidance` is for a guidance-distilled denoiser; None is that of training.
+        """
         text = encode_distinct(self.text, prompts, self.device)
         size = torch.full((len(prompts), 2), self.resolution)
-        return condition(text, size, self.resolution, self.device)
+        usual = self.base.guidance
+        return self._condition(text, size, usual if None in (guidance, usual) else guidance)
+
+    def _condition(
+        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], guidance: float | None
+    ) -> Condition:
+        condition = self.base.family.condition(text, size, self.resolution, guidance)
+        if condition.added is None:
+            return condition
+        added = {name: to_device(value, self.device) for name, value in condition.added.items()}
+        return replace(condition, added=added)
 
     @torch.no_grad()
     def decode_latents(
@@ -141,37 +167,26 @@ def as_pixels(
     return pixels.to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def run_denoiser(
-    unet: Denoiser,
-    noisy: Float[Tensor, "image channel height width"],
-    timestep: Int[Tensor, " image"],
-    condition: Condition,
-    dtype: torch.dtype,
-) -> Float[Tensor, "image channel height width"]:
-    """Run a denoiser's forward pass; returns float32 whatever it computes in."""
-    predicted: Tensor = unet(
-        noisy.to(dtype),
-        timestep,
-        encoder_hidden_states=condition.states,
-        added_cond_kwargs=condition.added,
-        return_dict=False,
-    )[0]
-    return predicted.float()
-
-
 def load_components(
-    spec: ModelSpec, precision: Precision, device: torch.device, *, with_vae: bool = True
+    spec: ModelSpec,
+    precision: Precision,
+    device: torch.device,
+    *,
+    with_vae: bool = True,
+    shift: float | None = None,
 ) -> ModelComponents:
     """Load the frozen parts of a model; without the VAE, only its configuration is loaded.
 
+    `shift` is `train.timesteps.shift`.
+
     Raises:
         ValueError: There is no such folder, its family is not supported, it does not fit the
-            resolution, or a part of it (also the UNet, loaded later) is damaged or incomplete.
+            resolution, or a part of it (also the denoiser, loaded later) is damaged or incomplete.
     """
     base, dtype = open_model(spec), Dtype(precision.value).torch
-    check_model_folder(base.folder, f"model.path={spec.path}")
+    check_whole(base.folder, f"model.path={spec.path}")
     check_classes(spec, base)
-    schedule = noise_schedule(base.process, device)
+    schedule = make_forward_process(base, spec.resolution, device, shift)
 
     parts: list[Any] = []
 
@@ -182,15 +197,15 @@ def load_components(
         parts.append(loaded.to(device).eval().requires_grad_(requires_grad=False))
         return parts[-1]
 
-    def tower(kind: Any, suffix: str) -> ClipEncoder:
-        tokenizer = CLIPTokenizer.from_pretrained(base.folder, subfolder=f"tokenizer{suffix}")
-        return ClipEncoder(tokenizer, part(kind, f"text_encoder{suffix}"))
-
-    first = tower(CLIPTextModel, "")
-    text: TextEncoder = OneEncoder(first)
-    if base.family is Family.sdxl:
-        second = tower(CLIPTextModelWithProjection, "_2")
-        text = TwoEncoders(first, second, base.zeros_for_empty_prompt)
+    encoders = {}
+    for name in base.parts:
+        if name in base.family.text_encoders:
+            tokenizer = name.replace("text_encoder", "tokenizer")
+            encoders[name] = TextEncoder(
+                _class_of(base, tokenizer).from_pretrained(base.folder, subfolder=tokenizer),
+                part(_class_of(base, name), name),
+            )
+    text = partial(base.family.encode, encoders, config=base.config)
     if with_vae:
         vae = part(AutoencoderKL, "vae", torch.float32 if base.vae_in_fp32 else dtype)
     else:
@@ -200,6 +215,23 @@ def load_components(
         vae.enable_slicing()
     frozen = sum(parameter.nbytes for one in parts for parameter in one.parameters())
     return ModelComponents(base, spec.resolution, device, dtype, vae, text, schedule, frozen)
+
+
+def _class_of(base: BaseModel, part: str) -> Any:
+    """The class of transformers that the folder names for a part."""
+    return getattr(transformers, str(base.config.index[part][1]))
+
+
+def make_forward_process(
+    base: BaseModel, resolution: int, device: torch.device, shift: float | None = None
+) -> ForwardProcess:
+    """The forward process of a model, for images of this side; `shift` None is the model's."""
+    process = base.process
+    if isinstance(process, DiscreteProcess):
+        return noise_schedule(process, device)
+    patches = (resolution // base.vae_factor // base.family.patch) ** 2
+    training = process.training_shift if shift is None else shift
+    return rectified_flow(process.num_timesteps, training, process.sampling_shift(patches), device)
 
 
 def noise_schedule(process: DiscreteProcess, device: torch.device) -> NoiseSchedule:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from train.models.conditioning import Condition
+from data.models.family import Condition, Family
 
 PASSES = 3
 """The policy's passes: forward, and twice as much backward. The reference has one."""
@@ -33,20 +33,16 @@ def peak_flops(device: torch.device) -> float | None:
     return PEAK[max(known, key=len)] if known else None
 
 
-def forward_flops(unet: Any, latent_shape: tuple[int, int, int], condition: Condition) -> int:
-    """Operations of a diffusers UNet's forward pass over one image, with the first condition."""
+def forward_flops(
+    denoiser: Any, family: Family, latent_shape: tuple[int, int, int], condition: Condition
+) -> int:
+    """Operations of a denoiser's forward pass over one image, with the first condition."""
     with torch.device("meta"):
-        empty: nn.Module = type(unet).from_config(unet.config).eval()
+        empty: nn.Module = type(denoiser).from_config(denoiser.config).eval()
         noisy, timestep = torch.empty(1, *latent_shape), torch.zeros(1)
     added = condition.added and {name: _shape_of(value) for name, value in condition.added.items()}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        empty(
-            noisy,
-            timestep,
-            encoder_hidden_states=_shape_of(condition.states),
-            added_cond_kwargs=added,
-            return_dict=False,
-        )
+        family.predict(empty, noisy, timestep, Condition(_shape_of(condition.states), added))
     return int(counter.get_total_flops())
 
 

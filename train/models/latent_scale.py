@@ -11,7 +11,7 @@ def scale_latents(
 ) -> Float[Tensor, "image channel height width"]:
     """What the VAE encodes -> what the denoiser sees."""
     if scale.mean is None or scale.std is None:
-        return latents * scale.factor
+        return (latents - scale.shift) * scale.factor if scale.shift else latents * scale.factor
     return (latents - _channels(scale.mean, latents)) * scale.factor / _channels(scale.std, latents)
 
 
@@ -20,7 +20,7 @@ def unscale_latents(
 ) -> Float[Tensor, "image channel height width"]:
     """What the denoiser sees -> what the VAE decodes."""
     if scale.mean is None or scale.std is None:
-        return latents / scale.factor
+        return latents / scale.factor + scale.shift if scale.shift else latents / scale.factor
     return latents * _channels(scale.std, latents) / scale.factor + _channels(scale.mean, latents)
 
 

@@ -1,12 +1,12 @@
 """LoRA: the policy is the frozen base with a small adapter, and so is the reference.
 
-Both adapters live in one UNet, and a forward pass uses one of them. So the reference needs no
-second UNet, and its refresh copies the adapter alone.
+Both adapters live in one denoiser, and a forward pass uses one of them. So the reference needs no
+second denoiser, and its refresh copies the adapter alone.
 """
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,61 +15,61 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from data.models.family import Family
 from train.config import LoraSpec
 from train.models.memory import ParameterCounts
 
 POLICY = "policy"
 REFERENCE = "reference"
-"""Names of the two adapters in the UNet's parameters."""
+"""Names of the two adapters in the denoiser's parameters."""
 
 
-def attach(unet: nn.Module, spec: LoraSpec, seed: int, *, moving: bool) -> None:
-    """Freeze the UNet and add the policy's adapter; if the reference moves, also the reference's.
+def attach(denoiser: nn.Module, spec: LoraSpec, seed: int, *, moving: bool) -> None:
+    """Freeze the denoiser, and add the policy's adapter and, if it moves, the reference's.
 
     Both start equal: A is drawn from `seed` and B is 0, so the policy starts as the base.
 
     Raises:
-        ValueError: A name in `train.lora.targets` fits no layer of the UNet.
+        ValueError: A name in `train.lora.targets` fits no layer.
     """
-    check_targets(unet, spec)
+    targets = spec.targets or Family.lora_targets
+    check_targets(denoiser, targets)
     config = LoraConfig(
         r=spec.rank,
         lora_alpha=spec.rank * spec.scale,
-        target_modules=list(spec.targets),
+        target_modules=list(targets),
         init_lora_weights="gaussian",
     )
-    dtype = next(unet.parameters()).dtype
+    dtype = next(denoiser.parameters()).dtype
     for name in (POLICY, REFERENCE) if moving else (POLICY,):
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # drawn on the CPU
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # the other adapter
             torch.manual_seed(seed)
-            inject_adapter_in_model(config, unet, adapter_name=name)
-    for name, parameter in unet.named_parameters():
+            inject_adapter_in_model(config, denoiser, adapter_name=name)
+    for name, parameter in denoiser.named_parameters():
         parameter.data = parameter.data.to(dtype)  # peft's are fp32; DeepSpeed has the masters
         parameter.requires_grad_(belongs(name, POLICY))
-    choose(layers(unet), POLICY)
-    unet.eval()  # new layers are in training mode
+    choose(layers(denoiser), POLICY)
+    denoiser.eval()  # new layers are in training mode
 
 
-def check_targets(unet: nn.Module, spec: LoraSpec) -> None:
+def check_targets(denoiser: nn.Module, targets: Sequence[str]) -> None:
     """Check that every target fits a layer.
 
     Raises:
         ValueError: Some do not; names them, and the layers there are.
     """
     kinds = (nn.Linear, nn.Conv2d)
-    layer_names = {name for name, layer in unet.named_modules() if isinstance(layer, kinds)}
+    layer_names = {name for name, layer in denoiser.named_modules() if isinstance(layer, kinds)}
     missing = [
-        end
-        for end in spec.targets
-        if not any(f".{name}".endswith(f".{end}") for name in layer_names)
+        end for end in targets if not any(f".{name}".endswith(f".{end}") for name in layer_names)
     ]
     if missing:
         ends = {".".join(name.split(".")[-2:]) if name[-1].isdigit() else name.split(".")[-1]
                 for name in layer_names}  # fmt: skip
         raise ValueError(
-            f"train.lora.targets has {', '.join(missing)}, but no layer of the UNet is named so; "
-            f"allowed are {', '.join(sorted(ends))}, or longer ends of a layer's name"
+            f"train.lora.targets has {', '.join(missing)}, but no layer of the denoiser is named "
+            f"so; allowed are {', '.join(sorted(ends))}, or longer ends of a layer's name"
         )
 
 
@@ -78,27 +78,27 @@ def belongs(parameter: str, adapter: str) -> bool:
     return any(f".{part}.{adapter}." in parameter for part in ("lora_A", "lora_B"))
 
 
-def counts(unet: nn.Module) -> ParameterCounts:
+def counts(denoiser: nn.Module) -> ParameterCounts:
     """Count the parameters of the base and of the policy's adapter."""
-    sizes = {name: parameter.numel() for name, parameter in unet.named_parameters()}
+    sizes = {name: parameter.numel() for name, parameter in denoiser.named_parameters()}
     return ParameterCounts(
-        unet=sum(size for name, size in sizes.items() if ".lora_" not in name),
+        denoiser=sum(size for name, size in sizes.items() if ".lora_" not in name),
         adapter=sum(size for name, size in sizes.items() if belongs(name, POLICY)),
     )
 
 
-def of_reference(unet: nn.Module) -> dict[str, nn.Parameter]:
+def of_reference(denoiser: nn.Module) -> dict[str, nn.Parameter]:
     """The reference's adapter, by the names of the policy's parameters that it follows."""
     return {
         name.replace(f".{REFERENCE}.", f".{POLICY}."): parameter
-        for name, parameter in unet.named_parameters()
+        for name, parameter in denoiser.named_parameters()
         if belongs(name, REFERENCE)
     }
 
 
-def layers(unet: nn.Module) -> list[BaseTunerLayer]:
+def layers(denoiser: nn.Module) -> list[BaseTunerLayer]:
     """The layers with adapters."""
-    return [layer for layer in unet.modules() if isinstance(layer, BaseTunerLayer)]
+    return [layer for layer in denoiser.modules() if isinstance(layer, BaseTunerLayer)]
 
 
 def choose(tuner_layers: list[BaseTunerLayer], *adapters: str) -> None:
@@ -112,17 +112,17 @@ def choose(tuner_layers: list[BaseTunerLayer], *adapters: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class AdapterReference:
-    """The policy's UNet with the reference's adapter, or without one; has no gradient."""
+    """The policy's denoiser with the reference's adapter, or without one; has no gradient."""
 
-    unet: nn.Module
+    denoiser: nn.Module
     switched: list[BaseTunerLayer]
     adapters: tuple[str, ...]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The UNet's forward pass."""
+        """The denoiser's forward pass."""
         # Not in inference mode: the policy's backward pass may use what ZeRO 3 gathers here.
         with self._instead(), torch.inference_mode(mode=False), torch.no_grad():
-            return self.unet(*args, **kwargs)
+            return self.denoiser(*args, **kwargs)
 
     @contextlib.contextmanager
     def _instead(self) -> Iterator[None]:
@@ -133,34 +133,38 @@ class AdapterReference:
             choose(self.switched, POLICY)
 
 
-def as_reference(unet: nn.Module) -> AdapterReference:
-    """The reference in the policy's UNet: its own adapter, or the base if it has none."""
-    adapters = (REFERENCE,) if of_reference(unet) else ()
-    return AdapterReference(unet, layers(unet), adapters)
+def as_reference(denoiser: nn.Module) -> AdapterReference:
+    """The reference in the policy's denoiser: its own adapter, or the base if it has none."""
+    adapters = (REFERENCE,) if of_reference(denoiser) else ()
+    return AdapterReference(denoiser, layers(denoiser), adapters)
 
 
 # --- the result ----------------------------------------------------------------------------------
 
 
-def in_diffusers_format(weights: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+def in_diffusers_format(
+    weights: Mapping[str, Tensor], scale: float, part: str
+) -> dict[str, Tensor]:
     """Convert the policy's adapter to the format that diffusers reads, in float32.
 
-    The scale is multiplied into B, because readers take it as 1 if a file does not give one.
+    `part` is the denoiser's folder, `unet` or `transformer`, which begins the names. The scale is
+    multiplied into B, because readers take it as 1 if a file does not give one.
     """
     adapter = {}
     for name, weight in weights.items():
-        key = f"unet.{name.replace(f'.{POLICY}.', '.')}"
+        key = f"{part}.{name.replace(f'.{POLICY}.', '.')}"
         adapter[key] = weight.float() * (scale if ".lora_B." in key else 1.0)
     return adapter
 
 
 @torch.no_grad()
-def merge(unet: nn.Module, adapter: Mapping[str, Tensor]) -> None:
-    """Add an adapter in diffusers' format to a UNet's weights: W + B A, or its convolution."""
+def merge(denoiser: nn.Module, adapter: Mapping[str, Tensor]) -> None:
+    """Add an adapter in diffusers' format to a denoiser's weights: W + B A, or its convolution."""
     for key, down in adapter.items():
         if not key.endswith(".lora_A.weight"):
             continue
-        layer = unet.get_submodule(key.removeprefix("unet.").removesuffix(".lora_A.weight"))
+        name = key.partition(".")[2].removesuffix(".lora_A.weight")
+        layer = denoiser.get_submodule(name)
         up = adapter[key.replace(".lora_A.", ".lora_B.")]
         weight = layer.get_parameter("weight")
         moved = (up.flatten(1) @ down.flatten(1)).view(weight.shape)

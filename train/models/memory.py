@@ -25,10 +25,10 @@ GIB = 2**30
 class ParameterCounts:
     """How many parameters a model has."""
 
-    unet: int
-    """Parameters of the base's UNet."""
+    denoiser: int
+    """Parameters of the base's UNet or transformer."""
     adapter: int = 0
-    """Parameters of a LoRA adapter; 0 trains the UNet."""
+    """Parameters of a LoRA adapter; 0 trains the denoiser."""
     text: int = 0
     """Parameters of all text encoders."""
     vae: int = 0
@@ -36,16 +36,24 @@ class ParameterCounts:
     @property
     def trained(self) -> int:
         """Parameters with a gradient."""
-        return self.adapter or self.unet
+        return self.adapter or self.denoiser
 
 
 PUBLISHED = {
-    "SD1.5": ParameterCounts(unet=859_520_964, text=123_060_480, vae=83_653_863),
-    "SD2.1": ParameterCounts(unet=865_910_724, text=340_387_840, vae=83_653_863),
-    "SDXL": ParameterCounts(unet=2_567_463_684, text=817_720_320, vae=83_653_863),
+    "SD1.5": ParameterCounts(denoiser=859_520_964, text=123_060_480, vae=83_653_863),
+    "SD2.1": ParameterCounts(denoiser=865_910_724, text=340_387_840, vae=83_653_863),
+    "SDXL": ParameterCounts(denoiser=2_567_463_684, text=817_720_320, vae=83_653_863),
+    "SD3.5 medium": ParameterCounts(denoiser=2_243_171_520, text=5_580_620_800, vae=83_819_683),
+    "SD3.5 large": ParameterCounts(denoiser=8_056_627_520, text=5_580_620_800, vae=83_819_683),
+    "FLUX.1 dev": ParameterCounts(denoiser=11_901_408_320, text=4_885_371_136, vae=83_819_683),
 }
-ADAPTERS = {"SD1.5": 3_188_736, "SD2.1": 3_319_808, "SDXL": 23_224_320}
-"""LoRA of rank 16 on the attentions."""
+"""With T5, where the family has it."""
+ADAPTERS = {
+    "SD1.5": 3_188_736, "SD2.1": 3_319_808, "SDXL": 23_224_320, "SD3.5 medium": 9_388_032,
+    "SD3.5 large": 23_580_672, "FLUX.1 dev": 44_826_624,
+}  # fmt: skip
+"""LoRA of rank 16 on the layers that the family adapts by default."""
+FP32_VAES = ("SDXL", "SD3.5 medium", "SD3.5 large")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +88,7 @@ def estimate_memory(
     """Estimate the memory of one of `world_size` processes."""
     width = FP32 if spec.precision is Precision.fp32 else 2
     partitions = world_size if spec.zero.stage == 3 else 1
-    weights = counts.unet + counts.adapter
+    weights = counts.denoiser + counts.adapter
     return MemoryEstimate(
         policy=width * weights // partitions,
         gradients=_gradients(counts, spec, world_size, width),
@@ -98,7 +106,7 @@ def _gradients(counts: ParameterCounts, spec: TrainSpec, world_size: int, width:
         return (FP32 + width) * trained
     if stage == 2:
         return FP32 * trained // world_size
-    bucket = min(BUCKET, counts.unet + counts.adapter)  # stage 3 keeps its bucket
+    bucket = min(BUCKET, counts.denoiser + counts.adapter)  # stage 3 keeps its bucket
     summed = FP32 if spec.reduce_dtype is Precision.fp32 else width  # the bucket's format
     return FP32 * trained // world_size + summed * bucket
 
@@ -126,18 +134,18 @@ def published_rows() -> Iterator[tuple[str, str, MemoryEstimate]]:
     """Yield model, training and memory; always in bf16 with a snapshot reference."""
     for name, whole in PUBLISHED.items():
         lora = ParameterCounts(
-            unet=whole.unet, adapter=ADAPTERS[name], text=whole.text, vae=whole.vae
+            denoiser=whole.denoiser, adapter=ADAPTERS[name], text=whole.text, vae=whole.vae
         )
         for stage, world_size in ((2, 1), (1, 8), (2, 8), (3, 8)):
             spec = TrainSpec()
             spec.zero.stage = stage
             how = f"all weights, ZeRO-{stage}, {world_size} GPU{'s' if world_size > 1 else ''}"
-            yield name, how, estimate_memory(whole, spec, world_size, vae_in_fp32=name == "SDXL")
+            yield name, how, estimate_memory(whole, spec, world_size, vae_in_fp32=name in FP32_VAES)
         spec = TrainSpec()
         yield (
             name,
             "LoRA of rank 16, 1 GPU",
-            estimate_memory(lora, spec, 1, vae_in_fp32=name == "SDXL"),
+            estimate_memory(lora, spec, 1, vae_in_fp32=name in FP32_VAES),
         )
 
 

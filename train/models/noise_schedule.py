@@ -1,13 +1,16 @@
 """The forward process: noise on latents by timestep, and what the denoiser should predict.
 
-Which process a model has is decided in `data/models/forward_process.py`. `ForwardProcess` is what
-the step and the sample sheets need of one; flow matching would be another class with its methods.
+Which process a model has is decided in `data/models/forward_process.py` and `rectified_flow.py`.
+`ForwardProcess` is what the step and the sample sheets need of one.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float, Int
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from data.models.forward_process import Prediction
@@ -40,14 +43,22 @@ class ForwardProcess(Protocol):
         """What the denoiser should say."""
         ...
 
+    def denoiser_timestep(self, timestep: Int[Tensor, " image"]) -> Shaped[Tensor, " image"]:
+        """What the denoiser is told of a timestep."""
+        ...
+
+    def descent(self, steps: int) -> Iterator[tuple[int | float, int | float]]:
+        """(From, to) of each step of sampling, from pure noise down, as the denoiser is told."""
+        ...
+
     def step_back(
         self,
         noisy: Float[Tensor, "image channel height width"],
         predicted: Float[Tensor, "image channel height width"],
-        timestep: int,
-        before: int,
+        timestep: int | float,
+        before: int | float,
     ) -> Float[Tensor, "image channel height width"]:
-        """A deterministic step from one timestep to an earlier one."""
+        """A deterministic step of sampling, from one of `descent` to the next."""
         ...
 
 
@@ -88,19 +99,28 @@ class NoiseSchedule:
         signal, spread = self._scales(timestep)
         return signal * noise - spread * latents
 
+    def denoiser_timestep(self, timestep: Int[Tensor, " image"]) -> Int[Tensor, " image"]:
+        """The timestep itself."""
+        return timestep
+
+    def descent(self, steps: int) -> Iterator[tuple[int, int]]:
+        """(From, to) of each step, evenly from the noisiest timestep down to 0."""
+        stops = np.linspace(self.num_timesteps - 1, 0, steps + 1).round().astype(int).tolist()
+        return zip(stops, stops[1:], strict=False)
+
     def step_back(
         self,
         noisy: Float[Tensor, "image channel height width"],
         predicted: Float[Tensor, "image channel height width"],
-        timestep: int,
-        before: int,
+        timestep: int | float,
+        before: int | float,
     ) -> Float[Tensor, "image channel height width"]:
         """A DDIM step from one timestep to an earlier one (Song et al. 2021, Eq. 12, sigma 0).
 
         The earliest, and what lies before it, is `before` = 0. Only epsilon divides by the signal,
         which `forward_process` therefore requires to be left.
         """
-        kept, kept_before = self.alphas_cumprod[timestep], self.alphas_cumprod[before]
+        kept, kept_before = (self.alphas_cumprod[int(at)] for at in (timestep, before))
         signal, spread = kept.sqrt(), (1 - kept).sqrt()
         if self.prediction is Prediction.epsilon:
             latents, noise = (noisy - spread * predicted) / signal, predicted
@@ -112,3 +132,73 @@ class NoiseSchedule:
     def _scales(self, timestep: Int[Tensor, " image"]) -> tuple[Tensor, Tensor]:
         kept = self.alphas_cumprod[timestep].view(-1, 1, 1, 1)
         return kept.sqrt(), (1 - kept).sqrt()
+
+
+@dataclass(frozen=True, slots=True)
+class RectifiedFlow:
+    """Straight paths from latents to noise; the denoiser predicts their direction."""
+
+    sigmas: Float[Tensor, " timestep"]
+    """The fraction of noise at each timestep, float32, rising to 1."""
+    sampling_shift: float = 1.0
+    """The shift of sampling; that of training is in `sigmas`."""
+
+    @property
+    def num_timesteps(self) -> int:
+        """Timesteps; the last is pure noise."""
+        return len(self.sigmas)
+
+    def add_noise(
+        self,
+        latents: Float[Tensor, "image channel height width"],
+        noise: Float[Tensor, "image channel height width"],
+        timestep: Int[Tensor, " image"],
+    ) -> Float[Tensor, "image channel height width"]:
+        """x_s = (1 - sigma) x_0 + sigma noise (Esser et al. 2024, Eq. 13)."""
+        sigma = self.sigmas[timestep].view(-1, 1, 1, 1)
+        return (1 - sigma) * latents + sigma * noise
+
+    def get_target(
+        self,
+        latents: Float[Tensor, "image channel height width"],
+        noise: Float[Tensor, "image channel height width"],
+        timestep: Int[Tensor, " image"],
+    ) -> Float[Tensor, "image channel height width"]:
+        """The velocity, noise - x_0, at any timestep."""
+        return noise - latents
+
+    def denoiser_timestep(self, timestep: Int[Tensor, " image"]) -> Float[Tensor, " image"]:
+        """Sigma times the number of timesteps, which a shift makes another than the timestep."""
+        return self.sigmas[timestep] * self.num_timesteps
+
+    def descent(self, steps: int) -> Iterator[tuple[float, float]]:
+        """(From, to) of each step: sigmas evenly from 1 to 0, shifted, as the denoiser is told."""
+        even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+        stops = (shifted(even, self.sampling_shift) * self.num_timesteps).tolist()
+        return zip(stops, stops[1:], strict=False)
+
+    def step_back(
+        self,
+        noisy: Float[Tensor, "image channel height width"],
+        predicted: Float[Tensor, "image channel height width"],
+        timestep: int | float,
+        before: int | float,
+    ) -> Float[Tensor, "image channel height width"]:
+        """An Euler step along the velocity, as DDIM is for this process."""
+        return noisy + (before - timestep) / self.num_timesteps * predicted
+
+
+def shifted(sigma: Float[Tensor, " timestep"], shift: float) -> Float[Tensor, " timestep"]:
+    """Sigmas moved towards noise by a shift above 1: s sigma / (1 + (s - 1) sigma).
+
+    Esser et al. 2024, Eq. 23, with s the root of the resolutions' ratio.
+    """
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def rectified_flow(
+    num_timesteps: int, shift: float, sampling_shift: float, device: torch.device
+) -> RectifiedFlow:
+    """The grid of sigmas of diffusers' training scripts: 1/n ... 1, shifted once."""
+    even = torch.arange(1, num_timesteps + 1, dtype=torch.float32) / num_timesteps
+    return RectifiedFlow(shifted(even, shift).to(device), sampling_shift)

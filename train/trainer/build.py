@@ -86,29 +86,32 @@ def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Conso
     """Load the model, and make of it the policy, the reference, and what checks them."""
     spec = run.train
     with_vae = run.latents is None or spec.samples.every > 0
-    components = load_components(run.model, spec.precision, world.device, with_vae=with_vae)
+    components = load_components(
+        run.model, spec.precision, world.device, with_vae=with_vae, shift=spec.timesteps.shift
+    )
     votes = stream.pairs.table["margin"].to_numpy()
     criterion = make_criterion(spec, votes, components.num_timesteps)
-    unet = policy_unet(run, components)
-    memory = estimate_memory(counts(unet), spec, world.world_size)
+    denoiser = policy_denoiser(run, components)
+    memory = estimate_memory(counts(denoiser), spec, world.world_size)
     console.print(f"memory: {replace(memory, others=components.frozen_bytes)}")
     if warning := zero_advice(spec, world):
         console.print(f"[yellow]{warning}[/]")
     draw_rule = draw_rule_of(run, components)
     validation = make_validation(
-        spec.validation, held_out_stream(run, stream), stream.plan, components, unet, draw_rule
+        spec.validation, held_out_stream(run, stream), stream.plan, components, denoiser, draw_rule
     )
-    forward = forward_flops(unet, components.latent_shape, components.condition_of_new([""]))
-    policy = Policy(unet, spec, world)
-    reference = make_reference(lambda: arranged(components.unet(), spec), policy, spec, world)
-    denoiser = reference.denoiser if criterion.uses_reference else absent
+    condition, family = components.condition_of_new([""]), components.base.family
+    forward = forward_flops(denoiser, family, components.latent_shape, condition)
+    policy = Policy(denoiser, spec, world)
+    reference = make_reference(lambda: arranged(components.denoiser(), spec), policy, spec, world)
+    compared = reference.denoiser if criterion.uses_reference else absent
     metrics_log = MetricsLog(run, world.rank == 0, console)
     samples = make_samples(spec.samples, components, stream.pairs, run.seed, metrics_log)
     return Trainer(
         run=run,
         world=world,
         stream=stream,
-        models=Models(components, policy, denoiser),
+        models=Models(components, policy, compared),
         policy=policy,
         reference=reference,
         draw_rule=draw_rule,
@@ -135,13 +138,15 @@ def ordered(
     return [callback for callback in callbacks if callback is not None]
 
 
-def policy_unet(run: TrainRun, components: ModelComponents) -> Any:
-    """The base's UNet, with an adapter if one is trained."""
-    spec, unet = run.train, components.unet()
+def policy_denoiser(run: TrainRun, components: ModelComponents) -> Any:
+    """The base's denoiser, with an adapter if one is trained."""
+    spec, denoiser = run.train, components.denoiser()
     if spec.lora.rank:
         moving = spec.reference.refresh is not Refresh.frozen
-        attach(unet, spec.lora, run.seed, moving=moving)
-    return arranged(unet, spec)
+        usual = list(components.base.family.lora_targets)
+        lora = replace(spec.lora, targets=spec.lora.targets or usual)
+        attach(denoiser, lora, run.seed, moving=moving)
+    return arranged(denoiser, spec)
 
 
 def draw_rule_of(run: TrainRun, components: ModelComponents) -> DrawRule:
@@ -156,11 +161,13 @@ def draw_rule_of(run: TrainRun, components: ModelComponents) -> DrawRule:
     )
 
 
-def arranged(unet: Any, spec: TrainSpec) -> Any:
-    """Set how a UNet is executed and stored, by the settings; its numbers stay the same."""
-    checkpoint_activations(unet, spec.gradient_checkpointing)
+def arranged(denoiser: Any, spec: TrainSpec) -> Any:
+    """Set how a denoiser is executed and stored, by the settings; its numbers stay the same."""
+    checkpoint_activations(denoiser, spec.gradient_checkpointing)
     if spec.channels_last:
-        keep_channels_last(unet)
+        keep_channels_last(denoiser)
     if spec.compile:
-        unet.compile_repeated_blocks()
-    return unet
+        if not getattr(denoiser, "_repeated_blocks", None):  # SD3's class does not name them
+            denoiser._repeated_blocks = denoiser._no_split_modules
+        denoiser.compile_repeated_blocks()
+    return denoiser

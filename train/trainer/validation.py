@@ -85,7 +85,7 @@ class Validation(Callback):
     batches: list[CountedBatch]
     base: list[Errors]
     """The errors of the model before training, batch by batch."""
-    dtype: torch.dtype
+    components: ModelComponents
 
     def after_step(self, trainer: Trainer, line: dict[str, Any]) -> None:
         """Validate if it is time, and add the results to the step's metrics."""
@@ -102,7 +102,7 @@ class Validation(Callback):
         went where the label says (0.5 is chance); errors are the policy's own, and their rise over
         the base's is relative.
         """
-        errors = errors_of(policy, self.batches, self.dtype)
+        errors = errors_of(policy, self.batches, self.components)
         each = [
             sums_over(after, before, real)
             for after, before, (_, real) in zip(errors, self.base, self.batches, strict=True)
@@ -129,10 +129,12 @@ def sums_over(after: Errors, before: Errors, real: int) -> Float[Tensor, " sum"]
 
 
 @torch.no_grad()
-def errors_of(unet: Denoiser, batches: list[CountedBatch], dtype: torch.dtype) -> Iterator[Errors]:
+def errors_of(
+    denoiser: Denoiser, batches: list[CountedBatch], components: ModelComponents
+) -> Iterator[Errors]:
     """Yield a denoiser's errors, batch by batch."""
     for inputs, _ in batches:
-        yield denoising_errors(predict(unet, inputs, dtype), inputs.target)
+        yield denoising_errors(predict(denoiser, inputs, components), inputs.target)
 
 
 def make_validation(
@@ -150,8 +152,8 @@ def make_validation(
     if held_out is None:
         return None
     batches: list[CountedBatch] = []
-    count, dtype = len(held_out.pairs), components.dtype
+    count = len(held_out.pairs)
     for indices, real in deal_with_filler(count, plan.micro_batch, plan.rank, plan.world_size):
         noised = draw_noise(held_out.pick(indices), draw_rule).on(components.device)
         batches.append((prepare_inputs(noised, components), real))
-    return Validation(spec, batches, list(errors_of(base, batches, dtype)), dtype)
+    return Validation(spec, batches, list(errors_of(base, batches, components)), components)

@@ -1,0 +1,216 @@
+"""What a family of models is: one description, which every stage asks.
+
+A family is one file in `data/families/` that defines a `FAMILY`. To which family a folder belongs
+is decided from its JSON files; so nothing here imports torch, and the methods that compute receive
+tensors, or import torch when they run.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from jaxtyping import Float, Int
+
+from data.models.forward_process import DiscreteProcess, Prediction
+from data.models.latent_scale import LatentScale
+from data.models.rectified_flow import FlowProcess
+
+if TYPE_CHECKING:
+    import torch
+
+    Tensor = torch.Tensor
+else:
+    Tensor = Any  # shapes are checked all the same
+
+Json = Mapping[str, Any]
+
+Process = DiscreteProcess | FlowProcess
+"""A forward process that a model can be trained with."""
+
+Encoders = Mapping[str, Callable[..., Any]]
+"""Folder of a text encoder -> a call that tokenizes prompts, cut or padded to `length` tokens or to
+the encoder's own context, and returns the encoder's output."""
+
+NO_PART = [None, None]
+"""What `model_index.json` says of a part that a folder does without."""
+
+
+class ModelError(ValueError):
+    """A model cannot be used; the message says why, and what can be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """A diffusers folder's configuration files, as JSON values."""
+
+    index: Json
+    """`model_index.json`."""
+    denoiser: Json
+    """The `config.json` of the UNet or the transformer."""
+    vae: Json
+    scheduler: Json
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels of an image's side for one of its latents."""
+        return int(2 ** (len(self.vae.get("block_out_channels", [64])) - 1))  # diffusers' default
+
+    def has(self, part: str) -> bool:
+        """Whether the folder has a part."""
+        return bool(self.index.get(part, NO_PART) != NO_PART)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEmbeds:
+    """Encoded prompts."""
+
+    states: Float[Tensor, "prompt token width"]
+    pooled: Float[Tensor, "prompt pooled"] | None = None
+    """A summary of each whole prompt, where the family has one."""
+
+    def rows(self, index: Int[Tensor, " row"]) -> "PromptEmbeds":
+        """Some rows, in any order and number."""
+        return PromptEmbeds(self.states[index], None if self.pooled is None else self.pooled[index])
+
+    def twice(self) -> "PromptEmbeds":
+        """All rows for the winners, and once more for the losers."""
+        pooled = None if self.pooled is None else self.pooled.repeat(2, 1)
+        return PromptEmbeds(self.states.repeat(2, 1, 1), pooled)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What a denoiser is conditioned on, one row for each image."""
+
+    states: Float[Tensor, "image token width"]
+    added: dict[str, Tensor] | None = None
+    """Further tensors, by the names under which the family passes them."""
+
+
+class Family(ABC):
+    """Models of one pipeline class of diffusers: how they are recognised, run and exported."""
+
+    pipeline: ClassVar[str]
+    """The class in `model_index.json`."""
+    parts: ClassVar[Mapping[str, str]]
+    """Folder that is used -> its class; the scheduler's, which may be one of several, is empty."""
+    optional: ClassVar[tuple[str, ...]] = ()
+    """Parts that a folder may do without."""
+    denoiser: ClassVar[str] = "unet"
+    """The part that is trained. It begins the names of an adapter's weights."""
+    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Layers that LoRA adapts by default, by the ends of their names."""
+    patch: ClassVar[int] = 1
+    """Latents along a side of what the denoiser takes as one; sides must be multiples of it."""
+    is_flow: ClassVar[bool] = False
+    """Whether the process is rectified flow, whose schedulers are no others'."""
+    is_guided: ClassVar[bool] = True
+    """Whether sampling compares the prompt with an empty one (classifier-free guidance)."""
+
+    @property
+    def name(self) -> str:
+        """The name of the family's file."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """The parts that encode text."""
+        return tuple(part for part in self.parts if part.startswith("text_encoder"))
+
+    def parts_in(self, index: Json) -> tuple[str, ...]:
+        """The parts of the family that a folder is to have, by its `model_index.json`."""
+        return tuple(
+            part
+            for part in self.parts
+            if part not in self.optional or index.get(part, NO_PART) != NO_PART
+        )
+
+    def check(self, what: str, config: ModelConfig) -> None:
+        """Refuse models that share the class but cannot be aligned; messages begin with `what`.
+
+        Raises:
+            ModelError: Says what the model is, and what to give instead.
+        """
+        latent, channels = config.vae.get("latent_channels", 4), self.latent_channels(config)
+        if channels != latent:
+            raise ModelError(
+                f"{what} has a denoiser with {channels} input channels for latents of {latent}: an "
+                "inpainting or depth model, or another that is given an image, which text-image "
+                "pairs cannot train; give its text-to-image base"
+            )
+
+    def check_resolution(self, setting: str, resolution: int, config: ModelConfig) -> None:
+        """Refuse images that the model cannot take; `setting` names their side.
+
+        Raises:
+            ModelError: The side in pixels is no multiple of what it must be.
+        """
+        multiple = config.vae_factor * self.patch
+        if resolution % multiple:
+            each = "the VAE's factor" if self.patch == 1 else "the pixels of a patch of latents"
+            raise ModelError(f"{setting}={resolution} is no multiple of {multiple}, {each}")
+
+    def latent_channels(self, config: ModelConfig) -> int:
+        """Channels of the latents that the denoiser takes."""
+        return int(config.denoiser.get("in_channels", 4))
+
+    @abstractmethod
+    def process(
+        self, what: str, index: Json, scheduler: Json, prediction: Prediction | None = None
+    ) -> Process:
+        """The forward process, by `model_index.json` and the scheduler's configuration.
+
+        Raises:
+            ForwardProcessError: The family has no such process.
+        """
+
+    @abstractmethod
+    def latent_scale(self, what: str, vae: Json) -> LatentScale:
+        """How latents are scaled, by the VAE's configuration.
+
+        Raises:
+            LatentScaleError: A value is wrong, or the pipeline would ignore it.
+        """
+
+    @abstractmethod
+    def vae_in_fp32(self, vae: Json) -> bool:
+        """Whether the VAE has to run in fp32 whatever the rest runs in."""
+
+    def guidance(self, config: ModelConfig) -> float | None:
+        """What a guidance-distilled denoiser is told in training; None for all others."""
+        del config
+        return None
+
+    @abstractmethod
+    def encode(
+        self, encoders: Encoders, prompts: Sequence[str], config: ModelConfig
+    ) -> PromptEmbeds:
+        """Encode each prompt as the family's pipeline does; "" is its empty prompt."""
+
+    @abstractmethod
+    def condition(
+        self,
+        text: PromptEmbeds,
+        size: Int[Tensor, "image 2"],
+        side: int,
+        guidance: float | None,
+    ) -> Condition:
+        """The condition of images of height and width `size`, cut to squares of `side` pixels."""
+
+    @abstractmethod
+    def predict(
+        self,
+        denoiser: Callable[..., Any],
+        noisy: Float[Tensor, "image channel height width"],
+        timestep: Tensor,
+        condition: Condition,
+    ) -> Float[Tensor, "image channel height width"]:
+        """Run the denoiser as the family's pipeline does.
+
+        `timestep` has a row for each image, in the process's own unit.
+        """
+
+    def pipeline_latents(self, noise: Float[Tensor, "image channel height width"]) -> Tensor:
+        """Latents in the shape that the pipeline takes as `latents`."""
+        return noise

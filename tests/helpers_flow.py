@@ -1,0 +1,103 @@
+"""Tiny flow-matching models with random weights: SD3's shape and FLUX.1's."""
+
+from pathlib import Path
+from typing import Any
+
+from tests.helpers_train import SIDE, text_config, tiny_tokenizer
+
+CHANNELS, T5_WIDTH = 16, 40
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def tiny_t5() -> Any:
+    """Wider than both CLIPs together, or their states would be cut to its width."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=60, d_model=T5_WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
+        feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    return T5EncoderModel(config)
+
+
+def tiny_t5_tokenizer() -> Any:
+    from transformers import T5TokenizerFast
+
+    words = [(letter, -3.0) for letter in LETTERS] + [(f"▁{letter}", -2.5) for letter in LETTERS]
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *words]
+    return T5TokenizerFast(vocab=vocab, extra_ids=0)
+
+
+def flow_vae() -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=CHANNELS, norm_num_groups=4,
+        sample_size=SIDE, scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False,
+        use_post_quant_conv=False,
+    )  # fmt: skip
+
+
+def flow_scheduler(**settings: Any) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(**settings)
+
+
+def write_sd3(folder: Path, *, t5: bool = True, dual: bool = True) -> Path:
+    """An SD3.5 medium (`dual`: with its second attention and normalised queries) or SD3."""
+    import torch
+    from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+    from transformers import CLIPTextModelWithProjection as Clip
+
+    torch.manual_seed(0)
+    options = {"dual_attention_layers": (0,), "qk_norm": "rms_norm"} if dual else {}
+    transformer = SD3Transformer2DModel(
+        sample_size=SIDE // 2, patch_size=2, in_channels=CHANNELS, out_channels=CHANNELS,
+        num_layers=2, attention_head_dim=8, num_attention_heads=2, caption_projection_dim=16,
+        joint_attention_dim=T5_WIDTH, pooled_projection_dim=12 + 10, pos_embed_max_size=8,
+        **options,
+    )  # fmt: skip
+    with torch.no_grad():  # new ones are 0, and the model would predict nothing
+        transformer.proj_out.weight.normal_(0, 0.3)
+    StableDiffusion3Pipeline(
+        transformer=transformer, scheduler=flow_scheduler(shift=3.0), vae=flow_vae(),
+        text_encoder=Clip(text_config(num_hidden_layers=2, projection_dim=12)),
+        text_encoder_2=Clip(
+            text_config(num_hidden_layers=2, projection_dim=10, hidden_act="gelu", hidden_size=12)
+        ),
+        text_encoder_3=tiny_t5() if t5 else None,
+        tokenizer=tiny_tokenizer(), tokenizer_2=tiny_tokenizer(pad_token="a"),
+        tokenizer_3=tiny_t5_tokenizer() if t5 else None,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def write_flux(folder: Path, *, guidance: bool = True) -> Path:
+    """FLUX.1 dev, or (without guidance, and with a static shift of 1) schnell."""
+    import torch
+    from diffusers import FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextModel
+
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        in_channels=4 * CHANNELS, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=T5_WIDTH, pooled_projection_dim=16,
+        axes_dims_rope=(4, 4, 8), guidance_embeds=guidance,
+    )  # fmt: skip
+    FluxPipeline(
+        transformer=transformer, vae=flow_vae(),
+        scheduler=flow_scheduler(shift=3.0 if guidance else 1.0, use_dynamic_shifting=guidance),
+        text_encoder=CLIPTextModel(text_config()), text_encoder_2=tiny_t5(),
+        tokenizer=tiny_tokenizer(), tokenizer_2=tiny_t5_tokenizer(),
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+WRITERS = {
+    "sd3": write_sd3,
+    "sd3_without_t5": lambda folder: write_sd3(folder, t5=False, dual=False),
+    "flux": write_flux,
+    "flux_schnell": lambda folder: write_flux(folder, guidance=False),
+}
