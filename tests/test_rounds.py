@@ -416,6 +416,7 @@ def signalled(number: int, command: list[str]) -> tuple[BaseException, float]:
     return caught.value, time.monotonic() - begun
 
 
+@pytest.mark.slow
 def test_a_stage_ends_with_the_rounds(tmp_path: Path):
     before = signal.getsignal(signal.SIGTERM)
     error, seconds = signalled(signal.SIGTERM, ["sleep", "60"])

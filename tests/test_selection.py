@@ -129,7 +129,7 @@ def test_bad_rows_images_without_names_and_an_image_against_itself():
     assert labelled["winner"].null_count() == 4
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     outcomes_=st.lists(st.sampled_from([1, 0, -1]), min_size=10, max_size=10),
     kept=st.lists(st.booleans(), min_size=10, max_size=10),
