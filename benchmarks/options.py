@@ -12,7 +12,7 @@ from rich.table import Table
 
 from benchmarks.race import race, ratio
 from benchmarks.worlds import WORLDS, training_run, write_latents, write_world
-from data.prefetch import prefetch
+from data.storage.prefetch import prefetch
 from train.config import ActivationCheckpointing, Precision
 from train.distributed.world import World
 from train.dpo.step import prefetch_noise

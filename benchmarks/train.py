@@ -34,7 +34,7 @@ from benchmarks.memory import peak_by_stage
 from benchmarks.peer import example
 from benchmarks.race import race, ratio
 from benchmarks.worlds import WORLDS, training_run, write_latents, write_world
-from data.prefetch import prefetch
+from data.storage.prefetch import prefetch
 from train.config import ActivationCheckpointing
 from train.distributed.world import World, start, stop
 from train.dpo.loss import denoising_errors, dpo_losses

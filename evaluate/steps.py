@@ -21,7 +21,7 @@ from data.devices import choose_device
 from data.distributed import Rank, num_workers
 from evaluate.judging import Scorers, is_judged, judge, read_scores, write_scores
 from evaluate.plan import ComparisonPlan
-from evaluate.progress import SampledImages, progress
+from evaluate.reporting.progress import SampledImages, progress
 from generate.image_files import (
     Model,
     Sample,

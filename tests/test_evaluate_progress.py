@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from evaluate.progress import SampledImages, progress
+from evaluate.reporting.progress import SampledImages, progress
 from generate.image_files import Sample
 from generate.prompts.files import Prompt
 

@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 
 from data.artifacts.atomic import ShardError
-from data.prefetch import prefetch
+from data.storage.prefetch import prefetch
 
 
 @pytest.mark.parametrize("depth", [0, 1, 4])

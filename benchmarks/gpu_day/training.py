@@ -20,7 +20,7 @@ from benchmarks.activations import gib_a_pair
 from benchmarks.memory import reset_peak, used_mib
 from benchmarks.train import floor_step
 from benchmarks.worlds import WORLDS, World, random_latents, training_run, write_world
-from data.prefetch import prefetch
+from data.storage.prefetch import prefetch
 from train.config import ActivationCheckpointing, TrainSpec
 from train.distributed.world import World as Ranks
 from train.distributed.world import start, stop

@@ -14,9 +14,9 @@ from data.pairs.config import PairsSpec
 from data.pairs.files import size_of
 from data.pairs.image_store import ARCHIVES, NUM_TRIED, ImageStore, open_images
 from data.pairs.schema import BLOBS, PAIR, PairShard, image_key
-from data.prefetch import prefetch
 from data.storage import open_store
 from data.storage.base import Store
+from data.storage.prefetch import prefetch
 
 GROUP_ROWS = 256
 """What is read on its own in stage two; with 170 kB an image, 87 MB."""

@@ -13,8 +13,8 @@ from data.pairs.files import check_names, size_of
 from data.pairs.kinds import Kind, cast_column, check_types, kinds_of
 from data.pairs.parquet_file import open_file, read_footers, reading
 from data.pairs.schema import BLOBS, PAIR, PairShard, image_key
-from data.prefetch import prefetch
 from data.storage.base import Store
+from data.storage.prefetch import prefetch
 
 PREFETCH = 8
 """Batches of pairs fetched from an object store before they are wanted."""

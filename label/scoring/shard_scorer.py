@@ -15,7 +15,7 @@ from typing import Any
 from data.artifacts.latents import KIND as LATENTS
 from data.artifacts.parquet_io import write_table
 from data.pairs.schema import PairShard, PairSource, image_key
-from data.prefetch import prefetch
+from data.storage.prefetch import prefetch
 from label.metrics.preprocessing import ProcessedImage
 from label.scoring.batching import Batch
 from label.scoring.decode_pool import DecodePool

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from data.prefetch import prefetch
+from data.storage.prefetch import prefetch
 from train.config import TrainSpec
 from train.distributed.deepspeed_engine import NonFiniteError, Policy
 from train.distributed.world import World
