@@ -16,7 +16,7 @@ from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import PairsError
 from generate.config import GenerateSpec, PromptsKind
-from generate.image_files import Model
+from generate.image_files import Model, ensure_same_settings
 from generate.pair_set.pairing import num_pairs, pairs_of_prompt
 from generate.pair_set.plan import PairPlan
 from generate.pair_set.shard_writer import write_shard
@@ -236,6 +236,16 @@ def test_the_folder_is_the_runs_own_however_it_is_written(tmp_path: Path) -> Non
     assert is_same_folder(f"{tmp_path}/link/runs/x/pairs/", folder)
     assert not is_same_folder(f"{tmp_path}/runs/y/pairs", folder)
     assert not is_same_folder("s3://runs/x/pairs", folder)
+
+
+def test_of_two_commands_that_begin_a_folder_together_the_second_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensure_same_settings(tmp_path, {"steps": 2})
+    looks, exists = iter([False]), Path.exists  # it looked before the first wrote
+    monkeypatch.setattr(Path, "exists", lambda path: next(looks, exists(path)))
+    with pytest.raises(ShardError, match="steps: found 2, now 3"):
+        ensure_same_settings(tmp_path, {"steps": 3})
 
 
 @pytest.mark.parametrize("change", [("pairs.kind", "pickapic"), ("pairs.root", "/elsewhere")])
