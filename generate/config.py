@@ -110,7 +110,8 @@ class GenerateSpec:
     quality: int = 95
     """Of JPEG, from 1 to 100."""
     batch: int = 16
-    """Images sampled together; halved when the device runs out of memory."""
+    """Images sampled together; halved when the device runs out of memory. It may change between the
+    parts of an interrupted set, and with it the last bit of an image."""
     shard_prompts: int = 64
     """Prompts of one file of pairs. Each process takes whole files: lower it for few prompts on
     many GPUs."""
@@ -138,22 +139,30 @@ class GenerateSpec:
             raise ValueError(f"generate.quality={self.quality}; it must lie between 1 and 100")
         check_device("generate.device", self.device)
         self._check_pairing()
-        for name in self.models:
-            if not re.fullmatch(r"\w[\w.-]*", name):
-                raise ValueError(
-                    f"generate.models has the name {name!r}; use letters, digits, '.', '_' and '-'"
-                )
-        if len(self.models) > self.images:
-            raise ValueError(
-                f"generate.images={self.images} is fewer than the {len(self.models)} models of "
-                "generate.models, of which each makes one image a prompt or more"
-            )
+        self._check_models()
 
     @property
     def num_random_pairs(self) -> int | None:
         """The number n of `random:n`, else None."""
         match = re.fullmatch(r"random:(\d+)", self.pairing)
         return int(match[1]) if match else None
+
+    def _check_models(self) -> None:
+        for name, path in self.models.items():
+            if not re.fullmatch(r"\w[\w.-]*", name):
+                raise ValueError(
+                    f"generate.models has the name {name!r}; use letters, digits, '.', '_' and '-'"
+                )
+            if not path.strip():
+                raise ValueError(
+                    f"generate.models.{name} is empty; give a diffusers folder, a hub id with its "
+                    "commit (`id@commit`), or LoRA weights for model.path"
+                )
+        if len(self.models) > self.images:
+            raise ValueError(
+                f"generate.images={self.images} is fewer than the {len(self.models)} models of "
+                "generate.models, of which each makes one image a prompt or more"
+            )
 
     def _check_pairing(self) -> None:
         wanted, possible = self.num_random_pairs, self.images * (self.images - 1) // 2

@@ -161,6 +161,6 @@ def ensure_same_settings(folder: Path, wanted: Mapping[str, Any]) -> None:
     """
     path = folder / SETTINGS
     if not path.exists():
-        write_json(path, wanted)
+        write_json(path, wanted, keep_existing=True)
     recorded = read_json(path, f"delete {folder} and run the same command again")
     refuse_other_settings(folder, recorded, wanted)

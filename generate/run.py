@@ -8,6 +8,7 @@ import shutil
 import time
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -37,7 +38,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow", "pyarrow")
 def main(job: Job) -> None:
     """Finish the run's own pairs, if it has any; a finished set only says so."""
     rank, console, since = Rank.from_environment(), Console(), time.time()
-    if job.pairs.kind != "own" or user_path(job.pairs.root) != job.folder / "pairs":
+    if job.pairs.kind != "own" or not is_same_folder(job.pairs.root, job.folder / "pairs"):
         if rank.is_first:
             console.print(
                 f"nothing to generate: the run's pairs are those of {job.pairs.root}; pairs=own "
@@ -53,9 +54,14 @@ def main(job: Job) -> None:
         generate(plan, rank, console)
         if rank.is_first:
             manifest = declare_complete(plan, provenance(job, plan), since)
-        shutil.rmtree(plan.work, ignore_errors=True)
+    shutil.rmtree(plan.work, ignore_errors=True)
     if rank.is_first and manifest is not None:
         console.print(summary(plan, manifest), highlight=False, soft_wrap=True, markup=False)
+
+
+def is_same_folder(root: str, folder: Path) -> bool:
+    """Whether `pairs.root` is this folder, however it is written."""
+    return "://" not in root and user_path(root).resolve() == folder.resolve()
 
 
 def plan_of(job: Job) -> PairPlan:

@@ -59,6 +59,18 @@ def test_a_text_in_the_folder_goes_before_its_name(name: str, tmp_path: Path):
     }
 
 
+def test_the_case_of_a_texts_name_does_not_count(tmp_path: Path):
+    write_images(tmp_path, ["0/a.png", "0/b.png", "7_0.png", "7_1.png"])
+    (tmp_path / "0" / "PROMPT.TXT").write_text("a cat")
+    (tmp_path / "7.TXT").write_text("seven")
+    spec = PairsSpec(kind="folders", root=str(tmp_path), split="")
+    expected = {both("a cat", "0/a.png", "0/b.png"), both("seven", "7_0.png", "7_1.png")}
+    assert pairs_of(spec) == expected
+    (tmp_path / "7.txt").write_text("another")
+    with pytest.raises(PairsError, match=r"several texts of one name \(7\.TXT, 7\.txt\); keep one"):
+        open_pairs(spec)
+
+
 def test_numbered_images_beside_their_texts(tmp_path: Path):
     spec = make(
         tmp_path, "7_0.png", "7_1.jpg", "x/a_1_0.png", "x/a_1_2.png", "x/b_w.png", "x/b_l.png",
@@ -144,6 +156,7 @@ def test_max_pairs_takes_whole_shards(tmp_path: Path, monkeypatch: pytest.Monkey
         (["a/0_w.png", "a/1_w.png"], {}, "but all images end in _w; mark every image"),
         (["a/0_w_l.png", "a/1_l.png"], {}, "a/0_w_l.png is marked twice"),
         (["a/0.png", "a/0.jpg"], {}, "several images of one name"),
+        (["b\udce9/0.png", "b\udce9/1.png"], {}, r"b\udce9/0.png', whose name is not UTF-8"),
         (["a_0.png", "a_1.png"], {"a": '{"prompt": "a cat"}'}, "a.txt holds JSON"),
         (["a_0.png", "a_1.png"], {"a": "<html>"}, "a.txt is a web page, not a prompt"),
         (["a_0.png", "a_1.png"], {"a": "a\0"}, "a.txt, line 1 has a NUL byte"),

@@ -222,11 +222,17 @@ def test_a_finished_set_loads_nothing_and_a_lost_file_is_made_again(
 ) -> None:
     shutil.copytree(composed_once(world).folder, job.folder)
     monkeypatch.setattr(image_maker.ImageMaker, "load", None)
+    (job.folder / "pairs" / "images" / "00000").mkdir(parents=True)  # killed while it removed them
     main(job)
+    assert len(files(job)) == 3
     said = "5 prompts · 15 images · ok 15 · not finite image 0 · total 15 pairs"
     assert said in capsys.readouterr().out
     monkeypatch.undo()
-    (job.folder / "pairs" / "train-00001-of-00003.parquet").unlink()
+    lost = job.folder / "pairs" / "train-00001-of-00003.parquet"
+    lost.write_bytes(lost.read_bytes()[:100])
+    with pytest.raises(ShardError, match=r"train-00001-of-00003\.parquet .*delete it"):
+        main(job)
+    lost.unlink()
     main(job)
     assert same_as_whole(job, world)
     for name in ("settings.json", "manifest.json"):
@@ -296,6 +302,8 @@ def test_a_model_of_which_no_image_is_finite_is_refused(
 ) -> None:
     monkeypatch.setattr(ImageGenerator, "sample_with_flags", spoiling(lambda *_: True))
     with pytest.raises(SamplesError, match="model 'base': 8 images in a row.*weights are damaged"):
+        main(job)
+    with pytest.raises(SamplesError, match="8 images in a row"):  # not done because they failed
         main(job)
 
 

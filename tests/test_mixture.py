@@ -116,6 +116,10 @@ def test_what_cannot_be_mixed_is_refused(sets: Path):
     assert "has the setting path; allowed: kind, root" in refused(
         sets, others=[{"root": "x", "path": "y"}]
     )
+    for setting in ({"max_pairs": "x"}, {"split": 3}, {"kind": None}):
+        ((name, value),) = setting.items()
+        other = {"root": "x"} | setting
+        assert f"others[0] has {name}={value!r}; needed is a" in refused(sets, others=[other])
     assert "allowed are inline and paths" in refused(sets, others=[{"root": "x", "images": "y"}])
     assert "pairs.options.share is not read by" in refused(sets, share=1)
     assert "a layout but mixture" in refused(sets, kind="mixture")

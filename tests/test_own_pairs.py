@@ -1,6 +1,7 @@
 """What generated pairs are made of, and what is refused before a model is loaded."""
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache, reduce
 from itertools import combinations
 from pathlib import Path
@@ -10,17 +11,18 @@ import pytest
 
 from conf.job import Goal, Job, composed
 from data.artifacts.atomic import ShardError, write_json
+from data.artifacts.config_diff import refuse_other_settings
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import PairsError
 from generate.config import GenerateSpec, PromptsKind
-from generate.image_files import Model
+from generate.image_files import Model, ensure_same_settings
 from generate.pair_set.pairing import num_pairs, pairs_of_prompt
 from generate.pair_set.plan import PairPlan
 from generate.pair_set.shard_writer import write_shard
 from generate.prompts.files import Prompt
 from generate.prompts.prompt_set import PromptSet
-from generate.run import check_seeds, main, plan_of, prompts_of
+from generate.run import check_seeds, is_same_folder, main, plan_of, prompts_of
 from tests.helpers_docs import dry_run
 
 PAIRS = PromptsKind.pairs
@@ -130,6 +132,7 @@ def test_batches_follow_from_the_plan_and_have_one_recipe(tmp_path: Path) -> Non
         ({"batch": 0}, r"generate\.batch=0; it must be at least 1"),
         ({"device": "tpu"}, r"generate\.device='tpu'"),
         ({"models": {"a/b": "/x"}}, r"generate\.models has the name 'a/b'; use letters"),
+        ({"models": {"a": " "}}, r"generate\.models\.a is empty; give a diffusers folder"),
         (
             {"images": 2, "models": dict.fromkeys("abc", "/x")},
             r"generate\.images=2 is fewer than the 3 models",
@@ -218,6 +221,33 @@ def test_a_folder_of_other_settings_is_refused_by_name(tmp_path: Path) -> None:
         main(own(tmp_path, {"generate.prompts.max_prompts": 2}))
 
 
+def test_the_order_of_models_is_a_setting(tmp_path: Path) -> None:
+    """Image k is of model k modulo their number, and mappings are equal in any order."""
+    built = plan(tmp_path)
+    with pytest.raises(ShardError, match=r"order: found \['a', 'b'\], now \['b', 'a'\]"):
+        refuse_other_settings(
+            tmp_path, built.settings, replace(built, models=built.models[::-1]).settings
+        )
+
+
+def test_the_folder_is_the_runs_own_however_it_is_written(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "x" / "pairs"
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert is_same_folder(f"{tmp_path}/link/runs/x/pairs/", folder)
+    assert not is_same_folder(f"{tmp_path}/runs/y/pairs", folder)
+    assert not is_same_folder("s3://runs/x/pairs", folder)
+
+
+def test_of_two_commands_that_begin_a_folder_together_the_second_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ensure_same_settings(tmp_path, {"steps": 2})
+    looks, exists = iter([False]), Path.exists  # it looked before the first wrote
+    monkeypatch.setattr(Path, "exists", lambda path: next(looks, exists(path)))
+    with pytest.raises(ShardError, match="steps: found 2, now 3"):
+        ensure_same_settings(tmp_path, {"steps": 3})
+
+
 @pytest.mark.parametrize("change", [("pairs.kind", "pickapic"), ("pairs.root", "/elsewhere")])
 def test_a_run_with_other_pairs_generates_none(
     change: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -239,6 +269,14 @@ def test_pairs_that_are_not_there_or_were_changed_are_refused(tmp_path: Path) ->
     write_json(tmp_path / "manifest.json", {"kind": "own_pairs", "settings": {}, "files": [entry]})
     with pytest.raises(PairsError, match=r"00001\.parquet was changed since manifest\.json"):
         open_pairs(spec)
+    entry["bytes"] = (tmp_path / entry["name"]).stat().st_size
+    write_json(tmp_path / "manifest.json", {"kind": "own_pairs", "settings": {}, "files": [entry]})
+    (tmp_path / "more").mkdir()
+    other = tmp_path / "more" / "train-00001.parquet"
+    other.touch()
+    with pytest.raises(PairsError, match=r"train-00001\.parquet is not of the set.*; move it out"):
+        open_pairs(spec)
+    other.unlink()
     (tmp_path / entry["name"]).unlink()
     with pytest.raises(PairsError, match=r"00001\.parquet is missing since manifest\.json"):
         open_pairs(spec)

@@ -36,6 +36,13 @@ def test_max_prompts_takes_the_first_distinct_ones(tmp_path):
     assert texts(load_prompts(spec(path, max_prompts=2))) == ["a", "b"]
 
 
+def test_half_a_character_is_refused_with_its_row(tmp_path):
+    path = tmp_path / "prompts.json"
+    path.write_text('["a cat", "cut \\ud83d"]')
+    with pytest.raises(PromptsError, match=r"json, row 1: 'cut \\ud83d' has half of a character"):
+        load_prompts(spec(path, PromptsKind.table))
+
+
 @pytest.mark.parametrize("content", ["", "\n \n"])
 def test_a_set_without_prompts_is_refused(tmp_path, content):
     path = tmp_path / "prompts.txt"

@@ -110,16 +110,16 @@ def remove_partials(folder: Path, since: float) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a small file whole or not at all."""
-    with atomic_path(path) as partial:
+def write_bytes(path: Path, content: bytes, *, keep_existing: bool = False) -> None:
+    """Write a small file whole or not at all; with `keep_existing` one that is there stays."""
+    with atomic_path(path, keep_existing=keep_existing) as partial:
         partial.write_bytes(content)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON that people read, whole or not at all."""
+def write_json(path: Path, value: Any, *, keep_existing: bool = False) -> None:
+    """Write JSON that people read, as `write_bytes` writes."""
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
+    write_bytes(path, (text + "\n").encode(), keep_existing=keep_existing)
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:

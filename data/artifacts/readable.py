@@ -62,7 +62,9 @@ def text_of(where: str, content: bytes, what: str) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UnreadableError(f"{where} cannot be read as UTF-8 text: {error}") from error
+        raise UnreadableError(
+            f"{where} cannot be read as UTF-8 text: {error}; save it as UTF-8"
+        ) from error
     if "\0" in text:
         row = text[: text.index("\0")].count("\n")
         raise UnreadableError(f"{where}, line {row + 1} has a NUL byte: it is damaged, or no text")

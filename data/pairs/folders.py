@@ -60,7 +60,7 @@ class Folder:
     @property
     def own_text(self) -> list[str]:
         """The text files that belong to all of its images."""
-        return [name for name in self.texts if name in OF_FOLDER]
+        return [name for name in self.texts if name.lower() in OF_FOLDER]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,9 @@ def _folders(root: Store, split: str) -> dict[str, Folder]:
     folders: dict[str, Folder] = {}
     for name in root.names("**/*"):
         path = PurePosixPath(name)
-        is_text, is_image = path.suffix == ".txt", path.suffix.lower() in IMAGES
+        is_text, is_image = path.suffix.lower() == ".txt", path.suffix.lower() in IMAGES
         if is_text or is_image:
+            _check_name(root, name)
             parent = path.parent.as_posix()
             folder = folders.setdefault("" if parent == "." else parent, Folder())
             (folder.texts if is_text else folder.images).append(path.name)
@@ -112,6 +113,16 @@ def _folders(root: Store, split: str) -> dict[str, Folder]:
             "one folder a prompt, or <id>_<k>.png beside <id>.txt"
         )
     return folders
+
+
+def _check_name(root: Store, name: str) -> None:
+    """Refuse a name that is no text: it would be a prompt, or an image's name in the labels."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise PairsError(
+            f"{root.url} has the file {name!r}, whose name is not UTF-8; rename it or its folder"
+        ) from error
 
 
 def _of_split(root: Store, folders: dict[str, Folder], split: str) -> dict[str, Folder]:
@@ -183,6 +194,11 @@ def _whole_folder(root: Store, path: str, folder: Folder) -> Group:
 def _numbered(root: Store, path: str, folder: Folder) -> Iterator[Group]:
     """The prompts of a folder with `<id>_<k>.png` beside `<id>.txt`."""
     images: dict[str, list[str]] = {PurePosixPath(name).stem: [] for name in folder.texts}
+    if len(images) < len(folder.texts):
+        twice = ", ".join(sorted(folder.texts)[:NUM_NAMED])
+        raise PairsError(
+            f"{root.url}/{path or '.'} has several texts of one name ({twice}); keep one"
+        )
     strangers = []
     for name in sorted(folder.images, key=_natural):
         match = NUMBERED.fullmatch(PurePosixPath(name).stem)

@@ -147,9 +147,12 @@ def _pairs_spec(number: int, values: Any) -> PairsSpec:
     where, names = f"pairs.options.others[{number}]", [item.name for item in fields(PairsSpec)]
     if not isinstance(values, dict) or not isinstance(values.get("root"), str):
         raise PairsError(f"{where} is {values}; it needs kind and root, as those of pairs")
-    for name in values:
+    for name, value in values.items():
         if name not in names:
             raise PairsError(f"{where} has the setting {name}; allowed: {', '.join(names)}")
+        wanted = type(getattr(PairsSpec(), name))
+        if name != "images" and type(value) is not wanted:
+            raise PairsError(f"{where} has {name}={value!r}; needed is a {wanted.__name__}")
     try:
         images = Images(values.get("images", Images.inline))
     except ValueError as error:

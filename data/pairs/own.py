@@ -1,8 +1,11 @@
 """Generated pairs (`make pairs`): files in Pick-a-Pic's schema with a manifest beside them."""
 
+from pathlib import Path
+
 from data.artifacts.manifest import MANIFEST, read_manifest
 from data.pairs import pickapic
 from data.pairs.config import PairsSpec
+from data.pairs.files import open_root
 from data.pairs.parquet_pairs import ParquetPairs
 from data.pairs.schema import PairsError
 from data.storage.paths import user_path
@@ -38,4 +41,15 @@ def open_layout(spec: PairsSpec) -> ParquetPairs:
                 f"{path} {problem} since {MANIFEST} was written; delete it, if it is there, and "
                 "run `make pairs` with the same settings again"
             )
+    _refuse_others(spec, folder, {file.name for file in manifest.files})
     return pickapic.open_layout(spec)
+
+
+def _refuse_others(spec: PairsSpec, folder: Path, ours: set[str]) -> None:
+    """Refuse files of pairs that are not the set's own, which would be read with it."""
+    if others := [name for name in open_root(spec).names("**/*.parquet") if name not in ours]:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise PairsError(
+            f"{folder / others[0]}{more} is not of the set that {MANIFEST} describes; move it out "
+            "of the folder (pairs=mixture reads several sets together)"
+        )

@@ -30,7 +30,7 @@ class ImageMaker:
     def __init__(self, generator: ImageGenerator, spec: GenerateSpec) -> None:
         self.generator, self._encode = generator, encoder(spec)
         self._room = spec.batch
-        self._failures = 0
+        self._failures: list[PlannedImage] = []
         self._threads = ThreadPoolExecutor(num_workers(None))
 
     @classmethod
@@ -103,8 +103,10 @@ class ImageMaker:
 
     def _count_failures(self, images: Sequence[PlannedImage], finite: list[bool]) -> None:
         for image, good in zip(images, finite, strict=True):
-            self._failures = 0 if good else self._failures + 1
-            if self._failures == MOST_FAILURES:
+            self._failures = [] if good else [*self._failures, image]
+            if len(self._failures) == MOST_FAILURES:
+                for failure in self._failures:  # else a second run would take them for done
+                    failure.failed.unlink(missing_ok=True)
                 raise SamplesError(
                     f"model {image.model!r}: {MOST_FAILURES} images in a row, the last of "
                     f"{image.prompt.text!r} (seed {image.seed}), have {NOT_FINITE}; "

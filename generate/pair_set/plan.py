@@ -70,9 +70,11 @@ class PairPlan:
     def settings(self) -> dict[str, Any]:
         """Everything that decides the rows; equal settings give equal files on a CPU."""
         spec = self.spec
+        names = [model.name for model in self.models]
         predictions = {m.name: m.prediction_type.value for m in self.models if m.prediction_type}
         return {
             "models": self.fingerprints,
+            **({"order": names} if len(names) > 1 else {}),  # mappings are compared without it
             **({"predictions": predictions} if predictions else {}),
             "prompts": {"sha256": self.prompts.sha256, "number": len(self.prompts.prompts)},
             "images": spec.images,
@@ -165,11 +167,11 @@ class PairPlan:
         try:
             paths = list(self.images_folder(block).iterdir())
             return sum(not path.name.startswith(".") for path in paths)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return 0
 
     def finished(self) -> Manifest | None:
-        """The manifest, if the set is complete with these settings and all of its files are there.
+        """The manifest, if the set is complete with these settings and its files have their sizes.
 
         Raises:
             ShardError: The manifest is damaged.
@@ -177,5 +179,6 @@ class PairPlan:
         manifest = read_manifest(self.folder, KIND)
         if manifest is None or differences(manifest.settings, self.settings):
             return None
-        paths = [self.folder / file.name for file in manifest.files]
-        return manifest if all(path.exists() for path in paths) else None
+        sizes = {self.folder / file.name: file.bytes for file in manifest.files}
+        whole = all(path.exists() and path.stat().st_size == size for path, size in sizes.items())
+        return manifest if whole else None

@@ -18,6 +18,7 @@ from data.artifacts.parquet_io import read_settings, read_table, table_writer
 from data.artifacts.schemas import OWN_PAIRS, Status
 from data.distributed import num_workers
 from data.pairs.own import KIND
+from generate.config import ImageFormat
 from generate.pair_set.pairing import pairs_of_prompt
 from generate.pair_set.plan import PairPlan, PlannedImage
 
@@ -110,9 +111,10 @@ def _pair(
 def image_uid(plan: PairPlan, image: PlannedImage) -> str:
     """Names an image by what it was made with, in the form of Pick-a-Pic's uids."""
     spec = plan.spec
+    quality = spec.quality if spec.format is ImageFormat.jpeg else ""
     parts = (
         plan.fingerprints[image.model], image.prompt.text, image.seed, image.steps, image.guidance,
-        spec.scheduler.value, spec.dtype.value, plan.resolution, spec.format.value, spec.quality,
+        spec.scheduler.value, spec.dtype.value, plan.resolution, spec.format.value, quality,
     )  # fmt: skip
     key = blake2b("\0".join(map(str, parts)).encode(), digest_size=16).digest()
     return str(uuid.UUID(bytes=key, version=4))
@@ -126,8 +128,6 @@ def declare_complete(plan: PairPlan, provenance: Mapping[str, Any], since: float
     """
     remove_partials(plan.folder, since)
     shards = [plan.shard(block) for block in range(plan.num_blocks)]
-    with ThreadPoolExecutor(num_workers(None)) as threads:
-        files = list(threads.map(describe, shards))
     statuses: Counter[str] = Counter()
     for path in shards:
         refuse_other_settings(path, read_settings(path), plan.settings)
@@ -137,6 +137,8 @@ def declare_complete(plan: PairPlan, provenance: Mapping[str, Any], since: float
             f"{plan.folder} has {rows} pairs, {plan.num_pairs} were planned; delete it and run the "
             "same command again"
         )
+    with ThreadPoolExecutor(num_workers(None)) as threads:
+        files = list(threads.map(describe, shards))
     manifest = Manifest(
         kind=KIND,
         settings=plan.settings,

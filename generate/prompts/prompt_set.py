@@ -78,6 +78,7 @@ def load_prompts(
     skipped: set[str] = set()
     count: Counter[str] = Counter()
     for prompt in read_prompts(spec, pairs, section):
+        _check_characters(spec, prompt, section)
         if spec.max_prompts and len(kept) == spec.max_prompts:
             break
         if not prompt.text:
@@ -99,3 +100,18 @@ def load_prompts(
             "conf/prompts"
         )
     return result
+
+
+def _check_characters(spec: PromptsSpec, prompt: Prompt, section: str) -> None:
+    """Refuse half a surrogate pair, which JSON can hold and no file of ours.
+
+    Raises:
+        PromptsError: Names the row.
+    """
+    try:
+        prompt.text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptsError(
+            f"{section}.path={spec.path}, row {prompt.id}: {prompt.text!r} has half of a character "
+            f"({error.object[error.start]!r}), as of a text cut in the middle; correct or remove it"
+        ) from error
