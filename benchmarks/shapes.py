@@ -14,6 +14,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from benchmarks.random_weights import build_place
@@ -121,7 +122,9 @@ def write_model(shape: Shape, folder: Path) -> None:
     device, dtype = build_place()
     with device:
         networks = [*map(_text, shape.towers), _vae(shape), UNet2DConditionModel(**shape.unet)]
-    *texts, vae, unet = (network.to(dtype) for network in networks)
+    for network in networks:
+        nn.Module.to(network, dtype)  # the libraries' own warns
+    *texts, vae, unet = networks
     names = [
         f"{part}{end}" for end in ("", "_2")[: len(texts)] for part in ("tokenizer", "text_encoder")
     ]

@@ -12,9 +12,11 @@ settings.register_profile("shared", deadline=None, suppress_health_check=[Health
 settings.load_profile("shared")  # where others use the cores, too, any example may take long
 
 SLOW_FILES = (
-    "test_docs", "test_evaluate_cli", "test_label_cli",  # compose commands or run a stage
+    "test_ahead", "test_command_line", "test_conf", "test_docs",  # compose settings
+    "test_evaluate_cli", "test_label_cli",  # run a stage
     "test_latents", "test_pair_stages", "test_parity", "test_score.py", "test_train_latents",
-    "test_blip", "test_golden", "test_hps_v3", "test_lora", "test_metrics", "test_mps",  # networks
+    "test_blip", "test_components", "test_golden", "test_hps_v3", "test_lora",  # networks
+    "test_metrics", "test_miniature_world", "test_mps", "test_report",
     "test_generate_pairs", "test_passes", "test_sample_models", "test_spoiled_models",
     "test_flow_models", "test_flow_pipelines",
 )  # fmt: skip
@@ -52,6 +54,11 @@ def pytest_collection_finish() -> None:
     """Let no garbage collection walk through all that is imported by now."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Collect it at the end: extension modules print what they find alive."""
+    gc.unfreeze()
 
 
 @pytest.hookimpl(optionalhook=True)

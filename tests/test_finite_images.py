@@ -21,7 +21,14 @@ from generate.sampler import ImageGenerator, sample_missing
 from tests.helpers_evaluate import SIDE, write_tiny_model
 from tests.helpers_ranks import shared_place
 from tests.test_conf import job
-from tests.test_evaluate_cli import Panel, folder_of, models, refused, world  # noqa: F401
+from tests.test_evaluate_cli import (  # noqa: F401
+    Panel,
+    arguments,
+    folder_of,
+    models,
+    refused,
+    world,
+)
 from tests.test_forward_process import edit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
