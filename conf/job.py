@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from conf.command_line import as_text, spelling
-from conf.numbers import check_numbers
+from conf.numbers import check_lists, check_numbers
 from data.distributed import Rank, adopt_srun, without_local_rank
 from data.pairs.config import PairsSpec
 from data.storage.base import UnreachableError
@@ -239,6 +239,7 @@ def checked(config: Any) -> Job:
     Raises:
         ValueError: A setting cannot be what it is, or was added with `+` and nothing reads it.
     """
+    check_lists(OmegaConf.to_container(config, resolve=True))
     try:
         job = OmegaConf.to_object(config)
     except AttributeError as error:  # slots: no dataclass takes what it does not know

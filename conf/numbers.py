@@ -19,6 +19,20 @@ MOST = {
 change no digit that is shown. A timeout may be a third of a year."""
 
 
+def check_lists(value: Any, name: str = "") -> None:
+    """Refuse a list of lists, which no setting is; the message has the setting's whole name.
+
+    Raises:
+        ValueError: Names the setting and what it is.
+    """
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            if key != "options":
+                check_lists(part, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list) and any(isinstance(part, list | Mapping) for part in value):
+        raise ValueError(f"{name}={value}; it must be a list of single values")
+
+
 def check_numbers(settings: Mapping[str, Any]) -> None:
     """Refuse a number that is not finite, too large, or a negative count.
 
@@ -46,8 +60,6 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, int | float]]:
             if key != "options":
                 yield from _numbers(part, f"{name}.{key}" if name else str(key))
     elif isinstance(value, list):
-        if any(isinstance(part, list | Mapping) for part in value):
-            raise ValueError(f"{name}={value}; it must be a list of single values")
         for part in value:
             yield from _numbers(part, name)
     elif isinstance(value, int | float) and not isinstance(value, bool):

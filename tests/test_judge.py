@@ -8,7 +8,7 @@ from data.images import encode_png
 from evaluate import judging
 from evaluate.judging import Scorers, is_judged, judge, write_scores
 from generate.config import PromptsSpec
-from generate.image_files import list_samples
+from generate.image_files import SamplesError, list_samples
 from generate.prompts.prompt_set import load_prompts
 from tests.helpers_evaluate import FakePanel
 
@@ -64,17 +64,24 @@ def test_images_of_a_prompt_are_scored_together_in_bounded_parts(images, monkeyp
         assert np.array_equal(parts[name], whole[name])
 
 
-def test_scores_file(images, tmp_path):
+def test_a_damaged_image_is_refused_by_name(images):
     images[3].path.write_bytes(b"torn")
+    with pytest.raises(SamplesError, match=f"{images[3].path} is no image any more"):
+        run(images)
+
+
+def test_scores_file(images, tmp_path):
+    scores = run(images)
+    scores["red"][3] = np.nan
     path, settings = (
         tmp_path / "scores.parquet",
         {"seeds": [0, 1], "metrics": {"red": {"tie": 0.0}}},
     )
     assert not is_judged(path, settings)
-    write_scores(path, images, run(images), folder=tmp_path, prompts_name="set", settings=settings)
+    write_scores(path, images, scores, folder=tmp_path, prompts_name="set", settings=settings)
     frame = pl.read_parquet(path)
     assert frame.columns == schemas.sample_scores(FakePanel.names).names
-    assert frame["score_red"].null_count() == 1  # null, not NaN: unreadable
+    assert frame["score_red"].null_count() == 1  # null, not NaN
     assert frame["score_red"].is_nan().sum() == 0
     assert frame.row(3, named=True)["score_red"] is None
     assert frame["path"][0] == "samples/base/00000-0.png"

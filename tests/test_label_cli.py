@@ -241,7 +241,10 @@ def test_ranks_that_never_come_are_not_waited_for(
         (["metrics.clip.kind=clap"], "metrics.clip.kind=clap is unknown; did you mean clip?"),
         (["metrics.clip.kind=no.such"], "metrics.clip.kind=no.such cannot be imported"),
         (["metrics.clip.kind=label.config"], "the module defines no METRIC"),
-        (["panel.voters=[oracle]"], "panel.voters has oracle: the oracle judges, it never votes"),
+        (
+            ["panel.voters=[oracle]", "panel.oracle=[]"],
+            "panel.voters has oracle: the oracle judges, it never votes",
+        ),
     ],
 )
 def test_mistakes_are_explained(run: Run, more: list[str], message: str, tmp_path: Path) -> None:
