@@ -106,7 +106,7 @@ def test_settings_are_plain_values():
         (["train.batch=30", "train.micro_batch=7"], ["train.batch=30", "train.micro_batch=7"]),
         (["evaluate.guidance=0.5"], ["evaluate.guidance=0.5", "at least 1"]),
         (["pairs=pickapic"], ["pairs.root"]),
-        (["run=a/b"], ["run='a/b'"]),
+        (["run=a//b"], ["run='a//b'"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
