@@ -8,7 +8,6 @@ import shutil
 import time
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,7 +17,7 @@ from conf.job import Job, settings
 from data.artifacts.manifest import Manifest
 from data.artifacts.schemas import Status
 from data.distributed import Rank, work_order
-from data.storage.paths import user_path
+from data.storage.paths import is_same_folder
 from generate.config import PromptsKind
 from generate.image_files import Model, ensure_same_settings, model_at
 from generate.model_process import check_folder, check_hub_model
@@ -57,11 +56,6 @@ def main(job: Job) -> None:
     shutil.rmtree(plan.work, ignore_errors=True)
     if rank.is_first and manifest is not None:
         console.print(summary(plan, manifest), highlight=False, soft_wrap=True, markup=False)
-
-
-def is_same_folder(root: str, folder: Path) -> bool:
-    """Whether `pairs.root` is this folder, however it is written."""
-    return "://" not in root and user_path(root).resolve() == folder.resolve()
 
 
 def plan_of(job: Job) -> PairPlan:

@@ -123,6 +123,9 @@ def test_what_cannot_be_mixed_is_refused(sets: Path):
     assert "allowed are inline and paths" in refused(sets, others=[{"root": "x", "images": "y"}])
     assert "pairs.options.share is not read by" in refused(sets, share=1)
     assert "a layout but mixture" in refused(sets, kind="mixture")
+    once, again = {"root": str(sets / "a")}, {"root": f"{sets}/own/../a/"}
+    assert "others[1] is split 'train' of" in refused(sets, others=[once, again])
+    assert "name each set once" in refused(sets, others=[{"root": str(sets / "own")}])
 
 
 def test_the_group_composes_with_sets_in_a_list(tmp_path: Path):

@@ -26,7 +26,7 @@ MANIFEST = "manifest.json"
 NOT_THIS_SET = (
     "{path} is not a {kind} set: {problem}. Delete the folder, or choose another run folder."
 )
-REBUILD = "delete it and run `make labels` again: files that are whole are kept"
+REBUILD = "delete it and run the same command again: files that are whole are kept"
 """What to do about a manifest that cannot be read."""
 
 
@@ -94,8 +94,10 @@ def read_manifest(folder: Path, kind: str) -> Manifest | None:
         files = [FileEntry(**file) for file in value.pop("files")]
         manifest = Manifest(files=files, **value)
         problem = _inconsistency(manifest)
-    except (TypeError, KeyError) as error:
-        problem = f"{type(error).__name__}: {error}"
+    except KeyError as error:
+        problem = f"it has no {error}"
+    except TypeError as error:
+        problem = str(error)
     if problem:
         raise ShardError(f"{path} does not describe a set ({problem}); {REBUILD}")
     if manifest.kind != kind or manifest.schema_version != SCHEMA_VERSION:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from data.pairs import open_pairs
 from data.pairs.config import Images, PairsSpec
 from data.pairs.schema import PairsError, PairShard, PairSource
+from data.storage.paths import user_path
 
 OPTIONS = ("kind", "fraction", "others", "seed")
 """What it reads of `pairs.options`."""
@@ -95,6 +96,7 @@ def open_layout(spec: PairsSpec) -> MixedPairs:
         PairsError: An option is missing or cannot be, or the others have too few pairs.
     """
     kind, fraction, others, seed = _options(spec)
+    _refuse_repeated([spec, *others])
     own = open_pairs(PairsSpec(**_as_options(spec) | {"kind": kind, "options": {}}))
     num_own = sum(shard.rows for shard in own.shards)
     wanted = round(fraction / (1 - fraction) * num_own)
@@ -158,6 +160,21 @@ def _pairs_spec(number: int, values: Any) -> PairsSpec:
     except ValueError as error:
         raise PairsError(f"{where}: {error}; allowed are inline and paths") from error
     return PairsSpec(**values | {"images": images})
+
+
+def _refuse_repeated(specs: Sequence[PairsSpec]) -> None:
+    """Refuse a set that is mixed with itself: its copies would count as other pairs."""
+    sets = [(_place(spec.root), spec.split) for spec in specs]
+    for number, (root, split) in enumerate(sets[1:]):
+        if (root, split) in sets[: number + 1]:
+            raise PairsError(
+                f"pairs.options.others[{number}] is split {split!r} of {root}, which the mixture "
+                "has already; name each set once"
+            )
+
+
+def _place(root: str) -> str:
+    return root if "://" in root else str(user_path(root).resolve())
 
 
 def _as_options(spec: PairsSpec) -> dict[str, Any]:

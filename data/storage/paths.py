@@ -30,3 +30,8 @@ def user_path(text: str, setting: str = "") -> Path:
             f"{f'{setting}={text}' if setting else text}: {user} is no user's home folder on this "
             "machine; write the whole path, or ./~... for a folder of that name"
         ) from error
+
+
+def is_same_folder(text: str, folder: Path) -> bool:
+    """Whether a setting means this folder, however it is written; a URL never does."""
+    return "://" not in text and user_path(text).resolve() == folder.resolve()

@@ -24,7 +24,7 @@ from data.artifacts.atomic import write_json
 from data.artifacts.manifest import code_revision
 from data.distributed import Rank
 from data.pairs import open_pairs
-from data.storage.paths import user_path
+from data.storage.paths import is_same_folder
 from evaluate.rounds.plan import Command, PromptBlocks, RoundsPlan
 from generate.run import prompts_of
 
@@ -107,7 +107,7 @@ def check(job: Job) -> None:
             "the rounds are started once, not by a launcher on every process: they start each "
             "stage with rounds.launcher, as rounds.launcher='srun .venv/bin/python -m'"
         )
-    if job.pairs.kind != "own" or user_path(job.pairs.root) != job.folder / "pairs":
+    if job.pairs.kind != "own" or not is_same_folder(job.pairs.root, job.folder / "pairs"):
         raise ValueError(
             f"the rounds generate their own pairs, but pairs.root={job.pairs.root} "
             f"(pairs.kind={job.pairs.kind}); choose pairs=own, or an experiment that has it, and "
