@@ -121,10 +121,11 @@ def write_model(shape: Shape, folder: Path) -> None:
     torch.manual_seed(0)
     device, dtype = build_place()
     with device:
-        networks = [*map(_text, shape.towers), _vae(shape), UNet2DConditionModel(**shape.unet)]
+        texts = [text_encoder(tower) for tower in shape.towers]
+        networks = [*texts, _vae(shape), UNet2DConditionModel(**shape.unet)]
     for network in networks:
         nn.Module.to(network, dtype)  # the libraries' own warns
-    *texts, vae, unet = networks
+    *_, vae, unet = networks
     names = [
         f"{part}{end}" for end in ("", "_2")[: len(texts)] for part in ("tokenizer", "text_encoder")
     ]
@@ -133,7 +134,7 @@ def write_model(shape: Shape, folder: Path) -> None:
         clip_sample=False, set_alpha_to_one=False,
     )  # fmt: skip
     parts: dict[str, Any] = {"vae": vae, "unet": unet, "scheduler": scheduler}
-    parts |= zip(names, [part for text in texts for part in (_tokenizer(), text)], strict=True)
+    parts |= zip(names, [part for text in texts for part in (clip_tokenizer(), text)], strict=True)
     pipeline: DiffusionPipeline
     if len(texts) == 1:
         pipeline = StableDiffusionPipeline(
@@ -153,12 +154,14 @@ def _vae(shape: Shape) -> AutoencoderKL:
     )  # fmt: skip
 
 
-def _tokenizer() -> Any:
+def clip_tokenizer() -> Any:
+    """The miniature's words, with CLIP's length."""
     return CLIPTokenizer.from_pretrained(MINIATURE, subfolder="tokenizer", model_max_length=77)
 
 
-def _text(tower: Tower) -> CLIPTextModel | CLIPTextModelWithProjection:
-    tokens = _tokenizer()
+def text_encoder(tower: Tower) -> CLIPTextModel | CLIPTextModelWithProjection:
+    """A tower with random weights."""
+    tokens = clip_tokenizer()
     config = CLIPTextConfig(
         vocab_size=len(tokens), hidden_size=tower.width, intermediate_size=4 * tower.width,
         num_hidden_layers=tower.layers, num_attention_heads=max(1, tower.width // 64),

@@ -60,8 +60,9 @@ class Plan:
     """Optimizer steps of a block."""
     blocks: int
     pairs: int = 64
-    alone: bool = False
-    """Nothing is compared: the others do not fit beside ours."""
+    rivals: tuple[str, ...] = (FLOOR, DIFFUSERS)
+    """What ours is compared with: nothing where it does not fit beside ours, and not with the
+    example where it cannot train the model."""
     spec: tuple[tuple[str, Any], ...] = ()
     """Further settings of the training."""
 
@@ -69,15 +70,18 @@ class Plan:
 ON_CPU = (
     Plan(world="reduced", batch=8, steps=1, blocks=7, pairs=32),
     Plan(world="miniature", batch=32, steps=2, blocks=7),
+    Plan(world="reduced_sd3", batch=2, steps=1, blocks=5, pairs=16, rivals=(FLOOR,)),
+    Plan(world="reduced_flux", batch=2, steps=1, blocks=5, pairs=16, rivals=(FLOOR,)),
 )
 ON_GPU = (
     Plan(world="sd15", batch=8, steps=10, blocks=5, pairs=256),
-    Plan(world="sdxl", batch=4, steps=6, blocks=3, alone=True,
+    Plan(world="sdxl", batch=4, steps=6, blocks=3, rivals=(),
          spec=(("gradient_checkpointing", ActivationCheckpointing.full),)),
 )  # fmt: skip
 QUICK = (
     Plan(world="quick", batch=4, steps=1, blocks=1, pairs=8),
-    Plan(world="quick_xl", batch=4, steps=1, blocks=1, pairs=8, alone=True),
+    Plan(world="quick_xl", batch=4, steps=1, blocks=1, pairs=8, rivals=()),
+    Plan(world="quick_flux", batch=4, steps=1, blocks=1, pairs=8, rivals=(FLOOR,)),
 )
 
 
@@ -146,13 +150,14 @@ def measure(plan: Plan, root: Path, here: World) -> dict[str, Any]:
             OURS: ours(trainer, ready),
             CACHED: ours(trainer, read(cached)),
         }
-        if not plan.alone:
+        if FLOOR in plan.rivals:
             components = trainer.models.components
             questions = [prepare_inputs(next(ready).on(here.device), components) for _ in range(4)]
             reference = trainer.models.reference
             contenders[FLOOR] = floor_step(
                 components, components.denoiser(), reference, questions, run.train.beta
             )
+        if DIFFUSERS in plan.rivals:
             file = pairs / "train-0.parquet"
             theirs = example(base, file, world.resolution, plan.batch, here.device)
             contenders[DIFFUSERS] = stack.enter_context(theirs).step

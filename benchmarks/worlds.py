@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from benchmarks.flow_shapes import FLOW_SHAPES, write_flow_model
 from benchmarks.once import once
 from benchmarks.shapes import MINIATURE, SHAPES, write_model
 from data.artifacts import schemas
@@ -49,8 +50,11 @@ WORLDS = {
     for world in (
         World(name="miniature", resolution=64, image=64),
         World(name="reduced", resolution=256, image=384),
+        World(name="reduced_sd3", resolution=256, image=384),
+        World(name="reduced_flux", resolution=256, image=384),
         World(name="quick", resolution=64, image=80),
         World(name="quick_xl", resolution=64, image=80),
+        World(name="quick_flux", resolution=64, image=80),
         World(name="sd15", resolution=512, image=768),
         World(name="sdxl", resolution=1024, image=1024),
     )
@@ -59,9 +63,12 @@ WORLDS = {
 
 def model_folder(world: World, root: Path) -> Path:
     """The world's diffusers folder, written with random weights when it is not there."""
-    if world.name not in SHAPES:
-        return MINIATURE
-    return once(root / world.name / "base", partial(write_model, SHAPES[world.name]))
+    folder = root / world.name / "base"
+    if world.name in FLOW_SHAPES:
+        return once(folder, partial(write_flow_model, FLOW_SHAPES[world.name]))
+    if world.name in SHAPES:
+        return once(folder, partial(write_model, SHAPES[world.name]))
+    return MINIATURE
 
 
 def write_world(world: World, root: Path, pairs: int) -> tuple[Path, Path]:

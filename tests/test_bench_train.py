@@ -26,6 +26,10 @@ def test_the_benchmark_runs(tmp_path: Path):
     assert figures["floor_ratio"] == pytest.approx(ratio)
     assert quick["gflops"] == pytest.approx(quick["gflop_a_pair"] * figures["pairs_per_s"])
     assert set(figures["worlds"]["quick_xl"]["pairs_per_s"]) == {"ours", "ours, latents ready"}
+    flow = figures["worlds"]["quick_flux"]
+    assert set(flow["pairs_per_s"]) == {"ours", "ours, latents ready", "floor"}
+    assert flow["floor_ratio"] > 0
+    assert flow["diffusers_ratio"] is None
     assert figures["options"]["train.gradient_checkpointing=selective"]["times_faster"] > 0
     assert figures["peak_memory_by_stage"] == {}
 
