@@ -18,6 +18,7 @@ from train.dpo.loss import (
     dpo_losses,
     ipo_losses,
     lead,
+    linear_dpo_losses,
     loser_scale,
     mapo_losses,
     mapo_score,
@@ -91,6 +92,27 @@ def test_ipo_by_hand(u: float, loss: float, slope: float):
     winner, loser = gradients(lambda own: ipo_losses(own, reference, BETA), policy)
     assert winner == pytest.approx(-slope * BETA / 2, abs=5)
     assert loser == pytest.approx(slope * BETA / 2, abs=5)
+
+
+@pytest.mark.parametrize(
+    ("winner", "loser", "weight"),
+    [(0.10, 0.10, 0.5), (0.09, 0.12, 0.2), (0.12, 0.09, 0.8), (0.02, 0.1, 0.1), (0.1, 0.01, 0.9)],
+)
+def test_linear_dpo_by_hand(winner: float, loser: float, weight: float):
+    """beta = 50: w = 1/2 + 10 (e_w - e_l) for equal reference errors, between eta = 0.1 and 0.9."""
+    policy, reference = pair(winner, loser), pair(0.1, 0.1)
+
+    def losses(own: Errors) -> Tensor:
+        return linear_dpo_losses(own, reference, 50.0, 0.1)
+
+    assert losses(policy).item() == pytest.approx(weight * (winner - loser), abs=1e-7)
+    assert gradients(losses, policy) == pytest.approx((weight, -weight), rel=1e-5)
+
+
+def test_linear_dpo_subtracts_the_references_gap():
+    """e_w - e_l = 0.03 and r_w - r_l = 0.02: w = 1/2 + 10 (0.03 - 0.02) = 0.6."""
+    losses = linear_dpo_losses(pair(0.13, 0.1), pair(0.12, 0.1), 50.0, 0.0)
+    assert losses.item() == pytest.approx(0.6 * 0.03, rel=1e-4)
 
 
 def test_mapo_by_hand():
@@ -206,6 +228,7 @@ def test_without_a_reference_the_margin_is_the_policys_lead():
     ("name", "value", "says"),
     [
         ("mu", 1.5, "train.objective.mu=1.5; it must be in"),
+        ("eta", 0.6, "train.objective.eta=0.6; it must be in"),
         ("mapo_beta", 0.0, "mapo_beta=0.0; it must be above 0"),
         ("winner_weight", -1.0, "winner_weight=-1.0; it must not be negative"),
     ],

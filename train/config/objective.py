@@ -43,6 +43,8 @@ class Objective(Enum):
     """Identity preference optimization (Azar et al. 2023): a margin to reach, not to exceed."""
     sdpo = "sdpo"
     """DPO with the winner-preserving safeguard (Diffusion-SDPO, Fu et al. 2025)."""
+    linear_dpo = "linear_dpo"
+    """The errors' difference, weighted by a clamped linear function of the margin (Linear-DPO)."""
     mapo = "mapo"
     """Reference-free baseline (Hong et al. 2024)."""
 
@@ -56,6 +58,9 @@ class ObjectiveSpec:
     mu: float = 0.9
     """For `sdpo`: fraction of the winner's progress that the loser may not take away, in [0, 1].
     Published: 0.9 for SD1.5, 0.6 for SDXL. At 1 losers that pull against winners are left alone."""
+    eta: float = 0.001
+    """For `linear_dpo`: least weight of a pair, in [0, 0.5]; the greatest is 1 - eta. Published:
+    0.001 for SD1.5, 0 for SDXL. At 0 a pair that the policy has learned is left alone."""
     mapo_beta: float = 0.1
     """For `mapo`: weight of the preference against the winner's own error; the published one."""
     winner_weight: float = 1.0
@@ -64,6 +69,8 @@ class ObjectiveSpec:
     def __post_init__(self) -> None:
         if not 0 <= self.mu <= 1:
             raise ValueError(f"train.objective.mu={self.mu}; it must be in [0, 1]")
+        if not 0 <= self.eta <= 0.5:
+            raise ValueError(f"train.objective.eta={self.eta}; it must be in [0, 0.5]")
         if not (self.mapo_beta > 0 and math.isfinite(self.mapo_beta)):
             raise ValueError(f"train.objective.mapo_beta={self.mapo_beta}; it must be above 0")
         if not (self.winner_weight >= 0 and math.isfinite(self.winner_weight)):

@@ -161,6 +161,23 @@ def loser_scale(
     return torch.where(overlap > 0, bound, 1.0).clamp(max=1.0)
 
 
+def linear_dpo_losses(
+    policy: Errors, reference: Errors, beta: float, eta: float
+) -> Float[Tensor, " pair"]:
+    """Linear-DPO: w (e_w - e_l); arXiv 2605.21123 and its code, WhynotChen0105/Linear-DPO.
+
+        w = clamp(0.2 beta ((e_w - e_l) - (r_w - r_l)) + 0.5, eta, 1 - eta)
+
+    has no gradient; in the margin, the bracket with its sign turned, it is 0.5 - 0.2 beta m. It is
+    a straight line in place of DPO's factor sigmoid(-u), but for the scale beta / 2 that DPO's
+    gradient has besides: pairs the policy has learned weigh less, and at least eta. Where policy
+    and reference agree w is 1/2. Its slope in m there, -0.2 beta, is DPO's at 1.6 times this beta
+    (-beta' / 8). Unlike DPO's, the loss has no fixed value for "no change" and may be negative.
+    """
+    weight = (0.5 - 0.2 * beta * margin(policy.detached(), reference)).clamp(eta, 1 - eta)
+    return weight * (policy.winner - policy.loser)
+
+
 def mapo_losses(
     policy: Errors, num_timesteps: int, beta: float, winner_weight: float
 ) -> Float[Tensor, " pair"]:

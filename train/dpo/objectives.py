@@ -16,6 +16,7 @@ from train.dpo.loss import (
     dpo_losses,
     ipo_losses,
     lead,
+    linear_dpo_losses,
     mapo_losses,
     margin,
     margin_dpo_losses,
@@ -52,6 +53,10 @@ def make_criterion(
         return margin_dpo(beta, mean_votes(votes))
     if objective.kind is Objective.ipo:
         return Criterion(lambda pairs: ipo_losses(pairs.policy, pairs.reference, beta))
+    if objective.kind is Objective.linear_dpo:
+        return Criterion(
+            lambda pairs: linear_dpo_losses(pairs.policy, pairs.reference, beta, objective.eta)
+        )
     if objective.kind is Objective.sdpo:
         return Criterion(
             lambda pairs: sdpo_losses(
