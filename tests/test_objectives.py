@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +14,9 @@ from tests.helpers_ranks import run_ranks, shared_place
 from train.config import Objective, ObjectiveSpec, ReferenceSpec, Refresh, TrainSpec
 from train.dpo.loss import (
     MAPO_S,
+    Compared,
     Errors,
+    anchor_losses,
     denoising_errors,
     dpo_losses,
     ipo_losses,
@@ -26,6 +29,7 @@ from train.dpo.loss import (
     residual_overlap,
     sdpo_losses,
 )
+from train.dpo.objectives import make_criterion
 
 BETA = 5000.0
 U = math.log(3)
@@ -39,6 +43,13 @@ def pair(winner: float, loser: float) -> Errors:
 def at_logit(u: float) -> tuple[Errors, Errors]:
     """Policy and reference with beta m / 2 = u for beta = BETA: the winner got better by m."""
     return pair(0.1 - 2 * u / BETA, 0.1), pair(0.1, 0.1)
+
+
+def criterion_of(objective: ObjectiveSpec) -> Callable[[Errors, Errors], Tensor]:
+    """The losses of an objective for one pair, whose winner leads by 1 of 1 vote."""
+    criterion = make_criterion(TrainSpec(objective=objective, beta=BETA), np.ones(1, np.int8), 1000)
+    facts = torch.zeros(1), torch.ones(1, dtype=torch.int64)
+    return lambda policy, reference: criterion.losses(Compared(policy, reference, *facts))
 
 
 def gradients(losses: Callable[[Errors], Tensor], policy: Errors) -> tuple[float, float]:
@@ -142,6 +153,37 @@ def test_mapo_at_small_errors():
     )
 
 
+# --- the winner anchor ----------------------------------------------------------------------------
+
+
+def test_an_anchor_by_hand():
+    """8 (e_w - r_w) at e_w = 0.1 and r_w = 0.15 is -0.4; its slope in e_w is 8, in e_l 0."""
+    reference = pair(0.15, 0.2)
+
+    def losses(own: Errors) -> Tensor:
+        return anchor_losses(own, reference, 8.0) + 0 * own.loser
+
+    assert losses(pair(0.1, 0.1)).item() == pytest.approx(-0.4, rel=1e-5)
+    assert gradients(losses, pair(0.1, 0.1)) == (8.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "factor", "unit"),
+    [("dpo", 0.5, BETA / 2), ("margin_dpo", 0.5, BETA / 2), ("sdpo", 0.5, BETA / 2),
+     ("ipo", 1.0, BETA / 2), ("linear_dpo", 0.5, 1.0)],
+)  # fmt: skip
+def test_an_anchor_adds_to_the_objectives_factor(kind: str, factor: float, unit: float):
+    """Where policy and reference agree: the loss is the objective's, the winner's pull has more."""
+    plain = criterion_of(ObjectiveSpec(kind=Objective(kind)))
+    anchored = criterion_of(ObjectiveSpec(kind=Objective(kind), anchor=0.25))
+    same = pair(0.1, 0.2)
+    assert torch.equal(plain(same, same), anchored(same, same))
+    before = gradients(lambda own: plain(own, same), same)
+    after = gradients(lambda own: anchored(own, same), same)
+    assert before == pytest.approx((factor * unit, -factor * unit))
+    assert after == pytest.approx(((factor + 0.25) * unit, -factor * unit))
+
+
 # --- the safeguard -------------------------------------------------------------------------------
 
 
@@ -230,12 +272,18 @@ def test_without_a_reference_the_margin_is_the_policys_lead():
         ("mu", 1.5, "train.objective.mu=1.5; it must be in"),
         ("eta", 0.6, "train.objective.eta=0.6; it must be in"),
         ("mapo_beta", 0.0, "mapo_beta=0.0; it must be above 0"),
+        ("anchor", -1.0, "anchor=-1.0; it must not be negative"),
         ("winner_weight", -1.0, "winner_weight=-1.0; it must not be negative"),
     ],
 )
 def test_settings_are_checked(name: str, value: float, says: str):
     with pytest.raises(ValueError, match=says):
         ObjectiveSpec(**{name: value})
+
+
+def test_mapo_has_an_anchor_of_its_own():
+    with pytest.raises(ValueError, match=r"anchor=0\.2 with .*kind=mapo.* winner_weight instead"):
+        ObjectiveSpec(kind=Objective.mapo, anchor=0.2)
 
 
 def test_mapo_renews_no_reference():

@@ -65,6 +65,12 @@ class ObjectiveSpec:
     """For `mapo`: weight of the preference against the winner's own error; the published one."""
     winner_weight: float = 1.0
     """For `mapo`: weight of the winner's own error (the supervised part); 0 leaves it out."""
+    anchor: float = 0.0
+    """For all but `mapo`: pull towards lower errors of winners (a supervised part), whatever the
+    margin, as a multiple of the objective's own factor: DPO's is 1/2 where policy and reference
+    agree and falls to 0 as pairs are learned, so that at 0.25 winners weigh one and a half times
+    as much as losers at first. Code that adds k times the winners' mean error to Diffusion-DPO has
+    an anchor of 2 k / beta. 0 leaves it out."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mu <= 1:
@@ -76,6 +82,16 @@ class ObjectiveSpec:
         if not (self.winner_weight >= 0 and math.isfinite(self.winner_weight)):
             raise ValueError(
                 f"train.objective.winner_weight={self.winner_weight}; it must not be negative"
+            )
+        self._check_anchor()
+
+    def _check_anchor(self) -> None:
+        if not (self.anchor >= 0 and math.isfinite(self.anchor)):
+            raise ValueError(f"train.objective.anchor={self.anchor}; it must not be negative")
+        if self.anchor and self.kind is Objective.mapo:
+            raise ValueError(
+                f"train.objective.anchor={self.anchor:g} with train.objective.kind=mapo, which has "
+                "a supervised part of its own; set train.objective.winner_weight instead"
             )
 
 

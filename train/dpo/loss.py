@@ -192,6 +192,16 @@ def mapo_losses(
     return winner_weight * policy.winner - beta * preferred
 
 
+def anchor_losses(policy: Errors, reference: Errors, weight: float) -> Float[Tensor, " pair"]:
+    """Winner anchor, a supervised part to add to an objective: k (e_w - r_w), k being `weight`.
+
+    Its gradient is that of the denoising loss on winners, k e_w. r_w has none; it makes the value 0
+    where policy and reference agree, so that the sum keeps the objective's value there. Below 0
+    where the policy denoises winners better than the reference does.
+    """
+    return weight * (policy.winner - reference.winner)
+
+
 def mapo_score(error: Float[Tensor, " pair"]) -> Float[Tensor, " pair"]:
     """p(e) = s e / (exp(s e) - 1), in (0, 1], float64."""
     scaled = (MAPO_S * error.double()).clamp(min=1e-9)  # the limit at 0 is 1, not 0 / 0

@@ -1,7 +1,7 @@
 """Chooses the loss and the distribution of timesteps by the settings."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from train.dpo.draws import Bucketed, Importance, LogitNormal, TimestepRule, uni
 from train.dpo.loss import (
     Compared,
     Errors,
+    anchor_losses,
     dpo_losses,
     ipo_losses,
     lead,
@@ -43,11 +44,19 @@ class Criterion:
 def make_criterion(
     spec: TrainSpec, votes: Int[np.ndarray, " pair"], num_timesteps: int
 ) -> Criterion:
-    """The objective of a run; `votes` is the lead in votes of each decided pair.
+    """The objective of a run, anchored or not; `votes` is each decided pair's lead in votes.
 
     Raises:
         ShardError: Pairs are to be weighted by vote margins that are all 0.
     """
+    criterion = _preference(spec, votes, num_timesteps)
+    if not spec.objective.anchor:
+        return criterion
+    return anchored(criterion, spec.objective.anchor * winner_slope(spec))
+
+
+def _preference(spec: TrainSpec, votes: Int[np.ndarray, " pair"], num_timesteps: int) -> Criterion:
+    """The objective without an anchor."""
     objective, beta = spec.objective, spec.beta
     if objective.kind is Objective.margin_dpo:
         return margin_dpo(beta, mean_votes(votes))
@@ -71,6 +80,24 @@ def make_criterion(
             uses_reference=False,
         )
     return dpo(beta)
+
+
+def anchored(criterion: Criterion, weight: float) -> Criterion:
+    """An objective with `weight` times the winners' own error added."""
+    return replace(
+        criterion,
+        losses=lambda pairs: (
+            criterion.losses(pairs) + anchor_losses(pairs.policy, pairs.reference, weight)
+        ),
+    )
+
+
+def winner_slope(spec: TrainSpec) -> float:
+    """The slope of an objective in e_w per unit of its factor: the unit of `anchor`.
+
+    DPO's slope is beta / 2 times sigmoid(-u), IPO's beta / 2 times 1 - 2 u, Linear-DPO's is w.
+    """
+    return 1.0 if spec.objective.kind is Objective.linear_dpo else spec.beta / 2
 
 
 def dpo(beta: float) -> Criterion:
