@@ -47,7 +47,7 @@ def pair_batch(rank: int = 0, pairs: int = 4) -> PairBatch:
     ids = tuple(f"{rank}-{i}" for i in range(pairs))
     prompts = tuple(["a red cat", "a blue cat", "a red cat", ""][:pairs])
     margin, size = torch.ones(pairs, dtype=torch.int64), torch.full((pairs, 2, 2), SIDE)
-    return PairBatch(0, ids, prompts, winner, loser, margin, size)
+    return PairBatch(0, ids, prompts, winner, loser, margin, torch.ones(pairs), size)
 
 
 def spec_of(stage: int, precision: str, refresh: str, world: int, rank: int = 0) -> TrainSpec:

@@ -45,10 +45,12 @@ def at_logit(u: float) -> tuple[Errors, Errors]:
     return pair(0.1 - 2 * u / BETA, 0.1), pair(0.1, 0.1)
 
 
-def criterion_of(objective: ObjectiveSpec) -> Callable[[Errors, Errors], Tensor]:
-    """The losses of an objective for one pair, whose winner leads by 1 of 1 vote."""
+def criterion_of(
+    objective: ObjectiveSpec, vote_fraction: float = 1.0
+) -> Callable[[Errors, Errors], Tensor]:
+    """The losses of an objective for one pair, whose winner leads by one vote."""
     criterion = make_criterion(TrainSpec(objective=objective, beta=BETA), np.ones(1, np.int8), 1000)
-    facts = torch.zeros(1), torch.ones(1, dtype=torch.int64)
+    facts = torch.zeros(1), torch.ones(1, dtype=torch.int64), torch.tensor([vote_fraction])
     return lambda policy, reference: criterion.losses(Compared(policy, reference, *facts))
 
 
@@ -151,6 +153,43 @@ def test_mapo_at_small_errors():
     assert all(
         map(math.isfinite, gradients(lambda own: mapo_losses(own, 9, 1.0, 1.0), pair(0.0, 0.0)))
     )
+
+
+# --- label smoothing -----------------------------------------------------------------------------
+
+
+SMOOTHED = [Objective.dpo, Objective.margin_dpo, Objective.sdpo]
+
+
+@pytest.mark.parametrize("kind", SMOOTHED)
+@pytest.mark.parametrize(("p", "slope"), [(1.0, -0.25), (0.9, -0.15), (0.75, 0.0), (0.6, 0.15)])
+def test_smoothing_by_hand(kind: Objective, p: float, slope: float):
+    """u = ln 3: -p ln 3/4 - (1 - p) ln 1/4 with slope 3/4 - p in u; 0 at p = 3/4."""
+    policy, reference = at_logit(U)
+    losses = criterion_of(ObjectiveSpec(kind=kind, smoothing=round(1 - p, 2)))
+    expected = -p * math.log(3 / 4) - (1 - p) * math.log(1 / 4)
+    assert losses(policy, reference).item() == pytest.approx(expected, rel=1e-3)
+    winner, loser = gradients(lambda own: losses(own, reference), policy)
+    assert winner == pytest.approx(-slope * BETA / 2, abs=0.5)
+    assert loser == pytest.approx(slope * BETA / 2, abs=0.5)
+
+
+@pytest.mark.parametrize("kind", SMOOTHED)
+@pytest.mark.parametrize(("fraction", "smoothing"), [(1.0, 0.0), (0.75, 0.25), (0.625, 0.375)])
+def test_votes_smooth_by_the_losers_fraction(kind: Objective, fraction: float, smoothing: float):
+    """3 votes to 1 are worth a smoothing of 1/4; 4 to 0 are the plain objective, bit for bit."""
+    policy, reference = at_logit(-0.7)
+    fixed = criterion_of(ObjectiveSpec(kind=kind, smoothing=smoothing))
+    by_vote = criterion_of(ObjectiveSpec(kind=kind, vote_smoothing=True), fraction)
+    assert torch.equal(by_vote(policy, reference), fixed(policy, reference))
+    assert torch.equal(by_vote(policy, policy), torch.tensor([math.log(2)]))
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.25, 0.0])
+def test_even_and_overruled_votes_teach_no_direction(fraction: float):
+    by_vote = criterion_of(ObjectiveSpec(vote_smoothing=True), fraction)
+    same = pair(0.1, 0.2)
+    assert gradients(lambda own: by_vote(own, same), same) == (0.0, 0.0)
 
 
 # --- the winner anchor ----------------------------------------------------------------------------
@@ -272,6 +311,8 @@ def test_without_a_reference_the_margin_is_the_policys_lead():
         ("mu", 1.5, "train.objective.mu=1.5; it must be in"),
         ("eta", 0.6, "train.objective.eta=0.6; it must be in"),
         ("mapo_beta", 0.0, "mapo_beta=0.0; it must be above 0"),
+        ("smoothing", 0.5, r"smoothing=0.5; it must be in \[0, 0.5\)"),
+        ("smoothing", -0.1, "smoothing=-0.1; it must be in"),
         ("anchor", -1.0, "anchor=-1.0; it must not be negative"),
         ("winner_weight", -1.0, "winner_weight=-1.0; it must not be negative"),
     ],
@@ -279,6 +320,19 @@ def test_without_a_reference_the_margin_is_the_policys_lead():
 def test_settings_are_checked(name: str, value: float, says: str):
     with pytest.raises(ValueError, match=says):
         ObjectiveSpec(**{name: value})
+
+
+@pytest.mark.parametrize("kind", ["ipo", "linear_dpo", "mapo"])
+def test_smoothing_is_refused_where_it_has_no_meaning(kind: str):
+    with pytest.raises(ValueError, match=f"smoothing=0.1 has no meaning for .*kind={kind}"):
+        ObjectiveSpec(kind=Objective(kind), smoothing=0.1)
+    with pytest.raises(ValueError, match=f"vote_smoothing=true has no meaning for .*kind={kind}"):
+        ObjectiveSpec(kind=Objective(kind), vote_smoothing=True)
+
+
+def test_smoothing_has_one_source():
+    with pytest.raises(ValueError, match="smoothing=0.1 and vote_smoothing=true both say"):
+        ObjectiveSpec(smoothing=0.1, vote_smoothing=True)
 
 
 def test_mapo_has_an_anchor_of_its_own():

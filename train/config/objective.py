@@ -71,6 +71,13 @@ class ObjectiveSpec:
     agree and falls to 0 as pairs are learned, so that at 0.25 winners weigh one and a half times
     as much as losers at first. Code that adds k times the winners' mean error to Diffusion-DPO has
     an anchor of 2 k / beta. 0 leaves it out."""
+    smoothing: float = 0.0
+    """For `dpo`, `margin_dpo` and `sdpo`: probability that a label is wrong, in [0, 0.5) (label
+    smoothing, cDPO). Pairs are then pulled back beyond the margin that fits it; 0 trusts labels."""
+    vote_smoothing: bool = False
+    """For the same, in place of `smoothing`: takes it from the votes, as the loser's fraction of
+    those cast. A label of 3 to 1 says less than one of 4 to 0, and even votes say nothing. Labels
+    without votes are trusted; those that overruled the votes count as even."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mu <= 1:
@@ -84,6 +91,7 @@ class ObjectiveSpec:
                 f"train.objective.winner_weight={self.winner_weight}; it must not be negative"
             )
         self._check_anchor()
+        self._check_smoothing()
 
     def _check_anchor(self) -> None:
         if not (self.anchor >= 0 and math.isfinite(self.anchor)):
@@ -92,6 +100,25 @@ class ObjectiveSpec:
             raise ValueError(
                 f"train.objective.anchor={self.anchor:g} with train.objective.kind=mapo, which has "
                 "a supervised part of its own; set train.objective.winner_weight instead"
+            )
+
+    def _check_smoothing(self) -> None:
+        if not 0 <= self.smoothing < 0.5:
+            raise ValueError(
+                f"train.objective.smoothing={self.smoothing}; it must be in [0, 0.5): at 0.5 "
+                "labels would say nothing"
+            )
+        if self.smoothing and self.vote_smoothing:
+            raise ValueError(
+                f"train.objective.smoothing={self.smoothing:g} and vote_smoothing=true both say "
+                "how likely a label is wrong; leave one of them out"
+            )
+        kinds = (Objective.dpo, Objective.margin_dpo, Objective.sdpo)
+        if (self.smoothing or self.vote_smoothing) and self.kind not in kinds:
+            name = "vote_smoothing=true" if self.vote_smoothing else f"smoothing={self.smoothing:g}"
+            raise ValueError(
+                f"train.objective.{name} has no meaning for train.objective.kind="
+                f"{self.kind.value}; choose objective=dpo, margin_dpo or sdpo, or leave it out"
             )
 
 

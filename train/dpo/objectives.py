@@ -8,10 +8,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from data.artifacts.atomic import ShardError
-from train.config import Objective, TimestepKind, TimestepSpec, TrainSpec
+from train.config import Objective, ObjectiveSpec, TimestepKind, TimestepSpec, TrainSpec
 from train.dpo.draws import Bucketed, Importance, LogitNormal, TimestepRule, uniform
 from train.dpo.loss import (
     Compared,
+    Confidence,
     Errors,
     anchor_losses,
     dpo_losses,
@@ -22,6 +23,7 @@ from train.dpo.loss import (
     margin,
     margin_dpo_losses,
     sdpo_losses,
+    vote_confidence,
 )
 
 
@@ -57,9 +59,9 @@ def make_criterion(
 
 def _preference(spec: TrainSpec, votes: Int[np.ndarray, " pair"], num_timesteps: int) -> Criterion:
     """The objective without an anchor."""
-    objective, beta = spec.objective, spec.beta
+    objective, beta, p = spec.objective, spec.beta, confidence(spec.objective)
     if objective.kind is Objective.margin_dpo:
-        return margin_dpo(beta, mean_votes(votes))
+        return margin_dpo(beta, mean_votes(votes), p)
     if objective.kind is Objective.ipo:
         return Criterion(lambda pairs: ipo_losses(pairs.policy, pairs.reference, beta))
     if objective.kind is Objective.linear_dpo:
@@ -69,7 +71,7 @@ def _preference(spec: TrainSpec, votes: Int[np.ndarray, " pair"], num_timesteps:
     if objective.kind is Objective.sdpo:
         return Criterion(
             lambda pairs: sdpo_losses(
-                pairs.policy, pairs.reference, beta, pairs.overlap, objective.mu
+                pairs.policy, pairs.reference, beta, pairs.overlap, objective.mu, p(pairs)
             )
         )
     if objective.kind is Objective.mapo:
@@ -79,7 +81,21 @@ def _preference(spec: TrainSpec, votes: Int[np.ndarray, " pair"], num_timesteps:
             margin=_reference_free,
             uses_reference=False,
         )
-    return dpo(beta)
+    return dpo(beta, p)
+
+
+def certain(pairs: Compared) -> Confidence:
+    """Every label is right."""
+    return 1.0
+
+
+def confidence(objective: ObjectiveSpec) -> Callable[[Compared], Confidence]:
+    """How likely labels are right, by the settings of label smoothing."""
+    if objective.vote_smoothing:
+        return lambda pairs: vote_confidence(pairs.vote_fraction)
+    if objective.smoothing:
+        return lambda pairs: 1 - objective.smoothing
+    return certain
 
 
 def anchored(criterion: Criterion, weight: float) -> Criterion:
@@ -100,15 +116,19 @@ def winner_slope(spec: TrainSpec) -> float:
     return 1.0 if spec.objective.kind is Objective.linear_dpo else spec.beta / 2
 
 
-def dpo(beta: float) -> Criterion:
+def dpo(beta: float, p: Callable[[Compared], Confidence] = certain) -> Criterion:
     """Diffusion-DPO, the default."""
-    return Criterion(lambda pairs: dpo_losses(pairs.policy, pairs.reference, beta))
+    return Criterion(lambda pairs: dpo_losses(pairs.policy, pairs.reference, beta, p(pairs)))
 
 
-def margin_dpo(beta: float, mean: float) -> Criterion:
+def margin_dpo(
+    beta: float, mean: float, p: Callable[[Compared], Confidence] = certain
+) -> Criterion:
     """Diffusion-DPO weighted by the lead in votes, whose mean over the label set is `mean`."""
     return Criterion(
-        lambda pairs: margin_dpo_losses(pairs.policy, pairs.reference, beta, pairs.votes, mean)
+        lambda pairs: margin_dpo_losses(
+            pairs.policy, pairs.reference, beta, pairs.votes, mean, p(pairs)
+        )
     )
 
 
