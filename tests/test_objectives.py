@@ -336,7 +336,7 @@ def test_smoothing_has_one_source():
 
 
 def test_mapo_has_an_anchor_of_its_own():
-    with pytest.raises(ValueError, match=r"anchor=0\.2 with .*kind=mapo.* winner_weight instead"):
+    with pytest.raises(ValueError, match=r"anchor=0\.2 with .*kind=mapo.*winner_weight instead"):
         ObjectiveSpec(kind=Objective.mapo, anchor=0.2)
 
 
