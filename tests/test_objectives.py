@@ -371,3 +371,19 @@ def test_a_whole_run_without_a_reference():
     card = (place.folder("mapo") / "pipeline" / "README.md").read_text()
     assert "| mapo, bucketed |" in card
     assert "| 0.1, 0.001 |" in card  # its own beta
+
+
+@pytest.mark.ranks
+def test_a_whole_run_smoothed_and_anchored_whose_rate_falls():
+    place = shared_place()
+    place.train(
+        "smoothed", "train.objective.vote_smoothing=true", "train.objective.anchor=0.25",
+        "train.lr_schedule=linear", "train.lr_end=0.5", "train.steps=3", "train.warmup=1",
+        "train.lr=1e-3", "reference=frozen", "zero=stage0",
+    )  # fmt: skip
+    lines = place.journal("smoothed")
+    assert [line["lr"] for line in lines] == pytest.approx([1e-3, 1e-3, 7.5e-4])
+    assert lines[0]["loss"] == torch.tensor(math.log(2)).item()
+    card = (place.folder("smoothed") / "pipeline" / "README.md").read_text()
+    assert "| dpo + smoothed by votes + winner anchor 0.25, uniform |" in card
+    assert "| 1 steps, linear, to 0.5 of lr |" in card

@@ -124,7 +124,7 @@ def _objective(objective: ObjectiveSpec) -> str:
 def _schedule(spec: TrainSpec) -> str:
     """Return how the learning rate goes on after the warm-up."""
     falls = spec.lr_schedule is not LrSchedule.constant
-    return spec.lr_schedule.value + (f" to {spec.lr_end:g} of it" if falls else "")
+    return spec.lr_schedule.value + (f", to {spec.lr_end:g} of lr" if falls else "")
 
 
 def last_tenth(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
