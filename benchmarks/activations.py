@@ -5,28 +5,69 @@ keeps the same. What a step takes besides, for a moment, is not in it.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.shapes import SD15, SD21, SDXL
-from train.config import ActivationCheckpointing
+from benchmarks.shapes import FLUX_DEV, SD15, SD21, SD35_MEDIUM, SDXL
+from data.families import flux, sd1, sd3, sdxl
+from data.models.family import Condition, Family, ModelConfig
+from train.config import ActivationCheckpointing, LoraSpec
 from train.models.activation_checkpointing import checkpoint_activations
+from train.models.lora import attach
 
-TOKENS = 77
-MODELS: dict[str, Mapping[str, Any]] = {
-    "SD1.5 at 512": SD15, "SD2.1 at 768": SD21, "SDXL at 1024": SDXL,
-}  # fmt: skip
+CLIP_TOKENS = 77
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A denoiser, and how it is trained."""
+
+    family: Family
+    config: Mapping[str, Any]
+    """What the denoiser's class takes."""
+    side: int
+    """Side of the latents."""
+    tokens: int = CLIP_TOKENS
+    """Tokens of a prompt's states."""
+    lora_rank: int = 0
+    """Rank of an adapter on the family's default layers; 0 trains all weights."""
+
+    def denoiser(self, what: ActivationCheckpointing) -> Any:
+        """Build it as the trainer does."""
+        kind = getattr(diffusers, self.family.parts[self.family.denoiser])
+        denoiser = kind(**self.config).eval()
+        if self.lora_rank:
+            targets = list(self.family.lora_targets)
+            attach(denoiser, LoraSpec(rank=self.lora_rank, targets=targets), 0, moving=False)
+        checkpoint_activations(denoiser, what)
+        return denoiser
+
+
+MODELS = {
+    "SD1.5 at 512": TrainedModel(family=sd1.FAMILY, config=SD15, side=64),
+    "SD2.1 at 768": TrainedModel(family=sd1.FAMILY, config=SD21, side=96),
+    "SDXL at 1024": TrainedModel(family=sdxl.FAMILY, config=SDXL, side=128),
+    "SD3.5 medium at 1024": TrainedModel(
+        family=sd3.FAMILY, config=SD35_MEDIUM, side=128, tokens=CLIP_TOKENS + sd3.T5_TOKENS
+    ),
+    "FLUX.1 dev at 1024, LoRA of rank 32": TrainedModel(
+        family=flux.FAMILY, config=FLUX_DEV, side=128, tokens=flux.T5_TOKENS, lora_rank=32
+    ),
+}
 COUNTED = {
     "SD1.5 at 512": (1.74, 1.15, 0.29),
     "SD2.1 at 768": (3.91, 2.58, 0.65),
     "SDXL at 1024": (12.83, 8.28, 1.09),
+    "SD3.5 medium at 1024": (22.04, 8.30, 0.68),
+    "FLUX.1 dev at 1024, LoRA of rank 32": (49.37, 46.32, 3.06),
 }
 """What `table` prints, for those who have no time to count."""
 WORLDS = {"sd15": "SD1.5 at 512", "sdxl": "SDXL at 1024"}
@@ -62,31 +103,58 @@ def id_of(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def bytes_kept(unet: Any, images: int, dtype: torch.dtype) -> int:
-    """Bytes that a UNet's forward pass over so many images leaves for its backward pass."""
-    config, side = unet.config, unet.config.sample_size
-    noisy = torch.zeros(images, config.in_channels, side, side, dtype=dtype)
-    states = torch.zeros(images, TOKENS, config.cross_attention_dim, dtype=dtype)
-    added = None
-    if config.addition_embed_type == "text_time":
-        ids = 6 * config.addition_time_embed_dim
-        pooled = torch.zeros(images, config.projection_class_embeddings_input_dim - ids)
-        added = {"text_embeds": pooled.to(dtype), "time_ids": torch.zeros(images, 6)}
+def bytes_kept(model: TrainedModel, denoiser: Any, images: int, dtype: torch.dtype) -> int:
+    """Bytes that a denoiser's forward pass over so many images leaves for its backward pass."""
+    config = ModelConfig(index={}, denoiser=denoiser.config, vae={}, scheduler={})
+    channels = model.family.latent_channels(config)
+    noisy = torch.zeros(images, channels, model.side, model.side, dtype=dtype)
+    condition = empty_condition(denoiser.config, images, model.tokens, dtype)
     with Alive() as alive:
-        answer = unet(noisy, torch.zeros(images), states, added_cond_kwargs=added).sample
+        predicted = model.family.predict(denoiser, noisy, torch.zeros(images), condition)
         count: int = alive.bytes
-    del answer
+    del predicted
     return count
 
 
-def a_pair(config: Mapping[str, Any], what: ActivationCheckpointing) -> int:
-    """Bytes held for each pair more, in bf16, at the size that the model is for."""
-    torch.set_default_dtype(torch.bfloat16)
+def empty_condition(config: Any, images: int, tokens: int, dtype: torch.dtype) -> Condition:
+    """A condition of zeros, in the shapes that a denoiser takes."""
+    is_transformer = "joint_attention_dim" in config
+    width = config.joint_attention_dim if is_transformer else config.cross_attention_dim
+    states = torch.zeros(images, tokens, width, dtype=dtype)
+    if is_transformer:
+        pooled = torch.zeros(images, config.pooled_projection_dim, dtype=dtype)
+        guided = {"guidance": torch.zeros(images)} if config.get("guidance_embeds") else {}
+        return Condition(states, {"pooled_projections": pooled} | guided)
+    if config.addition_embed_type != "text_time":
+        return Condition(states)
+    ids = 6 * config.addition_time_embed_dim
+    pooled = torch.zeros(images, config.projection_class_embeddings_input_dim - ids, dtype=dtype)
+    return Condition(states, {"text_embeds": pooled, "time_ids": torch.zeros(images, 6)})
+
+
+def make_fake(denoiser: nn.Module) -> None:
+    """Give a module weights of the fake mode in which this is called, as on the CPU."""
+    for module in denoiser.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                fake = torch.empty(weight.shape, dtype=weight.dtype)
+                module._parameters[name] = nn.Parameter(fake, weight.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def a_pair(
+    model: TrainedModel, what: ActivationCheckpointing, dtype: torch.dtype = torch.bfloat16
+) -> int:
+    """Bytes held for each pair more, at the size that the model is for."""
+    torch.set_default_dtype(dtype)
     try:
+        with torch.device("meta"):  # peft cannot move fake tensors
+            denoiser = model.denoiser(what)
         with FakeTensorMode():
-            unet = UNet2DConditionModel(**config).eval()
-            checkpoint_activations(unet, what)
-            return bytes_kept(unet, 4, torch.bfloat16) - bytes_kept(unet, 2, torch.bfloat16)
+            make_fake(denoiser)
+            return bytes_kept(model, denoiser, 4, dtype) - bytes_kept(model, denoiser, 2, dtype)
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -102,8 +170,8 @@ def table() -> str:
     """GiB a pair, as Markdown."""
     head = [f"`{what.value}`" for what in ActivationCheckpointing]
     lines = [f"| | {' | '.join(head)} |", "|---" + "|---:" * len(head) + "|"]
-    for name, config in MODELS.items():
-        each = [f"{a_pair(config, what) / 2**30:.2f}" for what in ActivationCheckpointing]
+    for name, model in MODELS.items():
+        each = [f"{a_pair(model, what) / 2**30:.2f}" for what in ActivationCheckpointing]
         lines.append(f"| {name} | {' | '.join(each)} |")
     return "\n".join(lines)
 

@@ -6,15 +6,26 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.activations import COUNTED, MODELS, Alive, a_pair, bytes_kept
+from benchmarks.activations import (
+    COUNTED,
+    MODELS,
+    Alive,
+    TrainedModel,
+    a_pair,
+    bytes_kept,
+    empty_condition,
+)
 from benchmarks.shapes import MINIATURE, SHAPES
+from data.families import flux, sd1, sd3
 from train.config import ActivationCheckpointing, TrainSpec
 from train.models.activation_checkpointing import checkpoint_activations
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+MINIATURE_MODEL = TrainedModel(family=sd1.FAMILY, config={}, side=8)
 GUIDE = Path(__file__).parent.parent / "docs" / "models.md"
 
 
@@ -61,7 +72,7 @@ def test_less_is_remembered_the_more_is_run_again():
     kept, operations = [], []
     for what in ActivationCheckpointing:
         unet = unet_of(what)
-        kept.append(bytes_kept(unet, 4, torch.float32))
+        kept.append(bytes_kept(MINIATURE_MODEL, unet, 4, torch.float32))
         loss = loss_of(unet)
         with FlopCounterMode(display=False) as counter:
             loss.backward()
@@ -100,3 +111,50 @@ def test_the_guide_has_the_counted_activations():
     assert stated == COUNTED
     for what, value in zip(ActivationCheckpointing, COUNTED["SD1.5 at 512"], strict=True):
         assert a_pair(MODELS["SD1.5 at 512"], what) / 2**30 == pytest.approx(value, abs=0.01)
+
+
+# --- transformers --------------------------------------------------------------------------------
+
+TINY = {
+    "sd3": TrainedModel(
+        family=sd3.FAMILY, side=16, tokens=20,
+        config={
+            "sample_size": 16, "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 4,
+            "caption_projection_dim": 64, "joint_attention_dim": 48, "pooled_projection_dim": 24,
+            "pos_embed_max_size": 8, "dual_attention_layers": (0,), "qk_norm": "rms_norm",
+        },
+    ),
+    "flux": TrainedModel(
+        family=flux.FAMILY, side=16, tokens=20, lora_rank=4,
+        config={
+            "num_layers": 1, "num_single_layers": 2, "attention_head_dim": 16,
+            "num_attention_heads": 4, "joint_attention_dim": 48, "pooled_projection_dim": 24,
+            "axes_dims_rope": (4, 4, 8), "guidance_embeds": True,
+        },
+    ),
+}  # fmt: skip
+
+
+def allocated(model: TrainedModel, denoiser: Any, images: int) -> int:
+    """Bytes that the allocator gave for a forward pass and did not get back."""
+    noisy = torch.randn(images, 16, model.side, model.side)
+    condition = empty_condition(denoiser.config, images, model.tokens, torch.float32)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        predicted = model.family.predict(denoiser, noisy, torch.zeros(images), condition)
+    assert predicted.requires_grad
+    return sum(event.self_cpu_memory_usage for event in profiled.key_averages())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_counted_activations_are_allocated(name: str):
+    """Without data as counted, with data as the allocator of a real forward pass says."""
+    model, counted = TINY[name], []
+    for what in ActivationCheckpointing:
+        denoiser = model.denoiser(what)
+        real = allocated(model, denoiser, 4) - allocated(model, denoiser, 2)
+        counted.append(a_pair(model, what, torch.float32))
+        assert counted[-1] == pytest.approx(real, rel=0.01), what
+    none, selective, full = counted
+    assert full < 0.5 * none
+    assert (selective < 0.9 * none) == (not model.lora_rank)  # it keeps what frozen layers drop

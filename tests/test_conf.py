@@ -13,6 +13,7 @@ from data.storage.hub import HUB_ID
 from label.metrics.registry import resolve
 from label.metrics.weights import WeightsError
 from label.run import main
+from train.run import check as check_training
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -53,6 +54,17 @@ def test_published_weights_are_asked_for_by_commit(panel: str):
             resolve(name, spec)
     assert len({config.metrics[name].weights for name in ("clip", "aesthetic")}) == 1
     assert ("image_reward" in config.panel.held_out) == (panel == "extended")
+
+
+@pytest.mark.parametrize("name", ["sd35_medium", "flux_dev_lora"])
+def test_models_without_a_known_commit_ask_for_one(name: str):
+    """Before anything is loaded; `make eval` asks before stage one, too."""
+    config = job(f"experiment={name}", "pairs.root=/x")
+    with pytest.raises(ValueError, match=r"model\.path=.*40-digit commit in model\.revision"):
+        check_training(config)
+    config.model.path = "/models/mine"
+    with pytest.raises(ValueError, match=r"model\.path=/models/mine"):
+        check_training(config)
 
 
 def test_the_command_line_has_the_last_word():

@@ -2,16 +2,21 @@
 
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import shapes
+from benchmarks.activations import MODELS, empty_condition
+from conf.job import composed
 from data.families import sd1, sdxl
 from data.models.family import Condition
 from train.models import flops
 
+ROOT = Path(__file__).parent.parent
+FLUX_LORA = "FLUX.1 dev at 1024, LoRA of rank 32"
 VAE = {
     "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
     "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
@@ -29,9 +34,12 @@ def test_a_forward_pass_of_sd15_has_its_operations():
     assert flops.forward_flops(unet, sd1.FAMILY, (4, 64, 64), condition) == SD15
 
 
-@pytest.mark.parametrize(("uses", "passes"), [(True, 8), (False, 6)])
-def test_a_pair_is_two_images_through_policy_and_reference(uses: bool, passes: int):
-    assert flops.pair_flops(10, uses_reference=uses) == 10 * passes
+@pytest.mark.parametrize(
+    ("uses", "frozen", "passes"),
+    [(True, False, 8), (False, False, 6), (True, True, 6), (False, True, 4)],
+)
+def test_a_pair_is_two_images_through_policy_and_reference(uses: bool, frozen: bool, passes: int):
+    assert flops.pair_flops(10, uses_reference=uses, frozen_base=frozen) == 10 * passes
 
 
 @pytest.mark.parametrize(
@@ -75,3 +83,31 @@ def test_the_guide_has_the_cost_of_a_generated_image(name: str, side: int, tera:
     guide = (Path(__file__).parent.parent / "docs" / "own-pairs.md").read_text()
     assert f"{tera} TFLOP" in guide
     assert f"{80_000 * tera / 1e6:.2g} EFLOP" in guide  # 20 000 prompts of four images
+
+
+# --- the flow experiments ------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd35_medium", "flux_dev_lora"])
+def test_experiments_say_what_their_training_costs(name: str):
+    """EFLOP of all steps, and hours on 8 H100 at 30 % of their peak: in header and guide."""
+    experiment = composed([f"experiment={name}", "pairs.root=/x"])
+    model = MODELS["SD3.5 medium at 1024" if name == "sd35_medium" else FLUX_LORA]
+    with torch.device("meta"):
+        kind = getattr(diffusers, model.family.parts["transformer"])
+        transformer = kind(**model.config)
+        condition = empty_condition(transformer.config, 1, model.tokens, torch.float32)
+    forward = flops.forward_flops(
+        transformer, model.family, (16, model.side, model.side), condition
+    )
+    train = experiment.train
+    a_pair = flops.pair_flops(forward, uses_reference=True, frozen_base=train.lora.rank > 0)
+    total = train.steps * train.batch * a_pair
+    hours = total / (8 * flops.PEAK["H100"] * 0.3) / 3600
+    cost = f"{total / 1e18:.0f} EFLOP", f"{hours:.1f} hours"
+    header = (ROOT / f"conf/experiment/{name}.yaml").read_text()
+    assert all(part in header for part in cost), cost
+    guide = (ROOT / "docs/models.md").read_text()
+    (row,) = [line for line in guide.splitlines() if line.startswith(f"| `{name}`")]
+    assert all(part in row for part in cost), cost

@@ -3,6 +3,7 @@
 import gc
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from tests.helpers_ranks import ROOT, run_ranks
 from tests.test_components import PUBLISHED as UNETS
 from train.config import (
+    ActivationCheckpointing,
     LoraSpec,
     Objective,
     ObjectiveSpec,
@@ -24,7 +26,15 @@ from train.distributed.deepspeed_engine import Policy, release
 from train.distributed.world import start
 from train.dpo.reference import make_reference
 from train.models.lora import attach
-from train.models.memory import GIB, PUBLISHED, ParameterCounts, estimate_memory, published_table
+from train.models.memory import (
+    ADAPTERS,
+    FP32_VAES,
+    GIB,
+    PUBLISHED,
+    ParameterCounts,
+    estimate_memory,
+    published_table,
+)
 
 CASES = [
     (0, "fp32", 0), (0, "bf16", 0), (1, "fp32", 0), (1, "bf16", 0), (2, "fp32", 0), (2, "bf16", 0),
@@ -209,16 +219,36 @@ def test_the_table_of_the_guide_is_this_one():
     assert published_table() in (ROOT / "docs/models.md").read_text()
 
 
-def test_experiments_say_what_is_counted():
-    """The GiB in a header is that of the file's own settings, on the GPUs that it names."""
+EXPERIMENTS = {
+    "sd15_pickapic": ("SD1.5", "SD1.5 at 512"),
+    "sd21_pickapic": ("SD2.1", "SD2.1 at 768"),
+    "sdxl_pickapic": ("SDXL", "SDXL at 1024"),
+    "sd35_medium": ("SD3.5 medium", "SD3.5 medium at 1024"),
+    "flux_dev_lora": ("FLUX.1 dev", "FLUX.1 dev at 1024, LoRA of rank 32"),
+}
+"""Experiment -> its model in `PUBLISHED`, and in the table of activations."""
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_say_what_is_counted(name: str):
+    """The GiB in a header are those of the file's own settings, on the GPUs that it names."""
+    from benchmarks.activations import COUNTED
     from tests.test_conf import job
 
-    for name, model in (("sd15", "SD1.5"), ("sd21", "SD2.1"), ("sdxl", "SDXL")):
-        text = (ROOT / f"conf/experiment/{name}_pickapic.yaml").read_text()
-        said = re.search(r"(\d+\.\d) GiB a GPU on (\d+) GPUs with ZeRO-2", text)
-        assert said, name
-        train = job(f"experiment={name}_pickapic", "pairs.root=/x").train
-        estimate = estimate_memory(
-            PUBLISHED[model], train, int(said.group(2)), vae_in_fp32=name == "sdxl"
-        )
-        assert f"{estimate.total / GIB:.1f}" == said.group(1), name
+    model, shape = EXPERIMENTS[name]
+    text = " ".join((ROOT / f"conf/experiment/{name}.yaml").read_text().replace("#", " ").split())
+    train = job(f"experiment={name}", "pairs.root=/x").train
+    adapter = ADAPTERS[model] * train.lora.rank // 16
+    whole = replace(PUBLISHED[model], adapter=adapter)
+    said = re.search(r"(\d+\.\d) GiB a GPU on (\d+) GPUs with ZeRO-2", text)
+    assert said
+    of_stage = {2: said.group(1)}
+    if lower := re.search(r"(\d+\.\d) with ZeRO-3", text):
+        of_stage[3] = lower.group(1)
+    for train.zero.stage, stated in of_stage.items():
+        estimate = estimate_memory(whole, train, int(said.group(2)), vae_in_fp32=model in FP32_VAES)
+        assert f"{estimate.total / GIB:.1f}" == stated, train.zero.stage
+    kept = re.search(r"(\d+\.\d) GiB of activations", text)
+    assert kept
+    a_pair = COUNTED[shape][list(ActivationCheckpointing).index(train.gradient_checkpointing)]
+    assert f"{a_pair * train.micro_batch:.1f}" == kept.group(1)

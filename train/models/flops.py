@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.models.family import Condition, Family
 
-PASSES = 3
-"""The policy's passes: forward, and twice as much backward. The reference has one."""
+FORWARD, INPUT_GRADIENTS, WEIGHT_GRADIENTS = 1, 1, 1
+"""Parts of a training step, in forward passes. The reference has the first alone."""
 
 PEAK = {
     "H200": 989e12, "H100": 989e12, "H800": 989e12, "B200": 2250e12, "A100": 312e12,
@@ -46,9 +46,14 @@ def forward_flops(
     return int(counter.get_total_flops())
 
 
-def pair_flops(forward: int, *, uses_reference: bool) -> int:
-    """Operations of a pair in a training step: both images through policy and reference."""
-    return 2 * (PASSES + uses_reference) * forward
+def pair_flops(forward: int, *, uses_reference: bool, frozen_base: bool = False) -> int:
+    """Operations of a pair in a training step: both images through policy and reference.
+
+    With `frozen_base` (LoRA) the base's weights get no gradient; the adapter's own operations are
+    left out, a few percent of the base's.
+    """
+    policy = FORWARD + INPUT_GRADIENTS + (0 if frozen_base else WEIGHT_GRADIENTS)
+    return 2 * (policy + FORWARD * uses_reference) * forward
 
 
 def _shape_of(value: torch.Tensor) -> torch.Tensor:

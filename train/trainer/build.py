@@ -116,7 +116,11 @@ def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Conso
         reference=reference,
         draw_rule=draw_rule,
         criterion=criterion,
-        pair_flops=pair_flops(forward, uses_reference=criterion.uses_reference),
+        pair_flops=pair_flops(
+            forward,
+            uses_reference=criterion.uses_reference,
+            frozen_base=spec.lora.rank > 0,
+        ),
         callbacks=ordered(validation, metrics_log, samples, ShowProgress(console)),
     )
 
