@@ -136,7 +136,7 @@ def decided(source: PairSource) -> DecidedPairs:
             "image_0": [f"{name}-a" for name in names],
             "image_1": [f"{name}-b" for name in names],
             "winner": pa.array([0] * len(names), pa.int8()),
-            "margin": [1] * len(names),
+            **dict.fromkeys(("margin", "votes_0", "votes_1"), [1] * len(names)),
             **dict.fromkeys(("width_0", "height_0", "width_1", "height_1"), [PIXELS] * len(names)),
         }
     )
@@ -254,7 +254,8 @@ def going_on(num_pairs: int) -> dict[str, float]:
     ones = np.ones(num_pairs, np.int64)
     sizes = {f"{length}_{side}": ones for length in ("width", "height") for side in (0, 1)}
     words = {"pair_id": names, "prompt": names}
-    table = pa.table(words | {"margin": ones, "winner": ones} | sizes)
+    votes = dict.fromkeys(("margin", "votes_0", "votes_1", "winner"), ones)
+    table = pa.table(words | votes | sizes)
     shard = PairShard(0, "", "", num_pairs, 0)
     groups = tuple(RowGroup(shard, number, 0) for number in range(int(group[-1]) + 1))
     pairs = DecidedPairs(table, "bench", group, np.arange(num_pairs) % 1500, groups)

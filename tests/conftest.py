@@ -23,9 +23,12 @@ SLOW_FILES = (
 """Files that are slow as a whole: `make test-fast` does not even import them."""
 TESTS = Path(__file__).parent
 SOURCES = {path.name: path.read_text() for path in TESTS.glob("test_*.py")}
-RANK_FILES = {name for name, text in SOURCES.items() if "mark.ranks" in text}
-"""Files with tests that start ranks."""
-LABEL_FILES = {name for name, text in SOURCES.items() if "nursery()" in text} - RANK_FILES
+STARTING = {name for name, text in SOURCES.items() if "mark.ranks" in text}
+RANK_FILES = {name for name in STARTING if "shared_place" in SOURCES[name]}
+"""Files with tests that start ranks which train, and share their base and straight runs."""
+PROGRAM_FILES = STARTING - RANK_FILES
+"""Files with other tests that start ranks, or whole programs."""
+LABEL_FILES = {name for name, text in SOURCES.items() if "nursery()" in text} - STARTING
 """Files that run stage one in forks."""
 
 
@@ -45,7 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def turn(item: pytest.Item) -> tuple[bool, ...]:
         name = item.path.name
-        return name not in RANK_FILES, name not in LABEL_FILES, item.path not in slow_files
+        groups = RANK_FILES, PROGRAM_FILES, LABEL_FILES
+        return *(name not in group for group in groups), item.path not in slow_files
 
     items.sort(key=turn)
 
@@ -63,19 +67,18 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep the tests of a file in one process, and those of all files with ranks.
+    """Keep the tests of a file in one process, and those of all files of a group.
 
-    The fixtures of a file are made once. Files with ranks share a fork server, whose imports take
-    15 s of a core, and straight runs; and ranks of two tests at once on two cores would spend much
-    of their time waiting for each other. Files that label share a server, too. (`--dist loadgroup`
-    does not see groups under pytest 9.2.)
+    The fixtures of a file are made once. A group shares a fork server, whose imports take 15 s of a
+    core, and straight runs; and ranks of two tests at once on two cores would spend much of their
+    time waiting for each other. (`--dist loadgroup` does not see groups under pytest 9.2.)
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Groups(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             name = nodeid.partition("::")[0].rpartition("/")[2]
-            groups = {"ranks": RANK_FILES, "labels": LABEL_FILES}
+            groups = {"ranks": RANK_FILES, "programs": PROGRAM_FILES, "labels": LABEL_FILES}
             return next((group for group, files in groups.items() if name in files), name)
 
     return Groups(config, log)

@@ -47,7 +47,7 @@ def pair_batch(rank: int = 0, pairs: int = 4) -> PairBatch:
     ids = tuple(f"{rank}-{i}" for i in range(pairs))
     prompts = tuple(["a red cat", "a blue cat", "a red cat", ""][:pairs])
     margin, size = torch.ones(pairs, dtype=torch.int64), torch.full((pairs, 2, 2), SIDE)
-    return PairBatch(0, ids, prompts, winner, loser, margin, size)
+    return PairBatch(0, ids, prompts, winner, loser, margin, torch.ones(pairs), size)
 
 
 def spec_of(stage: int, precision: str, refresh: str, world: int, rank: int = 0) -> TrainSpec:
@@ -70,7 +70,7 @@ def load(base: Path, spec: TrainSpec, world: World) -> tuple[ModelComponents, Po
         unet.enable_gradient_checkpointing()  # the backward pass must find the policy's adapter
         attach(unet, spec.lora, 0, moving=spec.reference.refresh is not Refresh.frozen)
     policy = Policy(unet, spec, world)
-    return components, policy, make_reference(components.unet, policy, spec, world)
+    return components, policy, make_reference(components.denoiser, policy, spec, world)
 
 
 def copies(parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -213,7 +213,7 @@ def trains_by_each_objective(root: Path) -> None:
     assert math.isclose(mapo["margin"], lead, rel_tol=1e-5)
     assert mapo["loss"] > mapo["policy_winner_error"] == first[Objective.dpo]["policy_winner_error"]
     assert first[TimestepKind.uniform]["gradient_norm"] == first[Objective.dpo]["gradient_norm"]
-    assert len({first[kind]["policy_winner_error"] for kind in TimestepKind}) == 3
+    assert len({first[kind]["policy_winner_error"] for kind in TimestepKind}) == len(TimestepKind)
 
 
 def step_is_the_formula(base: Path, prediction: str) -> None:

@@ -169,7 +169,8 @@ def pair_batch() -> PairBatch:
     generator = torch.Generator().manual_seed(0)
     winner, loser = torch.randint(0, 256, (2, 4, SIDE, SIDE, 3), generator=generator).byte()
     ids = tuple(f"pair-{i}" for i in range(4))
-    return PairBatch(0, ids, PROMPTS, winner, loser, torch.ones(4, dtype=torch.int64), SIZES)
+    margin = torch.ones(4, dtype=torch.int64)
+    return PairBatch(0, ids, PROMPTS, winner, loser, margin, torch.ones(4), SIZES)
 
 
 @pytest.mark.parametrize("name", ["sd", "sd_v", "sdxl", "sdxl_empty_text"])

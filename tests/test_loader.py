@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
@@ -72,6 +72,22 @@ def test_pairs_come_with_the_right_images(root: Path):
             assert i % 7 != 6  # undecided
             seen += 1
     assert seen == 24
+
+
+def test_votes_become_the_winners_fraction(root: Path):
+    """3 of 4, 4 of 4, none cast and 1 of 4, for winners on either side."""
+    whole = stream(root)
+    table = whole.pairs.table.slice(0, 4)
+    winners, votes = table["winner"].to_pylist(), [(3, 1), (4, 0), (None, None), (1, 3)]
+    assert set(winners) == {0, 1}
+    for side in (0, 1):
+        of_side = [pair[side != winner] for pair, winner in zip(votes, winners, strict=True)]
+        column = table.column_names.index(f"votes_{side}")
+        table = table.set_column(column, f"votes_{side}", pa.array(of_side, pa.int8()))
+    pairs = replace(whole.pairs.only(np.arange(4)), table=table)
+    plan = replace(whole.plan, batch=4)
+    batch = PairStream(pairs, whole.source, plan).pick(np.arange(4))
+    assert batch.vote_fraction.tolist() == [0.75, 1.0, 1.0, 0.25]
 
 
 def test_an_epoch_is_cut_to_whole_batches_and_then_the_next_order_begins(root: Path):

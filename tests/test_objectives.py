@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,11 +14,14 @@ from tests.helpers_ranks import run_ranks, shared_place
 from train.config import Objective, ObjectiveSpec, ReferenceSpec, Refresh, TrainSpec
 from train.dpo.loss import (
     MAPO_S,
+    Compared,
     Errors,
+    anchor_losses,
     denoising_errors,
     dpo_losses,
     ipo_losses,
     lead,
+    linear_dpo_losses,
     loser_scale,
     mapo_losses,
     mapo_score,
@@ -25,6 +29,7 @@ from train.dpo.loss import (
     residual_overlap,
     sdpo_losses,
 )
+from train.dpo.objectives import make_criterion
 
 BETA = 5000.0
 U = math.log(3)
@@ -38,6 +43,15 @@ def pair(winner: float, loser: float) -> Errors:
 def at_logit(u: float) -> tuple[Errors, Errors]:
     """Policy and reference with beta m / 2 = u for beta = BETA: the winner got better by m."""
     return pair(0.1 - 2 * u / BETA, 0.1), pair(0.1, 0.1)
+
+
+def criterion_of(
+    objective: ObjectiveSpec, vote_fraction: float = 1.0
+) -> Callable[[Errors, Errors], Tensor]:
+    """The losses of an objective for one pair, whose winner leads by one vote."""
+    criterion = make_criterion(TrainSpec(objective=objective, beta=BETA), np.ones(1, np.int8), 1000)
+    facts = torch.zeros(1), torch.ones(1, dtype=torch.int64), torch.tensor([vote_fraction])
+    return lambda policy, reference: criterion.losses(Compared(policy, reference, *facts))
 
 
 def gradients(losses: Callable[[Errors], Tensor], policy: Errors) -> tuple[float, float]:
@@ -93,6 +107,27 @@ def test_ipo_by_hand(u: float, loss: float, slope: float):
     assert loser == pytest.approx(slope * BETA / 2, abs=5)
 
 
+@pytest.mark.parametrize(
+    ("winner", "loser", "weight"),
+    [(0.10, 0.10, 0.5), (0.09, 0.12, 0.2), (0.12, 0.09, 0.8), (0.02, 0.1, 0.1), (0.1, 0.01, 0.9)],
+)
+def test_linear_dpo_by_hand(winner: float, loser: float, weight: float):
+    """beta = 50: w = 1/2 + 10 (e_w - e_l) for equal reference errors, between eta = 0.1 and 0.9."""
+    policy, reference = pair(winner, loser), pair(0.1, 0.1)
+
+    def losses(own: Errors) -> Tensor:
+        return linear_dpo_losses(own, reference, 50.0, 0.1)
+
+    assert losses(policy).item() == pytest.approx(weight * (winner - loser), abs=1e-7)
+    assert gradients(losses, policy) == pytest.approx((weight, -weight), rel=1e-5)
+
+
+def test_linear_dpo_subtracts_the_references_gap():
+    """e_w - e_l = 0.03 and r_w - r_l = 0.02: w = 1/2 + 10 (0.03 - 0.02) = 0.6."""
+    losses = linear_dpo_losses(pair(0.13, 0.1), pair(0.12, 0.1), 50.0, 0.0)
+    assert losses.item() == pytest.approx(0.6 * 0.03, rel=1e-4)
+
+
 def test_mapo_by_hand():
     """s e_w = ln 2 and s e_l = ln 3: scores ln 2 / 1 and ln 3 / 2, so exp(difference) = 2/3^0.5."""
     policy = pair(math.log(2) / MAPO_S, math.log(3) / MAPO_S)
@@ -118,6 +153,74 @@ def test_mapo_at_small_errors():
     assert all(
         map(math.isfinite, gradients(lambda own: mapo_losses(own, 9, 1.0, 1.0), pair(0.0, 0.0)))
     )
+
+
+# --- label smoothing -----------------------------------------------------------------------------
+
+
+SMOOTHED = [Objective.dpo, Objective.margin_dpo, Objective.sdpo]
+
+
+@pytest.mark.parametrize("kind", SMOOTHED)
+@pytest.mark.parametrize(("p", "slope"), [(1.0, -0.25), (0.9, -0.15), (0.75, 0.0), (0.6, 0.15)])
+def test_smoothing_by_hand(kind: Objective, p: float, slope: float):
+    """u = ln 3: -p ln 3/4 - (1 - p) ln 1/4 with slope 3/4 - p in u; 0 at p = 3/4."""
+    policy, reference = at_logit(U)
+    losses = criterion_of(ObjectiveSpec(kind=kind, smoothing=round(1 - p, 2)))
+    expected = -p * math.log(3 / 4) - (1 - p) * math.log(1 / 4)
+    assert losses(policy, reference).item() == pytest.approx(expected, rel=1e-3)
+    winner, loser = gradients(lambda own: losses(own, reference), policy)
+    assert winner == pytest.approx(-slope * BETA / 2, abs=0.5)
+    assert loser == pytest.approx(slope * BETA / 2, abs=0.5)
+
+
+@pytest.mark.parametrize("kind", SMOOTHED)
+@pytest.mark.parametrize(("fraction", "smoothing"), [(1.0, 0.0), (0.75, 0.25), (0.625, 0.375)])
+def test_votes_smooth_by_the_losers_fraction(kind: Objective, fraction: float, smoothing: float):
+    """3 votes to 1 are worth a smoothing of 1/4; 4 to 0 are the plain objective, bit for bit."""
+    policy, reference = at_logit(-0.7)
+    fixed = criterion_of(ObjectiveSpec(kind=kind, smoothing=smoothing))
+    by_vote = criterion_of(ObjectiveSpec(kind=kind, vote_smoothing=True), fraction)
+    assert torch.equal(by_vote(policy, reference), fixed(policy, reference))
+    assert torch.equal(by_vote(policy, policy), torch.tensor([math.log(2)]))
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.25, 0.0])
+def test_even_and_overruled_votes_teach_no_direction(fraction: float):
+    by_vote = criterion_of(ObjectiveSpec(vote_smoothing=True), fraction)
+    same = pair(0.1, 0.2)
+    assert gradients(lambda own: by_vote(own, same), same) == (0.0, 0.0)
+
+
+# --- the winner anchor ----------------------------------------------------------------------------
+
+
+def test_an_anchor_by_hand():
+    """8 (e_w - r_w) at e_w = 0.1 and r_w = 0.15 is -0.4; its slope in e_w is 8, in e_l 0."""
+    reference = pair(0.15, 0.2)
+
+    def losses(own: Errors) -> Tensor:
+        return anchor_losses(own, reference, 8.0) + 0 * own.loser
+
+    assert losses(pair(0.1, 0.1)).item() == pytest.approx(-0.4, rel=1e-5)
+    assert gradients(losses, pair(0.1, 0.1)) == (8.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "factor", "unit"),
+    [("dpo", 0.5, BETA / 2), ("margin_dpo", 0.5, BETA / 2), ("sdpo", 0.5, BETA / 2),
+     ("ipo", 1.0, BETA / 2), ("linear_dpo", 0.5, 1.0)],
+)  # fmt: skip
+def test_an_anchor_adds_to_the_objectives_factor(kind: str, factor: float, unit: float):
+    """Where policy and reference agree: the loss is the objective's, the winner's pull has more."""
+    plain = criterion_of(ObjectiveSpec(kind=Objective(kind)))
+    anchored = criterion_of(ObjectiveSpec(kind=Objective(kind), anchor=0.25))
+    same = pair(0.1, 0.2)
+    assert torch.equal(plain(same, same), anchored(same, same))
+    before = gradients(lambda own: plain(own, same), same)
+    after = gradients(lambda own: anchored(own, same), same)
+    assert before == pytest.approx((factor * unit, -factor * unit))
+    assert after == pytest.approx(((factor + 0.25) * unit, -factor * unit))
 
 
 # --- the safeguard -------------------------------------------------------------------------------
@@ -206,13 +309,35 @@ def test_without_a_reference_the_margin_is_the_policys_lead():
     ("name", "value", "says"),
     [
         ("mu", 1.5, "train.objective.mu=1.5; it must be in"),
+        ("eta", 0.6, "train.objective.eta=0.6; it must be in"),
         ("mapo_beta", 0.0, "mapo_beta=0.0; it must be above 0"),
+        ("smoothing", 0.5, r"smoothing=0.5; it must be in \[0, 0.5\)"),
+        ("smoothing", -0.1, "smoothing=-0.1; it must be in"),
+        ("anchor", -1.0, "anchor=-1.0; it must not be negative"),
         ("winner_weight", -1.0, "winner_weight=-1.0; it must not be negative"),
     ],
 )
 def test_settings_are_checked(name: str, value: float, says: str):
     with pytest.raises(ValueError, match=says):
         ObjectiveSpec(**{name: value})
+
+
+@pytest.mark.parametrize("kind", ["ipo", "linear_dpo", "mapo"])
+def test_smoothing_is_refused_where_it_has_no_meaning(kind: str):
+    with pytest.raises(ValueError, match=f"smoothing=0.1 has no meaning for .*kind={kind}"):
+        ObjectiveSpec(kind=Objective(kind), smoothing=0.1)
+    with pytest.raises(ValueError, match=f"vote_smoothing=true has no meaning for .*kind={kind}"):
+        ObjectiveSpec(kind=Objective(kind), vote_smoothing=True)
+
+
+def test_smoothing_has_one_source():
+    with pytest.raises(ValueError, match="smoothing=0.1 and vote_smoothing=true both say"):
+        ObjectiveSpec(smoothing=0.1, vote_smoothing=True)
+
+
+def test_mapo_has_an_anchor_of_its_own():
+    with pytest.raises(ValueError, match=r"anchor=0\.2 with .*kind=mapo.*winner_weight instead"):
+        ObjectiveSpec(kind=Objective.mapo, anchor=0.2)
 
 
 def test_mapo_renews_no_reference():
@@ -246,3 +371,19 @@ def test_a_whole_run_without_a_reference():
     card = (place.folder("mapo") / "pipeline" / "README.md").read_text()
     assert "| mapo, bucketed |" in card
     assert "| 0.1, 0.001 |" in card  # its own beta
+
+
+@pytest.mark.ranks
+def test_a_whole_run_smoothed_and_anchored_whose_rate_falls():
+    place = shared_place()
+    place.train(
+        "smoothed", "train.objective.vote_smoothing=true", "train.objective.anchor=0.25",
+        "train.lr_schedule=linear", "train.lr_end=0.5", "train.steps=3", "train.warmup=1",
+        "train.lr=1e-3", "reference=frozen", "zero=stage0",
+    )  # fmt: skip
+    lines = place.journal("smoothed")
+    assert [line["lr"] for line in lines] == pytest.approx([1e-3, 1e-3, 7.5e-4])
+    assert lines[0]["loss"] == torch.tensor(math.log(2)).item()
+    card = (place.folder("smoothed") / "pipeline" / "README.md").read_text()
+    assert "| dpo + smoothed by votes + winner anchor 0.25, uniform |" in card
+    assert "| 1 steps, linear, to 0.5 of lr |" in card

@@ -192,7 +192,7 @@ class Case:
             {
                 "pair_id": [str(i) for i in range(count)],
                 "prompt": [""] * count,
-                "margin": [1] * count,
+                **dict.fromkeys(("margin", "votes_0", "votes_1"), [1] * count),
                 "winner": [0] * count,
                 **dict.fromkeys(("width_0", "height_0", "width_1", "height_1"), [512] * count),
             }

@@ -11,7 +11,8 @@ import pytest
 from data.artifacts.manifest import read_manifest
 from tests import rank_programs
 from tests.helpers_ranks import ROOT, environment, run_ranks, shared_place, straight
-from train.config import ReferenceSpec, TrainSpec, ZeroSpec
+from train.config import LrSchedule, ReferenceSpec, Refresh, TrainSpec, ZeroSpec
+from train.trainer.trainer import learning_rate
 
 LN_2 = 0.6931471824645996
 """ln 2 in float32."""
@@ -193,6 +194,29 @@ def test_mistakes_are_found_before_a_weight_is_loaded():
     assert "choose zero=stage1" in place.fail("coarse", *bf16)
 
 
+# --- the learning rate ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "rates"),
+    [
+        ({}, [4.0, 8.0, 8.0, 8.0, 8.0, 8.0]),
+        ({"warmup": 0}, [8.0] * 6),
+        ({"warmup": 9}, [8 * done / 9 for done in range(1, 7)]),
+        ({"lr_schedule": LrSchedule.linear}, [4.0, 8.0, 8.0, 6.0, 4.0, 2.0]),
+        ({"lr_schedule": LrSchedule.linear, "lr_end": 0.5}, [4.0, 8.0, 8.0, 7.0, 6.0, 5.0]),
+        ({"lr_schedule": LrSchedule.cosine}, [4, 8, 8, 4 + 8**0.5, 4, 4 - 8**0.5]),
+        ({"lr_schedule": LrSchedule.cosine, "lr_end": 0.5}, [4, 8, 8, 6 + 2**0.5, 6, 6 - 2**0.5]),
+        ({"lr_schedule": LrSchedule.cosine, "lr_end": 1.0, "warmup": 0}, [8.0] * 6),
+    ],
+)
+def test_the_learning_rate_of_each_step(change: dict[str, object], rates: list[float]):
+    """A warm-up of 2 of 6 steps to a rate of 8; cos(pi / 4) is 8^0.5 / 4."""
+    frozen = ReferenceSpec(refresh=Refresh.frozen)
+    spec = TrainSpec(**{"steps": 6, "warmup": 2, "lr": 8.0, "reference": frozen} | change)  # type: ignore[arg-type]
+    assert [learning_rate(spec, done) for done in range(6)] == pytest.approx(rates)
+
+
 # --- settings ------------------------------------------------------------------------------------
 
 
@@ -204,6 +228,12 @@ def test_mistakes_are_found_before_a_weight_is_loaded():
         ({"zero": ZeroSpec(stage=3), "compile": True}, "train.compile=true with zero.stage=3"),
         ({"steps": 0}, "train.steps=0; it must be at least 1"),
         ({"warmup": -1}, "train.warmup=-1; it must not be negative"),
+        ({"lr_end": 0.1}, "train.lr_end=0.1 has no meaning for train.lr_schedule=constant"),
+        ({"lr_schedule": LrSchedule.linear, "lr_end": 1.1}, "train.lr_end=1.1; it must be in"),
+        (
+            {"lr_schedule": LrSchedule.cosine, "steps": 50, "warmup": 50},
+            "lr_schedule=cosine never begins: train.warmup=50 takes all of train.steps=50",
+        ),
         ({"lr": 0.0}, "train.lr=0.0; it must be above 0"),
         ({"caption_dropout": 1.5}, "it is a rate in"),
         ({"reference": ReferenceSpec(every=9000)}, "never happens within"),

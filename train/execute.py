@@ -47,9 +47,10 @@ NO_CHANGE = {
     Objective.margin_dpo: LN_2,
     Objective.sdpo: LN_2,
     Objective.ipo: " (0.25 is no change)",
+    Objective.linear_dpo: "",
     Objective.mapo: "",
 }
-"""The loss if policy and reference agree."""
+"""The loss if policy and reference agree; empty where it depends on the pairs."""
 
 
 def execute(run: TrainRun) -> None:

@@ -164,7 +164,7 @@ def _pairs_spec(number: int, values: Any) -> PairsSpec:
 
 def _refuse_repeated(specs: Sequence[PairsSpec]) -> None:
     """Refuse a set that is mixed with itself: its copies would count as other pairs."""
-    sets = [(_place(spec.root), spec.split) for spec in specs]
+    sets = [(_location(spec.root), spec.split) for spec in specs]
     for number, (root, split) in enumerate(sets[1:]):
         if (root, split) in sets[: number + 1]:
             raise PairsError(
@@ -173,7 +173,7 @@ def _refuse_repeated(specs: Sequence[PairsSpec]) -> None:
             )
 
 
-def _place(root: str) -> str:
+def _location(root: str) -> str:
     return root if "://" in root else str(user_path(root).resolve())
 
 

@@ -21,9 +21,10 @@ from train.config.objective import (
 )
 
 __all__ = [
-    "COLLECTIVE_TIMEOUT_S", "ActivationCheckpointing", "LatentUse", "LoraSpec", "ModelSpec",
-    "Objective", "ObjectiveSpec", "Precision", "ReferenceSpec", "Refresh", "SampleSpec",
-    "TimestepKind", "TimestepSpec", "TrainSpec", "ValidationSpec", "ZeroSpec", "resumable_fields",
+    "COLLECTIVE_TIMEOUT_S", "ActivationCheckpointing", "LatentUse", "LoraSpec", "LrSchedule",
+    "ModelSpec", "Objective", "ObjectiveSpec", "Precision", "ReferenceSpec", "Refresh",
+    "SampleSpec", "TimestepKind", "TimestepSpec", "TrainSpec", "ValidationSpec", "ZeroSpec",
+    "resumable_fields",
 ]  # fmt: skip
 
 COLLECTIVE_TIMEOUT_S = 1800.0
@@ -43,6 +44,17 @@ class LatentUse(Enum):
     """Decode the images, and encode them by the VAE in every step."""
     always = "always"
     """Use them, or refuse to run."""
+
+
+class LrSchedule(Enum):
+    """How the learning rate goes on after the warm-up; equations in `train/trainer/trainer.py`."""
+
+    constant = "constant"
+    """It stays at `lr`."""
+    linear = "linear"
+    """It falls by the same amount each step."""
+    cosine = "cosine"
+    """It falls by half a period of a cosine: slowly at first and in the end."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -76,7 +88,12 @@ class TrainSpec:
     lr: float = 1e-8
     """Peak learning rate of AdamW."""
     warmup: int = 500
-    """Optimizer steps of linear warm-up; constant afterwards."""
+    """Optimizer steps of linear warm-up, before the schedule begins."""
+    lr_schedule: LrSchedule = LrSchedule.constant
+    """The learning rate after the warm-up."""
+    lr_end: float = 0.0
+    """For `linear` and `cosine`: the fraction of `lr` that they fall to, in [0, 1]; it is reached
+    after the last step, so that no step has a rate of 0."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay."""
     clip_norm: float = 1.0
@@ -141,6 +158,7 @@ class TrainSpec:
                 f"train.batch={self.batch} is no multiple of train.micro_batch={self.micro_batch}; "
                 "change one of them"
             )
+        self._check_lr_schedule()
         self._check_reference()
 
     def _check_ranges(self) -> None:
@@ -158,6 +176,21 @@ class TrainSpec:
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(
                 f"train.caption_dropout={self.caption_dropout}; it is a rate in [0, 1]"
+            )
+
+    def _check_lr_schedule(self) -> None:
+        if not 0 <= self.lr_end <= 1:
+            raise ValueError(f"train.lr_end={self.lr_end}; it must be in [0, 1]")
+        if self.lr_schedule is LrSchedule.constant:
+            if self.lr_end:
+                raise ValueError(
+                    f"train.lr_end={self.lr_end:g} has no meaning for train.lr_schedule=constant; "
+                    "choose linear or cosine, or leave it out"
+                )
+        elif self.warmup >= self.steps:
+            raise ValueError(
+                f"train.lr_schedule={self.lr_schedule.value} never begins: train.warmup="
+                f"{self.warmup} takes all of train.steps={self.steps}; lower train.warmup"
             )
 
     def _check_reference(self) -> None:

@@ -43,6 +43,8 @@ class Objective(Enum):
     """Identity preference optimization (Azar et al. 2023): a margin to reach, not to exceed."""
     sdpo = "sdpo"
     """DPO with the winner-preserving safeguard (Diffusion-SDPO, Fu et al. 2025)."""
+    linear_dpo = "linear_dpo"
+    """The errors' difference, weighted by a clamped linear function of the margin (Linear-DPO)."""
     mapo = "mapo"
     """Reference-free baseline (Hong et al. 2024)."""
 
@@ -56,19 +58,67 @@ class ObjectiveSpec:
     mu: float = 0.9
     """For `sdpo`: fraction of the winner's progress that the loser may not take away, in [0, 1].
     Published: 0.9 for SD1.5, 0.6 for SDXL. At 1 losers that pull against winners are left alone."""
+    eta: float = 0.001
+    """For `linear_dpo`: least weight of a pair, in [0, 0.5]; the greatest is 1 - eta. Published:
+    0.001 for SD1.5, 0 for SDXL. At 0 a pair that the policy has learned is left alone."""
     mapo_beta: float = 0.1
     """For `mapo`: weight of the preference against the winner's own error; the published one."""
     winner_weight: float = 1.0
     """For `mapo`: weight of the winner's own error (the supervised part); 0 leaves it out."""
+    anchor: float = 0.0
+    """For all but `mapo`: pull towards lower errors of winners (a supervised part), whatever the
+    margin, as a multiple of the objective's own factor: DPO's is 1/2 where policy and reference
+    agree and falls to 0 as pairs are learned, so that at 0.25 winners weigh one and a half times
+    as much as losers at first. Code that adds k times the winners' mean error to Diffusion-DPO has
+    an anchor of 2 k / beta. 0 leaves it out."""
+    smoothing: float = 0.0
+    """For `dpo`, `margin_dpo` and `sdpo`: probability that a label is wrong, in [0, 0.5) (label
+    smoothing, cDPO). Pairs are then pulled back beyond the margin that fits it; 0 trusts labels."""
+    vote_smoothing: bool = False
+    """For the same, in place of `smoothing`: takes it from the votes, as the loser's fraction of
+    those cast. A label of 3 to 1 says less than one of 4 to 0, and even votes say nothing. Labels
+    without votes are trusted; those that overruled the votes count as even."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.mu <= 1:
             raise ValueError(f"train.objective.mu={self.mu}; it must be in [0, 1]")
+        if not 0 <= self.eta <= 0.5:
+            raise ValueError(f"train.objective.eta={self.eta}; it must be in [0, 0.5]")
         if not (self.mapo_beta > 0 and math.isfinite(self.mapo_beta)):
             raise ValueError(f"train.objective.mapo_beta={self.mapo_beta}; it must be above 0")
         if not (self.winner_weight >= 0 and math.isfinite(self.winner_weight)):
             raise ValueError(
                 f"train.objective.winner_weight={self.winner_weight}; it must not be negative"
+            )
+        self._check_anchor()
+        self._check_smoothing()
+
+    def _check_anchor(self) -> None:
+        if not (self.anchor >= 0 and math.isfinite(self.anchor)):
+            raise ValueError(f"train.objective.anchor={self.anchor}; it must not be negative")
+        if self.anchor and self.kind is Objective.mapo:
+            raise ValueError(
+                f"train.objective.anchor={self.anchor:g} with train.objective.kind=mapo, which has "
+                "a supervised part of its own; set train.objective.winner_weight instead"
+            )
+
+    def _check_smoothing(self) -> None:
+        if not 0 <= self.smoothing < 0.5:
+            raise ValueError(
+                f"train.objective.smoothing={self.smoothing}; it must be in [0, 0.5): at 0.5 "
+                "labels would say nothing"
+            )
+        if self.smoothing and self.vote_smoothing:
+            raise ValueError(
+                f"train.objective.smoothing={self.smoothing:g} and vote_smoothing=true both say "
+                "how likely a label is wrong; leave one of them out"
+            )
+        kinds = (Objective.dpo, Objective.margin_dpo, Objective.sdpo)
+        if (self.smoothing or self.vote_smoothing) and self.kind not in kinds:
+            name = "vote_smoothing=true" if self.vote_smoothing else f"smoothing={self.smoothing:g}"
+            raise ValueError(
+                f"train.objective.{name} has no meaning for train.objective.kind="
+                f"{self.kind.value}; choose objective=dpo, margin_dpo or sdpo, or leave it out"
             )
 
 

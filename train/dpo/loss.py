@@ -13,11 +13,15 @@ Losses are per pair. A batch's loss is their mean, taken last, never over errors
 """
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
+
+Confidence: TypeAlias = float | Float[Tensor, " pair"]
+"""Probability that the label is right, in [1/2, 1]; of all pairs, or of each."""
 
 MAPO_S = 0.5
 """s of MaPO's score: the published implementation's `snr_value`, one for all timesteps."""
@@ -46,6 +50,8 @@ class Compared:
     """The policy's `residual_overlap`."""
     votes: Int[Tensor, " pair"]
     """The winner's lead in votes; below 0 where the votes were overruled."""
+    vote_fraction: Float[Tensor, " pair"]
+    """The winner's fraction of the votes cast, in [0, 1]; 1 where none was cast."""
 
 
 def denoising_errors(
@@ -91,12 +97,32 @@ def lead(policy: Errors) -> Float[Tensor, " pair"]:
 # --- objectives ----------------------------------------------------------------------------------
 
 
-def dpo_losses(policy: Errors, reference: Errors, beta: float) -> Float[Tensor, " pair"]:
+def dpo_losses(
+    policy: Errors, reference: Errors, beta: float, p: Confidence = 1.0
+) -> Float[Tensor, " pair"]:
     """Diffusion-DPO: -log sigmoid(u); Wallace et al. 2023, Eq. 14.
 
-    ln 2 where policy and reference agree; smaller where the margin is positive.
+    ln 2 where policy and reference agree; smaller where the margin is positive. With labels that
+    are right only with probability p it is label-smoothed ("conservative", cDPO: Mitchell 2023, "A
+    note on DPO with noisy preferences"; its epsilon is 1 - p):
+
+        -p log sigmoid(u) - (1 - p) log sigmoid(-u) = (1 - p) u - log sigmoid(u).
+
+    Its slope in u is sigmoid(u) - p: it is least at u = log(p / (1 - p)), and beyond that margin
+    pairs are pulled back. Still ln 2 where policy and reference agree; at p = 1/2 it teaches
+    nothing but to stay there.
     """
-    return -functional.logsigmoid(0.5 * beta * margin(policy, reference))
+    logit = 0.5 * beta * margin(policy, reference)
+    return (1 - p) * logit - functional.logsigmoid(logit)
+
+
+def vote_confidence(vote_fraction: Float[Tensor, " pair"]) -> Float[Tensor, " pair"]:
+    """P of smoothing by votes: the winner's fraction of the votes cast, in [1/2, 1].
+
+    3 of 4 votes are 3/4, all are 1, and so are labels without votes. A winner that a rule chose
+    against the votes has 1/2: less would train against the label.
+    """
+    return vote_fraction.clamp(min=0.5)
 
 
 def margin_dpo_losses(
@@ -105,6 +131,7 @@ def margin_dpo_losses(
     beta: float,
     votes: Int[Tensor, " pair"],
     mean_votes: float,
+    p: Confidence = 1.0,
 ) -> Float[Tensor, " pair"]:
     """Diffusion-DPO weighted by vote margin: -(|v| / mean |v|) log sigmoid(u).
 
@@ -112,7 +139,7 @@ def margin_dpo_losses(
     label set. So the mean weight is 1 over the set (not over each batch), and lr and beta mean
     what they mean without weights. A pair whose votes were even, decided by a tie rule, weighs 0.
     """
-    return votes.abs() / mean_votes * dpo_losses(policy, reference, beta)
+    return votes.abs() / mean_votes * dpo_losses(policy, reference, beta, p)
 
 
 def ipo_losses(policy: Errors, reference: Errors, beta: float) -> Float[Tensor, " pair"]:
@@ -131,6 +158,7 @@ def sdpo_losses(
     beta: float,
     overlap: Float[Tensor, " pair"],
     mu: float,
+    p: Confidence = 1.0,
 ) -> Float[Tensor, " pair"]:
     """Diffusion-DPO with the winner-preserving safeguard of Diffusion-SDPO (arXiv 2511.03317).
 
@@ -140,7 +168,7 @@ def sdpo_losses(
     scale = loser_scale(policy.winner.detach(), overlap, mu)
     fixed = policy.loser.detach()
     loser = fixed + scale * (policy.loser - fixed)  # e_l in value, scale times its gradient
-    return dpo_losses(Errors(policy.winner, loser), reference, beta)
+    return dpo_losses(Errors(policy.winner, loser), reference, beta, p)
 
 
 def loser_scale(
@@ -161,6 +189,23 @@ def loser_scale(
     return torch.where(overlap > 0, bound, 1.0).clamp(max=1.0)
 
 
+def linear_dpo_losses(
+    policy: Errors, reference: Errors, beta: float, eta: float
+) -> Float[Tensor, " pair"]:
+    """Linear-DPO: w (e_w - e_l); arXiv 2605.21123 and its code, WhynotChen0105/Linear-DPO.
+
+        w = clamp(0.2 beta ((e_w - e_l) - (r_w - r_l)) + 0.5, eta, 1 - eta)
+
+    has no gradient; in the margin, the bracket with its sign turned, it is 0.5 - 0.2 beta m. It is
+    a straight line in place of DPO's factor sigmoid(-u), but for the scale beta / 2 that DPO's
+    gradient has besides: pairs the policy has learned weigh less, and at least eta. Where policy
+    and reference agree w is 1/2. Its slope in m there, -0.2 beta, is DPO's at 1.6 times this beta
+    (-beta' / 8). Unlike DPO's, the loss has no fixed value for "no change" and may be negative.
+    """
+    weight = (0.5 - 0.2 * beta * margin(policy.detached(), reference)).clamp(eta, 1 - eta)
+    return weight * (policy.winner - policy.loser)
+
+
 def mapo_losses(
     policy: Errors, num_timesteps: int, beta: float, winner_weight: float
 ) -> Float[Tensor, " pair"]:
@@ -173,6 +218,17 @@ def mapo_losses(
     winner, loser = mapo_score(policy.winner), mapo_score(policy.loser)
     preferred = functional.logsigmoid(num_timesteps * (winner - loser)).float()
     return winner_weight * policy.winner - beta * preferred
+
+
+def anchor_losses(policy: Errors, reference: Errors, weight: float) -> Float[Tensor, " pair"]:
+    """Winner anchor, a supervised part to add to an objective: k (e_w - r_w), k being `weight`.
+
+    Pang et al. 2024 (arXiv 2404.19733) add the winner's log likelihood to DPO; here its error takes
+    that place. The gradient is that of the denoising loss on winners, k e_w. r_w has none; it makes
+    the value 0 where policy and reference agree, so that the sum keeps the objective's value there.
+    Below 0 where the policy denoises winners better than the reference does.
+    """
+    return weight * (policy.winner - reference.winner)
 
 
 def mapo_score(error: Float[Tensor, " pair"]) -> Float[Tensor, " pair"]:

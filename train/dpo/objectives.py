@@ -1,25 +1,29 @@
 """Chooses the loss and the distribution of timesteps by the settings."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from data.artifacts.atomic import ShardError
-from train.config import Objective, TimestepKind, TimestepSpec, TrainSpec
+from train.config import Objective, ObjectiveSpec, TimestepKind, TimestepSpec, TrainSpec
 from train.dpo.draws import Bucketed, Importance, LogitNormal, TimestepRule, uniform
 from train.dpo.loss import (
     Compared,
+    Confidence,
     Errors,
+    anchor_losses,
     dpo_losses,
     ipo_losses,
     lead,
+    linear_dpo_losses,
     mapo_losses,
     margin,
     margin_dpo_losses,
     sdpo_losses,
+    vote_confidence,
 )
 
 
@@ -42,20 +46,32 @@ class Criterion:
 def make_criterion(
     spec: TrainSpec, votes: Int[np.ndarray, " pair"], num_timesteps: int
 ) -> Criterion:
-    """The objective of a run; `votes` is the lead in votes of each decided pair.
+    """The objective of a run, anchored or not; `votes` is each decided pair's lead in votes.
 
     Raises:
         ShardError: Pairs are to be weighted by vote margins that are all 0.
     """
-    objective, beta = spec.objective, spec.beta
+    criterion = _preference(spec, votes, num_timesteps)
+    if not spec.objective.anchor:
+        return criterion
+    return anchored(criterion, spec.objective.anchor * winner_slope(spec))
+
+
+def _preference(spec: TrainSpec, votes: Int[np.ndarray, " pair"], num_timesteps: int) -> Criterion:
+    """The objective without an anchor."""
+    objective, beta, p = spec.objective, spec.beta, confidence(spec.objective)
     if objective.kind is Objective.margin_dpo:
-        return margin_dpo(beta, mean_votes(votes))
+        return margin_dpo(beta, mean_votes(votes), p)
     if objective.kind is Objective.ipo:
         return Criterion(lambda pairs: ipo_losses(pairs.policy, pairs.reference, beta))
+    if objective.kind is Objective.linear_dpo:
+        return Criterion(
+            lambda pairs: linear_dpo_losses(pairs.policy, pairs.reference, beta, objective.eta)
+        )
     if objective.kind is Objective.sdpo:
         return Criterion(
             lambda pairs: sdpo_losses(
-                pairs.policy, pairs.reference, beta, pairs.overlap, objective.mu
+                pairs.policy, pairs.reference, beta, pairs.overlap, objective.mu, p(pairs)
             )
         )
     if objective.kind is Objective.mapo:
@@ -65,18 +81,54 @@ def make_criterion(
             margin=_reference_free,
             uses_reference=False,
         )
-    return dpo(beta)
+    return dpo(beta, p)
 
 
-def dpo(beta: float) -> Criterion:
+def certain(pairs: Compared) -> Confidence:
+    """Every label is right."""
+    return 1.0
+
+
+def confidence(objective: ObjectiveSpec) -> Callable[[Compared], Confidence]:
+    """How likely labels are right, by the settings of label smoothing."""
+    if objective.vote_smoothing:
+        return lambda pairs: vote_confidence(pairs.vote_fraction)
+    if objective.smoothing:
+        return lambda pairs: 1 - objective.smoothing
+    return certain
+
+
+def anchored(criterion: Criterion, weight: float) -> Criterion:
+    """An objective with `weight` times the winners' own error added."""
+    return replace(
+        criterion,
+        losses=lambda pairs: (
+            criterion.losses(pairs) + anchor_losses(pairs.policy, pairs.reference, weight)
+        ),
+    )
+
+
+def winner_slope(spec: TrainSpec) -> float:
+    """The slope of an objective in e_w per unit of its factor: the unit of `anchor`.
+
+    DPO's slope is beta / 2 times sigmoid(-u), IPO's beta / 2 times 1 - 2 u, Linear-DPO's is w.
+    """
+    return 1.0 if spec.objective.kind is Objective.linear_dpo else spec.beta / 2
+
+
+def dpo(beta: float, p: Callable[[Compared], Confidence] = certain) -> Criterion:
     """Diffusion-DPO, the default."""
-    return Criterion(lambda pairs: dpo_losses(pairs.policy, pairs.reference, beta))
+    return Criterion(lambda pairs: dpo_losses(pairs.policy, pairs.reference, beta, p(pairs)))
 
 
-def margin_dpo(beta: float, mean: float) -> Criterion:
+def margin_dpo(
+    beta: float, mean: float, p: Callable[[Compared], Confidence] = certain
+) -> Criterion:
     """Diffusion-DPO weighted by the lead in votes, whose mean over the label set is `mean`."""
     return Criterion(
-        lambda pairs: margin_dpo_losses(pairs.policy, pairs.reference, beta, pairs.votes, mean)
+        lambda pairs: margin_dpo_losses(
+            pairs.policy, pairs.reference, beta, pairs.votes, mean, p(pairs)
+        )
     )
 
 

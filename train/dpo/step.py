@@ -116,7 +116,8 @@ def step(noised: BatchWithNoise, models: Models, criterion: Criterion) -> StepOu
         predicted = predict(models.reference, inputs, components)
     reference = denoising_errors(predicted.clone(), inputs.target)  # a copy that autograd may keep
     fraction = noised.draws.timestep / components.num_timesteps
-    compared = Compared(policy, reference, overlap, noised.batch.margin)
+    batch = noised.batch
+    compared = Compared(policy, reference, overlap, batch.margin, batch.vote_fraction)
     return step_output(compared, criterion, fraction)
 
 

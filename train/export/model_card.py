@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from train.config import Objective, TrainSpec
+from train.config import LrSchedule, Objective, ObjectiveSpec, TrainSpec
 from train.trainer.metrics_log import read_lines
 from train.trainer.trainer import Trainer
 
@@ -36,7 +36,7 @@ pipeline("a prompt").images[0].save("image.png")
 | reference | {reference} |
 | objective, timesteps | {objective}, {timesteps} |
 | beta, lr | {beta:g}, {lr:g} |
-| warm-up | {warmup} steps |
+| warm-up, schedule | {warmup} steps, {schedule} |
 | resolution | {resolution} pixels |
 | precision, ZeRO stage | {precision}, {zero} |
 | processes, device | {processes}, {device} |
@@ -81,11 +81,12 @@ def model_card(trainer: Trainer) -> str:
         else "all weights of the denoiser",
         process=trainer.models.components.base.process,
         reference=moved if trainer.reference.version else "the base, frozen",
-        objective=spec.objective.kind.value,
+        objective=_objective(spec.objective),
         timesteps=spec.timesteps.kind.value,
         beta=strength(spec),
         lr=spec.lr,
         warmup=spec.warmup,
+        schedule=_schedule(spec),
         resolution=run.model.resolution,
         precision=spec.precision.value,
         zero=spec.zero.stage,
@@ -108,6 +109,22 @@ def _known(trainer: Trainer, lines: Sequence[Mapping[str, Any]]) -> dict[str, st
     if any(line.get("both_rise") for line in lines):
         rows["warning"] = "both errors rose over the reference at some steps"
     return rows
+
+
+def _objective(objective: ObjectiveSpec) -> str:
+    """Return the objective, with what is added to it."""
+    added = {
+        "smoothed by votes": objective.vote_smoothing,
+        f"smoothing {objective.smoothing:g}": objective.smoothing,
+        f"winner anchor {objective.anchor:g}": objective.anchor,
+    }
+    return " + ".join([objective.kind.value, *(text for text, is_on in added.items() if is_on)])
+
+
+def _schedule(spec: TrainSpec) -> str:
+    """Return how the learning rate goes on after the warm-up."""
+    falls = spec.lr_schedule is not LrSchedule.constant
+    return spec.lr_schedule.value + (f", to {spec.lr_end:g} of lr" if falls else "")
 
 
 def last_tenth(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from train.loader.image_source import RowGroup
 
 COLUMNS = [
     "pair_id", "prompt", "source", "row", "image_0", "image_1", "winner", "margin",
+    "votes_0", "votes_1",
     "width_0", "height_0", "width_1", "height_1",
 ]  # fmt: skip
 

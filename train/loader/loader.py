@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from data.artifacts.atomic import ShardError
@@ -38,6 +38,8 @@ class PairBatch:
     loser: Images
     margin: Int[Tensor, " pair"]
     """The winner's lead in votes; below 0 if the votes were overruled."""
+    vote_fraction: Float[Tensor, " pair"]
+    """The winner's fraction of the votes cast, in [0, 1]; 1 where none was cast."""
     size: Int[Tensor, "pair 2 2"]
     """Height and width of winner and loser in pixels, before they were made square."""
 
@@ -211,8 +213,14 @@ class PairStream:
             winner,
             loser,
             torch.tensor([label["margin"] for label in labels]),
+            torch.tensor([_vote_fraction(label) for label in labels]),
             torch.tensor([_sizes(label) for label in labels]),
         )
+
+
+def _vote_fraction(label: Mapping[str, Any]) -> float:
+    winner, loser = (label[f"votes_{side}"] or 0 for side in winner_first(label))
+    return winner / (winner + loser) if winner + loser else 1.0
 
 
 def _sizes(label: Mapping[str, Any]) -> list[list[int]]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from data.storage.prefetch import prefetch
-from train.config import TrainSpec
+from train.config import LrSchedule, TrainSpec
 from train.distributed.deepspeed_engine import NonFiniteError, Policy
 from train.distributed.world import World
 from train.dpo.draws import DrawRule
@@ -186,5 +186,18 @@ class Trainer:
 
 
 def learning_rate(spec: TrainSpec, done: int) -> float:
-    """The rate of the optimizer step after `done` steps: linear warm-up, then constant."""
-    return spec.lr * min(1.0, (done + 1) / spec.warmup) if spec.warmup else spec.lr
+    """The rate of the optimizer step after `done` steps, a function of these alone.
+
+    lr (done + 1) / warmup during the warm-up. Afterwards, x in [0, 1) being the fraction of the
+    remaining steps that are done and f = `lr_end`: lr when constant; lr (1 - (1 - f) x) when
+    linear; lr (f + (1 - f) (1 + cos(pi x)) / 2) with the cosine (Loshchilov and Hutter 2017, Eq. 5,
+    without restarts).
+    """
+    if done < spec.warmup:
+        return spec.lr * ((done + 1) / spec.warmup)
+    if spec.lr_schedule is LrSchedule.constant:
+        return spec.lr
+    fallen = (done - spec.warmup) / (spec.steps - spec.warmup)
+    if spec.lr_schedule is LrSchedule.cosine:
+        fallen = (1 - math.cos(math.pi * fallen)) / 2
+    return spec.lr * (1 - (1 - spec.lr_end) * fallen)
