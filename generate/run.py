@@ -15,6 +15,7 @@ from rich.console import Console
 from conf.ahead import check_later_stages
 from conf.job import Job, settings
 from data.artifacts.manifest import Manifest
+from data.artifacts.progress import progress_bar
 from data.artifacts.schemas import Status
 from data.distributed import Rank, work_order
 from data.storage.paths import is_same_folder
@@ -22,7 +23,7 @@ from generate.config import PromptsKind
 from generate.image_files import Model, ensure_same_settings, model_at
 from generate.model_process import check_folder, check_hub_model
 from generate.pair_set.plan import PairPlan, first_seed
-from generate.pair_set.progress import progress_bar
+from generate.pair_set.progress import ImageCount
 from generate.pair_set.shard_writer import declare_complete
 from generate.prompts.prompt_set import PromptSet, load_prompts
 
@@ -164,7 +165,8 @@ def generate(plan: PairPlan, rank: Rank, console: Console) -> None:
         return
     from generate.pair_set.image_maker import generate_blocks  # torch, which a finished set skips
 
-    with progress_bar(plan, console if rank.is_first else None):
+    count, shown = ImageCount(plan), console if rank.is_first else None
+    with progress_bar("generating images", count.total, count.done, shown):
         generate_blocks(plan, order, rank)
 
 

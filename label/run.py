@@ -13,6 +13,7 @@ from conf.ahead import check_later_stages
 from conf.job import Job, settings
 from data.artifacts.latents import KIND as LATENTS
 from data.artifacts.latents import LatentFormat
+from data.artifacts.progress import progress_bar
 from data.devices import Dtype, choose_device, means_gpu
 from data.distributed import Rank
 from data.families.vae import VAE_WEIGHTS, find_vae, latent_shape
@@ -119,7 +120,7 @@ def model_folder(job: Job) -> Path:
 
 def score(job: Job, pairs: PairSource, sets: ScoreSets, rank: Rank, console: Console) -> None:
     """Score this process's shards, then whatever other processes have not finished."""
-    from label.scoring.progress import PairCount, bar
+    from label.scoring.progress import PairCount
     from label.scoring.runner import ScoringRunner  # torch, which a finished run skips
 
     count = PairCount(sets)
@@ -131,7 +132,8 @@ def score(job: Job, pairs: PairSource, sets: ScoreSets, rank: Rank, console: Con
         batch = job.label.latents.batch
         make_encoder = partial(VaeEncoder, model_folder(job), sets.latents, device, batch)
     scoring = ScoringRunner(pairs, sets, count, job.metrics, job.label, device, make_encoder)
-    with bar(count, console if rank.is_first else None):
+    shown = console if rank.is_first else None
+    with progress_bar("scoring pairs", count.total, count.done, shown):
         scoring.run(remaining(sets, rank))
     if rank.is_first:
         scoring.say(console)

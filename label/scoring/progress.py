@@ -1,19 +1,9 @@
-"""How far all processes are together, as the first of them shows it."""
+"""How many pairs all processes have scored."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Event, Thread
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data.pairs.schema import PairShard
 from label.scoring.score_sets import ScoreSets
-
-LOOK_S = 1.0
-"""Seconds between two looks at which files are there."""
-BARS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
 class PairCount:
@@ -42,27 +32,3 @@ class PairCount:
             for index, shard in self._unfinished.items()
         )
         return self.total - left
-
-
-@contextmanager
-def bar(count: PairCount, console: Console | None) -> Iterator[None]:
-    """A bar over all pairs, whoever scores them, while the block runs; none without a console."""
-    if console is None:
-        yield
-        return
-    stop = Event()
-    with Progress(*BARS, console=console) as progress:
-        task = progress.add_task("scoring pairs", total=count.total, completed=count.done())
-
-        def watch() -> None:
-            while not stop.wait(LOOK_S):
-                progress.update(task, completed=count.done())
-
-        thread = Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-            progress.update(task, completed=count.done())
