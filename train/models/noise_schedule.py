@@ -15,6 +15,11 @@ from torch import Tensor
 
 from data.models.forward_process import Prediction
 
+Latents = Float[Tensor, "image channel height width"]
+"""Latents, noise or velocities of images, scaled as the denoiser expects."""
+Timesteps = Int[Tensor, " image"]
+"""A timestep for each image, 0 being the cleanest."""
+
 
 @runtime_checkable
 class ForwardProcess(Protocol):
@@ -25,25 +30,15 @@ class ForwardProcess(Protocol):
         """Timesteps; the last is the noisiest."""
         ...
 
-    def add_noise(
-        self,
-        latents: Float[Tensor, "image channel height width"],
-        noise: Float[Tensor, "image channel height width"],
-        timestep: Int[Tensor, " image"],
-    ) -> Float[Tensor, "image channel height width"]:
+    def add_noise(self, latents: Latents, noise: Latents, timestep: Timesteps) -> Latents:
         """The latents with the noise of these timesteps."""
         ...
 
-    def get_target(
-        self,
-        latents: Float[Tensor, "image channel height width"],
-        noise: Float[Tensor, "image channel height width"],
-        timestep: Int[Tensor, " image"],
-    ) -> Float[Tensor, "image channel height width"]:
+    def get_target(self, latents: Latents, noise: Latents, timestep: Timesteps) -> Latents:
         """What the denoiser should say."""
         ...
 
-    def denoiser_timestep(self, timestep: Int[Tensor, " image"]) -> Shaped[Tensor, " image"]:
+    def denoiser_timestep(self, timestep: Timesteps) -> Shaped[Tensor, " image"]:
         """What the denoiser is told of a timestep."""
         ...
 
@@ -52,12 +47,8 @@ class ForwardProcess(Protocol):
         ...
 
     def step_back(
-        self,
-        noisy: Float[Tensor, "image channel height width"],
-        predicted: Float[Tensor, "image channel height width"],
-        timestep: int | float,
-        before: int | float,
-    ) -> Float[Tensor, "image channel height width"]:
+        self, noisy: Latents, predicted: Latents, timestep: int | float, before: int | float
+    ) -> Latents:
         """A deterministic step of sampling, from one of `descent` to the next."""
         ...
 
@@ -77,29 +68,19 @@ class NoiseSchedule:
         """Timesteps; the last is the noisiest."""
         return len(self.alphas_cumprod)
 
-    def add_noise(
-        self,
-        latents: Float[Tensor, "image channel height width"],
-        noise: Float[Tensor, "image channel height width"],
-        timestep: Int[Tensor, " image"],
-    ) -> Float[Tensor, "image channel height width"]:
+    def add_noise(self, latents: Latents, noise: Latents, timestep: Timesteps) -> Latents:
         """x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise (Ho et al. 2020, Eq. 4)."""
         signal, spread = self._scales(timestep)
         return signal * latents + spread * noise
 
-    def get_target(
-        self,
-        latents: Float[Tensor, "image channel height width"],
-        noise: Float[Tensor, "image channel height width"],
-        timestep: Int[Tensor, " image"],
-    ) -> Float[Tensor, "image channel height width"]:
+    def get_target(self, latents: Latents, noise: Latents, timestep: Timesteps) -> Latents:
         """What the denoiser should say: the noise, or the velocity."""
         if self.prediction is Prediction.epsilon:
             return noise
         signal, spread = self._scales(timestep)
         return signal * noise - spread * latents
 
-    def denoiser_timestep(self, timestep: Int[Tensor, " image"]) -> Int[Tensor, " image"]:
+    def denoiser_timestep(self, timestep: Timesteps) -> Timesteps:
         """The timestep itself."""
         return timestep
 
@@ -109,12 +90,8 @@ class NoiseSchedule:
         return zip(stops, stops[1:], strict=False)
 
     def step_back(
-        self,
-        noisy: Float[Tensor, "image channel height width"],
-        predicted: Float[Tensor, "image channel height width"],
-        timestep: int | float,
-        before: int | float,
-    ) -> Float[Tensor, "image channel height width"]:
+        self, noisy: Latents, predicted: Latents, timestep: int | float, before: int | float
+    ) -> Latents:
         """A DDIM step from one timestep to an earlier one (Song et al. 2021, Eq. 12, sigma 0).
 
         The earliest, and what lies before it, is `before` = 0. Only epsilon divides by the signal,
@@ -129,7 +106,7 @@ class NoiseSchedule:
             noise = signal * predicted + spread * noisy
         return kept_before.sqrt() * latents + (1 - kept_before).sqrt() * noise
 
-    def _scales(self, timestep: Int[Tensor, " image"]) -> tuple[Tensor, Tensor]:
+    def _scales(self, timestep: Timesteps) -> tuple[Tensor, Tensor]:
         kept = self.alphas_cumprod[timestep].view(-1, 1, 1, 1)
         return kept.sqrt(), (1 - kept).sqrt()
 
@@ -148,26 +125,16 @@ class RectifiedFlow:
         """Timesteps; the last is pure noise."""
         return len(self.sigmas)
 
-    def add_noise(
-        self,
-        latents: Float[Tensor, "image channel height width"],
-        noise: Float[Tensor, "image channel height width"],
-        timestep: Int[Tensor, " image"],
-    ) -> Float[Tensor, "image channel height width"]:
+    def add_noise(self, latents: Latents, noise: Latents, timestep: Timesteps) -> Latents:
         """x_s = (1 - sigma) x_0 + sigma noise (Esser et al. 2024, Eq. 13)."""
         sigma = self.sigmas[timestep].view(-1, 1, 1, 1)
         return (1 - sigma) * latents + sigma * noise
 
-    def get_target(
-        self,
-        latents: Float[Tensor, "image channel height width"],
-        noise: Float[Tensor, "image channel height width"],
-        timestep: Int[Tensor, " image"],
-    ) -> Float[Tensor, "image channel height width"]:
+    def get_target(self, latents: Latents, noise: Latents, timestep: Timesteps) -> Latents:
         """The velocity, noise - x_0, at any timestep."""
         return noise - latents
 
-    def denoiser_timestep(self, timestep: Int[Tensor, " image"]) -> Float[Tensor, " image"]:
+    def denoiser_timestep(self, timestep: Timesteps) -> Float[Tensor, " image"]:
         """Sigma times the number of timesteps, which a shift makes another than the timestep."""
         return self.sigmas[timestep] * self.num_timesteps
 
@@ -178,12 +145,8 @@ class RectifiedFlow:
         return zip(stops, stops[1:], strict=False)
 
     def step_back(
-        self,
-        noisy: Float[Tensor, "image channel height width"],
-        predicted: Float[Tensor, "image channel height width"],
-        timestep: int | float,
-        before: int | float,
-    ) -> Float[Tensor, "image channel height width"]:
+        self, noisy: Latents, predicted: Latents, timestep: int | float, before: int | float
+    ) -> Latents:
         """An Euler step along the velocity, as DDIM is for this process."""
         return noisy + (before - timestep) / self.num_timesteps * predicted
 
