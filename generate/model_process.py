@@ -10,7 +10,7 @@ from typing import Any
 
 from data.artifacts.readable import read_json_object
 from data.families import find_family
-from data.models.family import ModelConfig, Process
+from data.models.family import FlowFamily, ModelConfig, Process
 from data.models.forward_process import CONFIG, ProcessKind, forward_process, process_kind
 from data.models.latent_scale import CONFIG as VAE
 from data.models.own_sampling import check_own_sampling
@@ -73,7 +73,7 @@ def _check_configs(
 
 def _check_resolution(what: str, resolution: int, folder: Path, index: Json, vae: Json) -> None:
     family, channels = find_family(index), vae.get("block_out_channels")
-    if family is not None and family.is_flow:
+    if isinstance(family, FlowFamily):
         denoiser = read_json_object(folder / family.denoiser / "config.json", what)
         config = ModelConfig(index=index, denoiser=denoiser, vae=vae, scheduler={})
         family.check_resolution("model.resolution", resolution, config)
@@ -104,7 +104,7 @@ def check_process(
     what, family = f"model {model.name!r} ({model.path})", find_family(index)
     if family is not None:
         family.latent_scale(what, vae)
-    by_itself = not (family and family.is_flow) and _samples_by_itself(index, own)
+    by_itself = not isinstance(family, FlowFamily) and _samples_by_itself(index, own)
     if scheduler is Scheduler.own and by_itself:
         return None
     decide = forward_process if family is None else family.process

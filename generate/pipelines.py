@@ -13,7 +13,7 @@ from data.artifacts.readable import read_json_object
 from data.devices import Dtype
 from data.families import check_whole, families, find_family
 from data.models.adapter import check_adapter, down_matrices
-from data.models.family import Family, ModelConfig
+from data.models.family import Family, FlowFamily, ModelConfig
 from generate.image_files import Model, SamplesError
 
 ARGUMENTS = (
@@ -138,7 +138,7 @@ def _check_text_to_image(model: Model, index: dict[str, Any]) -> None:
         raise SamplesError(
             f"model {model.name!r} ({model.path}) is a {name}; needed is a text-to-image pipeline "
             "of diffusers with a UNet and a VAE, such as StableDiffusionPipeline, or one of "
-            f"{', '.join(family.pipeline for family in families() if family.is_flow)}"
+            f"{', '.join(one.pipeline for one in families() if isinstance(one, FlowFamily))}"
         )
 
 

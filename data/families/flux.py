@@ -8,15 +8,13 @@ from jaxtyping import Float, Int
 from data.models.family import (
     Condition,
     Encoders,
-    Family,
+    FlowFamily,
     Json,
+    Latents,
     ModelConfig,
     PromptEmbeds,
     Tensor,
 )
-from data.models.forward_process import Prediction
-from data.models.latent_scale import SHIFT, LatentScale, latent_scale
-from data.models.rectified_flow import FlowProcess, flow_process
 
 T5_TOKENS = 512
 """Tokens of a prompt for T5: the pipeline's default."""
@@ -24,7 +22,7 @@ GUIDANCE = 3.5
 """What a distilled transformer is told in training: the default of diffusers' scripts."""
 
 
-class Flux(Family):
+class Flux(FlowFamily):
     """FLUX.1 dev, which is told a guidance, and FLUX.1 schnell, which is not."""
 
     pipeline = "FluxPipeline"
@@ -37,29 +35,17 @@ class Flux(Family):
         "vae": "AutoencoderKL",
         "scheduler": "",
     }
-    denoiser = "transformer"
     lora_targets = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
         "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
         "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
     )  # fmt: skip
     patch = 2
-    is_flow = True
     is_guided = False
 
     def latent_channels(self, config: ModelConfig) -> int:
         """A quarter of the transformer's, which takes 2 x 2 latents as one."""
         return int(config.denoiser.get("in_channels", 64)) // self.patch**2
-
-    def process(
-        self, what: str, index: Json, scheduler: Json, prediction: Prediction | None = None
-    ) -> FlowProcess:
-        """Rectified flow."""
-        return flow_process(what, index, scheduler, prediction)
-
-    def latent_scale(self, what: str, vae: Json) -> LatentScale:
-        """By shift and factor."""
-        return latent_scale(what, self.pipeline, vae, SHIFT)
 
     def vae_in_fp32(self, vae: Json) -> bool:
         """Never: diffusers' pipeline and training scripts run it as the rest."""
@@ -77,11 +63,7 @@ class Flux(Family):
         return PromptEmbeds(encoders["text_encoder_2"](prompts, length=T5_TOKENS)[0], pooled)
 
     def condition(
-        self,
-        text: PromptEmbeds,
-        size: Int[Tensor, "image 2"],
-        side: int,
-        guidance: float | None,
+        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], side: int, guidance: float | None
     ) -> Condition:
         """The text, its pooled form, and the guidance if the transformer is told one."""
         import torch
@@ -93,12 +75,8 @@ class Flux(Family):
         return Condition(text.states, added)
 
     def predict(
-        self,
-        denoiser: Callable[..., Any],
-        noisy: Float[Tensor, "image channel height width"],
-        timestep: Tensor,
-        condition: Condition,
-    ) -> Float[Tensor, "image channel height width"]:
+        self, denoiser: Callable[..., Any], noisy: Latents, timestep: Tensor, condition: Condition
+    ) -> Latents:
         """The velocity; the timestep is divided by 1000 in the latents' format, as the pipeline's.
 
         The positions of patches are (0, row, column), those of text are zeros.
@@ -117,13 +95,13 @@ class Flux(Family):
         )[0]
         return unpack(packed, rows, columns)
 
-    def pipeline_latents(self, noise: Float[Tensor, "image channel height width"]) -> Tensor:
+    def pipeline_latents(self, noise: Latents) -> Tensor:
         """The pipeline takes packed latents."""
         return pack(noise)
 
 
 def pack(
-    latents: Float[Tensor, "image channel height width"],
+    latents: Latents,
 ) -> Float[Tensor, "image patch channel_4"]:
     """Make one token of 2 x 2 latents: channel by channel, in each row by row."""
     return (
@@ -131,9 +109,7 @@ def pack(
     )
 
 
-def unpack(
-    packed: Float[Tensor, "image patch channel_4"], rows: int, columns: int
-) -> Float[Tensor, "image channel height width"]:
+def unpack(packed: Float[Tensor, "image patch channel_4"], rows: int, columns: int) -> Latents:
     """Undo `pack`."""
     images, _, width = packed.shape
     patches = packed.reshape(images, rows, columns, width // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)

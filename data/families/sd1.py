@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from data.models.family import (
     Condition,
     Encoders,
     Family,
     Json,
+    Latents,
     ModelConfig,
     ModelError,
     PromptEmbeds,
@@ -66,22 +67,14 @@ class StableDiffusion(Family):
         return PromptEmbeds(encoders["text_encoder"](prompts)[0])
 
     def condition(
-        self,
-        text: PromptEmbeds,
-        size: Int[Tensor, "image 2"],
-        side: int,
-        guidance: float | None,
+        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], side: int, guidance: float | None
     ) -> Condition:
         """The text alone."""
         return Condition(text.states)
 
     def predict(
-        self,
-        denoiser: Callable[..., Any],
-        noisy: Float[Tensor, "image channel height width"],
-        timestep: Tensor,
-        condition: Condition,
-    ) -> Float[Tensor, "image channel height width"]:
+        self, denoiser: Callable[..., Any], noisy: Latents, timestep: Tensor, condition: Condition
+    ) -> Latents:
         """Noise or velocity."""
         predicted: Tensor = denoiser(
             noisy,

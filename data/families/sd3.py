@@ -3,27 +3,25 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from data.models.family import (
     Condition,
     Encoders,
-    Family,
+    FlowFamily,
     Json,
+    Latents,
     ModelConfig,
     ModelError,
     PromptEmbeds,
     Tensor,
 )
-from data.models.forward_process import Prediction
-from data.models.latent_scale import SHIFT, LatentScale, latent_scale
-from data.models.rectified_flow import FlowProcess, flow_process
 
 T5_TOKENS = 256
 """Tokens of a prompt for T5: the pipeline's default, also where there is no T5."""
 
 
-class StableDiffusion3(Family):
+class StableDiffusion3(FlowFamily):
     """SD3 medium, SD3.5 medium and large (Esser et al. 2024)."""
 
     pipeline = "StableDiffusion3Pipeline"
@@ -39,13 +37,11 @@ class StableDiffusion3(Family):
         "scheduler": "",
     }
     optional = ("tokenizer_3", "text_encoder_3")
-    denoiser = "transformer"
     lora_targets = (
         "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
         "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
     )  # fmt: skip
     patch = 2
-    is_flow = True
 
     def check(self, what: str, config: ModelConfig) -> None:
         """Refuse half a T5, besides models that are given an image."""
@@ -69,16 +65,6 @@ class StableDiffusion3(Family):
     def latent_channels(self, config: ModelConfig) -> int:
         """Those of the transformer's input."""
         return int(config.denoiser.get("in_channels", 16))
-
-    def process(
-        self, what: str, index: Json, scheduler: Json, prediction: Prediction | None = None
-    ) -> FlowProcess:
-        """Rectified flow."""
-        return flow_process(what, index, scheduler, prediction)
-
-    def latent_scale(self, what: str, vae: Json) -> LatentScale:
-        """By shift and factor."""
-        return latent_scale(what, self.pipeline, vae, SHIFT)
 
     def vae_in_fp32(self, vae: Json) -> bool:
         """As diffusers' training scripts keep it."""
@@ -109,23 +95,15 @@ class StableDiffusion3(Family):
         return PromptEmbeds(states, torch.cat([output.text_embeds for output in clips], dim=-1))
 
     def condition(
-        self,
-        text: PromptEmbeds,
-        size: Int[Tensor, "image 2"],
-        side: int,
-        guidance: float | None,
+        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], side: int, guidance: float | None
     ) -> Condition:
         """The text and its pooled form."""
         assert text.pooled is not None
         return Condition(text.states, {"pooled_projections": text.pooled})
 
     def predict(
-        self,
-        denoiser: Callable[..., Any],
-        noisy: Float[Tensor, "image channel height width"],
-        timestep: Tensor,
-        condition: Condition,
-    ) -> Float[Tensor, "image channel height width"]:
+        self, denoiser: Callable[..., Any], noisy: Latents, timestep: Tensor, condition: Condition
+    ) -> Latents:
         """The velocity at timestep 1000 sigma."""
         assert condition.added is not None
         predicted: Tensor = denoiser(

@@ -55,11 +55,7 @@ class StableDiffusionXL(StableDiffusion):
         return PromptEmbeds(states, pooled)
 
     def condition(
-        self,
-        text: PromptEmbeds,
-        size: Int[Tensor, "image 2"],
-        side: int,
-        guidance: float | None,
+        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], side: int, guidance: float | None
     ) -> Condition:
         """The text, its pooled form, and each image's own time ids."""
         assert text.pooled is not None

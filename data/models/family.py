@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from jaxtyping import Float, Int
 
 from data.models.forward_process import DiscreteProcess, Prediction
-from data.models.latent_scale import LatentScale
-from data.models.rectified_flow import FlowProcess
+from data.models.latent_scale import SHIFT, LatentScale, latent_scale
+from data.models.rectified_flow import FlowProcess, flow_process
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     Tensor = torch.Tensor
 else:
     Tensor = Any  # shapes are checked all the same
+
+Latents = Float[Tensor, "image channel height width"]
+"""Latents, noise, or what a denoiser predicts of them."""
 
 Json = Mapping[str, Any]
 
@@ -103,8 +106,6 @@ class Family(ABC):
     """Layers that LoRA adapts by default, by the ends of their names."""
     patch: ClassVar[int] = 1
     """Latents along a side of what the denoiser takes as one; sides must be multiples of it."""
-    is_flow: ClassVar[bool] = False
-    """Whether the process is rectified flow, whose schedulers are no others'."""
     is_guided: ClassVar[bool] = True
     """Whether sampling compares the prompt with an empty one (classifier-free guidance)."""
 
@@ -190,27 +191,35 @@ class Family(ABC):
 
     @abstractmethod
     def condition(
-        self,
-        text: PromptEmbeds,
-        size: Int[Tensor, "image 2"],
-        side: int,
-        guidance: float | None,
+        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], side: int, guidance: float | None
     ) -> Condition:
         """The condition of images of height and width `size`, cut to squares of `side` pixels."""
 
     @abstractmethod
     def predict(
-        self,
-        denoiser: Callable[..., Any],
-        noisy: Float[Tensor, "image channel height width"],
-        timestep: Tensor,
-        condition: Condition,
-    ) -> Float[Tensor, "image channel height width"]:
+        self, denoiser: Callable[..., Any], noisy: Latents, timestep: Tensor, condition: Condition
+    ) -> Latents:
         """Run the denoiser as the family's pipeline does.
 
         `timestep` has a row for each image, in the process's own unit.
         """
 
-    def pipeline_latents(self, noise: Float[Tensor, "image channel height width"]) -> Tensor:
+    def pipeline_latents(self, noise: Latents) -> Tensor:
         """Latents in the shape that the pipeline takes as `latents`."""
         return noise
+
+
+class FlowFamily(Family):
+    """A family with a transformer and rectified flow, whose schedulers are no others'."""
+
+    denoiser = "transformer"
+
+    def process(
+        self, what: str, index: Json, scheduler: Json, prediction: Prediction | None = None
+    ) -> FlowProcess:
+        """Rectified flow."""
+        return flow_process(what, index, scheduler, prediction)
+
+    def latent_scale(self, what: str, vae: Json) -> LatentScale:
+        """By shift and factor."""
+        return latent_scale(what, self.pipeline, vae, SHIFT)
