@@ -77,7 +77,7 @@ def version_of(name: str, installed: Mapping[str, str] | None) -> str | None:
 def refuse_missing() -> list[str]:
     """Refuse to begin where a package is missing; say which are of another version than asked for.
 
-    An image's libraries may be older, and usually work: they are no reason to waste a lent GPU.
+    An image's libraries may be older, and usually work: they are no reason to leave a GPU unused.
 
     Raises:
         ValueError: Names each that is missing, and says how to bring it.
