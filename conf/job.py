@@ -197,7 +197,7 @@ def _compose_command_line(arguments: Sequence[str]) -> list[Any]:
     """The configuration of a command line; none for --help and --cfg, which only print."""
     if not any(re.match(r"-|[+~]*hydra\b", argument) for argument in arguments):
         return [_compose(arguments)]
-    # Hydra's own command line, which composes twice: 0.3 s more
+    # Hydra's own command line composes twice, which takes 0.16 s more.
     ConfigStore.instance().store(name="job_schema", node=schema())
     configs: list[Any] = []
     hydra.main(version_base="1.3", config_path=str(FOLDER), config_name="job")(configs.append)()
