@@ -55,6 +55,7 @@ RENAMED = {
     "parity.pictures": "is now parity.images",
     "pairs.miniature_pairs": "is now pairs.options.num_pairs",
     "train.patience_s": "is now train.collective_timeout_s",
+    "train.weight_decay": "is now train.optimizer.weight_decay",
     "train.silence_s": "is gone: torchrun, srun and train.collective_timeout_s notice a dead "
     "process; leave it out",
 }

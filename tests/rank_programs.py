@@ -129,7 +129,7 @@ def weights_are_masters(base: Path) -> None:
     """Stage 0 in bf16: a step too small for bf16 moves the exported weights, not the model's."""
     world = start("cpu")
     spec = spec_of(0, "bf16", "frozen", world.world_size)
-    spec.weight_decay = 0.0
+    spec.optimizer.weight_decay = 0.0
     components, policy, reference = load(base, spec, world)
     models = Models(components, policy, reference.denoiser)
     before, model = policy.gather_fp32_state_dict(), copies(partitions(policy.trained))
@@ -348,7 +348,7 @@ def sums_in_float32(base: Path) -> None:
     for stage in (1, 2, 3):
         for later in (0.0, 2.0**-9):
             spec = spec_of(stage, "bf16", "frozen", world.world_size)
-            spec.batch, spec.clip_norm = 7 * spec.micro_batch, 0.0
+            spec.batch, spec.clip_norm = 7 * spec.micro_batch, None
             components, policy, reference = load(base, spec, world)
             models = Models(components, policy, reference.denoiser)
             for index in range(7):

@@ -14,7 +14,7 @@ from data.artifacts.atomic import write_json
 from data.artifacts.config_diff import differences
 from data.artifacts.manifest import code_revision
 from data.distributed import Rank
-from train.config import LatentUse, Objective
+from train.config import LatentUse, Objective, TrainSpec
 from train.distributed.world import (
     LostContactError,
     World,
@@ -89,7 +89,8 @@ def train(run: TrainRun, world: World) -> None:
         f"{len(stream.pairs)} decided pairs · {stream.epoch_batches} batches of {run.train.batch} "
         f"an epoch · up to {stream.window_bytes / 2**20:.0f} MiB of pairs in memory a process"
     )
-    for line in (run.images, latent_advice(run, stream)):
+    arithmetic = batch_arithmetic(run.train, stream, world)
+    for line in (arithmetic, run.images, latent_advice(run, stream)):
         if line:
             console.print(line)
     trainer = make_trainer(run, world, stream, console)
@@ -134,6 +135,17 @@ def check_alike(run: TrainRun, world: World) -> None:
 def latent_advice(run: TrainRun, stream: PairStream) -> str:
     """Say if latents would be faster."""
     if run.latents or run.train.latents is LatentUse.never:
+def batch_arithmetic(spec: TrainSpec, stream: PairStream, world: World) -> str:
+    """The numbers that runs are compared by: what makes a step, and how much is seen in all."""
+    ranks, unit = stream.plan.world_size, "GPU" if world.device.type == "cuda" else "process"
+    each = spec.batch // ranks
+    return (
+        f"{spec.steps} steps of {spec.batch} pairs · {each} pairs a {unit} x {ranks} · "
+        f"micro-batches of {spec.micro_batch}, gradient accumulation {each // spec.micro_batch} · "
+        f"{spec.steps * spec.batch} pairs seen, {spec.steps / stream.epoch_batches:.2f} epochs"
+    )
+
+
         return ""
     return advice(run.train.steps, run.train.batch, len(stream.pairs))
 

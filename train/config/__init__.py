@@ -19,12 +19,13 @@ from train.config.objective import (
     TimestepKind,
     TimestepSpec,
 )
+from train.config.optimizer import OptimizerSpec
 
 __all__ = [
     "COLLECTIVE_TIMEOUT_S", "ActivationCheckpointing", "LatentUse", "LoraSpec", "LrSchedule",
-    "ModelSpec", "Objective", "ObjectiveSpec", "Precision", "ReferenceSpec", "Refresh",
-    "SampleSpec", "TimestepKind", "TimestepSpec", "TrainSpec", "ValidationSpec", "ZeroSpec",
-    "resumable_fields",
+    "ModelSpec", "Objective", "ObjectiveSpec", "OptimizerSpec", "Precision", "ReferenceSpec",
+    "Refresh", "SampleSpec", "TimestepKind", "TimestepSpec", "TrainSpec", "ValidationSpec",
+    "ZeroSpec", "resumable_fields",
 ]  # fmt: skip
 
 COLLECTIVE_TIMEOUT_S = 1800.0
@@ -67,6 +68,8 @@ class TrainSpec:
     """The reference model's renewal."""
     zero: ZeroSpec = field(default_factory=ZeroSpec)
     """DeepSpeed's partitioning."""
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    """What is done with the gradients."""
     objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
     """The loss."""
     timesteps: TimestepSpec = field(default_factory=TimestepSpec)
@@ -94,10 +97,8 @@ class TrainSpec:
     lr_end: float = 0.0
     """For `linear` and `cosine`: the fraction of `lr` that they fall to, in [0, 1]; it is reached
     after the last step, so that no step has a rate of 0."""
-    weight_decay: float = 0.01
-    """AdamW's decoupled weight decay."""
-    clip_norm: float = 1.0
-    """Gradients are scaled down to this norm; 0 leaves them."""
+    clip_norm: float | None = 1.0
+    """Gradients are scaled down to this norm; null leaves them as they are."""
     caption_dropout: float = 0.0
     """Rate of pairs trained with an empty prompt, in [0, 1]."""
     flip: bool = False
@@ -167,12 +168,14 @@ class TrainSpec:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"train.{name}={getattr(self, name)}; it must be at least {bound}")
-        for name in ("warmup", "weight_decay", "clip_norm", "workers"):
+        for name in ("warmup", "workers"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)}; it must not be negative")
-        for name in ("beta", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"train.{name}={getattr(self, name)}; it must be above 0")
+        clip_norm = {} if self.clip_norm is None else {"clip_norm": self.clip_norm}
+        for name, value in ({"beta": self.beta, "lr": self.lr} | clip_norm).items():
+            if not value > 0:
+                null = ", or null" if name == "clip_norm" else ""
+                raise ValueError(f"train.{name}={value}; it must be above 0{null}")
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(
                 f"train.caption_dropout={self.caption_dropout}; it is a rate in [0, 1]"
