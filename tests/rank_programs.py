@@ -68,7 +68,7 @@ def load(base: Path, spec: TrainSpec, world: World) -> tuple[ModelComponents, Po
     unet = components.denoiser()
     if spec.lora.rank:
         unet.enable_gradient_checkpointing()  # the backward pass must find the policy's adapter
-        attach(unet, spec.lora, 0, moving=spec.reference.refresh is not Refresh.frozen)
+        attach(unet, spec.lora, 0, with_reference=spec.reference.refresh is not Refresh.frozen)
     policy = Policy(unet, spec, world)
     return components, policy, make_reference(components.denoiser, policy, spec, world)
 

@@ -52,7 +52,8 @@ ONLY_IN = {
     "diffusers": {
         "data/models/folder.py",
         "train/models/components.py",
-        "train/export/pipeline.py",
+        "train/models/lora_start.py",
+        "train/export/*",
         "generate/pipelines.py",
         "generate/sampler.py",
         "label/scoring/vae_encoder.py",

@@ -4,7 +4,7 @@ import os
 import platform
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -34,6 +34,7 @@ from train.loader.loader import PairStream
 from train.loader.source_choice import advice
 from train.models.base_model import check_settings, open_model
 from train.models.lora import in_diffusers_format
+from train.models.lora_start import follow_start
 from train.trainer.build import limit_micro_batch, make_trainer, open_stream
 from train.trainer.metrics_log import read_lines
 from train.trainer.resume import resume
@@ -82,6 +83,8 @@ def train(run: TrainRun, world: World) -> None:
     console = Console(quiet=world.rank != 0, highlight=False, soft_wrap=True)
     base = open_model(run.model)  # refused before any weight is loaded
     check_settings(base, run.train)
+    lora = follow_start(run.train.lora, base)
+    run = replace(run, train=replace(run.train, lora=lora))
     console.print(f"model: {base.process} ({base.family.name})")
     run = limit_micro_batch(run, world.world_size)
     stream = open_stream(run, world)
@@ -132,9 +135,6 @@ def check_alike(run: TrainRun, world: World) -> None:
         )
 
 
-def latent_advice(run: TrainRun, stream: PairStream) -> str:
-    """Say if latents would be faster."""
-    if run.latents or run.train.latents is LatentUse.never:
 def batch_arithmetic(spec: TrainSpec, stream: PairStream, world: World) -> str:
     """The numbers that runs are compared by: what makes a step, and how much is seen in all."""
     ranks, unit = stream.plan.world_size, "GPU" if world.device.type == "cuda" else "process"
@@ -146,6 +146,9 @@ def batch_arithmetic(spec: TrainSpec, stream: PairStream, world: World) -> str:
     )
 
 
+def latent_advice(run: TrainRun, stream: PairStream) -> str:
+    """Say if latents would be faster."""
+    if run.latents or run.train.latents is LatentUse.never:
         return ""
     return advice(run.train.steps, run.train.batch, len(stream.pairs))
 
@@ -160,7 +163,7 @@ def export(trainer: Trainer) -> None:
     about, card = provenance(run, world) | {"step": trainer.state.step}, model_card(trainer)
     if lora.rank:
         adapter = in_diffusers_format(weights, lora.scale, base.family.denoiser)
-        export_adapter(adapter, run.adapter, about, card)
+        export_adapter(base, adapter, run.adapter, about, card)
         denoiser = merged_denoiser(base, adapter)
     else:
         denoiser = trained_denoiser(base, weights)

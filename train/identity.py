@@ -8,6 +8,7 @@ from typing import Any
 
 from data.artifacts.latents import LatentSet
 from data.artifacts.readable import reading
+from data.models.adapter import ADAPTER, check_adapter
 from data.pairs.config import PairsSpec
 from data.storage.paths import user_path
 from train.config import ModelSpec, TrainSpec
@@ -41,6 +42,18 @@ class TrainRun:
     def adapter(self) -> Path:
         """For LoRA: the result without the base, in diffusers' format."""
         return self.folder / "lora"
+
+
+def checked_start(setting: str) -> Path:
+    """The file that `train.lora.start` means: itself, or the one in the folder of an adapter.
+
+    Raises:
+        UnreadableError: It is damaged or incomplete, or is no LoRA.
+    """
+    path = user_path(setting, "train.lora.start")
+    path = path / ADAPTER if path.is_dir() else path
+    check_adapter(path, f"train.lora.start={setting}")
+    return path
 
 
 def fingerprint(model: ModelSpec) -> str:

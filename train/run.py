@@ -10,13 +10,13 @@ from typing import Any
 
 from conf.ahead import check_later_stages
 from conf.job import Job, settings
-from data.artifacts.atomic import ShardError, read_json
+from data.artifacts.atomic import ShardError, read_json, sha256_of
 from data.artifacts.config_diff import refuse_other_settings
 from data.artifacts.manifest import read_manifest
 from data.distributed import Rank
 from data.storage.paths import user_path
 from train.config import ModelSpec, resumable_fields
-from train.identity import TrainRun, fingerprint
+from train.identity import TrainRun, checked_start, fingerprint
 from train.loader.source_choice import ImageSource, LatentsNeeded, choose_source
 from train.models.base_model import check_settings, find_configs, find_model
 from train.models.base_model import describe as describe_model
@@ -49,6 +49,8 @@ def check(job: Job) -> None:
     folder = find_configs(job.model)
     base = describe_model(job.model, folder, whole=folder == user_path(job.model.path))
     check_settings(base, job.train)
+    if job.train.lora.start is not None:
+        checked_start(job.train.lora.start)
 
 
 @contextmanager
@@ -89,6 +91,8 @@ def describe(job: Job) -> TrainRun:
     if manifest is None:
         raise ShardError(f"{labels} holds no complete label set; run `make labels` first")
     train, folder = settings(job.train), job.folder / "train"
+    if job.train.lora.start is not None:
+        train["lora"]["start"] = sha256_of(checked_start(job.train.lora.start))
     source, latents = image_source(job, folder)
     resumable = resumable_fields()
     run_identity: dict[str, Any] = {

@@ -143,6 +143,11 @@ class TrainSpec:
     device: str = field(default="auto", metadata=RESUMABLE)
     """auto, cpu or cuda; each process of a machine takes its own GPU."""
 
+    @property
+    def reference_is_base(self) -> bool:
+        """Whether an adapter is compared with the bare base: it started there, and none moves."""
+        return self.lora.start is None and self.reference.refresh is Refresh.frozen
+
     def __post_init__(self) -> None:
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"train.device={self.device!r}; allowed are auto, cpu and cuda")

@@ -8,7 +8,7 @@ from rich.console import Console
 from data.distributed import num_workers
 from data.pairs import open_pairs
 from data.pairs.schema import PairSource
-from train.config import Refresh, TrainSpec
+from train.config import TrainSpec
 from train.distributed.deepspeed_engine import Policy
 from train.distributed.world import World
 from train.distributed.zero_config import advice as zero_advice
@@ -25,6 +25,7 @@ from train.models.channels_last import keep_channels_last
 from train.models.components import ModelComponents, load_components
 from train.models.flops import forward_flops, pair_flops
 from train.models.lora import attach, counts
+from train.models.lora_start import load_start, read_start
 from train.models.memory import estimate_memory
 from train.trainer.metrics_log import MetricsLog
 from train.trainer.progress import ShowProgress
@@ -119,7 +120,7 @@ def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Conso
         pair_flops=pair_flops(
             forward,
             uses_reference=criterion.uses_reference,
-            frozen_base=spec.lora.rank > 0,
+            frozen_base=bool(spec.lora.rank),
         ),
         callbacks=ordered(validation, metrics_log, samples, ShowProgress(console)),
     )
@@ -146,10 +147,11 @@ def policy_denoiser(run: TrainRun, components: ModelComponents) -> Any:
     """The base's denoiser, with an adapter if one is trained."""
     spec, denoiser = run.train, components.denoiser()
     if spec.lora.rank:
-        moving = spec.reference.refresh is not Refresh.frozen
         usual = list(components.base.family.lora_targets)
         lora = replace(spec.lora, targets=spec.lora.targets or usual)
-        attach(denoiser, lora, run.seed, moving=moving)
+        attach(denoiser, lora, run.seed, with_reference=not spec.reference_is_base)
+        if lora.start is not None:
+            load_start(denoiser, read_start(components.base, lora))
     return arranged(denoiser, spec)
 
 
