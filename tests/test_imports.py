@@ -51,6 +51,7 @@ ONLY_IN = {
     "hydra": {"conf/job.py"},
     "diffusers": {
         "data/models/folder.py",
+        "data/storage/single_file.py",
         "train/models/components.py",
         "train/models/lora_start.py",
         "train/export/*",

@@ -16,7 +16,7 @@ from tests.test_checkpoint import copy_run, same_journals
 from tests.test_components import published_unet
 from tests.test_lora import load, predict, train_a_little, trained
 from train.config import LoraSpec, ReferenceSpec, Refresh, TrainSpec
-from train.export.ldm_names import ldm_names
+from train.export.ldm_names import unet_names
 from train.export.pipeline import KOHYA, export_adapter
 from train.models.base_model import BaseModel
 from train.models.lora import as_reference, attach, in_diffusers_format
@@ -31,7 +31,7 @@ def test_the_original_names_are_those_that_diffusers_reads(name: str):
     """Of every tensor of the published UNets: diffusers' own translation leads back."""
     unet = published_unet(name)
     parameters = [parameter for parameter, _ in unet.named_parameters()]
-    names = ldm_names({parameter.rpartition(".")[0] for parameter in parameters}, 2)
+    names = unet_names({parameter.rpartition(".")[0] for parameter in parameters}, 2)
     original = {
         f"model.diffusion_model.{names[layer]}.{end}": parameter
         for parameter in parameters

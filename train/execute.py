@@ -29,6 +29,7 @@ from train.export.pipeline import (
     merged_denoiser,
     trained_denoiser,
 )
+from train.export.single_file import check_single_file, export_single_file
 from train.identity import TrainRun
 from train.loader.loader import PairStream
 from train.loader.source_choice import advice
@@ -83,6 +84,8 @@ def train(run: TrainRun, world: World) -> None:
     console = Console(quiet=world.rank != 0, highlight=False, soft_wrap=True)
     base = open_model(run.model)  # refused before any weight is loaded
     check_settings(base, run.train)
+    if run.train.export.single_file:
+        check_single_file(base)
     lora = follow_start(run.train.lora, base)
     run = replace(run, train=replace(run.train, lora=lora))
     console.print(f"model: {base.process} ({base.family.name})")
@@ -167,6 +170,8 @@ def export(trainer: Trainer) -> None:
         denoiser = merged_denoiser(base, adapter)
     else:
         denoiser = trained_denoiser(base, weights)
+    if run.train.export.single_file:
+        export_single_file(base, denoiser, run.single_file)
     export_pipeline(base, denoiser, run.pipeline, about, card, scheduler_settings(trainer))
 
 

@@ -39,6 +39,11 @@ class TrainRun:
         return self.folder / "pipeline"
 
     @property
+    def single_file(self) -> Path:
+        """The result in one file, if that is wanted (train.export.single_file)."""
+        return self.folder / "single_file.safetensors"
+
+    @property
     def adapter(self) -> Path:
         """For LoRA: the result without the base, in diffusers' format."""
         return self.folder / "lora"

@@ -185,7 +185,7 @@ def is_done(run: TrainRun) -> bool:
     begun = settings_of(run.folder)
     if begun is not None:
         refuse_other_settings(run.folder, begun, run.settings)
-    if not finished(run.folder):
+    if not finished(run.folder) or (run.train.export.single_file and not run.single_file.exists()):
         return False
     refuse_other_settings(run.pipeline, _recorded(run.folder, run.folder / ABOUT), run.settings)
     return True

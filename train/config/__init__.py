@@ -10,7 +10,7 @@ from train.config.model import (
     Precision,
     ZeroSpec,
 )
-from train.config.monitoring import SampleSpec, ValidationSpec
+from train.config.monitoring import ExportSpec, SampleSpec, ValidationSpec
 from train.config.objective import (
     Objective,
     ObjectiveSpec,
@@ -22,10 +22,10 @@ from train.config.objective import (
 from train.config.optimizer import OptimizerSpec
 
 __all__ = [
-    "COLLECTIVE_TIMEOUT_S", "ActivationCheckpointing", "LatentUse", "LoraSpec", "LrSchedule",
-    "ModelSpec", "Objective", "ObjectiveSpec", "OptimizerSpec", "Precision", "ReferenceSpec",
-    "Refresh", "SampleSpec", "TimestepKind", "TimestepSpec", "TrainSpec", "ValidationSpec",
-    "ZeroSpec", "resumable_fields",
+    "COLLECTIVE_TIMEOUT_S", "ActivationCheckpointing", "ExportSpec", "LatentUse", "LoraSpec",
+    "LrSchedule", "ModelSpec", "Objective", "ObjectiveSpec", "OptimizerSpec", "Precision",
+    "ReferenceSpec", "Refresh", "SampleSpec", "TimestepKind", "TimestepSpec", "TrainSpec",
+    "ValidationSpec", "ZeroSpec", "resumable_fields",
 ]  # fmt: skip
 
 COLLECTIVE_TIMEOUT_S = 1800.0
@@ -78,6 +78,8 @@ class TrainSpec:
     """Held-out pairs."""
     samples: SampleSpec = field(default_factory=SampleSpec, metadata=RESUMABLE)
     """Images generated while training."""
+    export: ExportSpec = field(default_factory=ExportSpec, metadata=RESUMABLE)
+    """What is written of the result."""
     steps: int = 2000
     """Optimizer steps."""
     batch: int = 2048

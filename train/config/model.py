@@ -31,9 +31,13 @@ class ModelSpec:
     """The model to align: a diffusers folder of one of the families in data/families/."""
 
     path: str = "???"
-    """Diffusers folder, or a hub id `owner/name` (then `revision` is required)."""
+    """Diffusers folder, a hub id `owner/name` (then `revision` is required), or a single
+    `.safetensors` file of SD1.x, SD2.x or SDXL, which is converted once."""
     revision: str | None = None
     """The hub's 40-digit commit; never a branch, which changes under a run."""
+    config: str | None = None
+    """For a single file: the diffusers folder, or the hub id `owner/name@commit`, from which its
+    configuration and tokenizers come; the groups `sd15`, `sd21`, `sd21_512` and `sdxl` have it."""
     resolution: int = 512
     """Side of the square training images in pixels."""
     prediction_type: Prediction | None = None

@@ -6,7 +6,7 @@ from typing import Any
 from diffusers.utils import convert_state_dict_to_kohya
 from torch import Tensor
 
-from train.export.ldm_names import ldm_names
+from train.export.ldm_names import unet_names
 
 PREFIX = "unet."
 """Begins every name in an adapter of a UNet in diffusers' format."""
@@ -22,7 +22,9 @@ def in_kohya_format(
     """
     is_sdxl = unet.get("addition_embed_type") == "text_time"
     layers = {name.removeprefix(PREFIX).partition(".lora_")[0] for name in adapter}
-    names = ldm_names(layers, unet["layers_per_block"]) if is_sdxl else {one: one for one in layers}
+    names = (
+        unet_names(layers, unet["layers_per_block"]) if is_sdxl else {one: one for one in layers}
+    )
     renamed = {
         f"{PREFIX}{names[name.removeprefix(PREFIX).partition('.lora_')[0]]}.lora_{end}": weight
         for name, weight in adapter.items()
