@@ -1,5 +1,6 @@
 """Settings of stage two: `TrainSpec`, whose sections are in the modules beside it."""
 
+import math
 from dataclasses import dataclass, field, fields
 from enum import Enum
 
@@ -12,6 +13,9 @@ from train.config.model import (
 )
 from train.config.monitoring import SampleSpec, ValidationSpec
 from train.config.objective import (
+    AUTO,
+    LOGISTIC,
+    AutoBetaSpec,
     Objective,
     ObjectiveSpec,
     ReferenceSpec,
@@ -21,10 +25,10 @@ from train.config.objective import (
 )
 
 __all__ = [
-    "COLLECTIVE_TIMEOUT_S", "ActivationCheckpointing", "LatentUse", "LoraSpec", "LrSchedule",
-    "ModelSpec", "Objective", "ObjectiveSpec", "Precision", "ReferenceSpec", "Refresh",
-    "SampleSpec", "TimestepKind", "TimestepSpec", "TrainSpec", "ValidationSpec", "ZeroSpec",
-    "resumable_fields",
+    "COLLECTIVE_TIMEOUT_S", "LOGISTIC", "ActivationCheckpointing", "AutoBetaSpec", "LatentUse",
+    "LoraSpec", "LrSchedule", "ModelSpec", "Objective", "ObjectiveSpec", "Precision",
+    "ReferenceSpec", "Refresh", "SampleSpec", "TimestepKind", "TimestepSpec", "TrainSpec",
+    "ValidationSpec", "ZeroSpec", "resumable_fields",
 ]  # fmt: skip
 
 COLLECTIVE_TIMEOUT_S = 1800.0
@@ -82,9 +86,11 @@ class TrainSpec:
     micro_batch: int = field(default=8, metadata=RESUMABLE)
     """Pairs in a forward pass on one process, at most its part of a batch; batch must be a multiple
     of micro_batch x processes."""
-    beta: float = 5000.0
+    beta: float | str = 5000.0
     """Strength of the pull to the reference in the DPO loss, T folded in (Wallace et al. 2023);
-    `mapo` has its own."""
+    `mapo` has its own. `auto` keeps the gradient's mean factor near `auto_beta.target`."""
+    auto_beta: AutoBetaSpec = field(default_factory=AutoBetaSpec)
+    """How `beta: auto` chooses it."""
     lr: float = 1e-8
     """Peak learning rate of AdamW."""
     warmup: int = 500
@@ -142,7 +148,18 @@ class TrainSpec:
     device: str = field(default="auto", metadata=RESUMABLE)
     """auto, cpu or cuda; each process of a machine takes its own GPU."""
 
+    @property
+    def first_beta(self) -> float:
+        """Beta of the first step; of all steps unless it is `auto`."""
+        return self.auto_beta.start if isinstance(self.beta, str) else self.beta
+
+    @property
+    def is_beta_auto(self) -> bool:
+        """Whether beta changes while training."""
+        return self.beta == AUTO
+
     def __post_init__(self) -> None:
+        self._check_beta()
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"train.device={self.device!r}; allowed are auto, cpu and cuda")
         if not 0 <= self.zero.stage <= 3:
@@ -170,12 +187,29 @@ class TrainSpec:
         for name in ("warmup", "weight_decay", "clip_norm", "workers"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)}; it must not be negative")
-        for name in ("beta", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"train.{name}={getattr(self, name)}; it must be above 0")
+        if not self.lr > 0:
+            raise ValueError(f"train.lr={self.lr}; it must be above 0")
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(
                 f"train.caption_dropout={self.caption_dropout}; it is a rate in [0, 1]"
+            )
+
+    def _check_beta(self) -> None:
+        """Read a number that was given as text; refuse what is neither a number nor auto."""
+        if self.is_beta_auto:
+            self.auto_beta.check_objective(self.objective)
+            return
+        try:
+            beta = float(self.beta)
+        except ValueError:
+            beta = math.nan
+        if not 0 < beta < math.inf:
+            raise ValueError(f"train.beta={self.beta}; it must be a number above 0, or auto")
+        self.beta = beta
+        if self.auto_beta != AutoBetaSpec():
+            raise ValueError(
+                f"train.auto_beta has settings, but train.beta={beta:g} is a number; set "
+                "train.beta=auto, or leave them out"
             )
 
     def _check_lr_schedule(self) -> None:
