@@ -72,7 +72,7 @@ def test_quantiles_are_those_of_single_pairs():
         ({"beta": "automatic"}, r"train\.beta=automatic; it must be a number above 0, or auto"),
         ({"beta": "nan"}, "train.beta=nan; it must be a number above 0"),
         ({"beta": -1.0}, "train.beta=-1.0; it must be a number above 0"),
-        ({"auto_beta": AutoBetaSpec(target=0.3)}, "train.beta=5000 is a number; set train"),
+        ({"auto_beta": AutoBetaSpec(target=0.3)}, "target=0.3 has no meaning for train.beta=5000"),
         *[
             ({"beta": "auto", "objective": ObjectiveSpec(kind=kind)}, f"kind={kind.value}, whose")
             for kind in (Objective.ipo, Objective.linear_dpo, Objective.mapo)

@@ -25,8 +25,8 @@ from train.config.objective import (
 )
 
 __all__ = [
-    "COLLECTIVE_TIMEOUT_S", "LOGISTIC", "ActivationCheckpointing", "AutoBetaSpec", "LatentUse",
-    "LoraSpec", "LrSchedule", "ModelSpec", "Objective", "ObjectiveSpec", "Precision",
+    "AUTO", "COLLECTIVE_TIMEOUT_S", "LOGISTIC", "ActivationCheckpointing", "AutoBetaSpec",
+    "LatentUse", "LoraSpec", "LrSchedule", "ModelSpec", "Objective", "ObjectiveSpec", "Precision",
     "ReferenceSpec", "Refresh", "SampleSpec", "TimestepKind", "TimestepSpec", "TrainSpec",
     "ValidationSpec", "ZeroSpec", "resumable_fields",
 ]  # fmt: skip
@@ -145,6 +145,9 @@ class TrainSpec:
     collective_timeout_s: float = field(default=COLLECTIVE_TIMEOUT_S, metadata=RESUMABLE)
     """Seconds that a process waits for the others in a collective operation before it fails. Must
     exceed what the first process does alone: hashing a checkpoint, writing the pipeline."""
+    advise: bool = field(default=False, metadata=RESUMABLE)
+    """Only read the metrics log of a run, and print which beta would have had which mean gradient
+    factor in its first steps."""
     device: str = field(default="auto", metadata=RESUMABLE)
     """auto, cpu or cuda; each process of a machine takes its own GPU."""
 
@@ -206,11 +209,12 @@ class TrainSpec:
         if not 0 < beta < math.inf:
             raise ValueError(f"train.beta={self.beta}; it must be a number above 0, or auto")
         self.beta = beta
-        if self.auto_beta != AutoBetaSpec():
-            raise ValueError(
-                f"train.auto_beta has settings, but train.beta={beta:g} is a number; set "
-                "train.beta=auto, or leave them out"
-            )
+        for item in fields(AutoBetaSpec):
+            if (value := getattr(self.auto_beta, item.name)) != item.default:
+                raise ValueError(
+                    f"train.auto_beta.{item.name}={value} has no meaning for train.beta={beta:g}; "
+                    "set train.beta=auto, or leave it out"
+                )
 
     def _check_lr_schedule(self) -> None:
         if not 0 <= self.lr_end <= 1:
