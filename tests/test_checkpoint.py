@@ -31,6 +31,9 @@ def same_journals(place: Place, one: str, two: str) -> None:
     assert first == second
 
 
+AUTO = ("train.beta=auto", "train.auto_beta.window=2")
+
+
 def copy_run(place: Place, name: str, to: str, *without: str) -> Path:
     """A run as it would be if it had been stopped before `without` was written."""
     target = place.root / "runs" / to
@@ -52,21 +55,28 @@ def test_resuming_ends_with_the_same_bits(stage: int, world: int):
     same_journals(place, name, again)
 
 
-@pytest.mark.parametrize(("stage", "before", "now"), [(0, 1, 2), (1, 2, 1), (2, 2, 1), (3, 1, 2)])
-def test_resuming_with_another_number_of_ranks(stage: int, before: int, now: int):
+@pytest.mark.parametrize(
+    ("stage", "before", "now", "more"),
+    [(0, 1, 2, ()), (1, 2, 1, AUTO), (2, 2, 1, ()), (3, 1, 2, ())],
+)
+def test_resuming_with_another_number_of_ranks(
+    stage: int, before: int, now: int, more: tuple[str, ...]
+):
     """The same pairs and noise; only the order of sums may differ."""
-    place, name = shared_place(), straight(stage, before)
+    place, name = shared_place(), straight(stage, before, *more)
     again = f"moved-{stage}"
     copy_run(place, name, again, "step-0000006")
-    output = place.train(again, f"zero=stage{stage}", world=now)
+    output = place.train(again, f"zero=stage{stage}", *more, world=now)
     assert f"written by {before} processes, now {now}" in output
     for one, two in zip(place.journal(name), place.journal(again), strict=True):
-        for key in ("loss", "policy_winner_error", "reference_loser_error", "gradient_norm"):
+        for key in ("loss", "policy_winner_error", "reference_loser_error", "beta"):
             assert two[key] == pytest.approx(one[key], rel=1e-4), (one["step"], key)
+    betas = {line["beta"] for line in place.journal(again)}
+    assert len(betas) == (5 if more else 1)  # of 6 steps the first 2 are warm-up
     assert not (place.folder(again) / ".universal").exists()
 
 
-@pytest.mark.parametrize("more", [("train.precision=bf16", "reference=ema")])
+@pytest.mark.parametrize("more", [("train.precision=bf16", "reference=ema", *AUTO)])
 def test_a_bf16_average_resumes_with_the_same_bits(more: tuple[str, ...]):
     place, name = shared_place(), straight(2, 1, *more)
     copy_run(place, name, "again-ema", "step-0000006")
@@ -154,6 +164,7 @@ def test_the_last_checkpoints_are_kept_and_describe_every_file():
     state = json.loads((folder / "state.json").read_text())
     assert state == {
         "step": 6, "position": {"epoch": 2, "batches": 0}, "reference_version": 2, "world": 2,
+        "beta": {"beta": 5000.0, "factor": 0.5},
     }  # fmt: skip
     shards = [load_file(folder / f"reference-0000{rank}-of-00002.safetensors") for rank in (0, 1)]
     halves = [sum(shard.numel() for shard in rank.values()) for rank in shards]

@@ -22,7 +22,7 @@ from train.distributed.world import (
     start,
     stop,
 )
-from train.export.model_card import last_tenth, last_validation, model_card
+from train.export.model_card import beta_description, last_tenth, last_validation, model_card
 from train.export.pipeline import (
     export_adapter,
     export_pipeline,
@@ -89,6 +89,8 @@ def train(run: TrainRun, world: World) -> None:
     lora = follow_start(run.train.lora, base)
     run = replace(run, train=replace(run.train, lora=lora))
     console.print(f"model: {base.process} ({base.family.name})")
+    if run.train.is_beta_auto:
+        console.print(f"beta: {beta_description(run.train)}")
     run = limit_micro_batch(run, world.world_size)
     stream = open_stream(run, world)
     console.print(
@@ -209,6 +211,8 @@ def summarise(trainer: Trainer, console: Console) -> None:
         f"loss {numbers['loss']:.4f}{NO_CHANGE[kind]} · "
         f"accuracy {numbers['accuracy']:.2f} · reference renewed {trainer.reference.version} times"
     )
+    if run.train.is_beta_auto:
+        console.print(f"beta: {beta_description(run.train, trainer.state.beta.beta)}")
     seconds = sum(run.train.batch / line["pairs_per_s"] for line in lines) * run.train.log_every
     waited = sum(line["data_wait_s"] for line in lines) * run.train.log_every
     console.print(

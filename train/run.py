@@ -27,6 +27,12 @@ ABOUT = "pipeline/balanceddpo.json"
 
 def main(job: Job) -> None:
     """Train, unless it is done; every check that needs no weights comes first."""
+    if job.train.advise:
+        from train.trainer.beta_advice import advise
+
+        folder = job.folder / "train"
+        advise(folder, settings_of(folder), job.train.auto_beta.target)
+        return
     check_later_stages("train", job)
     run = describe(job)
     if is_done(run):

@@ -1,5 +1,6 @@
 """Settings of stage two: `TrainSpec`, whose sections are in the modules beside it."""
 
+import math
 from dataclasses import dataclass, field, fields
 from enum import Enum
 
@@ -12,6 +13,9 @@ from train.config.model import (
 )
 from train.config.monitoring import ExportSpec, SampleSpec, ValidationSpec
 from train.config.objective import (
+    AUTO,
+    LOGISTIC,
+    AutoBetaSpec,
     Objective,
     ObjectiveSpec,
     ReferenceSpec,
@@ -22,10 +26,10 @@ from train.config.objective import (
 from train.config.optimizer import OptimizerSpec
 
 __all__ = [
-    "COLLECTIVE_TIMEOUT_S", "ActivationCheckpointing", "ExportSpec", "LatentUse", "LoraSpec",
-    "LrSchedule", "ModelSpec", "Objective", "ObjectiveSpec", "OptimizerSpec", "Precision",
-    "ReferenceSpec", "Refresh", "SampleSpec", "TimestepKind", "TimestepSpec", "TrainSpec",
-    "ValidationSpec", "ZeroSpec", "resumable_fields",
+    "AUTO", "COLLECTIVE_TIMEOUT_S", "LOGISTIC", "ActivationCheckpointing", "AutoBetaSpec",
+    "ExportSpec", "LatentUse", "LoraSpec", "LrSchedule", "ModelSpec", "Objective", "ObjectiveSpec",
+    "OptimizerSpec", "Precision", "ReferenceSpec", "Refresh", "SampleSpec", "TimestepKind",
+    "TimestepSpec", "TrainSpec", "ValidationSpec", "ZeroSpec", "resumable_fields",
 ]  # fmt: skip
 
 COLLECTIVE_TIMEOUT_S = 1800.0
@@ -87,9 +91,11 @@ class TrainSpec:
     micro_batch: int = field(default=8, metadata=RESUMABLE)
     """Pairs in a forward pass on one process, at most its part of a batch; batch must be a multiple
     of micro_batch x processes."""
-    beta: float = 5000.0
+    beta: float | str = 5000.0
     """Strength of the pull to the reference in the DPO loss, T folded in (Wallace et al. 2023);
-    `mapo` has its own."""
+    `mapo` has its own. `auto` keeps the gradient's mean factor near `auto_beta.target`."""
+    auto_beta: AutoBetaSpec = field(default_factory=AutoBetaSpec)
+    """How `beta: auto` chooses it."""
     lr: float = 1e-8
     """Peak learning rate of AdamW."""
     warmup: int = 500
@@ -142,6 +148,9 @@ class TrainSpec:
     collective_timeout_s: float = field(default=COLLECTIVE_TIMEOUT_S, metadata=RESUMABLE)
     """Seconds that a process waits for the others in a collective operation before it fails. Must
     exceed what the first process does alone: hashing a checkpoint, writing the pipeline."""
+    advise: bool = field(default=False, metadata=RESUMABLE)
+    """Only read the metrics log of a run, and print which beta would have had which mean gradient
+    factor in its first steps."""
     device: str = field(default="auto", metadata=RESUMABLE)
     """auto, cpu or cuda; each process of a machine takes its own GPU."""
 
@@ -150,7 +159,18 @@ class TrainSpec:
         """Whether an adapter is compared with the bare base: it started there, and none moves."""
         return self.lora.start is None and self.reference.refresh is Refresh.frozen
 
+    @property
+    def first_beta(self) -> float:
+        """Beta of the first step; of all steps unless it is `auto`."""
+        return self.auto_beta.start if isinstance(self.beta, str) else self.beta
+
+    @property
+    def is_beta_auto(self) -> bool:
+        """Whether beta changes while training."""
+        return self.beta == AUTO
+
     def __post_init__(self) -> None:
+        self._check_beta()
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"train.device={self.device!r}; allowed are auto, cpu and cuda")
         if not 0 <= self.zero.stage <= 3:
@@ -179,7 +199,7 @@ class TrainSpec:
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)}; it must not be negative")
         clip_norm = {} if self.clip_norm is None else {"clip_norm": self.clip_norm}
-        for name, value in ({"beta": self.beta, "lr": self.lr} | clip_norm).items():
+        for name, value in ({"lr": self.lr} | clip_norm).items():
             if not value > 0:
                 null = ", or null" if name == "clip_norm" else ""
                 raise ValueError(f"train.{name}={value}; it must be above 0{null}")
@@ -187,6 +207,25 @@ class TrainSpec:
             raise ValueError(
                 f"train.caption_dropout={self.caption_dropout}; it is a rate in [0, 1]"
             )
+
+    def _check_beta(self) -> None:
+        """Read a number that was given as text; refuse what is neither a number nor auto."""
+        if self.is_beta_auto:
+            self.auto_beta.check_objective(self.objective)
+            return
+        try:
+            beta = float(self.beta)
+        except ValueError:
+            beta = math.nan
+        if not 0 < beta < math.inf:
+            raise ValueError(f"train.beta={self.beta}; it must be a number above 0, or auto")
+        self.beta = beta
+        for item in fields(AutoBetaSpec):
+            if (value := getattr(self.auto_beta, item.name)) != item.default:
+                raise ValueError(
+                    f"train.auto_beta.{item.name}={value} has no meaning for train.beta={beta:g}; "
+                    "set train.beta=auto, or leave it out"
+                )
 
     def _check_lr_schedule(self) -> None:
         if not 0 <= self.lr_end <= 1:

@@ -12,6 +12,7 @@ from train.config import TrainSpec
 from train.distributed.deepspeed_engine import Policy
 from train.distributed.world import World
 from train.distributed.zero_config import advice as zero_advice
+from train.dpo.auto_beta import AutoBeta
 from train.dpo.draws import DrawRule
 from train.dpo.objectives import make_criterion, timestep_rule
 from train.dpo.reference import make_reference
@@ -27,12 +28,12 @@ from train.models.flops import forward_flops, pair_flops
 from train.models.lora import attach, counts
 from train.models.lora_start import load_start, read_start
 from train.models.memory import estimate_memory
+from train.trainer.adjustments import AdjustBeta, RefreshReference
 from train.trainer.metrics_log import MetricsLog
 from train.trainer.progress import ShowProgress
-from train.trainer.reference_refresh import RefreshReference
 from train.trainer.resume import SaveCheckpoints
 from train.trainer.samples import Samples, make_samples
-from train.trainer.trainer import Callback, Trainer
+from train.trainer.trainer import Callback, RunState, Trainer
 from train.trainer.validation import Validation, make_validation, split
 
 
@@ -91,7 +92,8 @@ def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Conso
         run.model, spec.precision, world.device, with_vae=with_vae, shift=spec.timesteps.shift
     )
     votes = stream.pairs.table["margin"].to_numpy()
-    criterion = make_criterion(spec, votes, components.num_timesteps)
+    criterion = make_criterion(spec.objective, votes, components.num_timesteps)
+    uses_reference = criterion(spec.first_beta).uses_reference
     denoiser = policy_denoiser(run, components)
     memory = estimate_memory(counts(denoiser), spec, world.world_size)
     console.print(f"memory: {replace(memory, others=components.frozen_bytes)}")
@@ -105,7 +107,7 @@ def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Conso
     forward = forward_flops(denoiser, family, components.latent_shape, condition)
     policy = Policy(denoiser, spec, world)
     reference = make_reference(lambda: arranged(components.denoiser(), spec), policy, spec, world)
-    compared = reference.denoiser if criterion.uses_reference else absent
+    compared = reference.denoiser if uses_reference else absent
     metrics_log = MetricsLog(run, world.rank == 0, console)
     samples = make_samples(spec.samples, components, stream.pairs, run.seed, metrics_log)
     return Trainer(
@@ -117,16 +119,24 @@ def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Conso
         reference=reference,
         draw_rule=draw_rule,
         criterion=criterion,
+        state=RunState(AutoBeta(spec.first_beta)),
         pair_flops=pair_flops(
             forward,
-            uses_reference=criterion.uses_reference,
+            uses_reference=uses_reference,
             frozen_base=bool(spec.lora.rank),
         ),
-        callbacks=ordered(validation, metrics_log, samples, ShowProgress(console)),
+        callbacks=ordered(
+            AdjustBeta() if spec.is_beta_auto else None,
+            validation,
+            metrics_log,
+            samples,
+            ShowProgress(console),
+        ),
     )
 
 
 def ordered(
+    adjust_beta: AdjustBeta | None,
     validation: Validation | None,
     metrics_log: MetricsLog,
     samples: Samples | None,
@@ -134,12 +144,14 @@ def ordered(
 ) -> list[Callback]:
     """The callbacks of a run, in the order in which each step calls them.
 
-    The refresh is part of the step: validation, samples and checkpoint see the refreshed reference.
+    The refresh is part of the step: validation, samples and checkpoint see the refreshed reference,
+    and the checkpoint has the next step's beta.
     Validation adds to the line before it is logged. The log and the samples come before the
     checkpoint: a run that is killed between them repeats the step and writes both again, while
     after the checkpoint they would be lost.
     """
-    callbacks = (RefreshReference(), validation, metrics_log, samples, SaveCheckpoints(), progress)
+    of_step, shown = (RefreshReference(), adjust_beta), (validation, metrics_log, samples)
+    callbacks = (*of_step, *shown, SaveCheckpoints(), progress)
     return [callback for callback in callbacks if callback is not None]
 
 

@@ -23,6 +23,7 @@ from data.artifacts.atomic import ShardError, fsync, read_json, remove, sha256_o
 from data.artifacts.manifest import MANIFEST
 from train.distributed.deepspeed_engine import Policy, sizes
 from train.distributed.world import World
+from train.dpo.auto_beta import AutoBeta
 from train.dpo.reference import Reference
 from train.loader.order import Position
 
@@ -42,6 +43,8 @@ class State:
     """Optimizer steps done."""
     position: Position
     """The next global batch."""
+    beta: AutoBeta
+    """That of the next step."""
     reference_version: int
     world: int
     """Ranks that wrote the checkpoint."""
@@ -238,4 +241,5 @@ def _incompleteness(folder: Path, entries: Mapping[str, Any]) -> str | None:
 def load_state(folder: Path) -> State:
     """Read where the run stood."""
     value = json.loads((folder / STATE).read_text())
-    return State(**value | {"position": Position(**value["position"])})
+    parts = {"position": Position(**value["position"]), "beta": AutoBeta(**value["beta"])}
+    return State(**value | parts)

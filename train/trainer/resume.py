@@ -43,7 +43,7 @@ def resume(trainer: Trainer, console: Console) -> None:
     load_reference(folder, state, trainer.reference, world)
     every = run.train.reference.every
     last_refresh = state.step - state.step % every if state.reference_version else 0
-    trainer.state = RunState(state.step, state.position, last_refresh, folder)
+    trainer.state = RunState(state.beta, state.step, state.position, last_refresh, folder)
     console.print(f"resuming after step {state.step} from {folder}")
 
 
@@ -69,6 +69,7 @@ class SaveCheckpoints(Callback):
             return
         state = State(
             step=run_state.step,
+            beta=run_state.beta,
             position=run_state.position,
             reference_version=trainer.reference.version,
             world=trainer.world.world_size,
