@@ -14,7 +14,7 @@ from data.artifacts.atomic import write_json
 from data.artifacts.config_diff import differences
 from data.artifacts.manifest import code_revision
 from data.distributed import Rank
-from train.config import LatentUse, Objective, TrainSpec
+from train.config import CacheUse, Objective, TrainSpec
 from train.distributed.world import (
     LostContactError,
     World,
@@ -98,7 +98,7 @@ def train(run: TrainRun, world: World) -> None:
         f"an epoch · up to {stream.window_bytes / 2**20:.0f} MiB of pairs in memory a process"
     )
     arithmetic = batch_arithmetic(run.train, stream, world)
-    for line in (arithmetic, run.images, latent_advice(run, stream)):
+    for line in (arithmetic, *run.sources, latent_advice(run, stream)):
         if line:
             console.print(line)
     trainer = make_trainer(run, world, stream, console)
@@ -153,7 +153,7 @@ def batch_arithmetic(spec: TrainSpec, stream: PairStream, world: World) -> str:
 
 def latent_advice(run: TrainRun, stream: PairStream) -> str:
     """Say if latents would be faster."""
-    if run.latents or run.train.latents is LatentUse.never:
+    if run.latents or run.train.latents is CacheUse.never:
         return ""
     return advice(run.train.steps, run.train.batch, len(stream.pairs))
 

@@ -27,7 +27,7 @@ from train.config.optimizer import OptimizerSpec
 
 __all__ = [
     "AUTO", "COLLECTIVE_TIMEOUT_S", "LOGISTIC", "ActivationCheckpointing", "AutoBetaSpec",
-    "ExportSpec", "LatentUse", "LoraSpec", "LrSchedule", "ModelSpec", "Objective", "ObjectiveSpec",
+    "CacheUse", "ExportSpec", "LoraSpec", "LrSchedule", "ModelSpec", "Objective", "ObjectiveSpec",
     "OptimizerSpec", "Precision", "ReferenceSpec", "Refresh", "SampleSpec", "TimestepKind",
     "TimestepSpec", "TrainSpec", "ValidationSpec", "ZeroSpec", "resumable_fields",
 ]  # fmt: skip
@@ -40,15 +40,14 @@ RESUMABLE = {"resumable": True}
 how sums are rounded."""
 
 
-class LatentUse(Enum):
-    """Whether stage one's latents are read in place of the images."""
+class CacheUse(Enum):
+    """Whether what stage one has encoded is read, in place of encoding in every step."""
 
     auto = "auto"
-
+    """Where there is a complete set that fits."""
     never = "never"
-    """Decode the images, and encode them by the VAE in every step."""
     always = "always"
-    """Use them, or refuse to run."""
+    """Use it, or refuse to run."""
 
 
 class LrSchedule(Enum):
@@ -111,8 +110,11 @@ class TrainSpec:
     """Rate of pairs trained with an empty prompt, in [0, 1]."""
     flip: bool = False
     """Mirror half of the pairs left to right, both images alike. Wrong where prompts say sides."""
-    latents: LatentUse = field(default=LatentUse.auto, metadata=RESUMABLE)
+    latents: CacheUse = field(default=CacheUse.auto, metadata=RESUMABLE)
     """Whether to read the images' latents that stage one wrote (label.latents)."""
+    texts: CacheUse = field(default=CacheUse.auto, metadata=RESUMABLE)
+    """Whether to read the encoded prompts that stage one wrote (label.texts); then no text encoder
+    is loaded."""
     precision: Precision = Precision.bf16
     """Format of weights and activations; errors and losses are fp32 whatever this is."""
     gradient_checkpointing: ActivationCheckpointing = field(

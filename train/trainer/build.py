@@ -21,6 +21,7 @@ from train.identity import TrainRun
 from train.loader.dataset import DecidedPairs, decided_pairs
 from train.loader.latent_source import latents_of
 from train.loader.loader import PairStream, StreamPlan
+from train.loader.text_source import open_texts
 from train.models.activation_checkpointing import checkpoint_activations
 from train.models.channels_last import keep_channels_last
 from train.models.components import ModelComponents, load_components
@@ -69,11 +70,18 @@ def open_stream(run: TrainRun, world: World) -> PairStream:
 def stream_of(
     run: TrainRun, pairs: DecidedPairs, source: PairSource, plan: StreamPlan
 ) -> PairStream:
-    """A stream of some of the pairs, from the images or latents that the run trains on."""
-    latents = None
+    """A stream of some of the pairs, from the images or latents that the run trains on.
+
+    Raises:
+        ShardError: Latents or encoded prompts are damaged, or not those of the pairs.
+    """
+    latents = texts = None
     if run.latents:
         latents = latents_of(run.latents, pairs, mirrored=run.train.flip)
-    return PairStream(pairs, source, plan, latents)
+    if run.texts:
+        prompts = pairs.table["prompt"].unique().to_pylist()
+        texts = open_texts(run.texts, prompts, run.train.samples.prompts)
+    return PairStream(pairs, source, plan, latents, texts)
 
 
 def held_out_stream(run: TrainRun, stream: PairStream) -> PairStream | None:
@@ -87,9 +95,13 @@ def held_out_stream(run: TrainRun, stream: PairStream) -> PairStream | None:
 def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Console) -> Trainer:
     """Load the model, and make of it the policy, the reference, and what checks them."""
     spec = run.train
-    with_vae = run.latents is None or spec.samples.every > 0
     components = load_components(
-        run.model, spec.precision, world.device, with_vae=with_vae, shift=spec.timesteps.shift
+        run.model,
+        spec.precision,
+        world.device,
+        with_vae=run.latents is None or spec.samples.every > 0,
+        texts=stream.texts,
+        shift=spec.timesteps.shift,
     )
     votes = stream.pairs.table["margin"].to_numpy()
     criterion = make_criterion(spec.objective, votes, components.num_timesteps)
