@@ -36,11 +36,11 @@ def _round(number: int, before: str, prompts: str) -> Arm:
 ARMS = (
     Arm("given", "given pairs", PAIRS, (), GIVEN),
     Arm("own", "own pairs (round 1)", PAIRS, (), FIRST),
-    Arm("unanimous", "own pairs, unanimous vote", VOTE, ("vote=unanimous",), FIRST),
-    Arm("extremes", "own pairs, extremes", VOTE, ("vote=extremes",), FIRST),
     _round(2, "own", "{prompts}"),
     _round(3, "round_2", "{prompts_x2}"),
     Arm("long", "one long round", ROUNDS, (), WHOLE, rounds=3),
+    Arm("unanimous", "own pairs, unanimous vote", VOTE, ("vote=unanimous",), FIRST),
+    Arm("extremes", "own pairs, extremes", VOTE, ("vote=extremes",), FIRST),
 )
 CLAIMS = {
     "Own pairs are better than as many given ones": ("own", ("given",)),
