@@ -42,6 +42,11 @@ class TrainRun:
         """For LoRA: the result without the base, in diffusers' format."""
         return self.folder / "lora"
 
+    @property
+    def average(self) -> Path:
+        """With `train.ema`: the average, as a pipeline or, for LoRA, as an adapter."""
+        return self.folder / ("lora_ema" if self.train.lora.rank else "pipeline_ema")
+
 
 def fingerprint(model: ModelSpec) -> str:
     """Identify a model cheaply: a hub id by its commit, a folder by a digest of its files.

@@ -100,6 +100,9 @@ class TrainSpec:
     lr_end: float = 0.0
     """For `linear` and `cosine`: the fraction of `lr` that they fall to, in [0, 1]; it is reached
     after the last step, so that no step has a rate of 0."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the policy's weights, in [0, 1), as in 0.999; it
+    is exported beside the last weights and trains nothing. 0 keeps none."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay."""
     clip_norm: float = 1.0
@@ -192,6 +195,8 @@ class TrainSpec:
                 raise ValueError(f"train.{name}={getattr(self, name)}; it must not be negative")
         if not self.lr > 0:
             raise ValueError(f"train.lr={self.lr}; it must be above 0")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"train.ema={self.ema}; it must be in [0, 1), 0 for no average")
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(
                 f"train.caption_dropout={self.caption_dropout}; it is a rate in [0, 1]"

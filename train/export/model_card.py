@@ -60,8 +60,8 @@ and the licence are those of the base.
 """
 
 
-def model_card(trainer: Trainer) -> str:
-    """The README of the pipeline."""
+def model_card(trainer: Trainer, *, averaged: str = "") -> str:
+    """The README of the pipeline; `averaged` says it of weights that are."""
     run, spec = trainer.run, trainer.run.train
     lines = read_lines(run.folder / "journal.jsonl")
     refresh = spec.reference
@@ -76,9 +76,10 @@ def model_card(trainer: Trainer) -> str:
         batch=spec.batch,
         labels=run.labels.name,
         pairs=len(trainer.stream.pairs),
-        trained=f"LoRA of rank {spec.lora.rank}"
-        if spec.lora.rank
-        else "all weights of the denoiser",
+        trained=(
+            f"LoRA of rank {spec.lora.rank}" if spec.lora.rank else "all weights of the denoiser"
+        )
+        + averaged,
         process=trainer.models.components.base.process,
         reference=moved if trainer.reference.version else "the base, frozen",
         objective=_objective(spec.objective),
