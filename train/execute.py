@@ -15,6 +15,7 @@ from data.artifacts.config_diff import differences
 from data.artifacts.manifest import code_revision
 from data.distributed import Rank
 from train.config import CacheUse, Objective, TrainSpec
+from train.distributed.policy_average import PolicyAverage
 from train.distributed.world import (
     LostContactError,
     World,
@@ -91,6 +92,8 @@ def train(run: TrainRun, world: World) -> None:
     console.print(f"model: {base.process} ({base.family.name})")
     if run.train.is_beta_auto:
         console.print(f"beta: {beta_description(run.train)}")
+    if run.train.ema:
+        console.print(f"average of the policy's weights: decay {run.train.ema:g}, {run.average}")
     run = limit_micro_batch(run, world.world_size)
     stream = open_stream(run, world)
     console.print(
@@ -159,13 +162,15 @@ def latent_advice(run: TrainRun, stream: PairStream) -> str:
 
 
 def export(trainer: Trainer) -> None:
-    """Write the adapter, if there is one, then the pipeline. All ranks gather, rank 0 writes."""
+    """Write average and adapter, if there are any, then the pipeline. All gather, rank 0 writes."""
     run, world = trainer.run, trainer.world
     weights = trainer.policy.gather_fp32_state_dict()
     if world.rank != 0:
         return
+    if trainer.average is not None:
+        export_average(trainer, trainer.average)
     base, lora = trainer.models.components.base, run.train.lora
-    about, card = provenance(run, world) | {"step": trainer.state.step}, model_card(trainer)
+    about, card = about_result(trainer), model_card(trainer)
     if lora.rank:
         adapter = in_diffusers_format(weights, lora.scale, base.family.denoiser)
         export_adapter(base, adapter, run.adapter, about, card)
@@ -175,6 +180,29 @@ def export(trainer: Trainer) -> None:
     if run.train.export.single_file:
         export_single_file(base, denoiser, run.single_file)
     export_pipeline(base, denoiser, run.pipeline, about, card, scheduler_settings(trainer))
+
+
+def export_average(trainer: Trainer, average: PolicyAverage) -> None:
+    """Write the policy's average as a pipeline or, for LoRA, as an adapter.
+
+    It is read from the checkpoint of the last step, which has all ranks' parts.
+    """
+    run, base, lora = trainer.run, trainer.models.components.base, trainer.run.train.lora
+    assert trainer.state.checkpoint is not None
+    weights = average.whole(trainer.state.checkpoint)
+    about = about_result(trainer) | {"average": average.decay}
+    card = model_card(trainer, averaged=f", averaged over the steps (decay {average.decay:g})")
+    if lora.rank:
+        adapter = in_diffusers_format(weights, lora.scale, base.family.denoiser)
+        export_adapter(base, adapter, run.average, about, card)
+    else:
+        denoiser, scheduler = trained_denoiser(base, weights), scheduler_settings(trainer)
+        export_pipeline(base, denoiser, run.average, about, card, scheduler)
+
+
+def about_result(trainer: Trainer) -> dict[str, Any]:
+    """What is written beside a result: `provenance`, and the step."""
+    return provenance(trainer.run, trainer.world) | {"step": trainer.state.step}
 
 
 def scheduler_settings(trainer: Trainer) -> dict[str, str]:
@@ -227,4 +255,6 @@ def summarise(trainer: Trainer, console: Console) -> None:
         )
     if any(line.get("both_rise") for line in lines):
         console.print("[yellow]both errors rose[/] at some steps, see both_rise in journal.jsonl")
+    if trainer.average is not None:
+        console.print(f"average: {run.average}")
     console.print(f"pipeline: {run.pipeline}")

@@ -51,6 +51,11 @@ class TrainRun:
         """For LoRA: the result without the base, in diffusers' format."""
         return self.folder / "lora"
 
+    @property
+    def average(self) -> Path:
+        """With `train.ema`: the average, as a pipeline or, for LoRA, as an adapter."""
+        return self.folder / ("lora_ema" if self.train.lora.rank else "pipeline_ema")
+
 
 def checked_start(setting: str) -> Path:
     """The file that `train.lora.start` means: itself, or the one in the folder of an adapter.

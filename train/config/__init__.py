@@ -104,6 +104,9 @@ class TrainSpec:
     lr_end: float = 0.0
     """For `linear` and `cosine`: the fraction of `lr` that they fall to, in [0, 1]; it is reached
     after the last step, so that no step has a rate of 0."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the policy's weights, in [0, 1), as in 0.999; it
+    is exported beside the last weights and trains nothing. 0 keeps none."""
     clip_norm: float | None = 1.0
     """Gradients are scaled down to this norm; null leaves them as they are."""
     caption_dropout: float = 0.0
@@ -173,6 +176,8 @@ class TrainSpec:
 
     def __post_init__(self) -> None:
         self._check_beta()
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"train.ema={self.ema}; it must be in [0, 1), 0 for no average")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"train.device={self.device!r}; allowed are auto, cpu and cuda")
         if not 0 <= self.zero.stage <= 3:
@@ -200,11 +205,10 @@ class TrainSpec:
         for name in ("warmup", "workers"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)}; it must not be negative")
-        clip_norm = {} if self.clip_norm is None else {"clip_norm": self.clip_norm}
-        for name, value in ({"lr": self.lr} | clip_norm).items():
-            if not value > 0:
-                null = ", or null" if name == "clip_norm" else ""
-                raise ValueError(f"train.{name}={value}; it must be above 0{null}")
+        if not self.lr > 0:
+            raise ValueError(f"train.lr={self.lr}; it must be above 0")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"train.clip_norm={self.clip_norm}; it must be above 0, or null")
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(
                 f"train.caption_dropout={self.caption_dropout}; it is a rate in [0, 1]"

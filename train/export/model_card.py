@@ -60,8 +60,8 @@ and the licence are those of the base.
 """
 
 
-def model_card(trainer: Trainer) -> str:
-    """The README of the pipeline."""
+def model_card(trainer: Trainer, *, averaged: str = "") -> str:
+    """The README of the pipeline; `averaged` says it of weights that are."""
     run, spec = trainer.run, trainer.run.train
     lines = read_lines(run.folder / "journal.jsonl")
     refresh = spec.reference
@@ -76,7 +76,7 @@ def model_card(trainer: Trainer) -> str:
         batch=spec.batch,
         labels=run.labels.name,
         pairs=len(trainer.stream.pairs),
-        trained=_trained(spec.lora),
+        trained=_trained(spec.lora) + averaged,
         process=trainer.models.components.base.process,
         reference=moved if trainer.reference.version else f"{_start(spec.lora)}, frozen",
         objective=_objective(spec.objective),

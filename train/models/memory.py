@@ -64,7 +64,8 @@ class MemoryEstimate:
     """Weights that compute; with LoRA the frozen base and the adapter."""
     gradients: int
     optimizer: int
-    """AdamW's two moments, and the master weights where they are not the policy's own."""
+    """AdamW's two moments, the policy's average (`train.ema`), and the master weights where they
+    are not the policy's own."""
     reference: int
     others: int
     """VAE and text encoders."""
@@ -112,7 +113,7 @@ def _gradients(counts: ParameterCounts, spec: TrainSpec, world_size: int, width:
 
 
 def _optimizer(trained: int, spec: TrainSpec, world_size: int) -> int:
-    moments, masters = 2 * FP32 * trained, FP32 * trained
+    moments, masters = (3 if spec.ema else 2) * FP32 * trained, FP32 * trained
     if spec.zero.stage == 0:
         return moments + (0 if spec.precision is Precision.fp32 else masters)
     return (moments + masters) // world_size

@@ -1,4 +1,4 @@
-"""What the loop adjusts after a step: the reference, the paper's dynamic one, and beta."""
+"""What follows the policy after a step: the reference, its average, and beta."""
 
 from typing import Any
 
@@ -16,6 +16,17 @@ class RefreshReference(Callback):
         if trainer.reference.due(trainer.state.step):
             trainer.reference.refresh(trainer.policy)
             trainer.state.last_refresh = trainer.state.step
+
+
+class UpdateAverage(Callback):
+    """Moves the policy's average to its weights after each step, with `train.ema`."""
+
+    __slots__ = ()
+
+    def after_step(self, trainer: Trainer, line: dict[str, Any]) -> None:
+        """Move the average."""
+        if trainer.average is not None:
+            trainer.average.update(trainer.policy, trainer.state.step)
 
 
 class AdjustBeta(Callback):

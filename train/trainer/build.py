@@ -10,6 +10,7 @@ from data.pairs import open_pairs
 from data.pairs.schema import PairSource
 from train.config import TrainSpec
 from train.distributed.deepspeed_engine import Policy
+from train.distributed.policy_average import make_average
 from train.distributed.world import World
 from train.distributed.zero_config import advice as zero_advice
 from train.dpo.auto_beta import AutoBeta
@@ -29,7 +30,7 @@ from train.models.flops import forward_flops, pair_flops
 from train.models.lora import attach, counts
 from train.models.lora_start import load_start, read_start
 from train.models.memory import estimate_memory
-from train.trainer.adjustments import AdjustBeta, RefreshReference
+from train.trainer.adjustments import AdjustBeta, RefreshReference, UpdateAverage
 from train.trainer.metrics_log import MetricsLog
 from train.trainer.progress import ShowProgress
 from train.trainer.resume import SaveCheckpoints
@@ -129,6 +130,7 @@ def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Conso
         models=Models(components, policy, compared),
         policy=policy,
         reference=reference,
+        average=make_average(policy, spec.ema),
         draw_rule=draw_rule,
         criterion=criterion,
         state=RunState(AutoBeta(spec.first_beta)),
@@ -162,8 +164,8 @@ def ordered(
     checkpoint: a run that is killed between them repeats the step and writes both again, while
     after the checkpoint they would be lost.
     """
-    of_step, shown = (RefreshReference(), adjust_beta), (validation, metrics_log, samples)
-    callbacks = (*of_step, *shown, SaveCheckpoints(), progress)
+    followers = RefreshReference(), UpdateAverage(), adjust_beta
+    callbacks = (*followers, validation, metrics_log, samples, SaveCheckpoints(), progress)
     return [callback for callback in callbacks if callback is not None]
 
 

@@ -41,6 +41,8 @@ def resume(trainer: Trainer, console: Console) -> None:
         console.print(f"written by {state.world} processes, now {world.world_size}")
         trainer.policy.load_from_other_ranks(folder, run.folder / SCRATCH)
     load_reference(folder, state, trainer.reference, world)
+    if trainer.average is not None:
+        trainer.average.load(folder)
     every = run.train.reference.every
     last_refresh = state.step - state.step % every if state.reference_version else 0
     trainer.state = RunState(state.beta, state.step, state.position, last_refresh, folder)
@@ -75,5 +77,11 @@ class SaveCheckpoints(Callback):
             world=trainer.world.world_size,
         )
         run_state.checkpoint = save_checkpoint(
-            trainer.run.folder, state, trainer.policy, trainer.reference, trainer.world, spec.keep
+            trainer.run.folder,
+            state,
+            trainer.policy,
+            trainer.reference,
+            trainer.world,
+            spec.keep,
+            trainer.average,
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 from data.storage.prefetch import prefetch
 from train.config import LOGISTIC, LrSchedule, Objective, TrainSpec
 from train.distributed.deepspeed_engine import NonFiniteError, Policy
+from train.distributed.policy_average import PolicyAverage
 from train.distributed.world import World
 from train.dpo.auto_beta import AutoBeta, mean_factor
 from train.dpo.draws import DrawRule
@@ -76,6 +77,8 @@ class Trainer:
     models: Models
     policy: Policy
     reference: Reference
+    average: PolicyAverage | None
+    """With `train.ema`."""
     draw_rule: DrawRule
     criterion: Callable[[float], Criterion]
     """The objective at a beta."""
