@@ -7,6 +7,7 @@ from train.config.model import (
     ActivationCheckpointing,
     LoraSpec,
     ModelSpec,
+    Offload,
     Precision,
     ZeroSpec,
 )
@@ -19,13 +20,13 @@ from train.config.objective import (
     TimestepKind,
     TimestepSpec,
 )
-from train.config.optimizer import OptimizerSpec
+from train.config.optimizer import OptimizerKind, OptimizerSpec
 
 __all__ = [
     "COLLECTIVE_TIMEOUT_S", "ActivationCheckpointing", "ExportSpec", "LatentUse", "LoraSpec",
-    "LrSchedule", "ModelSpec", "Objective", "ObjectiveSpec", "OptimizerSpec", "Precision",
-    "ReferenceSpec", "Refresh", "SampleSpec", "TimestepKind", "TimestepSpec", "TrainSpec",
-    "ValidationSpec", "ZeroSpec", "resumable_fields",
+    "LrSchedule", "ModelSpec", "Objective", "ObjectiveSpec", "Offload", "OptimizerKind",
+    "OptimizerSpec", "Precision", "ReferenceSpec", "Refresh", "SampleSpec", "TimestepKind",
+    "TimestepSpec", "TrainSpec", "ValidationSpec", "ZeroSpec", "resumable_fields",
 ]  # fmt: skip
 
 COLLECTIVE_TIMEOUT_S = 1800.0
