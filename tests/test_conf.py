@@ -17,7 +17,7 @@ from train.run import check as check_training
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
-GROUPS = ("pairs", "panel", "vote", "model", "latents", "objective", "timesteps", "tuning",
+GROUPS = ("pairs", "panel", "vote", "model", "latents", "texts", "objective", "timesteps", "tuning",
           "reference", "zero", "prompts", "experiment", "debug")  # fmt: skip
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 MISSING = ["pairs.kind=my.layout", "pairs.root=/x", "model.path=/x", "evaluate.prompts.path=/x"]
