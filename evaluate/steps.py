@@ -19,7 +19,7 @@ from data.artifacts.parquet_io import read_table, write_table
 from data.artifacts.schemas import sample_scores
 from data.devices import choose_device
 from data.distributed import Rank, num_workers
-from evaluate.judging import Scorers, is_judged, judge, read_scores, write_scores
+from evaluate.judging.scores import Scorers, is_judged, judge, read_scores, write_scores
 from evaluate.plan import ComparisonPlan
 from evaluate.reporting.progress import SampledImages, progress
 from generate.image_files import (

@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.shapes import SD15, SD21, SDXL
 from data.families import sd1, sdxl
 from data.families.sdxl import time_ids
+from data.models.conditioning import encode_distinct
 from data.models.family import Condition
 from tests.helpers_ranks import run_ranks, shared_place
 from tests.helpers_train import SIDE, write_base, write_sdxl_base
@@ -21,7 +22,6 @@ from train.dpo.objectives import dpo
 from train.dpo.step import Models, draw_noise, step
 from train.loader.loader import PairBatch
 from train.models.components import ModelComponents, load_components
-from train.models.conditioning import encode_distinct
 
 CPU = torch.device("cpu")
 PROMPTS = ("a red cat", "a blue cat", "", "a red cat")

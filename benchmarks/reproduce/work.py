@@ -16,7 +16,7 @@ import train.run as train_program
 from benchmarks.reproduce.children import Piece
 from benchmarks.reproduce.plan import JUDGE, SHARED, Plan, Unit
 from conf.job import settings
-from evaluate.judging import is_judged
+from evaluate.judging.scores import is_judged
 from evaluate.plan import ComparisonPlan
 from evaluate.reporting import results
 from evaluate.reporting.label_facts import label_facts
