@@ -69,7 +69,7 @@ def load(base: Path, spec: TrainSpec, world: World) -> tuple[ModelComponents, Po
     unet = components.denoiser()
     if spec.lora.rank:
         unet.enable_gradient_checkpointing()  # the backward pass must find the policy's adapter
-        attach(unet, spec.lora, 0, moving=spec.reference.refresh is not Refresh.frozen)
+        attach(unet, spec.lora, 0, with_reference=spec.reference.refresh is not Refresh.frozen)
     policy = Policy(unet, spec, world)
     return components, policy, make_reference(components.denoiser, policy, spec, world)
 
@@ -167,7 +167,7 @@ def weights_are_masters(base: Path) -> None:
     """Stage 0 in bf16: a step too small for bf16 moves the exported weights, not the model's."""
     world = start("cpu")
     spec = spec_of(0, "bf16", "frozen", world.world_size)
-    spec.weight_decay = 0.0
+    spec.optimizer.weight_decay = 0.0
     components, policy, reference = load(base, spec, world)
     models = Models(components, policy, reference.denoiser)
     before, model = policy.gather_fp32_state_dict(), copies(partitions(policy.trained))
@@ -386,7 +386,7 @@ def sums_in_float32(base: Path) -> None:
     for stage in (1, 2, 3):
         for later in (0.0, 2.0**-9):
             spec = spec_of(stage, "bf16", "frozen", world.world_size)
-            spec.batch, spec.clip_norm = 7 * spec.micro_batch, 0.0
+            spec.batch, spec.clip_norm = 7 * spec.micro_batch, None
             components, policy, reference = load(base, spec, world)
             models = Models(components, policy, reference.denoiser)
             for index in range(7):

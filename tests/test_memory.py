@@ -101,7 +101,7 @@ def counted_is_held() -> None:
         unet = small_unet(48, precision)
         parameters = sum(parameter.numel() for parameter in unet.parameters())
         if rank:
-            attach(unet, spec.lora, 0, moving=True)
+            attach(unet, spec.lora, 0, with_reference=True)
         policy = Policy(unet, spec, world)
         average = make_average(policy, spec.ema)
         del unet

@@ -4,7 +4,7 @@ import os
 import platform
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -14,7 +14,7 @@ from data.artifacts.atomic import write_json
 from data.artifacts.config_diff import differences
 from data.artifacts.manifest import code_revision
 from data.distributed import Rank
-from train.config import LatentUse, Objective
+from train.config import CacheUse, Objective, TrainSpec
 from train.distributed.policy_average import PolicyAverage
 from train.distributed.world import (
     LostContactError,
@@ -30,11 +30,13 @@ from train.export.pipeline import (
     merged_denoiser,
     trained_denoiser,
 )
+from train.export.single_file import check_single_file, export_single_file
 from train.identity import TrainRun
 from train.loader.loader import PairStream
 from train.loader.source_choice import advice
 from train.models.base_model import check_settings, open_model
 from train.models.lora import in_diffusers_format
+from train.models.lora_start import follow_start
 from train.trainer.build import limit_micro_batch, make_trainer, open_stream
 from train.trainer.metrics_log import read_lines
 from train.trainer.resume import resume
@@ -83,6 +85,10 @@ def train(run: TrainRun, world: World) -> None:
     console = Console(quiet=world.rank != 0, highlight=False, soft_wrap=True)
     base = open_model(run.model)  # refused before any weight is loaded
     check_settings(base, run.train)
+    if run.train.export.single_file:
+        check_single_file(base)
+    lora = follow_start(run.train.lora, base)
+    run = replace(run, train=replace(run.train, lora=lora))
     console.print(f"model: {base.process} ({base.family.name})")
     if run.train.is_beta_auto:
         console.print(f"beta: {beta_description(run.train)}")
@@ -94,7 +100,8 @@ def train(run: TrainRun, world: World) -> None:
         f"{len(stream.pairs)} decided pairs · {stream.epoch_batches} batches of {run.train.batch} "
         f"an epoch · up to {stream.window_bytes / 2**20:.0f} MiB of pairs in memory a process"
     )
-    for line in (run.images, latent_advice(run, stream)):
+    arithmetic = batch_arithmetic(run.train, stream, world)
+    for line in (arithmetic, *run.sources, latent_advice(run, stream)):
         if line:
             console.print(line)
     trainer = make_trainer(run, world, stream, console)
@@ -136,9 +143,20 @@ def check_alike(run: TrainRun, world: World) -> None:
         )
 
 
+def batch_arithmetic(spec: TrainSpec, stream: PairStream, world: World) -> str:
+    """The numbers that runs are compared by: what makes a step, and how much is seen in all."""
+    ranks, unit = stream.plan.world_size, "GPU" if world.device.type == "cuda" else "process"
+    each = spec.batch // ranks
+    return (
+        f"{spec.steps} steps of {spec.batch} pairs · {each} pairs a {unit} x {ranks} · "
+        f"micro-batches of {spec.micro_batch}, gradient accumulation {each // spec.micro_batch} · "
+        f"{spec.steps * spec.batch} pairs seen, {spec.steps / stream.epoch_batches:.2f} epochs"
+    )
+
+
 def latent_advice(run: TrainRun, stream: PairStream) -> str:
     """Say if latents would be faster."""
-    if run.latents or run.train.latents is LatentUse.never:
+    if run.latents or run.train.latents is CacheUse.never:
         return ""
     return advice(run.train.steps, run.train.batch, len(stream.pairs))
 
@@ -155,10 +173,12 @@ def export(trainer: Trainer) -> None:
     about, card = about_result(trainer), model_card(trainer)
     if lora.rank:
         adapter = in_diffusers_format(weights, lora.scale, base.family.denoiser)
-        export_adapter(adapter, run.adapter, about, card)
+        export_adapter(base, adapter, run.adapter, about, card)
         denoiser = merged_denoiser(base, adapter)
     else:
         denoiser = trained_denoiser(base, weights)
+    if run.train.export.single_file:
+        export_single_file(base, denoiser, run.single_file)
     export_pipeline(base, denoiser, run.pipeline, about, card, scheduler_settings(trainer))
 
 
@@ -174,7 +194,7 @@ def export_average(trainer: Trainer, average: PolicyAverage) -> None:
     card = model_card(trainer, averaged=f", averaged over the steps (decay {average.decay:g})")
     if lora.rank:
         adapter = in_diffusers_format(weights, lora.scale, base.family.denoiser)
-        export_adapter(adapter, run.average, about, card)
+        export_adapter(base, adapter, run.average, about, card)
     else:
         denoiser, scheduler = trained_denoiser(base, weights), scheduler_settings(trainer)
         export_pipeline(base, denoiser, run.average, about, card, scheduler)

@@ -20,11 +20,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data.devices import to_device
-from data.models.conditioning import TextEncoder, encode_distinct
 from data.models.family import Condition, Family, ModelConfig, Process
 from data.models.forward_process import DiscreteProcess
 from data.models.latent_scaling import scale_latents
 from data.models.noise_schedule import ForwardProcess, NoiseSchedule, rectified_flow
+from data.models.text_encoders import TextEncoder, encode_distinct
 from evaluate.judging.scores import read_pixels
 from generate.config import Scheduler
 from generate.image_files import Model, Sample, SamplesError

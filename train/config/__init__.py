@@ -11,7 +11,7 @@ from train.config.model import (
     Precision,
     ZeroSpec,
 )
-from train.config.monitoring import SampleSpec, ValidationSpec
+from train.config.monitoring import ExportSpec, SampleSpec, ValidationSpec
 from train.config.objective import (
     AUTO,
     LOGISTIC,
@@ -23,12 +23,13 @@ from train.config.objective import (
     TimestepKind,
     TimestepSpec,
 )
+from train.config.optimizer import OptimizerSpec
 
 __all__ = [
     "AUTO", "COLLECTIVE_TIMEOUT_S", "LOGISTIC", "ActivationCheckpointing", "AutoBetaSpec",
-    "LatentUse", "LoraSpec", "LrSchedule", "ModelSpec", "Objective", "ObjectiveSpec", "Precision",
-    "ReferenceSpec", "Refresh", "SampleSpec", "TimestepKind", "TimestepSpec", "TrainSpec",
-    "ValidationSpec", "ZeroSpec", "resumable_fields",
+    "CacheUse", "ExportSpec", "LoraSpec", "LrSchedule", "ModelSpec", "Objective", "ObjectiveSpec",
+    "OptimizerSpec", "Precision", "ReferenceSpec", "Refresh", "SampleSpec", "TimestepKind",
+    "TimestepSpec", "TrainSpec", "ValidationSpec", "ZeroSpec", "resumable_fields",
 ]  # fmt: skip
 
 COLLECTIVE_TIMEOUT_S = 1800.0
@@ -39,15 +40,14 @@ RESUMABLE = {"resumable": True}
 how sums are rounded."""
 
 
-class LatentUse(Enum):
-    """Whether stage one's latents are read in place of the images."""
+class CacheUse(Enum):
+    """Whether what stage one has encoded is read, in place of encoding in every step."""
 
     auto = "auto"
-
+    """Where there is a complete set that fits."""
     never = "never"
-    """Decode the images, and encode them by the VAE in every step."""
     always = "always"
-    """Use them, or refuse to run."""
+    """Use it, or refuse to run."""
 
 
 class LrSchedule(Enum):
@@ -71,6 +71,8 @@ class TrainSpec:
     """The reference model's renewal."""
     zero: ZeroSpec = field(default_factory=ZeroSpec)
     """DeepSpeed's partitioning."""
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    """What is done with the gradients."""
     objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
     """The loss."""
     timesteps: TimestepSpec = field(default_factory=TimestepSpec)
@@ -79,6 +81,8 @@ class TrainSpec:
     """Held-out pairs."""
     samples: SampleSpec = field(default_factory=SampleSpec, metadata=RESUMABLE)
     """Images generated while training."""
+    export: ExportSpec = field(default_factory=ExportSpec, metadata=RESUMABLE)
+    """What is written of the result."""
     steps: int = 2000
     """Optimizer steps."""
     batch: int = 2048
@@ -103,16 +107,17 @@ class TrainSpec:
     ema: float = 0.0
     """Decay of an exponential moving average of the policy's weights, in [0, 1), as in 0.999; it
     is exported beside the last weights and trains nothing. 0 keeps none."""
-    weight_decay: float = 0.01
-    """AdamW's decoupled weight decay."""
-    clip_norm: float = 1.0
-    """Gradients are scaled down to this norm; 0 leaves them."""
+    clip_norm: float | None = 1.0
+    """Gradients are scaled down to this norm; null leaves them as they are."""
     caption_dropout: float = 0.0
     """Rate of pairs trained with an empty prompt, in [0, 1]."""
     flip: bool = False
     """Mirror half of the pairs left to right, both images alike. Wrong where prompts say sides."""
-    latents: LatentUse = field(default=LatentUse.auto, metadata=RESUMABLE)
+    latents: CacheUse = field(default=CacheUse.auto, metadata=RESUMABLE)
     """Whether to read the images' latents that stage one wrote (label.latents)."""
+    texts: CacheUse = field(default=CacheUse.auto, metadata=RESUMABLE)
+    """Whether to read the encoded prompts that stage one wrote (label.texts); then no text encoder
+    is loaded."""
     precision: Precision = Precision.bf16
     """Format of weights and activations; errors and losses are fp32 whatever this is."""
     gradient_checkpointing: ActivationCheckpointing = field(
@@ -155,6 +160,11 @@ class TrainSpec:
     """auto, cpu or cuda; each process of a machine takes its own GPU."""
 
     @property
+    def reference_is_base(self) -> bool:
+        """Whether an adapter is compared with the bare base: it started there, and none moves."""
+        return self.lora.start is None and self.reference.refresh is Refresh.frozen
+
+    @property
     def first_beta(self) -> float:
         """Beta of the first step; of all steps unless it is `auto`."""
         return self.auto_beta.start if isinstance(self.beta, str) else self.beta
@@ -166,6 +176,8 @@ class TrainSpec:
 
     def __post_init__(self) -> None:
         self._check_beta()
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"train.ema={self.ema}; it must be in [0, 1), 0 for no average")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"train.device={self.device!r}; allowed are auto, cpu and cuda")
         if not 0 <= self.zero.stage <= 3:
@@ -190,13 +202,13 @@ class TrainSpec:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"train.{name}={getattr(self, name)}; it must be at least {bound}")
-        for name in ("warmup", "weight_decay", "clip_norm", "workers"):
+        for name in ("warmup", "workers"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)}; it must not be negative")
         if not self.lr > 0:
             raise ValueError(f"train.lr={self.lr}; it must be above 0")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"train.ema={self.ema}; it must be in [0, 1), 0 for no average")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"train.clip_norm={self.clip_norm}; it must be above 0, or null")
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(
                 f"train.caption_dropout={self.caption_dropout}; it is a rate in [0, 1]"

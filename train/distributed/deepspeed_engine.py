@@ -5,7 +5,7 @@ import contextlib
 import io
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -52,9 +52,7 @@ class Policy:
     def __init__(self, denoiser: nn.Module, spec: TrainSpec, world: World) -> None:
         self.trained = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
         self.on_frozen_base = len(self.trained) < len(list(denoiser.parameters()))
-        optimizer = torch.optim.AdamW(
-            self.trained.values(), lr=spec.lr, weight_decay=spec.weight_decay, fused=True
-        )
+        optimizer = make_optimizer(self.trained.values(), spec)
         config = zero_config(denoiser, spec, world)
         with quiet():
             self.engine = library().initialize(model=denoiser, optimizer=optimizer, config=config)[
@@ -205,6 +203,20 @@ class Policy:
         return {
             names[parameter]: master for parameter, master in zip(rounded, masters, strict=True)
         }
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], spec: TrainSpec) -> torch.optim.Optimizer:
+    """The optimizer of the settings, for parameters that are still whole."""
+    constants = spec.optimizer
+    first, second = constants.betas
+    return torch.optim.AdamW(
+        parameters,
+        lr=spec.lr,
+        betas=(first, second),
+        eps=constants.epsilon,
+        weight_decay=constants.weight_decay,
+        fused=True,
+    )
 
 
 def separate_steps(optimizer: torch.optim.Optimizer) -> None:

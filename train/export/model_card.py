@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from train.config import LrSchedule, Objective, ObjectiveSpec, TrainSpec
+from train.config import LoraSpec, LrSchedule, Objective, ObjectiveSpec, TrainSpec
 from train.trainer.metrics_log import read_lines
 from train.trainer.trainer import Trainer
 
@@ -76,12 +76,9 @@ def model_card(trainer: Trainer, *, averaged: str = "") -> str:
         batch=spec.batch,
         labels=run.labels.name,
         pairs=len(trainer.stream.pairs),
-        trained=(
-            f"LoRA of rank {spec.lora.rank}" if spec.lora.rank else "all weights of the denoiser"
-        )
-        + averaged,
+        trained=_trained(spec.lora) + averaged,
         process=trainer.models.components.base.process,
-        reference=moved if trainer.reference.version else "the base, frozen",
+        reference=moved if trainer.reference.version else f"{_start(spec.lora)}, frozen",
         objective=_objective(spec.objective),
         timesteps=spec.timesteps.kind.value,
         beta=beta_description(spec, trainer.state.beta.beta),
@@ -120,6 +117,18 @@ def _objective(objective: ObjectiveSpec) -> str:
         f"winner anchor {objective.anchor:g}": objective.anchor,
     }
     return " + ".join([objective.kind.value, *(text for text, is_on in added.items() if is_on)])
+
+
+def _trained(lora: LoraSpec) -> str:
+    """Return what was trained, and from where."""
+    if not lora.rank:
+        return "all weights of the denoiser"
+    return f"LoRA of rank {lora.rank}" + (f", from {_start(lora)}" if lora.start else "")
+
+
+def _start(lora: LoraSpec) -> str:
+    """Return what the policy was before the first step."""
+    return f"the adapter `{lora.start}`" if lora.start else "the base"
 
 
 def _schedule(spec: TrainSpec) -> str:

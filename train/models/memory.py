@@ -122,7 +122,7 @@ def _optimizer(trained: int, spec: TrainSpec, world_size: int) -> int:
 def _reference(counts: ParameterCounts, spec: TrainSpec, width: int) -> int:
     """Bytes of the reference over all processes, if it is partitioned."""
     refresh = spec.reference.refresh
-    if spec.objective.kind is Objective.mapo or (counts.adapter and refresh is Refresh.frozen):
+    if spec.objective.kind is Objective.mapo or (counts.adapter and spec.reference_is_base):
         return 0  # there is none, or it is the base
     in_fp32_too = refresh is Refresh.ema and spec.precision is not Precision.fp32
     return (width + (FP32 if in_fp32_too else 0)) * counts.trained

@@ -8,7 +8,7 @@ from rich.console import Console
 from data.distributed import num_workers
 from data.pairs import open_pairs
 from data.pairs.schema import PairSource
-from train.config import Refresh, TrainSpec
+from train.config import TrainSpec
 from train.distributed.deepspeed_engine import Policy
 from train.distributed.policy_average import make_average
 from train.distributed.world import World
@@ -22,11 +22,13 @@ from train.identity import TrainRun
 from train.loader.dataset import DecidedPairs, decided_pairs
 from train.loader.latent_source import latents_of
 from train.loader.loader import PairStream, StreamPlan
+from train.loader.text_source import open_texts
 from train.models.activation_checkpointing import checkpoint_activations
 from train.models.channels_last import keep_channels_last
 from train.models.components import ModelComponents, load_components
 from train.models.flops import forward_flops, pair_flops
 from train.models.lora import attach, counts
+from train.models.lora_start import load_start, read_start
 from train.models.memory import estimate_memory
 from train.trainer.adjustments import AdjustBeta, RefreshReference, UpdateAverage
 from train.trainer.metrics_log import MetricsLog
@@ -69,11 +71,18 @@ def open_stream(run: TrainRun, world: World) -> PairStream:
 def stream_of(
     run: TrainRun, pairs: DecidedPairs, source: PairSource, plan: StreamPlan
 ) -> PairStream:
-    """A stream of some of the pairs, from the images or latents that the run trains on."""
-    latents = None
+    """A stream of some of the pairs, from the images or latents that the run trains on.
+
+    Raises:
+        ShardError: Latents or encoded prompts are damaged, or not those of the pairs.
+    """
+    latents = texts = None
     if run.latents:
         latents = latents_of(run.latents, pairs, mirrored=run.train.flip)
-    return PairStream(pairs, source, plan, latents)
+    if run.texts:
+        prompts = pairs.table["prompt"].unique().to_pylist()
+        texts = open_texts(run.texts, prompts, run.train.samples.prompts)
+    return PairStream(pairs, source, plan, latents, texts)
 
 
 def held_out_stream(run: TrainRun, stream: PairStream) -> PairStream | None:
@@ -87,9 +96,13 @@ def held_out_stream(run: TrainRun, stream: PairStream) -> PairStream | None:
 def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Console) -> Trainer:
     """Load the model, and make of it the policy, the reference, and what checks them."""
     spec = run.train
-    with_vae = run.latents is None or spec.samples.every > 0
     components = load_components(
-        run.model, spec.precision, world.device, with_vae=with_vae, shift=spec.timesteps.shift
+        run.model,
+        spec.precision,
+        world.device,
+        with_vae=run.latents is None or spec.samples.every > 0,
+        texts=stream.texts,
+        shift=spec.timesteps.shift,
     )
     votes = stream.pairs.table["margin"].to_numpy()
     criterion = make_criterion(spec.objective, votes, components.num_timesteps)
@@ -124,7 +137,7 @@ def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Conso
         pair_flops=pair_flops(
             forward,
             uses_reference=uses_reference,
-            frozen_base=spec.lora.rank > 0,
+            frozen_base=bool(spec.lora.rank),
         ),
         callbacks=ordered(
             AdjustBeta() if spec.is_beta_auto else None,
@@ -160,10 +173,11 @@ def policy_denoiser(run: TrainRun, components: ModelComponents) -> Any:
     """The base's denoiser, with an adapter if one is trained."""
     spec, denoiser = run.train, components.denoiser()
     if spec.lora.rank:
-        moving = spec.reference.refresh is not Refresh.frozen
         usual = list(components.base.family.lora_targets)
         lora = replace(spec.lora, targets=spec.lora.targets or usual)
-        attach(denoiser, lora, run.seed, moving=moving)
+        attach(denoiser, lora, run.seed, with_reference=not spec.reference_is_base)
+        if lora.start is not None:
+            load_start(denoiser, read_start(components.base, lora))
     return arranged(denoiser, spec)
 
 

@@ -135,9 +135,10 @@ class Trainer:
     @contextmanager
     def _batches(self) -> Iterator[Iterator[BatchWithNoise]]:
         """This rank's batches from the present position on, read by a thread."""
-        pairs = self.stream.batches(self.state.position)
-        batches = prefetch_noise(pairs, self.draw_rule, self.world.device)
-        with prefetch(batches, READ_AHEAD if self.stream.plan.workers else 0) as ready:
+        stream, device = self.stream, self.world.device
+        pairs = stream.batches(self.state.position)
+        batches = prefetch_noise(pairs, self.draw_rule, device, stream.texts)
+        with prefetch(batches, READ_AHEAD if stream.plan.workers else 0) as ready:
             yield ready
 
     def _line(
