@@ -24,7 +24,8 @@ SLOW_FILES = (
     "test_spoiled_models", "test_stores", "test_flow", "test_texts",
     # import diffusers, transformers or open_clip, which takes longer than their tests
     "test_activation_checkpointing", "test_bench", "test_channels_last", "test_checkpoint",
-    "test_components", "test_devices", "test_export", "test_finite_images", "test_flops",
+    "test_components", "test_devices", "test_distance", "test_export", "test_finite_images",
+    "test_flops",
     "test_forward_process", "test_gpu", "test_judge", "test_kills", "test_label_failures",
     "test_label_report", "test_memory", "test_miniature_build", "test_model_folder",
     "test_objectives", "test_reference", "test_sample", "test_scale_out", "test_spoiled_runs",
