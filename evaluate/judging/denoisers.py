@@ -183,9 +183,7 @@ class Probe:
             if (encoder := getattr(self.pipeline, part, None)) is not None
         }
         text = encode_distinct(
-            lambda distinct: self.family.encode(encoders, distinct, self.config),
-            prompts,
-            self.device,
+            lambda distinct: self.family.encode(encoders, distinct, self.config), prompts
         )
         size = torch.full((len(prompts), 2), self.side)
         guidance = self.family.guidance(self.config)
