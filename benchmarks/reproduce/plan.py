@@ -188,7 +188,7 @@ def typical(plan: Plan, unit: Unit) -> float:
 
 def of_pairs(plan: Plan, pairs: PairSet) -> float:
     """CPU seconds of generating and labelling a shared pair set."""
-    number = plan.pairs * max(arm.rounds for arm in plan.arms if arm.pairs is pairs)
+    number = plan.pairs * max(arm.rounds for arm in plan.arms if arm.pairs == pairs)
     return number * (SECONDS["pair"] + pairs.is_generated * SECONDS["image"])
 
 
@@ -196,5 +196,7 @@ def estimate(plan: Plan, done: set[str], jobs: int) -> float:
     """Seconds that are left with `jobs` processes."""
     known = measured(plan)
     left = sum(expected(plan, unit, known) for unit in plan.units() if unit.name not in done)
-    new = [pairs for pairs in plan.pair_sets() if not (plan.folder / pairs.name).exists()]
-    return (left + sum(of_pairs(plan, pairs) for pairs in new)) / jobs
+    for pairs in plan.pair_sets():
+        if pairs.name not in done and not (plan.folder / pairs.name / "labels").exists():
+            left += of_pairs(plan, pairs)
+    return left / jobs

@@ -39,7 +39,7 @@ def pairs_piece(plan: Plan, pairs: PairSet) -> Piece:
 
 def do_pairs(plan: Plan, pairs: PairSet) -> None:
     """Do the work of `pairs_piece` in this process."""
-    arms = [arm for arm in plan.arms if arm.pairs is pairs]
+    arms = [arm for arm in plan.arms if arm.pairs == pairs]
     ways = {tuple(plan.fill(arm.overrides, s)): (arm, s) for arm in arms for s in range(plan.seeds)}
     jobs = [plan.pairs_job(pairs, arm, seed) for arm, seed in ways.values()]
     if pairs.is_generated:
