@@ -378,5 +378,5 @@ def test_the_published_transformers_take_what_we_give_them(name: str):
         assert 0.4 < flops / (2 * parameters * 64 * 64) < 2
     if name in PUBLISHED:
         assert PUBLISHED[name].denoiser == parameters
-        attach(model, LoraSpec(rank=1, targets=list(family.lora_targets)), 0, moving=False)
+        attach(model, LoraSpec(rank=1, targets=list(family.lora_targets)), 0, with_reference=False)
         assert ADAPTERS[name] == 16 * counts(model).adapter

@@ -23,6 +23,7 @@ from train.config import (
     ZeroSpec,
 )
 from train.distributed.deepspeed_engine import Policy, release
+from train.distributed.policy_average import make_average
 from train.distributed.world import start
 from train.dpo.reference import make_reference
 from train.models.lora import attach
@@ -48,7 +49,7 @@ def spec_of(stage: int, precision: str, rank: int, world: int) -> TrainSpec:
     return TrainSpec(
         steps=4, batch=micro_batches * world, micro_batch=1, precision=Precision(precision),
         zero=ZeroSpec(stage=stage), lora=LoraSpec(rank=rank), device="cpu",
-        reference=ReferenceSpec(refresh=Refresh.snapshot, every=1),
+        reference=ReferenceSpec(refresh=Refresh.snapshot, every=1), ema=0.9 if stage else 0.0,
     )  # fmt: skip
 
 
@@ -100,8 +101,9 @@ def counted_is_held() -> None:
         unet = small_unet(48, precision)
         parameters = sum(parameter.numel() for parameter in unet.parameters())
         if rank:
-            attach(unet, spec.lora, 0, moving=True)
+            attach(unet, spec.lora, 0, with_reference=True)
         policy = Policy(unet, spec, world)
+        average = make_average(policy, spec.ema)
         del unet
         adapter = sum(getattr(p, "ds_numel", p.numel()) for p in policy.trained.values())
         reference = make_reference(lambda: small_unet(48, precision), policy, spec, world)  # noqa: B023
@@ -122,7 +124,7 @@ def counted_is_held() -> None:
             world.world_size,
         )
         ratios[stage, precision, rank] = peak / expected.total
-        del policy, reference, engine
+        del policy, reference, average, engine
     assert ratios == dict.fromkeys(CASES, pytest.approx(1, rel=0.02)), ratios
     world.barrier()
 

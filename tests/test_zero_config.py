@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from train.config import Precision, TrainSpec, ZeroSpec
-from train.distributed.deepspeed_engine import separate_steps
+from train.config import OptimizerSpec, Precision, TrainSpec, ZeroSpec
+from train.distributed.deepspeed_engine import make_optimizer, separate_steps
 from train.distributed.world import World
 from train.distributed.zero_config import advice, zero_config
 from train.loader.device_copy import pin
@@ -56,6 +56,42 @@ def test_stage_3_on_one_gpu_is_advised_against():
     assert "take zero=stage2" in advice(spec, World(0, 1, GPU))
     assert advice(spec, World(0, 2, GPU)) == advice(spec, World(0, 1, CPU)) == ""
     assert advice(TrainSpec(), World(0, 1, GPU)) == ""
+
+
+def test_gradients_are_clipped_unless_null():
+    assert config_of()["gradient_clipping"] == 1.0
+    assert config_of(clip_norm=None)["gradient_clipping"] == 0.0
+    with pytest.raises(ValueError, match=r"train\.clip_norm=0\.0; it must be above 0, or null"):
+        TrainSpec(clip_norm=0.0)
+
+
+def test_adamw_has_the_constants_of_the_settings():
+    """Two steps by hand (Loshchilov and Hutter 2019, Algorithm 2), with a gradient of 2, then 1."""
+    constants = OptimizerSpec(betas=[0.5, 0.75], epsilon=0.25, weight_decay=0.125)
+    weight = nn.Parameter(torch.tensor([3.0]))
+    optimizer = make_optimizer([weight], TrainSpec(lr=0.5, optimizer=constants))
+    expected, mean, square = 3.0, 0.0, 0.0
+    for step, gradient in enumerate((2.0, 1.0), start=1):
+        weight.grad = torch.tensor([gradient])
+        optimizer.step()
+        mean, square = 0.5 * (mean + gradient), 0.75 * square + 0.25 * gradient**2
+        root = (square / (1 - 0.75**step)) ** 0.5 + 0.25
+        expected = expected * (1 - 0.5 * 0.125) - 0.5 * mean / (1 - 0.5**step) / root
+        assert weight.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("constants", "says"),
+    [
+        ({"betas": [0.9]}, r"betas=\[0\.9\]; give two numbers in \[0, 1\)"),
+        ({"betas": [0.9, 1.0]}, r"betas=\[0\.9, 1\.0\]; give two"),
+        ({"epsilon": 0.0}, r"epsilon=0\.0; it must be above 0"),
+        ({"weight_decay": -0.1}, r"weight_decay=-0\.1; it must not be negative"),
+    ],
+)
+def test_constants_that_make_no_optimizer_are_refused(constants: dict, says: str):
+    with pytest.raises(ValueError, match=rf"train\.optimizer\.{says}"):
+        OptimizerSpec(**constants)
 
 
 def test_each_parameter_counts_its_own_steps_on_its_own_device():

@@ -14,7 +14,7 @@ from data.storage.hub import Wanted, resolve
 from data.storage.paths import user_path
 from train.config import ModelSpec, TrainSpec
 
-SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 OTHER_PARTS = ("feature_extractor", "safety_checker", "image_encoder")
 """Folders that the trained model's pipeline may ask for."""
@@ -200,11 +200,10 @@ def find_configs(spec: ModelSpec) -> Path:
         ValueError: There is no such model; says what `model.path` may be.
     """
     folder = user_path(spec.path, "model.path")
-    if folder.suffix in SINGLE_FILES:
+    if folder.suffix in PICKLES:
         raise ValueError(
-            f"model.path={spec.path} is a single file; make a folder of it once: "
-            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), "
-            "or StableDiffusionXLPipeline for SDXL"
+            f"model.path={spec.path} is a pickled file, which may run code when it is read; give a "
+            ".safetensors file, or a diffusers folder"
         )
     return _resolve(spec, CONFIGS)
 

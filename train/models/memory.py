@@ -64,7 +64,8 @@ class MemoryEstimate:
     """Weights that compute; with LoRA the frozen base and the adapter."""
     gradients: int
     optimizer: int
-    """AdamW's two moments, and the master weights where they are not the policy's own."""
+    """AdamW's two moments, the policy's average (`train.ema`), and the master weights where they
+    are not the policy's own."""
     reference: int
     others: int
     """VAE and text encoders."""
@@ -112,7 +113,7 @@ def _gradients(counts: ParameterCounts, spec: TrainSpec, world_size: int, width:
 
 
 def _optimizer(trained: int, spec: TrainSpec, world_size: int) -> int:
-    moments, masters = 2 * FP32 * trained, FP32 * trained
+    moments, masters = (3 if spec.ema else 2) * FP32 * trained, FP32 * trained
     if spec.zero.stage == 0:
         return moments + (0 if spec.precision is Precision.fp32 else masters)
     return (moments + masters) // world_size
@@ -121,7 +122,7 @@ def _optimizer(trained: int, spec: TrainSpec, world_size: int) -> int:
 def _reference(counts: ParameterCounts, spec: TrainSpec, width: int) -> int:
     """Bytes of the reference over all processes, if it is partitioned."""
     refresh = spec.reference.refresh
-    if spec.objective.kind is Objective.mapo or (counts.adapter and refresh is Refresh.frozen):
+    if spec.objective.kind is Objective.mapo or (counts.adapter and spec.reference_is_base):
         return 0  # there is none, or it is the base
     in_fp32_too = refresh is Refresh.ema and spec.precision is not Precision.fp32
     return (width + (FP32 if in_fp32_too else 0)) * counts.trained
