@@ -12,7 +12,7 @@ from typing import Any
 from data.artifacts.atomic import read_json, sha256_of, write_json
 from data.artifacts.config_diff import refuse_other_settings
 from data.artifacts.readable import read_json_object, reading
-from data.models.adapter import check_adapter
+from data.models.adapter import ADAPTER, check_adapter
 from data.models.forward_process import Prediction
 from data.storage.hub import HUB_ID, HubError, check_commit
 from data.storage.paths import user_path
@@ -20,9 +20,6 @@ from generate.prompts.files import Prompt
 from generate.prompts.prompt_set import PromptSet
 
 SETTINGS = "settings.json"
-
-ADAPTER = "pytorch_lora_weights.safetensors"
-"""The name of LoRA weights in a folder; diffusers', and that of our training."""
 
 
 class SamplesError(ValueError):

@@ -145,10 +145,10 @@ def test_an_adapter_samples_what_the_merged_pipeline_samples(
     base, spec = opened(bases[name]), LoraSpec(rank=2, alpha=3.0)
     spec.targets = list(base.family.lora_targets)
     denoiser = load(bases[name]).denoiser()
-    attach(denoiser, spec, seed=0, moving=True)
+    attach(denoiser, spec, seed=0, with_reference=True)
     train_a_little(denoiser)
     adapter = in_diffusers_format(trained(denoiser), spec.scale, base.family.denoiser)
-    export_adapter(adapter, tmp_path / "lora", {"step": 1}, "a card")
+    export_adapter(base, adapter, tmp_path / "lora", {"step": 1}, "a card")
     export_pipeline(base, merged_denoiser(base, adapter), tmp_path / "p", {"step": 1}, "a card")
     images = [
         generator(folder, file).sample(PROMPTS[:1], [0]).astype(int)
@@ -164,9 +164,9 @@ def test_an_adapter_samples_what_the_merged_pipeline_samples(
 
 def test_an_adapter_of_another_family_is_refused(bases: dict[str, Path], tmp_path: Path):
     spec, denoiser = LoraSpec(rank=2, targets=["to_q"]), load(bases["flux"]).denoiser()
-    attach(denoiser, spec, seed=0, moving=False)
+    attach(denoiser, spec, seed=0, with_reference=False)
     adapter = in_diffusers_format(trained(denoiser), 1.0, "transformer")
-    export_adapter(adapter, tmp_path / "lora", {"step": 1}, "a card")
+    export_adapter(opened(bases["flux"]), adapter, tmp_path / "lora", {"step": 1}, "a card")
     with pytest.raises(SamplesError, match="model 'm': "):
         generator(bases["sd3"], str(tmp_path / "lora" / ADAPTER))
 

@@ -37,6 +37,7 @@ from tests.helpers_docs import dry_run
 from tests.helpers_ranks import run_module
 from tests.helpers_train import image
 from tests.test_vote import METRICS, scored, votes
+from train.config import LoraSpec
 
 JUDGES = [Judge("hps", Role.VOTER), Judge("clip", Role.VOTER), Judge("held", Role.HELD_OUT)]
 NUM_PROMPTS = 40
@@ -362,6 +363,9 @@ def test_impossible_rounds_are_refused(spec: dict[str, Any], says: str):
         RoundsSpec(**spec)
 
 
+LORA = LoraSpec(rank=None, start="x.safetensors")
+
+
 @pytest.mark.slow
 def test_what_the_rounds_decide_themselves_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -375,6 +379,7 @@ def test_what_the_rounds_decide_themselves_is_refused(
         (replace(job, evaluate=replace(job.evaluate, models={"a": "/x"})), "evaluate.models nam"),
         (replace(job, evaluate=replace(job.evaluate, scores_only=True)), "finishes no round"),
         (replace(job, label=replace(job.label, inspect=True)), "label.inspect=true finishes no"),
+        (replace(job, train=replace(job.train, lora=LORA)), "train.lora.start=x.safetensors is an"),
     ):
         with pytest.raises(ValueError, match=re.escape(says)):
             check(other)

@@ -10,14 +10,14 @@ from typing import Any
 
 from conf.ahead import check_later_stages
 from conf.job import Job, settings
-from data.artifacts.atomic import ShardError, read_json
+from data.artifacts.atomic import ShardError, read_json, sha256_of
 from data.artifacts.config_diff import refuse_other_settings
 from data.artifacts.fingerprints import Fingerprints
 from data.artifacts.manifest import read_manifest
 from data.distributed import Rank
 from data.storage.paths import user_path
 from train.config import ModelSpec, resumable_fields
-from train.identity import TrainRun, fingerprint
+from train.identity import TrainRun, checked_start, fingerprint
 from train.loader.source_choice import (
     ImageSource,
     LatentsNeeded,
@@ -34,6 +34,12 @@ ABOUT = "pipeline/balanceddpo.json"
 
 def main(job: Job) -> None:
     """Train, unless it is done; every check that needs no weights comes first."""
+    if job.train.advise:
+        from train.trainer.beta_advice import advise
+
+        folder = job.folder / "train"
+        advise(folder, settings_of(folder), job.train.auto_beta.target)
+        return
     check_later_stages("train", job)
     run = describe(job)
     if is_done(run):
@@ -56,6 +62,8 @@ def check(job: Job) -> None:
     folder = find_configs(job.model)
     base = describe_model(job.model, folder, whole=folder == user_path(job.model.path))
     check_settings(base, job.train)
+    if job.train.lora.start is not None:
+        checked_start(job.train.lora.start)
 
 
 @contextmanager
@@ -96,6 +104,8 @@ def describe(job: Job) -> TrainRun:
     if manifest is None:
         raise ShardError(f"{labels} holds no complete label set; run `make labels` first")
     train, folder = settings(job.train), job.folder / "train"
+    if job.train.lora.start is not None:
+        train["lora"]["start"] = sha256_of(checked_start(job.train.lora.start))
     images, prompts, encoded = sources_of(job, folder)
     resumable = resumable_fields()
     run_identity: dict[str, Any] = {
@@ -121,15 +131,16 @@ def describe(job: Job) -> TrainRun:
 
 
 def model_identity(model: ModelSpec) -> dict[str, Any]:
-    """What of the model decides the weights; prediction and guidance only where they were set."""
+    """What of the model decides the weights; what is null by default only where it was set."""
     identity: dict[str, Any] = {
         "resolution": model.resolution,
         "fingerprint": fingerprint(model),
     }
     if model.prediction_type is not None:
         identity["prediction_type"] = model.prediction_type.value
-    if model.guidance is not None:
-        identity["guidance"] = model.guidance
+    for name in ("guidance", "vae_tile"):
+        if getattr(model, name) is not None:
+            identity[name] = getattr(model, name)
     return identity
 
 
@@ -202,7 +213,7 @@ def is_done(run: TrainRun) -> bool:
     begun = settings_of(run.folder)
     if begun is not None:
         refuse_other_settings(run.folder, begun, run.settings)
-    if not finished(run.folder):
+    if not finished(run.folder) or (run.train.export.single_file and not run.single_file.exists()):
         return False
     refuse_other_settings(run.pipeline, _recorded(run.folder, run.folder / ABOUT), run.settings)
     return True

@@ -22,11 +22,11 @@ from data.devices import Dtype, to_device
 from data.families import check_whole
 from data.models.family import Condition, PromptEmbeds
 from data.models.forward_process import DiscreteProcess
+from data.models.latent_scaling import scale_latents, unscale_latents
+from data.models.noise_schedule import ForwardProcess, NoiseSchedule, rectified_flow
 from data.models.text_encoders import EncodePrompts, encode_distinct, load_text_encoders
 from train.config import ModelSpec, Precision
 from train.models.base_model import BaseModel, check_classes, open_model
-from train.models.latent_scale import scale_latents, unscale_latents
-from train.models.noise_schedule import ForwardProcess, NoiseSchedule, rectified_flow
 
 SLICED_ABOVE = 512
 """Sides in pixels above which the VAE takes one image at a time, to bound its memory."""
@@ -214,6 +214,10 @@ def load_components(
             vae = AutoencoderKL.from_config(AutoencoderKL.load_config(base.folder, subfolder="vae"))
     if spec.resolution > SLICED_ABOVE:
         vae.enable_slicing()
+    if spec.vae_tile is not None:
+        vae.enable_tiling()
+        vae.tile_sample_min_size = spec.vae_tile
+        vae.tile_latent_min_size = spec.vae_tile // base.vae_factor
     frozen = sum(parameter.nbytes for one in parts for parameter in one.parameters())
     return ModelComponents(base, spec.resolution, device, dtype, vae, texts, schedule, frozen)
 
