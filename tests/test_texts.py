@@ -162,6 +162,11 @@ def test_ranks_and_interruptions_leave_the_same_files(
     assert shared.path(2).stat().st_mtime_ns == kept
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
     assert open_texts(texts, PROMPTS, [])(PROMPTS[4:]).states.shape == (1, 12, 16)
+    second = shared.path(1).rename(tmp_path / "second")
+    shared.path(0).rename(shared.path(1))
+    second.rename(shared.path(0))
+    with pytest.raises(ShardError, match="part-00001.parquet has other prompts than prompts.parq"):
+        open_texts(replace(texts, folder=shared.folder), PROMPTS, [])(PROMPTS[2:3])
     other = replace(shared, form=replace(shared.form, dtype="bf16"))
     with pytest.raises(ShardError, match="dtype: found fp32, now bf16"):
         other.is_complete()
