@@ -155,7 +155,7 @@ def measure(plan: Plan, root: Path, here: World) -> dict[str, Any]:
             questions = [prepare_inputs(next(ready).on(here.device), components) for _ in range(4)]
             reference = trainer.models.reference
             contenders[FLOOR] = floor_step(
-                components, components.denoiser(), reference, questions, run.train.beta
+                components, components.denoiser(), reference, questions, run.train.first_beta
             )
         if DIFFUSERS in plan.rivals:
             file = pairs / "train-0.parquet"

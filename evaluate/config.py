@@ -9,7 +9,7 @@ from data.devices import Dtype, check_device
 from data.pairs.config import PairsSpec
 from generate.config import PromptsSpec, Scheduler
 
-OTHER_STAGES = ("scores", "latents", "labels", "train")
+OTHER_STAGES = ("scores", "latents", "texts", "labels", "train")
 """Folders of a run that the stages before write."""
 
 

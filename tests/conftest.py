@@ -1,6 +1,10 @@
 """Fixtures of several test files, and which tests run in one process."""
 
 import gc
+import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +42,16 @@ LABEL_FILES = {name for name, text in SOURCES.items() if "nursery()" in text} - 
 """Files that run stage one in forks."""
 
 
+COMPOSED = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the processes of this run a folder for what `tests/helpers_compose.py` composes."""
+    if "TESTS_COMPOSED" not in os.environ:  # else another process of the run has done so
+        config.stash[COMPOSED] = tempfile.mkdtemp(prefix="balanceddpo-composed-")
+        os.environ["TESTS_COMPOSED"] = config.stash[COMPOSED]
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave slow files out of a run without slow tests, unless they are named."""
     unwanted = "not slow" in config.option.markexpr and not config.option.keyword
@@ -62,13 +76,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Let no garbage collection walk through all that is imported by now."""
+    if "conf.job" in sys.modules:
+        from tests import helpers_compose
+
+        helpers_compose.begin()
     gc.collect()
     gc.freeze()
 
 
-def pytest_unconfigure() -> None:
+def pytest_unconfigure(config: pytest.Config) -> None:
     """Collect it at the end: extension modules print what they find alive."""
     gc.unfreeze()
+    if COMPOSED in config.stash:
+        shutil.rmtree(config.stash[COMPOSED])
+        del os.environ["TESTS_COMPOSED"]
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -23,6 +23,7 @@ from train.config import (
     ZeroSpec,
 )
 from train.distributed.deepspeed_engine import NonFiniteError, Policy, partitions
+from train.distributed.policy_average import AverageFiles, make_average
 from train.distributed.world import World, start
 from train.dpo.draws import DrawRule, draw
 from train.dpo.loss import dpo_losses
@@ -124,6 +125,43 @@ def assert_rounded_masters(policy: Policy, part: torch.Tensor, name: str) -> Non
     assert master.dtype is torch.float32
     rounded = master.flatten().to(part.dtype)
     assert torch.equal(part[: len(rounded)], rounded), name
+
+
+def averages(base: Path, folder: Path) -> None:
+    """Under every stage: the average is that of the whole fp32 weights; any rank reads any part."""
+    world = start("cpu")
+    for stage, precision, rank in [(0, "bf16", 0), (1, "bf16", 4), (2, "fp32", 0), (3, "bf16", 0)]:
+        spec = spec_of(stage, precision, "frozen", world.world_size, rank)
+        components, policy, reference = load(base, spec, world)
+        models = Models(components, policy, reference.denoiser)
+        average, expected = make_average(policy, 0.5), policy.gather_fp32_state_dict()
+        assert average is not None
+        for done in (1, 2, 12):
+            batch = draw_noise(pair_batch(world.rank), draw_rule_of(components))
+            policy.backward(step(batch, models, dpo(spec.first_beta)).loss)
+            policy.optimizer_step(1e-3)
+            average.update(policy, done)
+            kept = {1: 2 / 11, 2: 3 / 12, 12: 0.5}[done]
+            for name, weight in policy.gather_fp32_state_dict().items():
+                expected[name] = kept * expected[name] + (1 - kept) * weight
+        place = folder / f"{stage}"
+        place.mkdir(exist_ok=True)
+        average.save(place, world)
+        world.barrier()
+        again = make_average(policy, 0.5)
+        again.load(place)
+        for name, part in average.parts.items():
+            assert part.values.dtype is torch.float32
+            assert torch.equal(again.parts[name].values, part.values), (stage, name)
+        if world.rank == 0:
+            whole = average.whole(place)
+            assert whole.keys() == expected.keys()
+            for name, values in whole.items():
+                torch.testing.assert_close(values, expected[name], rtol=1e-5, atol=1e-7)
+            first = next(iter(whole))
+            with AverageFiles(place) as files:
+                assert torch.equal(files.read(first, 1, 5), whole[first].flatten()[1:6])
+    world.barrier()
 
 
 def weights_are_masters(base: Path) -> None:

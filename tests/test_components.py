@@ -13,6 +13,7 @@ from benchmarks.shapes import SD15, SD21, SDXL
 from data.families import sd1, sdxl
 from data.families.sdxl import time_ids
 from data.models.family import Condition
+from data.models.text_encoders import encode_distinct
 from tests.helpers_ranks import run_ranks, shared_place
 from tests.helpers_train import SIDE, write_base, write_sdxl_base
 from train.config import ModelSpec, Precision
@@ -22,7 +23,6 @@ from train.dpo.step import Models, draw_noise, step
 from train.loader.loader import PairBatch
 from train.models.base_model import open_model
 from train.models.components import ModelComponents, load_components
-from train.models.conditioning import encode_distinct
 
 CPU = torch.device("cpu")
 PROMPTS = ("a red cat", "a blue cat", "", "a red cat")
@@ -92,7 +92,7 @@ def test_sdxl_prompts_are_encoded_as_the_pipeline_does(bases: dict[str, Path], n
 
     pipeline = StableDiffusionXLPipeline.from_pretrained(bases[name])
     components = load(bases[name])
-    text = encode_distinct(components.text, PROMPTS, CPU)
+    text = encode_distinct(components.text, PROMPTS)
     for row, prompt in enumerate(PROMPTS):
         states, empty, pooled, empty_pooled = pipeline.encode_prompt(
             prompt or "x", device="cpu", do_classifier_free_guidance=True
@@ -109,7 +109,7 @@ def test_sdxl_prompts_are_encoded_as_the_pipeline_does(bases: dict[str, Path], n
 def test_each_distinct_prompt_is_encoded_once(bases: dict[str, Path]):
     components, seen = load(bases["sd"]), []
     embeds = encode_distinct(
-        lambda prompts: seen.append(list(prompts)) or components.text(prompts), PROMPTS, CPU
+        lambda prompts: seen.append(list(prompts)) or components.text(prompts), PROMPTS
     )
     assert seen == [["", "a blue cat", "a red cat"]]
     assert torch.equal(embeds.states[0], embeds.states[3])

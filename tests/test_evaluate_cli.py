@@ -322,7 +322,7 @@ def test_somebody_must_be_able_to_read_the_prompts(strange, monkeypatch, capsys)
 def test_weights_are_hashed_once_for_both_stages(world, monkeypatch):
     hashed = []
     monkeypatch.setattr(
-        "label.metrics.fingerprints.sha256_of",
+        "data.artifacts.fingerprints.sha256_of",
         lambda path: (hashed.append(path), sha256_of(path))[1],
     )
     evaluate(monkeypatch, *world)

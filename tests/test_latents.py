@@ -18,6 +18,7 @@ from torch import Tensor
 
 from conf.job import settings
 from data.artifacts.atomic import ShardError
+from data.artifacts.fingerprints import Fingerprints
 from data.artifacts.latents import KIND as LATENTS
 from data.artifacts.latents import LatentFormat, read_set
 from data.artifacts.manifest import read_manifest, verify
@@ -30,7 +31,6 @@ from data.images import UnreadableImageError, decode, fit_square
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import PairSource
-from label.metrics.fingerprints import Fingerprints
 from label.run import latent_format
 from label.scoring.batching import Batch
 from label.scoring.decode_pool import DecodePool

@@ -26,6 +26,7 @@ from train.config import (
     ZeroSpec,
 )
 from train.distributed.deepspeed_engine import Policy, release
+from train.distributed.policy_average import make_average
 from train.distributed.world import start
 from train.dpo.reference import make_reference
 from train.models.lora import attach, counts
@@ -55,7 +56,7 @@ def spec_of(
         steps=4, batch=micro_batches * world, micro_batch=1, precision=Precision(precision),
         zero=ZeroSpec(stage=stage, offload=Offload(offload)), lora=LoraSpec(rank=rank),
         optimizer=OptimizerSpec(kind=OptimizerKind(kind)), device="cpu",
-        reference=ReferenceSpec(refresh=Refresh.snapshot, every=1),
+        reference=ReferenceSpec(refresh=Refresh.snapshot, every=1), ema=0.9 if stage else 0.0,
     )  # fmt: skip
 
 
@@ -110,6 +111,7 @@ def counted_is_held() -> None:
             attach(unet, spec.lora, 0, with_reference=True)
         count, largest = counts(unet), max(p.numel() for p in unet.parameters())
         policy = Policy(unet, spec, world)
+        average = make_average(policy, spec.ema)
         del unet
         adapter = sum(getattr(p, "ds_numel", p.numel()) for p in policy.trained.values())
         reference = make_reference(lambda: small_unet(48, precision), policy, spec, world)  # noqa: B023
@@ -131,7 +133,7 @@ def counted_is_held() -> None:
         )
         staged = 4 * largest if spec.zero.offload is Offload.optimizer else 0  # on either side
         ratios[case] = peak / (expected.total + expected.offloaded + staged)
-        del policy, reference, engine
+        del policy, reference, average, engine
     assert ratios == dict.fromkeys(CASES, pytest.approx(1, rel=0.02)), ratios
     world.barrier()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from data.artifacts.latents import LatentSet
 from data.artifacts.readable import reading
+from data.artifacts.texts import TextSet
 from data.models.adapter import ADAPTER, check_adapter
 from data.pairs.config import PairsSpec
 from data.storage.paths import user_path
@@ -28,8 +29,10 @@ class TrainRun:
     seed: int
     latents: LatentSet | None = None
     """Stage one's latents, to be read instead of the images; None reads the pair files."""
-    images: str = ""
-    """A line for the terminal that says where the images come from."""
+    texts: TextSet | None = None
+    """Stage one's encoded prompts; None encodes them in every step."""
+    sources: tuple[str, ...] = ()
+    """Lines for the terminal that say where images and encoded prompts come from."""
     settings: Mapping[str, Any]
     """Everything that decides the weights, as JSON values; a folder belongs to one of these."""
 
@@ -47,6 +50,11 @@ class TrainRun:
     def adapter(self) -> Path:
         """For LoRA: the result without the base, in diffusers' format."""
         return self.folder / "lora"
+
+    @property
+    def average(self) -> Path:
+        """With `train.ema`: the average, as a pipeline or, for LoRA, as an adapter."""
+        return self.folder / ("lora_ema" if self.train.lora.rank else "pipeline_ema")
 
 
 def checked_start(setting: str) -> Path:

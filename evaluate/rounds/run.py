@@ -120,7 +120,11 @@ def check(job: Job) -> None:
                 f"{name} names {', '.join(models)}, but the rounds choose the models themselves: "
                 "the base (model.path) and the policy of each round; leave it out"
             )
-    ends = {"evaluate.scores_only": job.evaluate.scores_only, "label.inspect": job.label.inspect}
+    ends = {
+        "evaluate.scores_only": job.evaluate.scores_only,
+        "label.inspect": job.label.inspect,
+        "train.advise": job.train.advise,
+    }
     for name, value in ends.items():
         if value:
             raise ValueError(f"{name}=true finishes no round; leave it out")

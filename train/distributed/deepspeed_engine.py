@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -36,6 +37,16 @@ class NonFiniteError(ValueError):
 # --- the policy ----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class MasterPart:
+    """A part of a parameter's fp32 master weights, or of something that goes with them."""
+
+    start: int
+    """Its first element in the flat parameter."""
+    values: Tensor
+    """Flat, float32."""
+
+
 class Policy:
     """The model in training: forward, backward, update, save, load."""
 
@@ -53,6 +64,11 @@ class Policy:
         self.sharded = spec.zero.stage == 3
         self.in_8_bits = spec.optimizer.kind in IN_8_BITS
         self.unguarded = self.engine.optimizer is optimizer  # stage 0, fp32
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage."""
+        return int(self.engine.zero_optimization_stage())
 
     @property
     def module(self) -> nn.Module:
@@ -121,7 +137,7 @@ class Policy:
 
         Rank 0 converts them to a file for each parameter in `scratch`, which is removed at the end.
         """
-        if self.engine.zero_optimization_stage() == 0:  # every rank has everything
+        if self.stage == 0:  # every rank has everything
             self.load(folder)
             return
         if self.in_8_bits:
@@ -156,9 +172,33 @@ class Policy:
                 weights[name] = master.detach().to("cpu", torch.float32, copy=True)
         return weights
 
+    def master_parts(self) -> dict[str, MasterPart]:
+        """This rank's parts of the master weights, as views that a step changes.
+
+        Under stage 0 each rank has all of each; under the others parameters of which it has nothing
+        are left out.
+        """
+        if self.stage == 0:
+            masters = self._local_masters().items()
+            return {name: MasterPart(0, master.view(-1)) for name, master in masters}
+        parts = {name: self._own_part(parameter) for name, parameter in self.trained.items()}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _own_part(self, parameter: Any) -> MasterPart | None:
+        """This rank's part of a master weight under stages 1 to 3, without padding."""
+        if not self.sharded:
+            mapping = parameter._hp_mapping
+            if mapping is None:
+                return None
+            return MasterPart(mapping.lp_fragment_address.start, mapping.get_hp_fragment())
+        values = library().utils.safe_get_local_fp32_param(parameter)
+        start = dist.get_rank() * len(values)
+        values = values[: max(0, parameter.ds_numel - start)]
+        return MasterPart(start, values) if len(values) else None
+
     def _local_masters(self) -> dict[str, Tensor]:
         """Master weights that this rank has whole: all under stage 0, none under the others."""
-        if self.engine.zero_optimization_stage() > 0:
+        if self.stage > 0:
             return {}
         if self.unguarded:
             return dict(self.trained)
@@ -237,6 +277,11 @@ def partitions(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         else parameter.data.view(-1)
         for name, parameter in parameters.items()
     }
+
+
+def shapes(parameters: Mapping[str, nn.Parameter]) -> dict[str, tuple[int, ...]]:
+    """Each parameter's shape over all ranks."""
+    return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in parameters.items()}
 
 
 def sizes(parameters: Mapping[str, nn.Parameter]) -> dict[str, int]:
