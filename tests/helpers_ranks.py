@@ -291,9 +291,13 @@ class Place:
         text = (self.folder(run) / "journal.jsonl").read_text()
         return [json.loads(line) for line in text.splitlines()]
 
-    def weights(self, run: str) -> str:
+    def result(self, run: str, pipeline: str = "pipeline") -> Path:
+        """The file of the trained weights."""
+        return self.folder(run) / pipeline / "unet/diffusion_pytorch_model.safetensors"
+
+    def weights(self, run: str, pipeline: str = "pipeline") -> str:
         """SHA-256 of the result."""
-        return sha256_of(self.folder(run) / "pipeline/unet/diffusion_pytorch_model.safetensors")
+        return sha256_of(self.result(run, pipeline))
 
 
 def build(root: Path) -> None:

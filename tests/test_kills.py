@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data.models.adapter import ADAPTER
 from tests.helpers_ranks import Place, Ranks, shared_place, straight
 from tests.test_checkpoint import same_journals
 from tests.test_train_latents import write_latents
-from train.export.pipeline import ADAPTER
 
 pytestmark = pytest.mark.ranks
 
