@@ -29,7 +29,7 @@ JOB    := experiment=$(EXP) run=$(RUN) $(if $(VOTE),vote=$(VOTE)) $(if $(GOAL),g
 CORES  := $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(PY) -m pytest --dist loadfile --no-loadscope-reorder
 
-TARGETS := help setup pairs labels train eval rounds smoke inspect reproduce miniature test test-fast check docs examples parity bench-label bench-pairs bench-vote bench-stream bench-train gpu-day gpu-wheels lock
+TARGETS := help setup pairs labels train eval rounds smoke inspect advise reproduce miniature test test-fast check docs examples parity bench-label bench-pairs bench-vote bench-stream bench-train gpu-day gpu-wheels lock
 .PHONY: $(TARGETS)
 
 # What nothing reads would be left out in silence, and the default run begin instead.
@@ -80,6 +80,9 @@ smoke: ## Two steps of everything into runs/smoke (or RUN), to see that it runs
 
 inspect: labels ## Statistics of the labels in the terminal, and a page with images
 	$(PY) -m label $(JOB) label.inspect=true
+
+advise: $(READY) ## Which beta would have had which gradient factor, by the first 50 steps of the run
+	$(PY) -m train $(JOB) train.advise=true
 
 reproduce: $(READY) ## The paper's comparison in miniature, resumable (about an hour); ARGS=--plan says what it does
 	$(PY) -m benchmarks.reproduce $(ARGS)

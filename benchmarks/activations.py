@@ -46,7 +46,9 @@ class TrainedModel:
         denoiser = kind(**self.config).eval()
         if self.lora_rank:
             targets = list(self.family.lora_targets)
-            attach(denoiser, LoraSpec(rank=self.lora_rank, targets=targets), 0, moving=False)
+            attach(
+                denoiser, LoraSpec(rank=self.lora_rank, targets=targets), 0, with_reference=False
+            )
         checkpoint_activations(denoiser, what)
         return denoiser
 

@@ -28,6 +28,7 @@ from data.pairs.config import PairsSpec
 from data.storage.base import UnreachableError
 from data.storage.hub import HubError
 from data.storage.paths import user_path
+from data.storage.single_file import folder_of, is_single_file
 from evaluate.config import EvaluateSpec, RoundsSpec
 from generate.config import GenerateSpec
 from label.config import (
@@ -55,6 +56,7 @@ RENAMED = {
     "parity.pictures": "is now parity.images",
     "pairs.miniature_pairs": "is now pairs.options.num_pairs",
     "train.patience_s": "is now train.collective_timeout_s",
+    "train.weight_decay": "is now train.optimizer.weight_decay",
     "train.silence_s": "is gone: torchrun, srun and train.collective_timeout_s notice a dead "
     "process; leave it out",
 }
@@ -177,7 +179,7 @@ def entry(main: Callable[[Job], None]) -> Callable[[], None]:
         sys.argv[1:] = as_text(without_local_rank(sys.argv[1:]), Job)
         try:
             for config in _compose_command_line(sys.argv[1:]):
-                main(checked(config))
+                main(with_model_folder(checked(config)))
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             if os.environ.get("BALANCEDDPO_TRACEBACK"):
                 raise
@@ -252,6 +254,18 @@ def checked(config: Any) -> Job:
         ) from error
     assert isinstance(job, Job)
     check_numbers(settings(job))
+    return job
+
+
+def with_model_folder(job: Job) -> Job:
+    """The job with a diffusers folder as its model: a single file is converted once.
+
+    Raises:
+        ValueError: The file cannot be read as a model.
+    """
+    if is_single_file(job.model.path):
+        job.model.path = str(folder_of(job.model.path, job.model.config))
+        job.model.revision = None  # that of the group's own model
     return job
 
 

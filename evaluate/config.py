@@ -9,7 +9,7 @@ from data.devices import Dtype, check_device
 from data.pairs.config import PairsSpec
 from generate.config import PromptsSpec, Scheduler
 
-OTHER_STAGES = ("scores", "latents", "labels", "train")
+OTHER_STAGES = ("scores", "latents", "texts", "labels", "train")
 """Folders of a run that the stages before write."""
 
 
@@ -60,12 +60,18 @@ class EvaluateSpec:
     cpu_offload: bool = False
     """Keep only the part of a model on the GPU that is running: slower, for models that do not fit.
     It changes no image."""
+    distance_images: int = 64
+    """Images of the base, each of another prompt, on which the denoisers of base and model are
+    compared; 0 leaves that out."""
     resamples: int = 10_000
     """Bootstrap resamples behind each interval."""
     gallery_pairs: int = 12
     """Side-by-side examples in each gallery of the report."""
     folder: str = "evaluate"
     """Subfolder of the run's folder; another prompt set or other settings need another one."""
+    reuse: str = ""
+    """Folder of another comparison (`runs/<run>/evaluate`). Images there that were made by the same
+    model with the same settings are linked into this one; what is missing is sampled."""
     fail_when_worse: bool = False
     """Exit with status 3 when any metric shows a model to be worse (a gate)."""
     scores_only: bool = False
@@ -79,7 +85,7 @@ class EvaluateSpec:
         check_device("evaluate.device", self.device)
         if self.guidance < 1:
             raise ValueError(f"evaluate.guidance={self.guidance}; it must be at least 1")
-        for name in ("gallery_pairs", "judge_workers"):
+        for name in ("gallery_pairs", "judge_workers", "distance_images"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"evaluate.{name}={getattr(self, name)}; it must not be negative")
         self._check_names()

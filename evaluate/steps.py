@@ -1,10 +1,11 @@
-"""The two expensive steps of a comparison: sample the missing images, then score all images.
+"""The expensive steps of a comparison: sample missing images, score all, measure distances.
 
 torch is imported only when there is something to do.
 """
 
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -19,13 +20,17 @@ from data.artifacts.parquet_io import read_table, write_table
 from data.artifacts.schemas import sample_scores
 from data.devices import choose_device
 from data.distributed import Rank, num_workers
-from evaluate.judging import Scorers, is_judged, judge, read_scores, write_scores
+from data.storage.paths import user_path
+from evaluate.config import EvaluateSpec
+from evaluate.judging.distance import measure_denoisers, measure_images, unmeasured
+from evaluate.judging.scores import Scorers, is_judged, judge, read_scores, write_scores
 from evaluate.plan import ComparisonPlan
 from evaluate.reporting.progress import SampledImages, progress
 from generate.image_files import (
     Model,
     Sample,
     ensure_same_settings,
+    link_same_images,
     missing,
     samples_of_rank,
 )
@@ -33,6 +38,8 @@ from generate.model_process import check_folder, check_hub_model
 from label.config import MetricSpec
 
 if TYPE_CHECKING:
+    from generate.sampler import ImageGenerator
+    from label.metrics.protocols import EmbeddingMetric
     from label.scoring.panel import Panel
 
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "polars", "scipy")
@@ -52,6 +59,8 @@ def sample_images(plan: ComparisonPlan, console: Console, rank: int, world_size:
     own = {name: samples_of_rank(images, rank, world_size) for name, images in plan.images.items()}
     if rank == 0:
         console.print(plan.prompts.counts)
+    if plan.spec.reuse and any(map(missing, plan.images.values())):
+        link_images(plan, console, rank)
     if not any(map(missing, plan.images.values())):
         return
     with progress(console, shown=rank == 0) as bar:
@@ -62,6 +71,31 @@ def sample_images(plan: ComparisonPlan, console: Console, rank: int, world_size:
             backwards = {name: images[::-1] for name, images in plan.images.items()}
             sample_models(plan, backwards, count.advance)
         count.finish()
+
+
+def reused_samples(spec: EvaluateSpec) -> Path:
+    """The images of another comparison that this one takes.
+
+    Raises:
+        ValueError: There are none; names the setting.
+    """
+    folder = user_path(spec.reuse, "evaluate.reuse") / "samples"
+    if not folder.is_dir():
+        raise ValueError(
+            f"evaluate.reuse={spec.reuse} is no folder of a comparison ({folder} is missing); give "
+            "one, as runs/<run>/evaluate, or leave it out"
+        )
+    return folder
+
+
+def link_images(plan: ComparisonPlan, console: Console, rank: int) -> None:
+    """Link those missing images that another comparison has."""
+    earlier = reused_samples(plan.spec)
+    for name, images in plan.images.items():
+        number = link_same_images(images, earlier / name, plan.sample_settings[name])
+        if number and rank == 0:
+            text = f"{number} images of {name} are those of {earlier / name}"
+            console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def check_sample_folder(plan: ComparisonPlan, model: Model) -> None:
@@ -88,13 +122,19 @@ def sample_model(
     plan: ComparisonPlan, model: Model, images: list[Sample], advance: Callable[[int], None]
 ) -> None:
     """Load one model and sample what is missing of its images."""
-    from generate.sampler import ImageGenerator, sample_missing
+    from generate.sampler import sample_missing
+
+    sample_missing(load_model(plan, model), images, plan.spec.batch, advance)
+
+
+def load_model(plan: ComparisonPlan, model: Model) -> "ImageGenerator":
+    """Load one model to the device."""
+    from generate.sampler import ImageGenerator
 
     spec = plan.spec
-    device = choose_device("evaluate.device", spec.device, Rank.from_environment())
-    generator = ImageGenerator.load(
+    return ImageGenerator.load(
         model,
-        device,
+        choose_device("evaluate.device", spec.device, Rank.from_environment()),
         scheduler=spec.scheduler,
         dtype=spec.dtype,
         resolution=plan.resolution,
@@ -102,7 +142,6 @@ def sample_model(
         guidance=spec.guidance,
         offload=spec.cpu_offload,
     )
-    sample_missing(generator, images, spec.batch, advance)
 
 
 def score_images(
@@ -138,6 +177,41 @@ def score_images(
         schema = sample_scores([judge.metric for judge in plan.judges])
         tables = [read_table(plan.model_scores(name), schema) for name in names]
         write_table(plan.scores, pa.concat_tables(tables), plan.score_settings)
+
+
+def measure_distances(
+    plan: ComparisonPlan, specs: Mapping[str, MetricSpec], console: Console
+) -> None:
+    """Measure how far each model is from the base, after all images were sampled."""
+    images, denoisers = unmeasured(plan)
+    if not images and not denoisers:
+        return
+    with progress(console, shown=True) as bar:
+        num_inputs = min(plan.spec.distance_images, len(plan.prompts.prompts))
+        total = sum(len(plan.images[name]) for name in images)
+        total += num_inputs * (len(denoisers) + 1) if denoisers else 0
+        task = bar.add_task("distance", total=total)
+        metric = embedding_metric(plan, specs) if images and plan.spec.seeds > 1 else None
+        for name in images:
+            measure_images(plan, name, metric, lambda n: bar.advance(task, n))
+        if denoisers:
+            load = partial(load_model, plan)
+            measure_denoisers(plan, denoisers, load, lambda n: bar.advance(task, n))
+
+
+def embedding_metric(
+    plan: ComparisonPlan, specs: Mapping[str, MetricSpec]
+) -> "EmbeddingMetric | None":
+    """The first judge that embeds images; None if none does."""
+    from label.metrics.protocols import CrossMetric, EmbeddingMetric
+    from label.scoring.panel import Panel
+
+    device = choose_device("evaluate.device", plan.spec.device, Rank.from_environment())
+    for name in plan.metrics:
+        metric = Panel.load({name: specs[name]}, device).metrics[name]
+        if isinstance(metric, EmbeddingMetric) and not isinstance(metric, CrossMetric):
+            return metric
+    return None
 
 
 def load_panel(

@@ -209,6 +209,24 @@ class LatentSpec:
 
 
 @dataclass(kw_only=True, slots=True)
+class TextSpec:
+    """Encoded prompts for stage two, written after the scores (docs/texts.md)."""
+
+    write: bool = False
+    """Whether to write them, for the text encoders of `model.path`."""
+    dtype: Dtype = Dtype.bf16
+    """Format on disk. bf16 rounds by at most 2^-8 of a number, fp16 by 2^-11."""
+    compute: Dtype = Dtype.fp32
+    """Format in which the text encoders run."""
+    batch: int = 8
+    """Prompts per forward pass; halved when the device runs out of memory."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"label.texts.batch={self.batch}; it must be at least 1")
+
+
+@dataclass(kw_only=True, slots=True)
 class LabelSpec:
     """How stage one runs; nothing here changes a label."""
 
@@ -232,6 +250,8 @@ class LabelSpec:
     """Pairs in each gallery of the report."""
     latents: LatentSpec = field(default_factory=LatentSpec)
     """The images' latents, beside the scores."""
+    texts: TextSpec = field(default_factory=TextSpec)
+    """The encoded prompts, beside the scores."""
 
     def __post_init__(self) -> None:
         for name, least in (("batch", 1), ("workers", 0), ("cache_mb", 0), ("gallery_pairs", 0)):

@@ -1,6 +1,7 @@
 """Stage one: score what is missing, count the votes, and summarise the result."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -11,24 +12,32 @@ from rich.console import Console
 
 from conf.ahead import check_later_stages
 from conf.job import Job, settings
+from data.artifacts.fingerprints import Fingerprints
 from data.artifacts.latents import KIND as LATENTS
 from data.artifacts.latents import LatentFormat
 from data.artifacts.progress import progress_bar
+from data.artifacts.texts import KIND as TEXTS
+from data.artifacts.texts import TextFormat
+from data.artifacts.texts import read_set as read_texts
 from data.devices import Dtype, choose_device, means_gpu
 from data.distributed import Rank
+from data.families.text import TEXT_ON_HUB, find_text
 from data.families.vae import VAE_WEIGHTS, find_vae, latent_shape
 from data.pairs import open_pairs
 from data.pairs.schema import PairSource
+from data.storage.hub import Wanted, resolve
 from label.analysis.console import print_statistics, print_summary
-from label.metrics.fingerprints import Fingerprints
 from label.metrics.registry import definition_of, resolve_all, score_settings, settle_dtypes
 from label.metrics.weights import locate
 from label.scoring.score_sets import ScoreSets, plan, remaining
+from label.scoring.text_files import TextFiles, scored_prompts
 from label.voting.label_set import LabelSet, label_settings, make_labels
 from label.voting.rules import VotingRule
 
 VAE_ON_HUB = (("model_index.json", "vae/config.json", VAE_WEIGHTS),)
 """What is fetched of a model's repository."""
+WEIGHTS = "weights.json"
+"""Hashes of weight files, remembered beside the scores."""
 
 
 def main(job: Job) -> None:
@@ -45,20 +54,31 @@ def main(job: Job) -> None:
     if job.label.inspect:
         inspect(job, pairs, label_set, labelled, console)
         return
-    if labelled is None or not sets.has_latents():
+    texts = text_files(job, sets)
+    if labelled is None or not (sets.has_latents() and has_texts(texts)):
         sets = sets if labelled is None else replace(sets, metrics={})  # nothing is scored again
         plan(sets, rank)  # damaged files are reported before any weight is loaded
+        write_texts = text_writer(job, texts, rank, console)
         if sets.unfinished():
             score(job, pairs, sets, rank, console)
         if rank.is_first:
             sets.declare_complete(provenance(job), since)
             if labelled is None:
                 labelled = make_labels(label_set, sets, voting_rule, provenance(job), since)
+        write_texts(since)
     if rank.is_first and labelled is not None:
         print_summary(console, labelled, str(label_set.folder))
-        if sets.latents:
-            where = f"latents: {sets.folder_of(LATENTS)} ({sets.latents})"
-            console.print(where, highlight=False, soft_wrap=True)
+        print_caches(sets, texts, console)
+
+
+def print_caches(sets: ScoreSets, texts: TextFiles | None, console: Console) -> None:
+    """Say where latents and texts are, if they are wanted."""
+    if sets.latents:
+        where = f"latents: {sets.folder_of(LATENTS)} ({sets.latents})"
+        console.print(where, highlight=False, soft_wrap=True)
+    if texts:
+        where = f"texts: {texts.folder} ({read_texts(texts.folder)})"
+        console.print(where, highlight=False, soft_wrap=True)
 
 
 def check(job: Job) -> None:
@@ -87,7 +107,7 @@ def voting_rule_of(job: Job) -> VotingRule:
 def score_sets(job: Job, pairs: PairSource, voting_rule: VotingRule) -> ScoreSets:
     """The score sets that the vote needs; finds weights, loads none."""
     folder = job.folder / "scores"
-    weights = folder / "weights.json"
+    weights = folder / WEIGHTS
     metrics = score_settings({name: job.metrics[name] for name in voting_rule.metrics}, weights)
     return ScoreSets(folder, pairs.shards, metrics, latent_format(job, Fingerprints(weights)))
 
@@ -116,6 +136,60 @@ def latent_format(job: Job, fingerprints: Fingerprints) -> LatentFormat | None:
 def model_folder(job: Job) -> Path:
     """The model's folder on this disk; of a hub id at a commit, its VAE is fetched."""
     return locate("model.path", job.model.path, job.model.revision, VAE_ON_HUB)
+
+
+def text_files(job: Job, sets: ScoreSets) -> TextFiles | None:
+    """What prompts are to be encoded into; None where they are not wanted.
+
+    Raises:
+        ValueError: The model is of no family, or one of its text encoders is missing.
+    """
+    spec, model = job.label.texts, job.model
+    if not spec.write:
+        return None
+    wanted = Wanted(patterns=(TEXT_ON_HUB,), refresh=True)  # latents fetch the VAE alone
+    folder = resolve("model.path", model.path, model.revision, wanted)
+    text = find_text(folder, Fingerprints(sets.folder / WEIGHTS))
+    form = TextFormat(
+        family=text.family.name,
+        encoders=text.sha256,
+        dtype=spec.dtype.value,
+        compute=spec.compute.value,
+    )
+    num_pairs = sum(shard.rows for shard in sets.shards)
+    place, gather = job.folder / TEXTS / form.name, partial(scored_prompts, sets)
+    return TextFiles(place, form, folder, text, num_pairs, gather)
+
+
+def has_texts(texts: TextFiles | None) -> bool:
+    """Whether the encoded prompts are complete, or none are wanted."""
+    return texts is None or texts.is_complete()
+
+
+def text_writer(
+    job: Job, texts: TextFiles | None, rank: Rank, console: Console
+) -> Callable[[float], None]:
+    """What encodes the prompts once all pairs are scored; it is told when this run began.
+
+    The model's text encoders are checked now. Where the set is complete there is nothing to do.
+
+    Raises:
+        ValueError: A text encoder or tokenizer is damaged, or of another architecture.
+    """
+    if texts is None or texts.is_complete():
+        return lambda _: None
+    from label.scoring.text_writer import PromptEncoder, write_texts  # torch, which takes seconds
+
+    device = choose_device("label.device", job.label.device, rank)
+    encoder = PromptEncoder(texts, job.label.texts.batch)
+    encoder.check()
+
+    def write(since: float) -> None:
+        write_texts(texts, encoder, rank, device, console)
+        if rank.is_first:
+            texts.declare_complete(provenance(job), since)
+
+    return write
 
 
 def score(job: Job, pairs: PairSource, sets: ScoreSets, rank: Rank, console: Console) -> None:

@@ -1,6 +1,10 @@
 """Fixtures of several test files, and which tests run in one process."""
 
 import gc
+import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +21,11 @@ SLOW_FILES = (
     "test_latents", "test_pair_stages", "test_parity", "test_reproduce", "test_score.py",
     "test_blip", "test_golden", "test_hps_v3", "test_lora", "test_metrics",  # networks
     "test_miniature_world", "test_mps", "test_report", "test_generate_pairs", "test_passes",
-    "test_spoiled_models", "test_stores", "test_flow",
+    "test_spoiled_models", "test_stores", "test_flow", "test_texts",
     # import diffusers, transformers or open_clip, which takes longer than their tests
     "test_activation_checkpointing", "test_bench", "test_channels_last", "test_checkpoint",
-    "test_components", "test_devices", "test_export", "test_finite_images", "test_flops",
+    "test_components", "test_devices", "test_distance", "test_export", "test_finite_images",
+    "test_flops",
     "test_forward_process", "test_gpu", "test_judge", "test_kills", "test_label_failures",
     "test_label_report", "test_memory", "test_miniature_build", "test_miniature_flow",
     "test_model_folder", "test_objectives", "test_reference", "test_sample", "test_scale_out",
@@ -36,6 +41,16 @@ PROGRAM_FILES = STARTING - RANK_FILES
 """Files with other tests that start ranks, or whole programs."""
 LABEL_FILES = {name for name, text in SOURCES.items() if "nursery()" in text} - STARTING
 """Files that run stage one in forks."""
+
+
+COMPOSED = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the processes of this run a folder for what `tests/helpers_compose.py` composes."""
+    if "TESTS_COMPOSED" not in os.environ:  # else another process of the run has done so
+        config.stash[COMPOSED] = tempfile.mkdtemp(prefix="balanceddpo-composed-")
+        os.environ["TESTS_COMPOSED"] = config.stash[COMPOSED]
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -62,13 +77,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Let no garbage collection walk through all that is imported by now."""
+    if "conf.job" in sys.modules:
+        from tests import helpers_compose
+
+        helpers_compose.begin()
     gc.collect()
     gc.freeze()
 
 
-def pytest_unconfigure() -> None:
+def pytest_unconfigure(config: pytest.Config) -> None:
     """Collect it at the end: extension modules print what they find alive."""
     gc.unfreeze()
+    if COMPOSED in config.stash:
+        shutil.rmtree(config.stash[COMPOSED])
+        del os.environ["TESTS_COMPOSED"]
 
 
 @pytest.hookimpl(optionalhook=True)

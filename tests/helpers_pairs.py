@@ -14,7 +14,10 @@ from data.pairs.config import Images, PairsSpec
 from data.pairs.schema import PAIR, PairSource
 from tests.helpers_train import image
 
-KINDS = ("pickapic", "hpdv2", "hpdv3", "imagereward", "parquet", "jsonl", "folders")
+KINDS = (
+    "pickapic", "hpdv2", "hpdv3", "imagereward", "parquet", "jsonl", "imagefolder", "webdataset",
+    "folders",
+)  # fmt: skip
 """The published and mapped layouts; of the miniature, `test_first_run` has the rest."""
 PICKAPIC = {
     "prompt": "caption", "image_0": "jpg_0", "image_1": "jpg_1", "uid_0": "image_0_uid",
@@ -22,6 +25,12 @@ PICKAPIC = {
 }  # fmt: skip
 """Our word -> the column of `pickapic`, for pairs=parquet."""
 COLUMNS = {"prompt": "text", "image_0": "left", "image_1": "right", "human": "chose"}
+
+TAR_COLUMNS = {"prompt": "txt", "image_0": "0.jpg", "image_1": "1.jpg", "human": "json.chose"}
+FOLDER_COLUMNS = {
+    "prompt": "text", "image": "file_name", "rank": "", "human": "chose",
+    "image_0": "image_0_file_name", "image_1": "image_1_file_name",
+}  # fmt: skip
 
 
 def pickapic(rows: int = 10, **columns: list[object]) -> pa.Table:
@@ -116,6 +125,29 @@ def imagereward(root: Path) -> PairsSpec:
     return PairsSpec(kind="imagereward", root=str(root))
 
 
+def webdataset(root: Path) -> PairsSpec:
+    """Two tars with the same keys; the second ends within a pair."""
+    members = {}
+    for i in range(2):
+        members |= {f"{i}.txt": b"a cat %d" % i, f"{i}.0.jpg": image(i)}
+        members |= {f"{i}.1.jpg": image(i + 1), f"{i}.json": b'{"chose": %d}' % (i % 2)}
+    write_tar(root / "train-0.tar", members)
+    write_tar(root / "train-1.tar", {name: members[name] for name in list(members)[:6]})
+    return PairsSpec(kind="webdataset", root=str(root), columns=TAR_COLUMNS)
+
+
+def imagefolder(root: Path) -> PairsSpec:
+    """Five rows, each a pair of the same images."""
+    write_images(root, ["0.png", "1.png"])
+    names = {"image_0_file_name": "0.png", "image_1_file_name": "1.png"}
+    lines = [json.dumps({"text": f"a cat {i}", "chose": i / 4} | names) for i in range(5)]
+    (root / "metadata.jsonl").write_text("\n".join(lines))
+    return PairsSpec(kind="imagefolder", root=str(root), split="", columns=FOLDER_COLUMNS)
+
+
+EXCHANGED = {"webdataset": webdataset, "imagefolder": imagefolder}
+
+
 def make_set(kind: str, root: Path) -> PairsSpec:
     """A small set of each layout."""
     if kind == "pickapic":
@@ -140,6 +172,8 @@ def make_set(kind: str, root: Path) -> PairsSpec:
         (root / "0.txt").write_text("a cat on a mat")
         (root / "1.txt").write_text("a dog")
         return PairsSpec(kind=kind, root=str(root), split="")
+    if kind in EXCHANGED:
+        return EXCHANGED[kind](root)
     rows = [
         {"text": f"cat {i}", "left": f"p/{i}.png", "right": "gone\0.png", "chose": 1}
         for i in range(5)

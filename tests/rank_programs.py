@@ -13,6 +13,7 @@ from train.config import (
     LoraSpec,
     ModelSpec,
     Objective,
+    Offload,
     Precision,
     ReferenceSpec,
     Refresh,
@@ -22,6 +23,7 @@ from train.config import (
     ZeroSpec,
 )
 from train.distributed.deepspeed_engine import NonFiniteError, Policy, partitions
+from train.distributed.policy_average import AverageFiles, make_average
 from train.distributed.world import World, start
 from train.dpo.draws import DrawRule, draw
 from train.dpo.loss import dpo_losses
@@ -68,7 +70,7 @@ def load(base: Path, spec: TrainSpec, world: World) -> tuple[ModelComponents, Po
     unet = components.denoiser()
     if spec.lora.rank:
         unet.enable_gradient_checkpointing()  # the backward pass must find the policy's adapter
-        attach(unet, spec.lora, 0, moving=spec.reference.refresh is not Refresh.frozen)
+        attach(unet, spec.lora, 0, with_reference=spec.reference.refresh is not Refresh.frozen)
     policy = Policy(unet, spec, world)
     return components, policy, make_reference(components.denoiser, policy, spec, world)
 
@@ -125,11 +127,48 @@ def assert_rounded_masters(policy: Policy, part: torch.Tensor, name: str) -> Non
     assert torch.equal(part[: len(rounded)], rounded), name
 
 
+def averages(base: Path, folder: Path) -> None:
+    """Under every stage: the average is that of the whole fp32 weights; any rank reads any part."""
+    world = start("cpu")
+    for stage, precision, rank in [(0, "bf16", 0), (1, "bf16", 4), (2, "fp32", 0), (3, "bf16", 0)]:
+        spec = spec_of(stage, precision, "frozen", world.world_size, rank)
+        components, policy, reference = load(base, spec, world)
+        models = Models(components, policy, reference.denoiser)
+        average, expected = make_average(policy, 0.5), policy.gather_fp32_state_dict()
+        assert average is not None
+        for done in (1, 2, 12):
+            batch = draw_noise(pair_batch(world.rank), draw_rule_of(components))
+            policy.backward(step(batch, models, dpo(spec.first_beta)).loss)
+            policy.optimizer_step(1e-3)
+            average.update(policy, done)
+            kept = {1: 2 / 11, 2: 3 / 12, 12: 0.5}[done]
+            for name, weight in policy.gather_fp32_state_dict().items():
+                expected[name] = kept * expected[name] + (1 - kept) * weight
+        place = folder / f"{stage}"
+        place.mkdir(exist_ok=True)
+        average.save(place, world)
+        world.barrier()
+        again = make_average(policy, 0.5)
+        again.load(place)
+        for name, part in average.parts.items():
+            assert part.values.dtype is torch.float32
+            assert torch.equal(again.parts[name].values, part.values), (stage, name)
+        if world.rank == 0:
+            whole = average.whole(place)
+            assert whole.keys() == expected.keys()
+            for name, values in whole.items():
+                torch.testing.assert_close(values, expected[name], rtol=1e-5, atol=1e-7)
+            first = next(iter(whole))
+            with AverageFiles(place) as files:
+                assert torch.equal(files.read(first, 1, 5), whole[first].flatten()[1:6])
+    world.barrier()
+
+
 def weights_are_masters(base: Path) -> None:
     """Stage 0 in bf16: a step too small for bf16 moves the exported weights, not the model's."""
     world = start("cpu")
     spec = spec_of(0, "bf16", "frozen", world.world_size)
-    spec.weight_decay = 0.0
+    spec.optimizer.weight_decay = 0.0
     components, policy, reference = load(base, spec, world)
     models = Models(components, policy, reference.denoiser)
     before, model = policy.gather_fp32_state_dict(), copies(partitions(policy.trained))
@@ -337,7 +376,9 @@ def ruined_gradients(base: Path) -> None:
             assert torch.equal(part, before[name]), (stage, precision, name)
 
 
-def sums_in_float32(base: Path) -> None:
+def sums_in_float32(
+    base: Path, cases: tuple[tuple[int, str], ...] = ((1, "none"), (2, "none"), (3, "none"))
+) -> None:
     """Small gradients of later micro-batches are not lost in a bf16 sum.
 
     Each of 6 is 2^-9 of the first one's: in bf16, whose steps at 1 are 2^-7 upwards, adding any of
@@ -345,10 +386,11 @@ def sums_in_float32(base: Path) -> None:
     """
     world = start("cpu")
     norms = {}
-    for stage in (1, 2, 3):
+    for stage, offload in cases:
         for later in (0.0, 2.0**-9):
             spec = spec_of(stage, "bf16", "frozen", world.world_size)
-            spec.batch, spec.clip_norm = 7 * spec.micro_batch, 0.0
+            spec.zero.offload = Offload(offload)
+            spec.batch, spec.clip_norm = 7 * spec.micro_batch, None
             components, policy, reference = load(base, spec, world)
             models = Models(components, policy, reference.denoiser)
             for index in range(7):
@@ -360,7 +402,7 @@ def sums_in_float32(base: Path) -> None:
                     policy.next_micro_batch()
             norms[later] = policy.optimizer_step(0.0)
         ratio = norms[2.0**-9] / norms[0.0]
-        assert math.isclose(ratio, 1 + 6 / 2**9, rel_tol=2e-3), (stage, ratio)
+        assert math.isclose(ratio, 1 + 6 / 2**9, rel_tol=2e-3), (stage, offload, ratio)
 
 
 def mirrored_together(base: Path) -> None:

@@ -21,7 +21,7 @@ def check(tmp_path: Path, stage: str, *more: str) -> None:
     ("more", "message"),
     [
         (["model.path=/nowhere"], r"model\.path=/nowhere is not a diffusers folder"),
-        (["model.path=/nowhere.safetensors"], "is a single file"),
+        (["model.path=/nowhere.ckpt"], "is a pickled file"),
         (["model.path=some/where"], r"40-digit commit in model\.revision"),
         (["evaluate.prompts.path=/nope", "prompts=lines"], r"evaluate\.prompts\.path=/nope is no"),
         (["metrics.held_out.weights=/nope"], r"metrics\.held_out\.weights=/nope"),

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BlipTextModel
 
+from data.artifacts.fingerprints import Fingerprints
 from data.devices import Dtype
 from data.miniature import scenes
 from label.config import MetricSpec
@@ -23,7 +24,6 @@ from label.metrics.architectures import BLIP_LARGE
 from label.metrics.base import ResolvedMetric
 from label.metrics.blip import Recipe
 from label.metrics.blip_reward import Blip, blip_to_hf, empty_network
-from label.metrics.fingerprints import Fingerprints
 from label.metrics.preprocessing import ImageTransform, ResizeMode
 from label.metrics.protocols import CrossMetric
 from label.metrics.registry import resolve

@@ -31,6 +31,10 @@ def same_journals(place: Place, one: str, two: str) -> None:
     assert first == second
 
 
+FOLLOWERS = ("train.beta=auto", "train.auto_beta.window=2", "train.ema=0.9")
+"""What follows the policy and has to be resumed with it."""
+
+
 def copy_run(place: Place, name: str, to: str, *without: str) -> Path:
     """A run as it would be if it had been stopped before `without` was written."""
     target = place.root / "runs" / to
@@ -52,26 +56,39 @@ def test_resuming_ends_with_the_same_bits(stage: int, world: int):
     same_journals(place, name, again)
 
 
-@pytest.mark.parametrize(("stage", "before", "now"), [(0, 1, 2), (1, 2, 1), (2, 2, 1), (3, 1, 2)])
-def test_resuming_with_another_number_of_ranks(stage: int, before: int, now: int):
+@pytest.mark.parametrize(
+    ("stage", "before", "now", "more"),
+    [(0, 1, 2, ()), (1, 2, 1, FOLLOWERS), (2, 2, 1, ()), (3, 1, 2, ())],
+)
+def test_resuming_with_another_number_of_ranks(
+    stage: int, before: int, now: int, more: tuple[str, ...]
+):
     """The same pairs and noise; only the order of sums may differ."""
-    place, name = shared_place(), straight(stage, before)
+    place, name = shared_place(), straight(stage, before, *more)
     again = f"moved-{stage}"
     copy_run(place, name, again, "step-0000006")
-    output = place.train(again, f"zero=stage{stage}", world=now)
+    output = place.train(again, f"zero=stage{stage}", *more, world=now)
     assert f"written by {before} processes, now {now}" in output
     for one, two in zip(place.journal(name), place.journal(again), strict=True):
-        for key in ("loss", "policy_winner_error", "reference_loser_error", "gradient_norm"):
+        for key in ("loss", "policy_winner_error", "reference_loser_error", "beta"):
             assert two[key] == pytest.approx(one[key], rel=1e-4), (one["step"], key)
+    if more:
+        one, two = (load_file(place.result(run, "pipeline_ema")) for run in (name, again))
+        for key in one:
+            torch.testing.assert_close(two[key], one[key], rtol=1e-4, atol=1e-6)
+    betas = {line["beta"] for line in place.journal(again)}
+    assert len(betas) == (5 if more else 1)  # of 6 steps the first 2 are warm-up
     assert not (place.folder(again) / ".universal").exists()
 
 
-@pytest.mark.parametrize("more", [("train.precision=bf16", "reference=ema")])
+@pytest.mark.parametrize("more", [("train.precision=bf16", "reference=ema", *FOLLOWERS)])
 def test_a_bf16_average_resumes_with_the_same_bits(more: tuple[str, ...]):
     place, name = shared_place(), straight(2, 1, *more)
     copy_run(place, name, "again-ema", "step-0000006")
     place.train("again-ema", "zero=stage2", *more)
     assert place.weights("again-ema") == place.weights(name)
+    assert place.weights("again-ema", "pipeline_ema") == place.weights(name, "pipeline_ema")
+    assert place.weights(name, "pipeline_ema") != place.weights(name)
     same_journals(place, name, "again-ema")
     shards = load_file(place.folder(name) / "step-0000006" / "reference-00000-of-00001.safetensors")
     assert {str(shard.dtype) for shard in shards.values()} == {"torch.float32"}
@@ -154,6 +171,7 @@ def test_the_last_checkpoints_are_kept_and_describe_every_file():
     state = json.loads((folder / "state.json").read_text())
     assert state == {
         "step": 6, "position": {"epoch": 2, "batches": 0}, "reference_version": 2, "world": 2,
+        "beta": {"beta": 5000.0, "factor": 0.5},
     }  # fmt: skip
     shards = [load_file(folder / f"reference-0000{rank}-of-00002.safetensors") for rank in (0, 1)]
     halves = [sum(shard.numel() for shard in rank.values()) for rank in shards]

@@ -13,6 +13,7 @@ from benchmarks.shapes import SD15, SD21, SDXL
 from data.families import sd1, sdxl
 from data.families.sdxl import time_ids
 from data.models.family import Condition
+from data.models.text_encoders import encode_distinct
 from tests.helpers_ranks import run_ranks, shared_place
 from tests.helpers_train import SIDE, write_base, write_sdxl_base
 from train.config import ModelSpec, Precision
@@ -20,8 +21,8 @@ from train.dpo.draws import DrawRule, draw
 from train.dpo.objectives import dpo
 from train.dpo.step import Models, draw_noise, step
 from train.loader.loader import PairBatch
+from train.models.base_model import open_model
 from train.models.components import ModelComponents, load_components
-from train.models.conditioning import encode_distinct
 
 CPU = torch.device("cpu")
 PROMPTS = ("a red cat", "a blue cat", "", "a red cat")
@@ -91,7 +92,7 @@ def test_sdxl_prompts_are_encoded_as_the_pipeline_does(bases: dict[str, Path], n
 
     pipeline = StableDiffusionXLPipeline.from_pretrained(bases[name])
     components = load(bases[name])
-    text = encode_distinct(components.text, PROMPTS, CPU)
+    text = encode_distinct(components.text, PROMPTS)
     for row, prompt in enumerate(PROMPTS):
         states, empty, pooled, empty_pooled = pipeline.encode_prompt(
             prompt or "x", device="cpu", do_classifier_free_guidance=True
@@ -108,7 +109,7 @@ def test_sdxl_prompts_are_encoded_as_the_pipeline_does(bases: dict[str, Path], n
 def test_each_distinct_prompt_is_encoded_once(bases: dict[str, Path]):
     components, seen = load(bases["sd"]), []
     embeds = encode_distinct(
-        lambda prompts: seen.append(list(prompts)) or components.text(prompts), PROMPTS, CPU
+        lambda prompts: seen.append(list(prompts)) or components.text(prompts), PROMPTS
     )
     assert seen == [["", "a blue cat", "a red cat"]]
     assert torch.equal(embeds.states[0], embeds.states[3])
@@ -271,3 +272,27 @@ def draws_an_image(folder: Path, base: Path) -> None:
     old, new = before.unet.state_dict(), pipeline.unet.state_dict()
     assert old.keys() == new.keys()
     assert any(not torch.allclose(new[key].float(), old[key], atol=1e-3) for key in old)
+
+
+@torch.no_grad()
+def test_tiles_are_the_vaes_own(bases: dict[str, Path]):
+    """Tiles of 8 pixels at 0, 6 and 12: the first corner, before the seams, is that of the tile."""
+    whole = load(bases["sd"])
+    tiled = load_components(
+        ModelSpec(path=str(bases["sd"]), resolution=SIDE, vae_tile=8), Precision.fp32, CPU
+    )
+    pixels = torch.randint(0, 256, (2, SIDE, SIDE, 3), generator=torch.Generator().manual_seed(1))
+    pixels, noise = pixels.to(torch.uint8), torch.zeros(2, 4, SIDE // 2, SIDE // 2)
+    latents, others = tiled.encode_images(pixels, noise), whole.encode_images(pixels, noise)
+    assert latents.shape == others.shape
+    assert not torch.allclose(latents, others)
+    corner = whole.encode_images(pixels[:, :8, :8].contiguous(), noise[:, :, :4, :4])
+    torch.testing.assert_close(latents[:, :, :3, :3], corner[:, :, :3, :3])
+    assert tiled.decode_latents(latents).shape == (2, 3, SIDE, SIDE)
+
+
+def test_tiles_that_cut_nothing_are_refused(bases: dict[str, Path]):
+    with pytest.raises(ValueError, match=r"model\.vae_tile=16 cuts no image of .*=16"):
+        ModelSpec(path="x", resolution=SIDE, vae_tile=SIDE)
+    with pytest.raises(ValueError, match=r"model\.vae_tile=12 is no multiple of 8: tiles overlap"):
+        open_model(ModelSpec(path=str(bases["sd"]), resolution=SIDE, vae_tile=12))

@@ -13,13 +13,14 @@ from data.storage.hub import HUB_ID
 from label.metrics.registry import resolve
 from label.metrics.weights import WeightsError
 from label.run import main
+from tests import helpers_compose
 from train.run import check as check_training
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
-GROUPS = ("pairs", "panel", "vote", "model", "latents", "objective", "timesteps", "tuning",
-          "reference", "zero", "prompts", "experiment", "debug")  # fmt: skip
-CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+GROUPS = ("pairs", "panel", "vote", "model", "latents", "texts", "objective", "optimizer",
+          "timesteps", "tuning", "reference", "zero", "prompts", "debug")  # fmt: skip
+CHOICES = {group: [path.stem for path in sorted((CONF / group).glob("*.yaml"))] for group in GROUPS}
 MISSING = ["pairs.kind=my.layout", "pairs.root=/x", "model.path=/x", "evaluate.prompts.path=/x"]
 
 
@@ -28,9 +29,40 @@ def job(*overrides: str) -> Job:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("group", "name"), CHOICES)
-def test_every_choice_composes(group: str, name: str):
-    assert job(f"{group}={name}", *MISSING).run
+@pytest.mark.parametrize("turn", range(max(map(len, CHOICES.values()))))
+def test_every_choice_composes(turn: int):
+    """Several groups at once, or one by one where two choices exclude each other."""
+    chosen = [f"{group}={names[turn % len(names)]}" for group, names in CHOICES.items()]
+    for some in (chosen[:8], chosen[8:]):
+        try:
+            assert job(*some, *MISSING).run
+        except ValueError:
+            for choice in some:
+                assert job(choice, *MISSING).run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [path.stem for path in (CONF / "experiment").glob("*.yaml")])
+def test_every_experiment_composes(name: str):
+    assert job(f"experiment={name}", *MISSING).run
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("pairs=pickapic", "pairs.root=/x", "zero=stage3", "+pairs.options.a=[1,b]"),
+        ("experiment=sd15_pickapic", "train.lr=1e-5", "~metrics.clip", "++vote.votes=2"),
+        ("+metric@metrics.more=miniature_oracle", "panel.held_out=[more]", "run='a b'"),
+        ("debug=smoke", "run=mine", "vote=weighted", "vote.weights.hps=1"),
+    ],
+)
+def test_settings_of_tests_are_those_that_hydra_composes(
+    line: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+):
+    expected = helpers_compose.by_hydra(line)
+    assert helpers_compose.compose(line) == expected
+    monkeypatch.setattr(helpers_compose, "by_hydra", None)  # nothing is left to it any more
+    assert helpers_compose.compose(line) == expected
 
 
 def test_every_metric_composes():

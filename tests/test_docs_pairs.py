@@ -75,6 +75,9 @@ def write_list(kind: str, path: Path, images: list[str]) -> None:
     if path.suffix == ".jsonl":
         lines = [json.dumps({"prompt": "a", "image_0": a, "image_1": b}) for a, b in pairs]
         path.write_text("\n".join(lines))
+    elif path.suffix == ".csv":
+        lines = [f'{Path(one).name},"a cat, sitting"' for one in images]
+        path.write_text("\n".join(["file_name,caption", *lines]))
     elif path.suffix == ".json":
         extra = {
             "hpdv2": {"human_preference": [1, 0], "file_path": []},

@@ -2,7 +2,7 @@
 
 import re
 
-from benchmarks.reproduce.arms import ARMS
+from benchmarks.reproduce import paper
 from tests.helpers_docs import ROOT
 
 
@@ -31,6 +31,6 @@ def test_every_variable_of_make():
 def test_every_arm_of_the_comparison():
     page = (ROOT / "docs" / "reproduction.md").read_text()
     words = set(" ".join(re.findall(r"`([^`]*)` \|$", page, re.MULTILINE)).split())
-    for arm in ARMS:
+    for arm in paper.ARMS:
         rules = {word for word in arm.overrides if word.startswith("vote=")}
         assert rules & words or set(arm.overrides) & words, arm.name

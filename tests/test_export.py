@@ -6,10 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data.models.adapter import ADAPTER
 from tests import rank_programs
 from tests.helpers_ranks import run_ranks, shared_place, straight
 from tests.helpers_train import opened, write_base
-from train.export.pipeline import ADAPTER, trained_denoiser
+from train.export.pipeline import trained_denoiser
 
 pytestmark = pytest.mark.ranks
 

@@ -97,7 +97,7 @@ def test_the_resolution_must_fit_the_vae(tmp_path: Path):
     ("path", "revision", "message"),
     [
         ("/nowhere", None, "is not a diffusers folder"),
-        ("models/sdxl.safetensors", None, r"single file; .*from_single_file\(FILE\)"),
+        ("models/sdxl.ckpt", None, r"a pickled file, .*give a \.safetensors file"),
         ("stabilityai/sdxl", None, r"a hub id needs its 40-digit commit in model\.revision"),
         ("stabilityai/sdxl", "main", "has revision 'main'; give the 40-digit commit"),
     ],

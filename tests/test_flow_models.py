@@ -16,6 +16,7 @@ from benchmarks import shapes
 from data.families import flux, sd3
 from data.models.family import ModelConfig, ModelError, PromptEmbeds
 from data.models.forward_process import ForwardProcessError, Prediction
+from data.models.noise_schedule import rectified_flow
 from data.models.rectified_flow import flow_process
 from generate.pipelines import left_out
 from tests.helpers_flow import CHANNELS, WRITERS, flow_scheduler
@@ -39,7 +40,6 @@ from train.models.components import ModelComponents, load_components
 from train.models.flops import forward_flops
 from train.models.lora import attach, counts
 from train.models.memory import ADAPTERS, PUBLISHED
-from train.models.noise_schedule import rectified_flow
 from train.run import model_identity
 
 CPU = torch.device("cpu")
@@ -378,5 +378,5 @@ def test_the_published_transformers_take_what_we_give_them(name: str):
         assert 0.4 < flops / (2 * parameters * 64 * 64) < 2
     if name in PUBLISHED:
         assert PUBLISHED[name].denoiser == parameters
-        attach(model, LoraSpec(rank=1, targets=list(family.lora_targets)), 0, moving=False)
+        attach(model, LoraSpec(rank=1, targets=list(family.lora_targets)), 0, with_reference=False)
         assert ADAPTERS[name] == 16 * counts(model).adapter

@@ -21,6 +21,7 @@ from data.artifacts.schemas import OWN_PAIRS
 from data.devices import Dtype
 from data.images import decode, to_pixels
 from data.pairs import open_pairs
+from evaluate.run import main as evaluate_main
 from generate.config import ImageFormat, Scheduler
 from generate.image_files import Model, SamplesError
 from generate.pair_set import image_maker
@@ -31,7 +32,7 @@ from label.run import main as label_main
 from tests import helpers_docs as docs
 from tests.helpers_evaluate import SIDE, write_tiny_model
 from tests.helpers_label import build_weights, specs
-from tests.helpers_ranks import be_module, run_ranks, start_module
+from tests.helpers_ranks import be_module, run_module, run_ranks, start_module
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -288,12 +289,16 @@ def test_an_image_that_is_not_finite_is_an_error_of_its_rows(
     assert labels["winner"].is_in([0, 1]).sum() > 0
 
 
-def labels_of(job: Job, folder: Path) -> pl.DataFrame:
-    """What the panel, of tiny random scorers, makes of a set."""
-    metrics = specs(build_weights(folder))
+def with_tiny_judges(job: Job, folder: Path) -> Job:
+    """The job with a panel of tiny random scorers."""
     voters = ["hps", "clip", "pickscore", "aesthetic"]
     panel = replace(job.panel, voters=voters, held_out=[], oracle=[])
-    label_main(replace(job, metrics=metrics, panel=panel))
+    return replace(job, metrics=specs(build_weights(folder)), panel=panel)
+
+
+def labels_of(job: Job, folder: Path) -> pl.DataFrame:
+    """What the panel, of tiny random scorers, makes of a set."""
+    label_main(with_tiny_judges(job, folder))
     return pl.read_parquet(job.folder / "labels" / "majority" / "part-*.parquet")
 
 
@@ -376,37 +381,71 @@ def test_a_killed_run_ends_with_the_same_bytes_on_two_ranks(
 # --- the guide -----------------------------------------------------------------------------------
 
 GUIDE = docs.ROOT / "docs" / "own-pairs.md"
-COMMANDS = {
-    command: words
+STAGES = {
+    command: docs.started(command)
     for command in docs.commands(GUIDE)
-    for module, *words in docs.started(command)
-    if module == "generate" and command != "make pairs"  # which names the target
+    if "generate" in [module for module, *_ in docs.started(command)] and command != "make pairs"
 }
+"""The commands of the guide that generate pairs, and the stages that each starts."""
+WHOLE = [command for command in STAGES if "make eval" in command and "miniature" not in command]
+"""Those that go on to win rates; `test_rounds` runs every stage of the miniature's."""
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def small(command: str, world: Path, folder: Path) -> list[str]:
+    """The settings of a command with its own paths, on a tiny model and very little of all."""
+    pl.DataFrame({"prompt": WORDS}).write_parquet(folder / "prompts.parquet")
+    shutil.copy(world / "prompts.txt", folder)
+    (folder / "PartiPrompts.tsv").write_text("Prompt\tCategory\tChallenge\nsun\tA\tB\n")
+    stages = [
+        [word for word in words if not word.startswith(("goal=", "model.path=", "model.resol"))]
+        for _, *words in STAGES[command]
+    ]
+    assert all(words == stages[0] for words in stages)  # make hands all stages the same
+    words = [
+        re.sub(
+            r"=(/data|prompts)/", f"={folder}/", re.sub(r"=/models/\w+", f"={world}/model", word)
+        )
+        for word in stages[0]
+    ]
+    tiny = [
+        f"runs={folder}/runs", f"model.path={world}/model", "model.revision=null",
+        f"model.resolution={SIDE}", "generate.steps=1", "generate.dtype=fp32",
+        "generate.device=cpu", "generate.prompts.max_prompts=2", "label.device=cpu",
+        "train.steps=2", "train.batch=2", "train.micro_batch=2", "train.warmup=1",
+        "train.reference.every=1", "train.precision=fp32", "train.device=cpu", "train.workers=0",
+        "evaluate.steps=1", "evaluate.dtype=fp32", "evaluate.device=cpu",
+        "evaluate.resamples=50",
+    ]  # fmt: skip
+    if not any("evaluate.prompts.path" in word or "miniature" in word for word in words):
+        tiny.append(f"evaluate.prompts.path={folder}/PartiPrompts.tsv")
+    return [*words, *tiny]
+
+
+@pytest.mark.parametrize("command", [command for command in STAGES if command not in WHOLE])
 def test_the_commands_of_the_guide_generate_pairs(
     command: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Their own paths on a tiny model; what follows `make pairs` is as for any other pairs."""
-    pl.DataFrame({"prompt": WORDS}).write_parquet(tmp_path / "prompts.parquet")
-    shutil.copy(world / "prompts.txt", tmp_path)
-    (tmp_path / "PartiPrompts.tsv").write_text("Prompt\tCategory\tChallenge\nsun\tA\tB\n")
-    words = [
-        re.sub(
-            r"=(/data|prompts)/", f"={tmp_path}/", re.sub(r"=/models/\w+", f"={world}/model", word)
-        )
-        for word in COMMANDS[command]
-        if not word.startswith(("goal=", "model.path=", "model.resolution="))
-    ]
-    tiny = [
-        f"runs={tmp_path}/runs", f"model.path={world}/model", "model.revision=null",
-        f"model.resolution={SIDE}", "generate.steps=1", "generate.dtype=fp32",
-        "generate.device=cpu", "generate.prompts.max_prompts=2",
-    ]  # fmt: skip
-    if not any("evaluate.prompts.path" in word or "miniature" in word for word in words):
-        tiny.append(f"evaluate.prompts.path={tmp_path}/PartiPrompts.tsv")
-    job = composed([*words, *tiny])
+    job = composed(small(command, world, tmp_path))
     main(job)
     assert "prompts 2 ·" in capsys.readouterr().out
     assert sum(shard.rows for shard in open_pairs(job.pairs).shards) == plan_of(job).num_pairs
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("command", WHOLE)
+def test_the_commands_of_the_guide_go_on_to_win_rates(
+    command: str, world: Path, tmp_path: Path
+) -> None:
+    """Generated, labelled and judged here, by scorers of random weights, and trained in a fork."""
+    words = small(command, world, tmp_path)
+    job = composed(words)
+    main(job)
+    labels = labels_of(job, tmp_path)
+    assert labels.height == plan_of(job).num_pairs == 12
+    trained = run_module(tmp_path / "log", "train", *words)
+    assert trained.returncode == 0, trained.stderr
+    assert "trained 2 steps of 2 pairs" in trained.stdout
+    evaluate_main(with_tiny_judges(job, tmp_path))
+    rates = pl.read_parquet(job.folder / "evaluate" / "winrates.parquet")
+    assert rates["wins"].len() == 4
+    assert (rates["wins"] + rates["ties"] + rates["losses"] == 1).all()

@@ -51,8 +51,10 @@ ONLY_IN = {
     "hydra": {"conf/job.py"},
     "diffusers": {
         "data/models/folder.py",
+        "data/storage/single_file.py",
         "train/models/components.py",
-        "train/export/pipeline.py",
+        "train/models/lora_start.py",
+        "train/export/*",
         "generate/pipelines.py",
         "generate/sampler.py",
         "label/scoring/vae_encoder.py",

@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data.models.adapter import ADAPTER
 from tests.helpers_ranks import run_ranks, shared_place, straight
 from tests.helpers_train import opened, write_base, write_sdxl_base
 from tests.test_checkpoint import copy_run, same_journals
 from tests.test_components import PUBLISHED as UNETS
 from tests.test_components import published_unet
 from train.config import LoraSpec
-from train.export.pipeline import ADAPTER, COMFYUI, export_adapter, merged_denoiser
+from train.export.pipeline import KOHYA, export_adapter, merged_denoiser
 from train.models.lora import (
     POLICY,
     as_reference,
@@ -70,7 +71,7 @@ def trained(unet: Any) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def test_policy_and_reference_begin_as_the_base_and_part(base: Path, moving: bool):
     unet, before = load(base), predict(load(base))
-    attach(unet, LoraSpec(rank=4), seed=7, moving=moving)
+    attach(unet, LoraSpec(rank=4), seed=7, with_reference=moving)
     reference = as_reference(unet)
     assert torch.equal(predict(unet), before)
     assert torch.equal(predict(reference), before)
@@ -86,7 +87,7 @@ def test_policy_and_reference_begin_as_the_base_and_part(base: Path, moving: boo
 
 def test_only_the_policys_adapter_is_trained(base: Path):
     unet = load(base)
-    attach(unet, LoraSpec(rank=4), seed=7, moving=True)
+    attach(unet, LoraSpec(rank=4), seed=7, with_reference=True)
     assert all(belongs(name, POLICY) for name in trained(unet))
     reference = as_reference(unet)
     predicted = predict(unet)
@@ -103,7 +104,7 @@ def test_recomputed_activations_are_the_policys(base: Path):
         unet = load(base)
         if checkpointing:
             unet.enable_gradient_checkpointing()
-        attach(unet, LoraSpec(rank=4), seed=7, moving=True)
+        attach(unet, LoraSpec(rank=4), seed=7, with_reference=True)
         train_a_little(unet)
         predicted = predict(unet)
         predict(as_reference(unet))
@@ -115,7 +116,7 @@ def test_recomputed_activations_are_the_policys(base: Path):
 
 def test_an_error_in_the_reference_leaves_the_policy_chosen(base: Path):
     unet = load(base)
-    attach(unet, LoraSpec(rank=4), seed=7, moving=True)
+    attach(unet, LoraSpec(rank=4), seed=7, with_reference=True)
     with pytest.raises(TypeError):
         as_reference(unet)("no image")
     assert {tuple(layer.active_adapters) for layer in layers(unet)} == {(POLICY,)}
@@ -126,7 +127,7 @@ def test_an_adapter_is_drawn_from_its_seed_alone(base: Path):
     for seed, noise in ((7, 1), (7, 2), (8, 1)):
         torch.manual_seed(noise)
         unet = load(base)
-        attach(unet, LoraSpec(rank=4), seed=seed, moving=False)
+        attach(unet, LoraSpec(rank=4), seed=seed, with_reference=False)
         drawn.append(torch.cat([p.flatten() for p in trained(unet).values()]))
         assert torch.initial_seed() == noise  # nobody else's random numbers are touched
     assert torch.equal(drawn[0], drawn[1])
@@ -143,7 +144,7 @@ def test_adapters_of_the_published_unets_have_the_known_size(
 ):
     """Rank 4 on the attentions' four layers: for each, rank x (inputs + outputs)."""
     unet = copy.deepcopy(published_unet(name))
-    attach(unet, LoraSpec(rank=4), seed=0, moving=True)
+    attach(unet, LoraSpec(rank=4), seed=0, with_reference=True)
     assert counts(unet) == ParameterCounts(denoiser=UNETS[name][1], adapter=parameters)
     assert sum(p.numel() for p in unet.parameters() if p.requires_grad) == parameters
     assert sum(p.numel() for p in of_reference(unet).values()) == parameters
@@ -152,7 +153,7 @@ def test_adapters_of_the_published_unets_have_the_known_size(
 
 def test_a_target_that_is_not_there_is_named(base: Path):
     with pytest.raises(ValueError, match=r"has to_w, .*allowed are .*net.2.*to_out.0, to_q"):
-        attach(load(base), LoraSpec(rank=4, targets=["to_q", "to_w"]), seed=0, moving=False)
+        attach(load(base), LoraSpec(rank=4, targets=["to_q", "to_w"]), seed=0, with_reference=False)
 
 
 # --- the result ----------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ def test_a_target_that_is_not_there_is_named(base: Path):
 @torch.no_grad()
 def test_merged_weights_compute_what_base_and_adapter_do(base: Path, targets: list[str]):
     spec, unet = LoraSpec(rank=4, alpha=6.0, targets=targets), load(base)
-    attach(unet, spec, seed=7, moving=False)
+    attach(unet, spec, seed=7, with_reference=False)
     train_a_little(unet)
     merged = merged_denoiser(opened(base), in_diffusers_format(trained(unet), spec.scale, "unet"))
     torch.testing.assert_close(predict(merged), predict(unet), rtol=1e-4, atol=1e-5)
@@ -177,14 +178,14 @@ def test_diffusers_loads_the_adapter_with_its_scale(tmp_path: Path, family: str)
 
     base = write_base(tmp_path / "m") if family == "sd" else write_sdxl_base(tmp_path / "m")
     unet, spec = load(base), LoraSpec(rank=4, alpha=2.0)
-    attach(unet, spec, seed=7, moving=True)
+    attach(unet, spec, seed=7, with_reference=True)
     train_a_little(unet)
     adapter = in_diffusers_format(trained(unet), spec.scale, "unet")
-    export_adapter(adapter, tmp_path / "lora", {"step": 1}, "a card")
+    export_adapter(opened(base), adapter, tmp_path / "lora", {"step": 1}, "a card")
     pipelines = [DiffusionPipeline.from_pretrained(base) for _ in range(4)]
     pipelines[0].load_lora_weights(tmp_path / "lora")
     pipelines[1].unet = merged_denoiser(opened(base), adapter)
-    pipelines[3].load_lora_weights(tmp_path / "lora", weight_name=COMFYUI)
+    pipelines[3].load_lora_weights(tmp_path / "lora", weight_name=KOHYA)
     images = []
     for pipeline in pipelines:
         pipeline.set_progress_bar_config(disable=True)
@@ -196,7 +197,7 @@ def test_diffusers_loads_the_adapter_with_its_scale(tmp_path: Path, family: str)
     assert (images[0] - images[2]).abs().max() > 1e-2
     torch.testing.assert_close(images[0], images[3], rtol=0, atol=1e-4)
     assert sorted(path.name for path in (tmp_path / "lora").iterdir()) == [
-        "README.md", "balanceddpo.json", ADAPTER, COMFYUI,
+        "README.md", "balanceddpo.json", ADAPTER, KOHYA,
     ]  # fmt: skip
 
 
@@ -263,7 +264,7 @@ def test_a_wrong_target_stops_before_training():
 
 def test_choosing_none_is_the_base(base: Path):
     unet = load(base)
-    attach(unet, LoraSpec(rank=4), seed=7, moving=True)
+    attach(unet, LoraSpec(rank=4), seed=7, with_reference=True)
     train_a_little(unet)
     choose(layers(unet))
     with torch.no_grad():

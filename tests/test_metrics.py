@@ -15,6 +15,7 @@ from torch.nn import functional
 from torchvision import transforms
 from transformers import CLIPImageProcessorPil, CLIPModel
 
+from data.artifacts.fingerprints import Fingerprints
 from data.artifacts.schemas import Status
 from data.devices import Dtype
 from data.images import decode
@@ -22,7 +23,6 @@ from data.miniature import scenes, tokenizer
 from data.miniature.oracle import oracle
 from label.config import MetricSpec
 from label.metrics.aesthetic_head import load_head
-from label.metrics.fingerprints import Fingerprints
 from label.metrics.preprocessing import (
     CROPS,
     ImageTransform,

@@ -49,7 +49,7 @@ def criterion_of(
     objective: ObjectiveSpec, vote_fraction: float = 1.0
 ) -> Callable[[Errors, Errors], Tensor]:
     """The losses of an objective for one pair, whose winner leads by one vote."""
-    criterion = make_criterion(TrainSpec(objective=objective, beta=BETA), np.ones(1, np.int8), 1000)
+    criterion = make_criterion(objective, np.ones(1, np.int8), 1000)(BETA)
     facts = torch.zeros(1), torch.ones(1, dtype=torch.int64), torch.tensor([vote_fraction])
     return lambda policy, reference: criterion.losses(Compared(policy, reference, *facts))
 

@@ -61,6 +61,11 @@ def test_two_ranks_refresh_an_adapter(tmp_path: Path, stage: int, precision: str
 
 
 @pytest.mark.ranks
+def test_two_ranks_average_the_policy_part_by_part(tmp_path: Path):
+    run_ranks(tmp_path, 2, rank_programs.averages, shared_place().root / "base", tmp_path)
+
+
+@pytest.mark.ranks
 def test_small_moves_of_a_bf16_average_are_not_rounded_away(tmp_path: Path):
     run_ranks(tmp_path, 1, rank_programs.small_moves, shared_place().root / "base")
 

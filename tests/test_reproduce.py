@@ -15,9 +15,9 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from benchmarks.reproduce import children, page, report, tables
-from benchmarks.reproduce.arms import ARMS, LOOSE_BETA, OURS, Group, named
-from benchmarks.reproduce.plan import Plan, estimate, note_seconds
+from benchmarks.reproduce import children, own, page, paper, report, tables
+from benchmarks.reproduce.paper import ARMS, LOOSE_BETA, OURS, Group
+from benchmarks.reproduce.plan import Plan, Unit, estimate, note_seconds
 from benchmarks.reproduce.results import contrast
 from data.artifacts.schemas import Role, sample_scores
 from evaluate.statistics.winrate import Judge
@@ -107,7 +107,7 @@ def test_tables_are_whole():
     for text in (
         tables.against_base(alone, ARMS, JUDGES, {"human": 2646}),
         tables.steadiness(alone, ARMS),
-        tables.claims({("majority", "human"): contrasts["majority", "base"]}, ARMS),
+        tables.claims({("majority", "human"): contrasts["majority", "base"]}, paper.STUDY),
     ):
         assert len({line.count("|") for line in text.splitlines()}) == 1
         assert len(text.splitlines()) >= 3
@@ -135,30 +135,33 @@ def test_the_page_keeps_the_text_around_the_results(tmp_path):
     path.parent.mkdir()
     path.write_text("nothing here")
     with pytest.raises(ValueError, match="has no line"):
-        page.publish(path, "new", [])
-    path.write_text(f"# Title\n\n{page.BEGIN}\nold\n{page.END}\n\nAfter.\n")
-    page.publish(path, "a \\1 table", [tmp_path / "docs" / "page" / "win-rates.svg"])
+        page.publish(path, "results", "new", [])
+    (begin, end), other = page.marks("results"), "\n".join(page.marks("own pairs"))
+    path.write_text(f"# Title\n\n{begin}\nold\n{end}\n\nAfter.\n{other}\n")
+    page.publish(path, "results", "a \\1 table", [tmp_path / "docs" / "page" / "win-rates.svg"])
     text = path.read_text()
     assert text.startswith("# Title\n\n")
-    assert text.endswith("\n\nAfter.\n")
+    assert text.endswith(f"\n\nAfter.\n{other}\n")
     assert "old" not in text
     assert "a \\1 table" in text
     assert "![win rates](page/win-rates.svg)" in text
-    page.check_page(ROOT / "docs" / "reproduction.md")
+    for study in (paper.STUDY, own.STUDY):
+        page.check_page(ROOT / "docs" / "reproduction.md", study.mark)
 
 
 # --- arms ----------------------------------------------------------------------------------------
 
 
 def tiny_plan(folder, **changes):
-    settings = {"seeds": 2, "steps": 200, "prompts": 10, "pairs": 160, "arms": ARMS} | changes
-    return Plan(folder=folder / "reproduce", **settings)
+    settings = {"seeds": 2, "steps": 200, "prompts": 10, "pairs": 160} | changes
+    study = settings.setdefault("study", paper.STUDY)
+    return Plan(folder=folder / "reproduce", **{"arms": study.arms} | settings)
 
 
 @pytest.mark.slow
 def test_every_arm_is_a_run_that_differs_in_one_thing(tmp_path):
     plan = tiny_plan(tmp_path)
-    jobs = {unit.name: plan.train_job(unit) for unit in plan.units() if unit.arm and not unit.seed}
+    jobs = {unit.name: plan.unit_job(unit) for unit in plan.units() if unit.arm and not unit.seed}
     assert len({job.folder for job in jobs.values()}) == len(ARMS)
     for job in jobs.values():
         same = (job.seed, job.train.steps, job.train.batch, job.train.lr)
@@ -173,21 +176,80 @@ def test_every_arm_is_a_run_that_differs_in_one_thing(tmp_path):
             assert rule == "majority"
     cadences = {job.train.reference.every for name, job in jobs.items() if name.startswith(OURS)}
     assert len(cadences) >= 3
-    coins = {plan.labels_job(named(["random"])[0], seed).vote.name for seed in range(2)}
+    (random,) = paper.STUDY.named(["random"])
+    coins = {plan.pairs_job(paper.SHARED, random, seed).vote.name for seed in range(2)}
     assert coins == {"random_0", "random_1"}
 
 
+@pytest.mark.slow
+def test_own_pairs_are_as_many_and_rounds_continue_one_another(tmp_path):
+    """The same pairs, prompts and steps on both sides of what is compared."""
+    plan = tiny_plan(tmp_path, study=own.STUDY, pairs=30, steps=200)
+    jobs = {arm.name: plan.unit_job(Unit(arm, 1)) for arm in plan.arms}
+    assert jobs["given"].pairs.kind == "miniature"
+    assert jobs["given"].pairs.options == {"num_pairs": 30}
+    roots = {name: job.pairs.root.removeprefix(f"{plan.folder}/") for name, job in jobs.items()}
+    assert roots == dict.fromkeys(jobs, "first/pairs") | {
+        "given": "data/miniature/pairs/30", "long": "whole/pairs",
+        "round_2": "round_2-1/pairs", "round_3": "round_3-1/pairs",
+    }  # fmt: skip
+    steps = {name: job.train.steps for name, job in jobs.items()}
+    assert steps == dict.fromkeys(jobs, 200) | {"long": 600}
+    policies = {name: job.model.path.removeprefix(f"{plan.folder}/") for name, job in jobs.items()}
+    base = plan.judge_job.model.path
+    assert policies == dict.fromkeys(jobs, base) | {
+        "round_2": "own-1/train/pipeline", "round_3": "round_2-1/train/pipeline",
+    }  # fmt: skip
+    votes = {name: (job.vote.rule.value, job.vote.select.value) for name, job in jobs.items()}
+    assert votes == dict.fromkeys(jobs, ("majority", "all")) | {
+        "unanimous": ("unanimous", "all"), "extremes": ("majority", "extremes"),
+    }  # fmt: skip
+    assert {(job.train.reference.every, job.seed) for job in jobs.values()} == {(50, 1)}
+    prompts = {
+        name: (job.generate.prompts.skip_prompts, job.generate.prompts.max_prompts)
+        for name, job in jobs.items()
+        if name != "given"
+    }
+    assert prompts == dict.fromkeys(prompts, (0, 10)) | {
+        "round_2": (10, 10), "round_3": (20, 10), "long": (0, 30),
+    }  # fmt: skip
+
+
+def test_pieces_wait_for_what_they_need(tmp_path):
+    from benchmarks.reproduce import work
+
+    plan = tiny_plan(tmp_path, study=own.STUDY, pairs=30)
+    needs = {piece.name: piece.needs for piece in work.pieces(plan)}
+    assert len(needs) == 3 + 1 + 2 * len(plan.arms)
+    assert needs["base"] == needs["given"] == needs["first"] == needs["whole"] == set()
+    assert needs["own-1"] == needs["extremes-1"] == {"first"}
+    assert (needs["round_2-1"], needs["round_3-1"]) == ({"own-1"}, {"round_2-1"})
+    assert estimate(plan, {"long-0"}, jobs=2) < estimate(plan, {"own-0"}, jobs=2)
+
+
 def test_claims_are_about_known_arms():
-    known = {arm.name for arm in ARMS}
-    for arm, others in tables.CLAIMS.values():
-        assert {arm, *others} <= known
+    for study in (paper.STUDY, own.STUDY):
+        known = {arm.name for arm in study.arms}
+        for arm, others in study.claims.values():
+            assert {arm, *others} <= known
+        assert study.steady <= known
+        assert set(study.quick_arms) <= known
     with pytest.raises(ValueError, match="unknown arm majorty; the arms are human"):
-        named(["majorty"])
+        paper.STUDY.named(["majorty"])
+    with pytest.raises(ValueError, match="arm round_2 continues own; name that arm as well"):
+        own.STUDY.named(["round_2"])
+
+
+@pytest.mark.parametrize("pairs", [0, 31, 30_000])
+def test_a_number_of_pairs_that_cannot_be_generated_is_refused(tmp_path, pairs):
+    with pytest.raises(ValueError, match=rf"--pairs {pairs}: 3 images.*multiple of 3"):
+        tiny_plan(tmp_path, study=own.STUDY, pairs=pairs).check()
+    tiny_plan(tmp_path, pairs=pairs).check()  # given ones
 
 
 def test_the_estimate_learns_from_what_was_measured(tmp_path):
-    plan = tiny_plan(tmp_path, arms=named(["human", "sum"]))
-    (plan.folder / "shared").mkdir(parents=True)
+    plan = tiny_plan(tmp_path, arms=paper.STUDY.named(["human", "sum"]))
+    (plan.folder / "shared" / "labels").mkdir(parents=True)
     before = estimate(plan, set(), jobs=1)
     note_seconds(plan, "human-0", 100.0)
     note_seconds(plan, "human-0", 5.0)  # a repetition that had nothing left to do
@@ -239,10 +301,14 @@ def compute():
 
 if __name__ == "__main__":
     works = {"1": partial(meet, "a", "b"), "2": fail, "3": partial(meet, "b", "a"), "4": killed,
-             "5": compute}
+             "5": compute, "6": compute}
     if "sleep" in sys.argv:
         works = {"1": sleep, "2": sleep}
-    pieces = [children.Piece(name, folder / name / "log.txt", work) for name, work in works.items()]
+    needs = {"5": {"3"}, "6": {"2", "3"}}
+    pieces = [
+        children.Piece(name, folder / name / "log.txt", work, frozenset(needs.get(name, ())))
+        for name, work in works.items()
+    ]
     for end in children.run(pieces, jobs=2):
         print(end.piece.name, end.failed, end.seconds > 0.15)
 """
@@ -302,7 +368,13 @@ def compare(folder: Path, *more: str) -> None:
     for name in children.PRELOAD:
         import_module(name)
     children.context = lambda: multiprocessing.get_context("fork")
-    be_module("benchmarks.reproduce", ["--quick", "--folder", str(folder), "--jobs", "2", *more])
+    words = ["--study", "own", "--quick", "--folder", str(folder), "--jobs", "2", *more]
+    be_module("benchmarks.reproduce", words)
+
+
+def manifest(run: Path) -> dict[str, int]:
+    """The outcomes of a run's labels."""
+    return json.loads((run / "labels" / "majority" / "manifest.json").read_text())["counts"]
 
 
 @pytest.mark.slow
@@ -321,17 +393,22 @@ def test_a_killed_comparison_resumes(tmp_path):
     wait_for_end(family, deadline)
     assert not (folder / "results").exists()
     base = (folder / "judge/evaluate/scores/base.parquet").stat().st_mtime_ns
-    docs.write_text(f"{page.BEGIN}\n{page.END}\n")
+    docs.write_text("\n".join(page.marks(own.STUDY.mark)))
     output = run_ranks(tmp_path / "again", 1, compare, folder, "--docs", str(docs))
     assert (folder / "judge/evaluate/scores/base.parquet").stat().st_mtime_ns == base
     results = json.loads((folder / "results" / "results.json").read_text())
     assert {(row["arm"], row["against"]) for row in results["results"]} == {
-        ("random", "base"), ("balanced", "base"),
+        ("own", "base"), ("round_2", "base"), ("round_2", "own"),
     }  # fmt: skip
     assert {row["metric"] for row in results["results"]} == {
         "hps", "clip", "pickscore", "aesthetic", "held_out", "oracle", "average",
     }  # fmt: skip
-    assert "| BalancedDPO |" in docs.read_text()
-    assert (folder / "balanced-0" / "train" / "pipeline" / "model_index.json").is_file()
+    sets = {run: manifest(folder / run) for run in ("first", "own-0", "round_2-0")}
+    assert {run: sum(outcomes.values()) for run, outcomes in sets.items()} == dict.fromkeys(
+        sets, 18
+    )
+    assert "| own pairs (round 1) |" in docs.read_text()
+    assert "| Round 2 is better than round 1 | own pairs" in docs.read_text()
+    assert (folder / "round_2-0" / "train" / "pipeline" / "model_index.json").is_file()
     assert not list(folder.glob("*/train/step-*"))
-    assert "BalancedDPO" in output
+    assert "round 2" in output

@@ -44,11 +44,11 @@ def load(model: Model, scheduler: Scheduler = Scheduler.ddim) -> ImageGenerator:
 def write_adapter(base: Path, folder: Path) -> dict[str, torch.Tensor]:
     """Write what training with LoRA writes: the adapter, and the pipeline with it merged."""
     unet, spec = load_unet(base), LoraSpec(rank=2, alpha=4.0)
-    attach(unet, spec, seed=0, moving=False)
+    attach(unet, spec, seed=0, with_reference=False)
     train_a_little(unet)
     adapter = in_diffusers_format(trained(unet), spec.scale, "unet")
-    export_adapter(adapter, folder / "lora", {"step": 1}, "a card")
     model = opened(base)
+    export_adapter(model, adapter, folder / "lora", {"step": 1}, "a card")
     merged = merged_denoiser(model, adapter)
     export_pipeline(model, merged, folder / "pipeline", {"step": 1}, "a card")
     return adapter

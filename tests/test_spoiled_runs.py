@@ -31,7 +31,7 @@ from data.artifacts.parquet_io import SETTINGS_KEY, write_table
 from data.images import UnreadableImageError, decode, encode_png, to_pixels
 from data.pairs import open_pairs
 from data.pairs.schema import image_key, pair_key
-from evaluate.judging import judge
+from evaluate.judging.scores import judge
 from evaluate.plan import ComparisonPlan
 from evaluate.reporting.label_facts import label_facts
 from evaluate.reporting.results import finished, report
@@ -45,6 +45,7 @@ from label.scoring.score_sets import FACTS, ScoreSets
 from label.voting.label_set import LabelSet, label_settings, make_labels
 from tests.helpers_spoil import ANY_FILE, Spoil
 from tests.helpers_train import SIDE, write_pairs
+from train.dpo.auto_beta import AutoBeta
 from train.loader.dataset import decided_pairs
 from train.loader.latent_source import latents_of
 from train.loader.order import Position
@@ -157,7 +158,8 @@ def write_training(job: Job) -> None:
 
 def write_checkpoint(folder: Path, step: int) -> None:
     folder.mkdir()
-    state = State(step=step, position=Position(0, step), reference_version=1, world=1)
+    beta, position = AutoBeta(5000.0), Position(0, step)
+    state = State(step=step, position=position, beta=beta, reference_version=1, world=1)
     write_json(folder / "state.json", asdict(state))
     save_file({"w": torch.full((4,), float(step))}, reference_file(folder, 0, 1))
     write_bytes(folder / "engine" / "shard.pt", bytes([step]) * 64)

@@ -72,6 +72,10 @@ def test_the_result_is_a_diffusers_pipeline(tmp_path: Path, stage: int, world: i
     assert about["label_set_identity"] == labels.identity
     assert about["settings"]["train"]["beta"] == 5000.0
     assert "31 decided pairs" in (pipeline / "README.md").read_text()
+    printed = (place.root / "logs" / name / "rank0.log").read_text()
+    each = {1: "8 pairs a process x 1 · micro-batches of 4, gradient accumulation 2",
+            2: "4 pairs a process x 2 · micro-batches of 4, gradient accumulation 1"}  # fmt: skip
+    assert f"6 steps of 8 pairs · {each[world]} · 48 pairs seen, 2.00 epochs" in printed
 
 
 def draws_an_image(pipeline: Path, base: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training from latents is training from the images: same pairs, same draws, same weights."""
+"""Training from latents and texts is training from images: same pairs, same draws, same weights."""
 
 import shutil
 from dataclasses import replace
@@ -26,8 +26,9 @@ from label.scoring.scoring_pass import Clock
 from label.scoring.shard_scorer import ScoringTools, score_shards
 from label.scoring.vae_encoder import VaeEncoder
 from tests.helpers_ranks import Place, make_place
+from tests.helpers_texts import text_files, write_texts
 from tests.helpers_train import SIDE, write_base, write_labels, write_pairs
-from train.config import LatentUse, ModelSpec, Precision
+from train.config import CacheUse, ModelSpec, Precision
 from train.dpo.draws import DrawRule, draw
 from train.dpo.step import encode
 from train.loader.dataset import decided_pairs
@@ -44,12 +45,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, pairs, labels, and latents that lose nothing."""
+    """A model, pairs, labels, and latents and texts that lose nothing."""
     root = tmp_path_factory.mktemp("latents")
     write_base(root / "base")
     write_pairs(root / "pairs", sizes=(70, 16), group=20)
     write_labels(root / "labels", root / "pairs")
     write_latents(root)
+    write_texts(text_files(root, root / "base", root / "texts"))
     return root
 
 
@@ -212,7 +214,7 @@ def need(root: Path, **change: object) -> LatentsNeeded:
 
 
 def test_auto_takes_what_fits_and_says_so(root: Path, latent_set: LatentSet) -> None:
-    chosen = choose_source(LatentUse.auto, need(root), None)
+    chosen = choose_source(CacheUse.auto, need(root), None)
     assert chosen.latents == latent_set
     assert chosen.description.startswith(
         f"images: latents in {latent_set.folder} (4x8x8 fp32 mean and std"
@@ -223,7 +225,7 @@ def test_auto_takes_what_fits_and_says_so(root: Path, latent_set: LatentSet) -> 
 
 
 def test_never_takes_none(root: Path) -> None:
-    chosen = choose_source(LatentUse.never, need(root), None)
+    chosen = choose_source(CacheUse.never, need(root), None)
     assert chosen.latents is None
     assert chosen.settings is None
     assert "encoded by the VAE in every step (train.latents=never)" in chosen.description
@@ -248,11 +250,11 @@ def test_what_does_not_fit_is_said_and_refused_where_it_was_asked(
     weights.write_bytes(weights.read_bytes() + b"\0")
     cases.append((need(root, model=other), "but this VAE and resolution are"))
     for needed, why in cases:
-        chosen = choose_source(LatentUse.auto, needed, None)
+        chosen = choose_source(CacheUse.auto, needed, None)
         assert chosen.latents is None
         assert why in chosen.description
         with pytest.raises(ShardError, match="train.latents=always, but"):
-            choose_source(LatentUse.always, needed, None)
+            choose_source(CacheUse.always, needed, None)
 
 
 def test_a_run_is_told_what_latents_would_spare() -> None:
@@ -267,18 +269,18 @@ def test_flips_need_mirrored_latents(root: Path, tmp_path: Path) -> None:
     write_latents(tmp_path, flip=False)
     assert isinstance(find_latents(need(tmp_path, flip=False)), LatentSet)
     with pytest.raises(ShardError, match=r"train.flip=true .* has no mirrored ones"):
-        choose_source(LatentUse.always, need(tmp_path), None)
-    assert "has no mirrored ones" in choose_source(LatentUse.auto, need(tmp_path), None).description
+        choose_source(CacheUse.always, need(tmp_path), None)
+    assert "has no mirrored ones" in choose_source(CacheUse.auto, need(tmp_path), None).description
 
 
 def test_a_run_goes_on_with_what_it_began_with(root: Path, tmp_path: Path) -> None:
-    assert choose_source(LatentUse.auto, need(root), {"latents": None}).latents is None
+    assert choose_source(CacheUse.auto, need(root), {"latents": None}).latents is None
     assert (
-        choose_source(LatentUse.auto, need(root), {}).latents is None
+        choose_source(CacheUse.auto, need(root), {}).latents is None
     )  # of before there were latents
-    assert choose_source(LatentUse.auto, need(root), {"latents": {"identity": "x"}}).latents
+    assert choose_source(CacheUse.auto, need(root), {"latents": {"identity": "x"}}).latents
     with pytest.raises(ShardError, match="this run began with latents, but there are no latents"):
-        choose_source(LatentUse.auto, need(root, folder=tmp_path), {"latents": {"identity": "x"}})
+        choose_source(CacheUse.auto, need(root, folder=tmp_path), {"latents": {"identity": "x"}})
 
 
 # --- what can be wrong ---------------------------------------------------------------------------
@@ -366,7 +368,8 @@ def place(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 def with_latents(place: Place, root: Path, run: str) -> str:
     (place.root / "runs" / run).mkdir(parents=True)
-    shutil.copytree(root / "latents", place.root / "runs" / run / "latents")
+    for name in ("latents", "texts"):
+        shutil.copytree(root / name, place.root / "runs" / run / name)
     return run
 
 
@@ -380,8 +383,10 @@ def test_weights_are_the_same_with_and_without_latents(
     said = place.train(plain, *args, world=world)
     assert "images: from the pair files, encoded by the VAE in every step: there are no" in said
     assert "each image is decoded and encoded" not in said  # not one epoch
+    assert "prompts: encoded in every step: there are no texts in" in said
     said = place.train(cached, *args, world=world)
     assert "images: latents in " in said
+    assert "prompts: texts in " in said
     assert place.weights(plain) == place.weights(cached)
     waits = [line["data_wait_s"] for line in place.journal(cached)]
     assert all(wait >= 0 for wait in waits)

@@ -114,7 +114,6 @@ RUN_ELSEWHERE = {
 }
 """Pages whose Python is run by a test of their own."""
 NOT_RUN = {
-    "from_single_file": "asks for a published single file",
     'from_pretrained("/models/sd15")': "test_lora loads such a folder onto a small base",
     'from_pretrained("/models/sd3"': "test_flow_pipelines loads such a folder",
     "pipeline.fuse_lora": "goes on from the one before",

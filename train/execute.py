@@ -4,7 +4,7 @@ import os
 import platform
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -14,7 +14,9 @@ from data.artifacts.atomic import write_json
 from data.artifacts.config_diff import differences
 from data.artifacts.manifest import code_revision
 from data.distributed import Rank
-from train.config import LatentUse, Objective
+from train.config import CacheUse, Objective, TrainSpec
+from train.distributed.optimizer import check_optimizer
+from train.distributed.policy_average import PolicyAverage
 from train.distributed.world import (
     LostContactError,
     World,
@@ -22,18 +24,20 @@ from train.distributed.world import (
     start,
     stop,
 )
-from train.export.model_card import last_tenth, last_validation, model_card
+from train.export.model_card import beta_description, last_tenth, last_validation, model_card
 from train.export.pipeline import (
     export_adapter,
     export_pipeline,
     merged_denoiser,
     trained_denoiser,
 )
+from train.export.single_file import check_single_file, export_single_file
 from train.identity import TrainRun
 from train.loader.loader import PairStream
 from train.loader.source_choice import advice
 from train.models.base_model import check_settings, open_model
 from train.models.lora import in_diffusers_format
+from train.models.lora_start import follow_start
 from train.trainer.build import limit_micro_batch, make_trainer, open_stream
 from train.trainer.metrics_log import read_lines
 from train.trainer.resume import resume
@@ -82,14 +86,24 @@ def train(run: TrainRun, world: World) -> None:
     console = Console(quiet=world.rank != 0, highlight=False, soft_wrap=True)
     base = open_model(run.model)  # refused before any weight is loaded
     check_settings(base, run.train)
+    check_optimizer(run.train, world)
+    if run.train.export.single_file:
+        check_single_file(base)
+    lora = follow_start(run.train.lora, base)
+    run = replace(run, train=replace(run.train, lora=lora))
     console.print(f"model: {base.process} ({base.family.name})")
+    if run.train.is_beta_auto:
+        console.print(f"beta: {beta_description(run.train)}")
+    if run.train.ema:
+        console.print(f"average of the policy's weights: decay {run.train.ema:g}, {run.average}")
     run = limit_micro_batch(run, world.world_size)
     stream = open_stream(run, world)
     console.print(
         f"{len(stream.pairs)} decided pairs · {stream.epoch_batches} batches of {run.train.batch} "
         f"an epoch · up to {stream.window_bytes / 2**20:.0f} MiB of pairs in memory a process"
     )
-    for line in (run.images, latent_advice(run, stream)):
+    arithmetic = batch_arithmetic(run.train, stream, world)
+    for line in (arithmetic, *run.sources, latent_advice(run, stream)):
         if line:
             console.print(line)
     trainer = make_trainer(run, world, stream, console)
@@ -131,28 +145,66 @@ def check_alike(run: TrainRun, world: World) -> None:
         )
 
 
+def batch_arithmetic(spec: TrainSpec, stream: PairStream, world: World) -> str:
+    """The numbers that runs are compared by: what makes a step, and how much is seen in all."""
+    ranks, unit = stream.plan.world_size, "GPU" if world.device.type == "cuda" else "process"
+    each = spec.batch // ranks
+    return (
+        f"{spec.steps} steps of {spec.batch} pairs · {each} pairs a {unit} x {ranks} · "
+        f"micro-batches of {spec.micro_batch}, gradient accumulation {each // spec.micro_batch} · "
+        f"{spec.steps * spec.batch} pairs seen, {spec.steps / stream.epoch_batches:.2f} epochs"
+    )
+
+
 def latent_advice(run: TrainRun, stream: PairStream) -> str:
     """Say if latents would be faster."""
-    if run.latents or run.train.latents is LatentUse.never:
+    if run.latents or run.train.latents is CacheUse.never:
         return ""
     return advice(run.train.steps, run.train.batch, len(stream.pairs))
 
 
 def export(trainer: Trainer) -> None:
-    """Write the adapter, if there is one, then the pipeline. All ranks gather, rank 0 writes."""
+    """Write average and adapter, if there are any, then the pipeline. All gather, rank 0 writes."""
     run, world = trainer.run, trainer.world
     weights = trainer.policy.gather_fp32_state_dict()
     if world.rank != 0:
         return
+    if trainer.average is not None:
+        export_average(trainer, trainer.average)
     base, lora = trainer.models.components.base, run.train.lora
-    about, card = provenance(run, world) | {"step": trainer.state.step}, model_card(trainer)
+    about, card = about_result(trainer), model_card(trainer)
     if lora.rank:
         adapter = in_diffusers_format(weights, lora.scale, base.family.denoiser)
-        export_adapter(adapter, run.adapter, about, card)
+        export_adapter(base, adapter, run.adapter, about, card)
         denoiser = merged_denoiser(base, adapter)
     else:
         denoiser = trained_denoiser(base, weights)
+    if run.train.export.single_file:
+        export_single_file(base, denoiser, run.single_file)
     export_pipeline(base, denoiser, run.pipeline, about, card, scheduler_settings(trainer))
+
+
+def export_average(trainer: Trainer, average: PolicyAverage) -> None:
+    """Write the policy's average as a pipeline or, for LoRA, as an adapter.
+
+    It is read from the checkpoint of the last step, which has all ranks' parts.
+    """
+    run, base, lora = trainer.run, trainer.models.components.base, trainer.run.train.lora
+    assert trainer.state.checkpoint is not None
+    weights = average.whole(trainer.state.checkpoint)
+    about = about_result(trainer) | {"average": average.decay}
+    card = model_card(trainer, averaged=f", averaged over the steps (decay {average.decay:g})")
+    if lora.rank:
+        adapter = in_diffusers_format(weights, lora.scale, base.family.denoiser)
+        export_adapter(base, adapter, run.average, about, card)
+    else:
+        denoiser, scheduler = trained_denoiser(base, weights), scheduler_settings(trainer)
+        export_pipeline(base, denoiser, run.average, about, card, scheduler)
+
+
+def about_result(trainer: Trainer) -> dict[str, Any]:
+    """What is written beside a result: `provenance`, and the step."""
+    return provenance(trainer.run, trainer.world) | {"step": trainer.state.step}
 
 
 def scheduler_settings(trainer: Trainer) -> dict[str, str]:
@@ -189,6 +241,8 @@ def summarise(trainer: Trainer, console: Console) -> None:
         f"loss {numbers['loss']:.4f}{NO_CHANGE[kind]} · "
         f"accuracy {numbers['accuracy']:.2f} · reference renewed {trainer.reference.version} times"
     )
+    if run.train.is_beta_auto:
+        console.print(f"beta: {beta_description(run.train, trainer.state.beta.beta)}")
     seconds = sum(run.train.batch / line["pairs_per_s"] for line in lines) * run.train.log_every
     waited = sum(line["data_wait_s"] for line in lines) * run.train.log_every
     console.print(
@@ -203,4 +257,6 @@ def summarise(trainer: Trainer, console: Console) -> None:
         )
     if any(line.get("both_rise") for line in lines):
         console.print("[yellow]both errors rose[/] at some steps, see both_rise in journal.jsonl")
+    if trainer.average is not None:
+        console.print(f"average: {run.average}")
     console.print(f"pipeline: {run.pipeline}")

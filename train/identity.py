@@ -8,6 +8,8 @@ from typing import Any
 
 from data.artifacts.latents import LatentSet
 from data.artifacts.readable import reading
+from data.artifacts.texts import TextSet
+from data.models.adapter import ADAPTER, check_adapter
 from data.pairs.config import PairsSpec
 from data.storage.paths import user_path
 from train.config import ModelSpec, TrainSpec
@@ -27,8 +29,10 @@ class TrainRun:
     seed: int
     latents: LatentSet | None = None
     """Stage one's latents, to be read instead of the images; None reads the pair files."""
-    images: str = ""
-    """A line for the terminal that says where the images come from."""
+    texts: TextSet | None = None
+    """Stage one's encoded prompts; None encodes them in every step."""
+    sources: tuple[str, ...] = ()
+    """Lines for the terminal that say where images and encoded prompts come from."""
     settings: Mapping[str, Any]
     """Everything that decides the weights, as JSON values; a folder belongs to one of these."""
 
@@ -38,9 +42,31 @@ class TrainRun:
         return self.folder / "pipeline"
 
     @property
+    def single_file(self) -> Path:
+        """The result in one file, if that is wanted (train.export.single_file)."""
+        return self.folder / "single_file.safetensors"
+
+    @property
     def adapter(self) -> Path:
         """For LoRA: the result without the base, in diffusers' format."""
         return self.folder / "lora"
+
+    @property
+    def average(self) -> Path:
+        """With `train.ema`: the average, as a pipeline or, for LoRA, as an adapter."""
+        return self.folder / ("lora_ema" if self.train.lora.rank else "pipeline_ema")
+
+
+def checked_start(setting: str) -> Path:
+    """The file that `train.lora.start` means: itself, or the one in the folder of an adapter.
+
+    Raises:
+        UnreadableError: It is damaged or incomplete, or is no LoRA.
+    """
+    path = user_path(setting, "train.lora.start")
+    path = path / ADAPTER if path.is_dir() else path
+    check_adapter(path, f"train.lora.start={setting}")
+    return path
 
 
 def fingerprint(model: ModelSpec) -> str:

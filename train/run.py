@@ -10,14 +10,21 @@ from typing import Any
 
 from conf.ahead import check_later_stages
 from conf.job import Job, settings
-from data.artifacts.atomic import ShardError, read_json
+from data.artifacts.atomic import ShardError, read_json, sha256_of
 from data.artifacts.config_diff import refuse_other_settings
+from data.artifacts.fingerprints import Fingerprints
 from data.artifacts.manifest import read_manifest
 from data.distributed import Rank
 from data.storage.paths import user_path
 from train.config import ModelSpec, resumable_fields
-from train.identity import TrainRun, fingerprint
-from train.loader.source_choice import ImageSource, LatentsNeeded, choose_source
+from train.identity import TrainRun, checked_start, fingerprint
+from train.loader.source_choice import (
+    ImageSource,
+    LatentsNeeded,
+    TextSource,
+    choose_source,
+    choose_texts,
+)
 from train.models.base_model import check_settings, find_configs, find_model
 from train.models.base_model import describe as describe_model
 
@@ -27,6 +34,12 @@ ABOUT = "pipeline/balanceddpo.json"
 
 def main(job: Job) -> None:
     """Train, unless it is done; every check that needs no weights comes first."""
+    if job.train.advise:
+        from train.trainer.beta_advice import advise
+
+        folder = job.folder / "train"
+        advise(folder, settings_of(folder), job.train.auto_beta.target)
+        return
     check_later_stages("train", job)
     run = describe(job)
     if is_done(run):
@@ -49,6 +62,8 @@ def check(job: Job) -> None:
     folder = find_configs(job.model)
     base = describe_model(job.model, folder, whole=folder == user_path(job.model.path))
     check_settings(base, job.train)
+    if job.train.lora.start is not None:
+        checked_start(job.train.lora.start)
 
 
 @contextmanager
@@ -89,7 +104,9 @@ def describe(job: Job) -> TrainRun:
     if manifest is None:
         raise ShardError(f"{labels} holds no complete label set; run `make labels` first")
     train, folder = settings(job.train), job.folder / "train"
-    source, latents = image_source(job, folder)
+    if job.train.lora.start is not None:
+        train["lora"]["start"] = sha256_of(checked_start(job.train.lora.start))
+    images, prompts, encoded = sources_of(job, folder)
     resumable = resumable_fields()
     run_identity: dict[str, Any] = {
         "seed": job.seed,
@@ -97,7 +114,7 @@ def describe(job: Job) -> TrainRun:
         "labels": manifest.identity,
         "model": model_identity(job.model),
         "train": {name: value for name, value in train.items() if name not in resumable},
-        "latents": latents,
+        **encoded,
     }
     return TrainRun(
         folder=folder,
@@ -106,41 +123,54 @@ def describe(job: Job) -> TrainRun:
         model=job.model,
         train=job.train,
         seed=job.seed,
-        latents=source.latents,
-        images=source.description,
+        latents=images.latents,
+        texts=prompts.texts,
+        sources=(images.description, prompts.description),
         settings=run_identity,
     )
 
 
 def model_identity(model: ModelSpec) -> dict[str, Any]:
-    """What of the model decides the weights; prediction and guidance only where they were set."""
+    """What of the model decides the weights; what is null by default only where it was set."""
     identity: dict[str, Any] = {
         "resolution": model.resolution,
         "fingerprint": fingerprint(model),
     }
     if model.prediction_type is not None:
         identity["prediction_type"] = model.prediction_type.value
-    if model.guidance is not None:
-        identity["guidance"] = model.guidance
+    for name in ("guidance", "vae_tile"):
+        if getattr(model, name) is not None:
+            identity[name] = getattr(model, name)
     return identity
 
 
-def image_source(job: Job, folder: Path) -> tuple[ImageSource, dict[str, Any] | None]:
-    """Where the run's images come from, and what of that decides its weights.
+def sources_of(job: Job, folder: Path) -> tuple[ImageSource, TextSource, dict[str, Any]]:
+    """Where the run's images and encoded prompts come from, and what of that decides its weights.
 
     A finished run is described by its own settings: its latents may have been deleted.
     """
     begun = settings_of(folder)
     if begun is not None and finished(folder):
-        return ImageSource(None, ""), begun.get("latents")
+        identity = identity_of(begun.get("latents"), begun.get("texts"))
+        return ImageSource(None, ""), TextSource(None, ""), identity
+    model = find_model(job.model)
     need = LatentsNeeded(
         folder=job.folder / "latents",
-        model=find_model(job.model),
+        model=model,
         resolution=job.model.resolution,
         flip=job.train.flip,
     )
-    source = choose_source(job.train.latents, need, begun)
-    return source, source.settings
+    images = choose_source(job.train.latents, need, begun)
+    hashes = Fingerprints(job.folder / "scores" / "weights.json")
+    prompts = choose_texts(job.train.texts, job.folder / "texts", model, hashes, begun)
+    return images, prompts, identity_of(images.settings, prompts.settings)
+
+
+def identity_of(
+    latents: dict[str, Any] | None, texts: dict[str, Any] | None
+) -> dict[str, dict[str, Any] | None]:
+    """What of latents and texts decides the weights; texts only where they are read."""
+    return {"latents": latents} | ({} if texts is None else {"texts": texts})
 
 
 def settings_of(folder: Path) -> dict[str, Any] | None:
@@ -162,7 +192,9 @@ def _recorded(folder: Path, path: Path) -> dict[str, Any]:
     """The settings of a run in a file of its folder that describes it."""
     cure = f"restore the file, or delete {folder} to train anew"
     settings = read_json(path, cure).get("settings")
-    if not isinstance(settings, dict) or not isinstance(settings.get("latents"), dict | None):
+    if not isinstance(settings, dict) or not all(
+        isinstance(settings.get(name), dict | None) for name in ("latents", "texts")
+    ):
         raise ShardError(f"{path} has no settings of a run; {cure}")
     return settings
 
@@ -181,7 +213,7 @@ def is_done(run: TrainRun) -> bool:
     begun = settings_of(run.folder)
     if begun is not None:
         refuse_other_settings(run.folder, begun, run.settings)
-    if not finished(run.folder):
+    if not finished(run.folder) or (run.train.export.single_file and not run.single_file.exists()):
         return False
     refuse_other_settings(run.pipeline, _recorded(run.folder, run.folder / ABOUT), run.settings)
     return True

@@ -84,7 +84,9 @@ def floor(folder: Path, *, world: str, micro_batch: int, accumulation: int, step
         taken = [next(ready).on(here.device) for _ in range(2)]
         inputs = [prepare_inputs(batch, components) for batch in taken]
     policy, reference = components.denoiser(), components.denoiser()
-    step = floor_step(components, policy, reference, inputs, run.train.beta, every=accumulation)
+    step = floor_step(
+        components, policy, reference, inputs, run.train.first_beta, every=accumulation
+    )
 
     def whole_step() -> None:
         for _ in range(accumulation):

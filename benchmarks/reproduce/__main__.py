@@ -1,5 +1,7 @@
 """`python -m benchmarks.reproduce` (`make reproduce`): the paper's comparison, in miniature.
 
+`--study own` compares pairs that a model generates for itself instead.
+
 If interrupted, rerun the same command; it resumes. See docs/reproduction.md.
 """
 
@@ -12,43 +14,46 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.reproduce import arms, children
+from benchmarks.reproduce import children, own, paper
 from benchmarks.reproduce.page import check_page
 from benchmarks.reproduce.plan import Plan, Unit, estimate, note_seconds
 
-QUICK = {
-    "folder": Path("runs/reproduce-quick"), "arms": ["random", "balanced"], "seeds": 1,
-    "steps": 4, "prompts": 6, "pairs": 160,
-}  # fmt: skip
+STUDIES = {study.name: study for study in (paper.STUDY, own.STUDY)}
 SHORT_S = 5.0
 """CPU time below which a piece had nothing left to do."""
 PAGE, SEEDS = Path("docs/reproduction.md"), 3
 """The page that gets the results of all arms, and how many trainings of each that takes."""
-QUICK_EXTRA = ("train.batch=8", "train.micro_batch=8", "train.reference.every=2",
-               "train.warmup=1", "evaluate.steps=2", "evaluate.resamples=200")  # fmt: skip
+FULL = {"seeds": SEEDS, "steps": 200, "prompts": 400}
+QUICK = {"seeds": 1, "steps": 4, "prompts": 6}
+QUICK_EXTRA = ("train.batch=8", "train.micro_batch=8", "train.reference.every=2", "train.warmup=1",
+               "evaluate.steps=2", "evaluate.resamples=200", "generate.steps=2")  # fmt: skip
 
 
 def arguments(words: list[str]) -> argparse.Namespace:
-    """Parse the command line; `--quick` changes every default."""
-    quick = "--quick" in words
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduce", description=__doc__)
-    add, default = parser.add_argument, QUICK if quick else {}
-    add("--folder", type=Path, default=default.get("folder", Path("runs/reproduce")))
-    every = [arm.name for arm in arms.ARMS]
-    add("--arms", nargs="+", default=default.get("arms", every), help=f"of {', '.join(every)}")
-    add("--seeds", type=int, default=default.get("seeds", SEEDS), help="trainings of each arm")
-    add("--steps", type=int, default=default.get("steps", 200), help="optimizer steps")
-    add("--prompts", type=int, default=default.get("prompts", 400), help="held-out prompts")
-    add("--pairs", type=int, default=default.get("pairs", 3000), help="pairs to train on")
+    """Parse the command line; `--study` and `--quick` change the defaults."""
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--study", choices=STUDIES, default="paper", help="what is compared")
+    first.add_argument("--quick", action="store_true", help="two arms, a few steps: does it work?")
+    known, _ = first.parse_known_args(words)
+    study, quick = STUDIES[known.study], known.quick
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.reproduce", description=__doc__, parents=[first]
+    )
+    add, default = parser.add_argument, QUICK if quick else FULL
+    folder = study.folder.with_name(f"{study.folder.name}-quick") if quick else study.folder
+    add("--folder", type=Path, default=folder)
+    every = [arm.name for arm in study.arms]
+    add("--arms", nargs="+", default=study.quick_arms if quick else every,
+        help=f"of {', '.join(every)}")  # fmt: skip
+    add("--seeds", type=int, default=default["seeds"], help="trainings of each arm")
+    add("--steps", type=int, default=default["steps"], help="optimizer steps of a round")
+    add("--prompts", type=int, default=default["prompts"], help="held-out prompts")
+    add("--pairs", type=int, default=study.quick_pairs if quick else study.pairs,
+        help="pairs of a round")  # fmt: skip
     add("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes side by side")
     add("--docs", type=Path, help=f"page to write the results into; {PAGE} when all arms are run")
     add("--plan", action="store_true", help="only print what would be done")
-    add(
-        "--report",
-        action="store_true",
-        help="only write the tables and figures of the finished models",
-    )
-    add("--quick", action="store_true", help="two arms, a few steps: a test that it works")
+    add("--report", action="store_true", help="only compare the models that are finished")
     return parser.parse_args(words)
 
 
@@ -56,20 +61,23 @@ def plan_of(options: argparse.Namespace) -> Plan:
     """The comparison that a command line describes.
 
     Raises:
-        ValueError: An arm is unknown, or one of its settings is invalid, such as snapshots that
-            never happen within the steps.
+        ValueError: An arm is unknown, one of its settings is invalid, such as snapshots that never
+            happen within the steps, or there are not enough prompts for the pairs.
     """
+    study = STUDIES[options.study]
     plan = Plan(
+        study=study,
         folder=options.folder,
-        arms=arms.named(options.arms),
+        arms=study.named(options.arms),
         seeds=options.seeds,
         steps=options.steps,
         prompts=options.prompts,
         pairs=options.pairs,
         extra=QUICK_EXTRA if options.quick else (),
     )
+    plan.check()
     for arm in plan.arms:
-        plan.train_job(Unit(arm, 0))  # refuses invalid settings before anything runs
+        plan.unit_job(Unit(arm, 0))  # refuses invalid settings before anything runs
     return plan
 
 
@@ -77,9 +85,9 @@ def main(words: list[str]) -> int:
     """Run what is missing, then compare; returns 1 when a piece failed."""
     options, console = arguments(words), Console(highlight=False)
     plan = plan_of(options)
-    whole = len(plan.arms) == len(arms.ARMS) and plan.seeds >= SEEDS and not options.quick
+    whole = plan.arms == plan.study.arms and plan.seeds >= SEEDS and not options.quick
     if (docs := options.docs or (PAGE if whole else None)) is not None:
-        check_page(docs)
+        check_page(docs, plan.study.mark)
     from benchmarks.reproduce import work
 
     show(console, plan, set(work.judged(plan)), options.jobs)
@@ -89,8 +97,7 @@ def main(words: list[str]) -> int:
         # Read when torch is imported. One thread per process gives the same weights on any number
         # of cores, and two processes with one thread each are faster than one process with two.
         os.environ["OMP_NUM_THREADS"] = "1"
-        pieces = [[work.label_piece(plan)], [work.unit_piece(plan, u) for u in plan.units()]]
-        if not all(do(console, plan, stage, options.jobs) for stage in pieces):
+        if not do(console, plan, work.pieces(plan), options.jobs):
             return 1
     from benchmarks.reproduce.report import write
 
@@ -104,7 +111,7 @@ def show(console: Console, plan: Plan, done: set[str], jobs: int) -> None:
     for name in ("arm", "compared by", "settings"):
         table.add_column(name)
     for arm in plan.arms:
-        table.add_row(arm.title, arm.group, " ".join(arm.overrides))
+        table.add_row(arm.title, arm.group, " ".join(plan.fill(arm.overrides)))
     console.print(table)
     if plan.extra:
         console.print(f"in every run: {' '.join(plan.extra)}")
@@ -119,12 +126,12 @@ def show(console: Console, plan: Plan, done: set[str], jobs: int) -> None:
 
 
 def do(console: Console, plan: Plan, pieces: list[children.Piece], jobs: int) -> bool:
-    """Do one stage with a progress bar; False, after showing the logs, when a piece failed."""
+    """Do all pieces with a progress bar; False, after showing the logs, when a piece failed."""
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                "{task.fields[left]}")  # fmt: skip
     done: dict[str, children.Finished] = {}
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("labels" if len(pieces) == 1 else "models", total=len(pieces), left="")
+        task = bar.add_task("pair sets and models", total=len(pieces), left="")
         for end in children.run(pieces, jobs):
             done[end.piece.name] = end
             if not end.failed and end.seconds > SHORT_S:
@@ -135,6 +142,8 @@ def do(console: Console, plan: Plan, pieces: list[children.Piece], jobs: int) ->
     for piece in failed:
         tail = "\n".join(piece.log.read_text().splitlines()[-15:])
         console.print(f"{piece.name} failed; {piece.log} ends:\n{tail}", markup=False)
+    if waiting := [piece.name for piece in pieces if piece.name not in done]:
+        console.print(f"not started, because they need it: {', '.join(waiting)}")
     if failed:
         console.print("rerun the same command to resume")
     return not failed

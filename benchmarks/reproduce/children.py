@@ -27,6 +27,8 @@ class Piece:
     """Gets everything that the process prints."""
     work: Callable[[], None]
     """A function that can be pickled."""
+    needs: frozenset[str] = frozenset()
+    """The names of pieces that have to be done before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,29 +49,40 @@ def context() -> ForkServerContext:
 
 
 def run(pieces: Sequence[Piece], jobs: int) -> Iterator[Finished]:
-    """Do all pieces in order, `jobs` at a time, and yield each when it ends.
+    """Do all pieces, `jobs` at a time, always the first that is ready, and yield each at its end.
 
-    A piece that fails does not stop the others. When this process ends in any way, its children
-    end too, so that no two processes ever work on one run folder.
+    A piece that fails stops no other, except that those which need it are not started. When this
+    process ends in any way, its children end too, so that no two processes ever work on one run
+    folder.
     """
     processes = context()
-    waiting, running = list(reversed(pieces)), dict[ForkServerProcess, tuple[Piece, Any]]()
+    waiting, running = list(pieces), dict[ForkServerProcess, tuple[Piece, Any]]()
+    done: set[str] = set()
     try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                piece, seconds = waiting.pop(), processes.Value("d", 0.0, lock=False)
+        while True:
+            while len(running) < jobs and (piece := _first_ready(waiting, done)):
+                waiting.remove(piece)
+                seconds = processes.Value("d", 0.0, lock=False)
                 process = processes.Process(target=_do, args=(piece, seconds))
                 process.start()
                 running[process] = piece, seconds
+            if not running:
+                return  # what still waits needs a piece that failed
             ready = wait([process.sentinel for process in running])
             for process in [each for each in running if each.sentinel in ready]:
                 piece, seconds = running.pop(process)
                 process.join()
+                if process.exitcode == 0:
+                    done.add(piece.name)
                 yield Finished(piece, seconds.value, failed=process.exitcode != 0)
     finally:
         for process in running:
             process.terminate()
             process.join()
+
+
+def _first_ready(waiting: Sequence[Piece], done: set[str]) -> Piece | None:
+    return next((piece for piece in waiting if piece.needs <= done), None)
 
 
 def _do(piece: Piece, seconds: Any) -> None:

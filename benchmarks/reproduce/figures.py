@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.reproduce.arms import OTHER_K, OURS, Arm, Group, K
+from benchmarks.reproduce.paper import OTHER_K, OURS, K
 from benchmarks.reproduce.results import Contrast
+from benchmarks.reproduce.study import Arm
 from data.artifacts.atomic import write_bytes
 from data.artifacts.schemas import Role
 
@@ -25,7 +26,8 @@ STYLE: Any = {
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
 }
-GROUPS = {Group.LABELS: "#8b93a1", Group.REFERENCE: "#4f7cdb", Group.TIES: "#1f9d66"}
+GROUPS = ("#8b93a1", "#4f7cdb", "#1f9d66")
+"""Colours of the groups of arms, in their order."""
 MARKERS = {Role.VOTER: "o", Role.HELD_OUT: "D", Role.ORACLE: "*"}
 COLOURS = ("#d1495b", "#edae49", "#00798c", "#7f5aa8", "#30343f", "#30343f")
 """Colours of the judges, voters first."""
@@ -34,11 +36,12 @@ COLOURS = ("#d1495b", "#edae49", "#00798c", "#7f5aa8", "#30343f", "#30343f")
 def win_rates(contrasts: Mapping[str, Contrast], arms: Sequence[Arm]) -> Figure:
     """Every arm against the base: the voters' average with its seeds, and every judge."""
     shown = [arm for arm in arms if arm.name in contrasts]
+    colours = dict(zip(dict.fromkeys(arm.group for arm in arms), GROUPS, strict=False))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 1.3 + 0.36 * len(shown)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for place, arm in enumerate(shown):
-            _average(left, place, contrasts[arm.name], GROUPS[arm.group])
+            _average(left, place, contrasts[arm.name], colours[arm.group])
             _judges(right, place, contrasts[arm.name], labelled=place == 0)
         left.set_yticks(range(len(shown)), [arm.title for arm in shown])
         for label, arm in zip(left.get_yticklabels(), shown, strict=True):

@@ -1,17 +1,16 @@
 """What is trained, sampled and judged, and about how long it takes."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from benchmarks.reproduce.arms import Arm
+from benchmarks.reproduce.study import Arm, PairSet, Study
 from conf.job import Job, composed
 from data.artifacts.atomic import write_json
+from data.miniature.scenes import prompts
 
-SHARED = "shared"
-"""The run that scores the pairs once and makes the labels of every arm."""
 JUDGE = "judge"
 """The run whose folder holds all images and their scores."""
 BASE = "base"
@@ -20,32 +19,53 @@ LATENTS = ("latents=model", "label.latents.moments=true", "label.latents.dtype=f
            "train.latents=always")  # fmt: skip
 """Each image is encoded once for all trainings; the trained weights are the same to the bit."""
 
-SECONDS = {"labels": 60.0, "step": 0.6, "image": 0.065, "judgement": 0.005, "start": 6.0}
+SECONDS = {"pair": 0.02, "step": 0.6, "image": 0.065, "judgement": 0.005, "start": 6.0}
 """CPU seconds on one core of a two-core cloud machine (AMD EPYC); used until a unit of this folder
 has been timed."""
+IMAGES, NUM_ROUNDS = 3, 3
+"""Images a prompt of generated pairs, which form as many pairs (`experiment=miniature_own`), and
+rounds with prompts of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """The whole comparison."""
 
+    study: Study
     folder: Path
     arms: tuple[Arm, ...]
+    """Of the study, those to run."""
     seeds: int
     """Trainings of each arm."""
     steps: int
+    """Of a round."""
     prompts: int
+    """Held-out prompts."""
     pairs: int
+    """Of a round."""
     extra: tuple[str, ...] = ()
     """Further settings of every run; they override all others."""
+
+    def check(self) -> None:
+        """Refuse a number of pairs that cannot be generated.
+
+        Raises:
+            ValueError: Names what is allowed.
+        """
+        most = len(prompts("train")) // NUM_ROUNDS * IMAGES
+        generated = any(arm.pairs is None or arm.pairs.is_generated for arm in self.arms)
+        if generated and not (IMAGES <= self.pairs <= most and self.pairs % IMAGES == 0):
+            raise ValueError(
+                f"--pairs {self.pairs}: {IMAGES} images of a prompt form {IMAGES} pairs, and there "
+                f"are prompts for {most} pairs a round; give a multiple of {IMAGES} up to that"
+            )
 
     @property
     def common(self) -> list[str]:
         """The settings that every run shares."""
         return [
-            "experiment=miniature",
+            f"experiment={self.study.experiment}",
             f"runs={self.folder}",
-            f"pairs.options.num_pairs={self.pairs}",
             f"train.steps={self.steps}",
             "train.keep=1",
             "train.checkpoint_every=25",
@@ -54,6 +74,18 @@ class Plan:
             *LATENTS,
         ]
 
+    def fill(self, settings: Iterable[str], seed: int = 0) -> list[str]:
+        """Settings with the plan's values in place of names in braces."""
+        values = {
+            "seed": seed,
+            "folder": self.folder,
+            "pairs": self.pairs,
+            "prompts": self.pairs // IMAGES,
+            "prompts_x2": self.pairs // IMAGES * 2,
+            "prompts_x3": self.pairs // IMAGES * NUM_ROUNDS,
+        }
+        return [text.format(**values) for text in settings]
+
     def units(self) -> Iterator["Unit"]:
         """The base, then seed after seed, so that finished arms can be compared early."""
         yield Unit(None, 0)
@@ -61,16 +93,34 @@ class Plan:
             for arm in self.arms:
                 yield Unit(arm, seed)
 
-    def labels_job(self, arm: Arm, seed: int) -> Job:
-        """Stage one of an arm, in the folder shared by all arms."""
-        own = [f"seed={seed}", f"run={SHARED}"]
-        return composed([*self.common, *arm.settings(seed), *own, *self.extra])
+    def pair_sets(self) -> list[PairSet]:
+        """The shared pair sets of the arms."""
+        return list(dict.fromkeys(arm.pairs for arm in self.arms if arm.pairs))
 
-    def train_job(self, unit: "Unit") -> Job:
-        """Stage two of an arm, in a run folder of its own."""
-        assert unit.arm is not None
+    def pairs_job(self, pairs: PairSet, arm: Arm, seed: int) -> Job:
+        """The run of a shared pair set, with an arm's vote."""
+        settings = self.fill([*pairs.settings, *arm.overrides], seed)
+        own = [f"seed={seed}", f"run={pairs.name}"]
+        return composed([*self.common, *settings, *own, *self.extra])
+
+    def unit_job(self, unit: "Unit") -> Job:
+        """The training of an arm, in a run folder of its own."""
+        arm = unit.arm
+        assert arm is not None
+        settings = [*(arm.pairs.settings if arm.pairs else ()), *arm.overrides]
         own = [f"seed={unit.seed}", f"run={unit.name}"]
-        return composed([*self.common, *unit.arm.settings(unit.seed), *own, *self.extra])
+        if arm.rounds > 1:
+            own.append(f"train.steps={self.steps * arm.rounds}")
+        if arm.before:
+            policy = self.folder / f"{arm.before}-{unit.seed}" / "train" / "pipeline"
+            own += [f"model.path={policy}", "model.revision=null"]
+        return composed([*self.common, *self.fill(settings, unit.seed), *own, *self.extra])
+
+    def labels(self, arm: Arm) -> Path:
+        """The folder of an arm's labels, those of the first seed."""
+        unit = Unit(arm, 0)
+        run = arm.pairs.name if arm.pairs else unit.name
+        return self.folder / run / "labels" / self.unit_job(unit).vote.name
 
     @property
     def judge_job(self) -> Job:
@@ -119,14 +169,34 @@ def expected(plan: Plan, unit: Unit, known: Mapping[str, float]) -> float:
     """CPU seconds that a unit is likely to take, from the units measured so far."""
     if unit.name in known:
         return known[unit.name]
-    if unit.arm and (trained := [seconds for name, seconds in known.items() if "-" in name]):
-        return sum(trained) / len(trained)
-    judged = plan.prompts * (SECONDS["image"] + SECONDS["judgement"])
-    return judged + (plan.steps * SECONDS["step"] + SECONDS["start"] if unit.arm else 0.0)
+    trained = [each for each in plan.units() if each.arm and each.name in known]
+    if unit.arm is None or not trained:
+        return typical(plan, unit)
+    measured = sum(known[each.name] for each in trained)
+    return typical(plan, unit) * measured / sum(typical(plan, each) for each in trained)
+
+
+def typical(plan: Plan, unit: Unit) -> float:
+    """CPU seconds of a unit on the machine of `SECONDS`."""
+    seconds = plan.prompts * (SECONDS["image"] + SECONDS["judgement"])
+    if unit.arm:
+        seconds += plan.steps * unit.arm.rounds * SECONDS["step"] + SECONDS["start"]
+        if not unit.arm.pairs:
+            seconds += plan.pairs * (SECONDS["image"] + SECONDS["pair"])
+    return seconds
+
+
+def of_pairs(plan: Plan, pairs: PairSet) -> float:
+    """CPU seconds of generating and labelling a shared pair set."""
+    number = plan.pairs * max(arm.rounds for arm in plan.arms if arm.pairs == pairs)
+    return number * (SECONDS["pair"] + pairs.is_generated * SECONDS["image"])
 
 
 def estimate(plan: Plan, done: set[str], jobs: int) -> float:
     """Seconds that are left with `jobs` processes."""
     known = measured(plan)
     left = sum(expected(plan, unit, known) for unit in plan.units() if unit.name not in done)
-    return left / jobs + (0.0 if (plan.folder / SHARED).exists() else SECONDS["labels"])
+    for pairs in plan.pair_sets():
+        if pairs.name not in done and not (plan.folder / pairs.name / "labels").exists():
+            left += of_pairs(plan, pairs)
+    return left / jobs

@@ -42,7 +42,8 @@ def write(console: Console, plan: Plan, docs: Path | None) -> None:
     console.print(tables.short(with_base(contrasts), plan.arms))
     console.print(f"results: {folder}", soft_wrap=True)
     if docs is not None and len(paths) == len(list(plan.units())):
-        publish(docs, text, save_figures(plan, contrasts, docs.with_suffix("")))
+        images = save_figures(plan, contrasts, docs.with_suffix("") / plan.study.figures)
+        publish(docs, plan.study.mark, text, images)
         console.print(f"page: {docs}", soft_wrap=True)
 
 
@@ -51,7 +52,7 @@ def compare_arms(plan: Plan, scores: Mapping[str, pl.DataFrame]) -> Contrasts:
     judges = work.plan_of(plan, Unit(None, 0)).judges
     finished = {name.rpartition("-")[0] for name in scores if name != BASE}
     wanted = [(arm.name, BASE) for arm in plan.arms]
-    wanted += [(arm, other) for arm, others in tables.CLAIMS.values() for other in others]
+    wanted += [(arm, other) for arm, others in plan.study.claims.values() for other in others]
     resamples = plan.judge_job.evaluate.resamples
     contrasts: Contrasts = {}
     for arm, other in dict.fromkeys(wanted):
@@ -70,22 +71,21 @@ def results(plan: Plan, contrasts: Contrasts, models: int) -> str:
     judges = work.plan_of(plan, Unit(None, 0)).judges
     alone = with_base(contrasts)
     job = plan.judge_job
-    return "\n\n".join(
-        [
-            f"{len(alone)} arms, {plan.seeds} training seeds, {plan.steps} steps of "
-            f"{job.train.batch} pairs, {plan.prompts} prompts; {models} of "
-            f"{len(list(plan.units()))} models judged; code {code_revision()}.",
-            "### Against the base",
-            "Win rates in %, ties half; in brackets the 95 % interval over prompts; ▼ shown to be "
-            "worse than the base, · no difference shown. The gain is the mean change of the voters'"
-            " scores, in standard deviations of the base's: how much is won, not how often.",
-            tables.against_base(alone, plan.arms, judges, work.decided(plan)),
-            "### Arm against arm",
-            tables.claims(contrasts, plan.arms),
-            "### Steadiness",
-            tables.steadiness(alone, plan.arms),
-        ]
-    )
+    parts = [
+        f"{len(alone)} arms, {plan.seeds} training seeds, {plan.steps} steps of "
+        f"{job.train.batch} pairs, {plan.prompts} prompts; {models} of "
+        f"{len(list(plan.units()))} models judged; code {code_revision()}.",
+        "### Against the base",
+        "Win rates in %, ties half; in brackets the 95 % interval over prompts; ▼ shown to be "
+        "worse than the base, · no difference shown. The gain is the mean change of the voters'"
+        " scores, in standard deviations of the base's: how much is won, not how often.",
+        tables.against_base(alone, plan.arms, judges, work.decided(plan)),
+        "### Arm against arm",
+        tables.claims(contrasts, plan.study),
+    ]
+    if steady := [arm for arm in plan.arms if arm.name in plan.study.steady]:
+        parts += ["### Steadiness", tables.steadiness(alone, steady)]
+    return "\n\n".join(parts)
 
 
 def save_figures(plan: Plan, contrasts: Contrasts, folder: Path) -> list[Path]:
@@ -107,6 +107,7 @@ def as_json(plan: Plan, contrasts: Contrasts) -> dict[str, Any]:
     """Plan, results and provenance as JSON values, for programs."""
     value = {
         "plan": {
+            "study": plan.study.name,
             "arms": {arm.name: list(arm.overrides) for arm in plan.arms},
             "seeds": plan.seeds,
             "steps": plan.steps,

@@ -5,34 +5,13 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.reproduce.arms import OTHER_K, OURS, VOTERS, Arm
 from benchmarks.reproduce.results import Contrast
+from benchmarks.reproduce.study import Arm, Study
 from evaluate.statistics.bootstrap import Estimate
 from evaluate.statistics.winrate import Judge
 
 MARKS = {"better": "", "worse": " ▼", "not shown": " ·"}
 """The mark after a win rate, by its verdict."""
-CLAIMS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "The consensus is better than each single metric": (
-        "majority", tuple(f"single_{metric}" for metric in VOTERS),
-    ),
-    "The consensus is better than mixing scores": ("majority", ("sum", "zscore_sum")),
-    "The consensus is better than human labels": ("majority", ("human",)),
-    "The majority is better than unanimity": ("majority", ("unanimous",)),
-    "The consensus is better than random labels": ("majority", ("random",)),
-    "BalancedDPO is better than each single metric": (
-        OURS, tuple(f"single_{metric}" for metric in VOTERS),
-    ),
-    "BalancedDPO is better than mixing scores": (OURS, ("sum", "zscore_sum")),
-    "BalancedDPO is better than Diffusion-DPO on human labels": (OURS, ("human",)),
-    "A moving reference is better than a frozen one": (OURS, ("majority",)),
-    "A moving reference is better than a frozen one with beta / 4": (OURS, ("majority_loose",)),
-    "K = 50 is better than another K": (OURS, tuple(f"{OURS}_k{k}" for k in OTHER_K)),
-    "Snapshots are better than an average": (OURS, ("ema",)),
-    "Dropping ties is better than deciding them": (OURS, ("ties_human", "ties_metric")),
-}  # fmt: skip
-"""Claim -> the arm that should win, and the arms it should win against. The consensus alone is
-`majority`, whose reference is frozen like that of the arms it is compared with."""
 
 
 def against_base(
@@ -77,12 +56,12 @@ def against_base(
     return markdown(head, rows)
 
 
-def claims(contrasts: Mapping[tuple[str, str], Contrast], arms: Sequence[Arm]) -> str:
-    """The paper's claims, arm against arm, and whether they hold here."""
-    titles = {arm.name: arm.title for arm in arms}
+def claims(contrasts: Mapping[tuple[str, str], Contrast], study: Study) -> str:
+    """The study's claims, arm against arm, and whether they hold here."""
+    titles = {arm.name: arm.title for arm in study.arms}
     head = ["claim", "against", "voters' average", "over seeds", "judges better / worse", "it"]
     rows = []
-    for claim, (arm, others) in CLAIMS.items():
+    for claim, (arm, others) in study.claims.items():
         for other in others:
             if contrast := contrasts.get((arm, other)):
                 low, high, _ = contrast.spread()
@@ -95,8 +74,8 @@ def claims(contrasts: Mapping[tuple[str, str], Contrast], arms: Sequence[Arm]) -
 
 
 def steadiness(contrasts: Mapping[str, Contrast], arms: Sequence[Arm]) -> str:
-    """How much the results of majority arms vary over training seeds."""
-    shown = [arm for arm in arms if arm.name in contrasts and arm.is_majority]
+    """How much the results of these arms vary over training seeds."""
+    shown = [arm for arm in arms if arm.name in contrasts]
     judges = [r.metric for arm in shown[:1] for r in contrasts[arm.name].others]
     head = ["arm", "voters' average", "deviation", *(
         word for metric in judges for word in (metric.replace("_", " "), "deviation")

@@ -1,4 +1,4 @@
-"""The pieces of the comparison: label in every way, then train, sample and judge each unit.
+"""The pieces of a comparison: label in every way, then train, sample and judge each unit.
 
 An interrupted piece resumes when it is done again.
 """
@@ -6,17 +6,18 @@ An interrupted piece resumes when it is done again.
 import shutil
 from collections.abc import Mapping
 from functools import partial
-from itertools import starmap
 from pathlib import Path
 from typing import Any
 
 import evaluate.run as judge_program
+import generate.run as generate_program
 import label.run as label_program
 import train.run as train_program
 from benchmarks.reproduce.children import Piece
-from benchmarks.reproduce.plan import JUDGE, SHARED, Plan, Unit
+from benchmarks.reproduce.plan import JUDGE, Plan, Unit
+from benchmarks.reproduce.study import PairSet
 from conf.job import settings
-from evaluate.judging import is_judged
+from evaluate.judging.scores import is_judged
 from evaluate.plan import ComparisonPlan
 from evaluate.reporting import results
 from evaluate.reporting.label_facts import label_facts
@@ -24,33 +25,51 @@ from evaluate.steps import check_sample_folder, load_panel, sample_model, score_
 from generate.image_files import Model
 
 
-def label_piece(plan: Plan) -> Piece:
-    """One scoring pass, and the labels of every arm from it."""
-    return Piece("labels", plan.folder / SHARED / "log.txt", partial(do_labels, plan))
+def pieces(plan: Plan) -> list[Piece]:
+    """Everything to do, each piece with those that it needs."""
+    sets = [pairs_piece(plan, pairs) for pairs in plan.pair_sets()]
+    return [*sets, *(unit_piece(plan, unit) for unit in plan.units())]
 
 
-def do_labels(plan: Plan) -> None:
-    """Do the work of `label_piece` in this process."""
-    ways = {
-        tuple(arm.settings(seed)): (arm, seed) for arm in plan.arms for seed in range(plan.seeds)
-    }
-    jobs = {job.vote.name: job for job in starmap(plan.labels_job, ways.values())}
-    for job in jobs.values():
+def pairs_piece(plan: Plan, pairs: PairSet) -> Piece:
+    """Generate a shared pair set, if it is to be, and label it for every arm that trains on it."""
+    log = plan.folder / pairs.name / "log.txt"
+    return Piece(pairs.name, log, partial(do_pairs, plan, pairs))
+
+
+def do_pairs(plan: Plan, pairs: PairSet) -> None:
+    """Do the work of `pairs_piece` in this process."""
+    arms = [arm for arm in plan.arms if arm.pairs == pairs]
+    ways = {tuple(plan.fill(arm.overrides, s)): (arm, s) for arm in arms for s in range(plan.seeds)}
+    jobs = [plan.pairs_job(pairs, arm, seed) for arm, seed in ways.values()]
+    if pairs.is_generated:
+        generate_program.main(jobs[0])
+    for job in {job.vote.name: job for job in jobs}.values():
         label_program.main(job)
 
 
 def unit_piece(plan: Plan, unit: Unit) -> Piece:
     """Train (except the base), sample and judge one model."""
     log = plan.folder / (unit.name if unit.arm else JUDGE) / "log.txt"
-    return Piece(unit.name, log, partial(do_unit, plan, unit))
+    needs: list[str] = []
+    if unit.arm and unit.arm.pairs:
+        needs.append(unit.arm.pairs.name)
+    if unit.arm and unit.arm.before:
+        needs.append(f"{unit.arm.before}-{unit.seed}")
+    return Piece(unit.name, log, partial(do_unit, plan, unit), frozenset(needs))
 
 
 def do_unit(plan: Plan, unit: Unit) -> None:
     """Do the work of `unit_piece` in this process."""
     if unit.arm is not None:
-        for part in ("labels", "latents"):
-            link_shared(plan.folder / SHARED / part, plan.folder / unit.name / part)
-        train_program.main(plan.train_job(unit))
+        job = plan.unit_job(unit)
+        if unit.arm.pairs:
+            for part in ("labels", "latents"):
+                link_shared(plan.folder / unit.arm.pairs.name / part, job.folder / part)
+        else:
+            generate_program.main(job)
+            label_program.main(job)
+        train_program.main(job)
     own = plan_of(plan, unit)
     if not is_judged(own.model_scores(unit.name), own.model_score_settings(unit.name)):
         check_sample_folder(own, own.models[0])
@@ -87,8 +106,7 @@ def decided(plan: Plan) -> dict[str, int]:
     """Arm -> the number of pairs with a winner in its labels (of the first seed)."""
     numbers = {}
     for arm in plan.arms:
-        name = plan.labels_job(arm, 0).vote.name
-        if facts := label_facts(plan.folder / SHARED / "labels" / name):
+        if facts := label_facts(plan.labels(arm)):
             numbers[arm.name] = int(facts["decided"])
     return numbers
 

@@ -53,11 +53,16 @@ def write_table(
 
 @contextmanager
 def table_writer(
-    path: Path, schema: pa.Schema, settings: Mapping[str, Any], blobs: Sequence[str]
+    path: Path,
+    schema: pa.Schema,
+    settings: Mapping[str, Any],
+    blobs: Sequence[str],
+    compression: str = "none",
 ) -> Iterator[pq.ParquetWriter]:
     """A Parquet file as `write_table` writes it, to be written a row group at a time.
 
     It appears at the end of the block, unless another process has written it meanwhile.
+    `compression` is that of the blobs.
     """
     plain = [name for name in schema.names if name not in blobs]
     footer = {SETTINGS_KEY: json.dumps(settings, sort_keys=True).encode()}
@@ -66,7 +71,7 @@ def table_writer(
         pq.ParquetWriter(
             partial,
             schema.with_metadata(footer),
-            compression={name: "none" if name in blobs else "zstd" for name in schema.names},
+            compression={name: compression if name in blobs else "zstd" for name in schema.names},
             use_dictionary=plain,
             write_statistics=plain,
             write_page_checksum=True,

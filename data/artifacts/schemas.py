@@ -69,6 +69,16 @@ def latents(num_bytes: int, *, flip: bool) -> pa.Schema:
     return pa.schema([("pair_id", pa.string()), ("status", pa.string()), *blobs])
 
 
+TEXT_PROMPTS = pa.schema([("prompt", pa.string())])
+"""The prompts of a set of texts, in the order of its rows."""
+
+
+def texts(states: int, pooled: int) -> pa.Schema:
+    """Encoded prompts: so many bytes of states and, unless 0, of the pooled form."""
+    kinds = {"states": states, "pooled": pooled}
+    return pa.schema([(name, pa.binary(size)) for name, size in kinds.items() if size])
+
+
 def labels(metrics: Sequence[str]) -> pa.Schema:
     """The label shards' schema for these metrics; wide columns, so that filters push down."""
     per_metric = [

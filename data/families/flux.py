@@ -55,6 +55,10 @@ class Flux(FlowFamily):
         """The scripts' default where the transformer has an embedding for it."""
         return GUIDANCE if config.denoiser.get("guidance_embeds") else None
 
+    def text_settings(self, config: ModelConfig) -> Json:
+        """T5's tokens."""
+        return {"t5_tokens": T5_TOKENS}
+
     def encode(
         self, encoders: Encoders, prompts: Sequence[str], config: ModelConfig
     ) -> PromptEmbeds:

@@ -70,6 +70,10 @@ class StableDiffusion3(FlowFamily):
         """As diffusers' training scripts keep it."""
         return True
 
+    def text_settings(self, config: ModelConfig) -> Json:
+        """T5's tokens, and the width of the zeros in its place."""
+        return {"t5_tokens": T5_TOKENS, "width": config.denoiser.get("joint_attention_dim", 4096)}
+
     def encode(
         self, encoders: Encoders, prompts: Sequence[str], config: ModelConfig
     ) -> PromptEmbeds:

@@ -10,6 +10,9 @@ from data.images import central_square
 from data.models.family import Condition, Encoders, Json, ModelConfig, PromptEmbeds, Tensor
 from data.models.latent_scale import NORMALISATION, LatentScale, latent_scale
 
+ZEROS = "force_zeros_for_empty_prompt"
+"""In `model_index.json`: whether "no prompt" is zeros."""
+
 
 class StableDiffusionXL(StableDiffusion):
     """SDXL (Podell et al. 2023), and others of its shape."""
@@ -34,6 +37,10 @@ class StableDiffusionXL(StableDiffusion):
         """It overflows in half precision, unless its file says that it was repaired."""
         return bool(vae.get("force_upcast", True))
 
+    def text_settings(self, config: ModelConfig) -> Json:
+        """What an empty prompt is."""
+        return {ZEROS: config.index.get(ZEROS, True)}
+
     def encode(
         self, encoders: Encoders, prompts: Sequence[str], config: ModelConfig
     ) -> PromptEmbeds:
@@ -48,7 +55,7 @@ class StableDiffusionXL(StableDiffusion):
         ]
         states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
         pooled = outputs[1].text_embeds
-        if config.index.get("force_zeros_for_empty_prompt", True):  # the pipeline's default
+        if config.index.get(ZEROS, True):  # the pipeline's default
             empty = to_device(torch.tensor([not prompt for prompt in prompts]), states.device)
             states = states.masked_fill(empty.view(-1, 1, 1), 0)
             pooled = pooled.masked_fill(empty.view(-1, 1), 0)

@@ -7,6 +7,8 @@ from pathlib import Path
 from data.artifacts.readable import UnreadableError
 from data.models.safetensors_header import read_header, some
 
+ADAPTER = "pytorch_lora_weights.safetensors"
+"""The name of LoRA weights in a folder; diffusers', and that of our training."""
 DOWN = re.compile(r"(?<=lora_)(A|down)(?=\.)|(?<=lora\.|ayer\.)down(?=\.)")
 UP = re.compile(r"(?<=lora_)(B|up)(?=\.)|(?<=lora\.|ayer\.)up(?=\.)")
 """How peft, diffusers and kohya name the first and second matrix of a layer."""

@@ -76,6 +76,11 @@ class PromptEmbeds:
         """Some rows, in any order and number."""
         return PromptEmbeds(self.states[index], None if self.pooled is None else self.pooled[index])
 
+    def to(self, device: "torch.device", dtype: "torch.dtype") -> "PromptEmbeds":
+        """On a device and in a number format."""
+        pooled = None if self.pooled is None else self.pooled.to(device, dtype)
+        return PromptEmbeds(self.states.to(device, dtype), pooled)
+
     def twice(self) -> "PromptEmbeds":
         """All rows for the winners, and once more for the losers."""
         pooled = None if self.pooled is None else self.pooled.repeat(2, 1)
@@ -182,6 +187,11 @@ class Family(ABC):
         """What a guidance-distilled denoiser is told in training; None for all others."""
         del config
         return None
+
+    def text_settings(self, config: ModelConfig) -> Json:
+        """What decides the encoded prompts besides the text encoders and tokenizers themselves."""
+        del config
+        return {}
 
     @abstractmethod
     def encode(

@@ -18,7 +18,8 @@ class PairsSpec:
 
     kind: str = "pickapic"
     """The files' layout: a module of data/pairs (pickapic, hpdv2, hpdv3, imagereward, parquet,
-    jsonl, folders, miniature), or one of your own by its full name (my_package.my_layout)."""
+    jsonl, imagefolder, webdataset, folders, miniature), or one of your own by its full name
+    (my_package.my_layout)."""
     root: str = "???"
     """Folder of the pair files, or its URL: hf://datasets/owner/name@commit/folder, s3://..."""
     split: str = "train"
@@ -33,7 +34,8 @@ class PairsSpec:
     """Decides which of two images becomes image 0, where an order would tell the winner (hpdv3) or
     come from files' names (folders)."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Our word -> their column, for parquet and jsonl; an empty name means that there is none."""
+    """Our word -> their column, for parquet, jsonl, imagefolder and webdataset; an empty name means
+    that there is none."""
     images: Images = Images.inline
     """For parquet and jsonl: encoded bytes (base64 in JSON), or paths below `image_root`."""
     options: dict[str, Any] = field(default_factory=dict)

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b, sha256
+from hashlib import sha256
 from itertools import combinations
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from data.pairs.files import open_root, size_of
 from data.pairs.image_list import SHARD_ROWS, ListedPairs, as_listed
 from data.pairs.image_store import NUM_TRIED, open_images
 from data.pairs.kinds import shown
-from data.pairs.rankings import Row
+from data.pairs.rankings import Row, is_swapped
 from data.pairs.schema import PairsError, PairShard
 from data.pairs.splits import EVERY, WORD
 from data.storage.base import Store
@@ -273,8 +273,7 @@ def _pairs(group: Group, seed: int) -> Iterator[Row]:
     The sides are drawn from (seed, both paths): a place in a list says nothing of an image.
     """
     for left, right in combinations(group.images, 2):
-        key = blake2b(f"{seed}/{left}\0{right}".encode("utf-8", "surrogateescape"), digest_size=1)
-        one, other = (right, left) if key.digest()[0] & 1 else (left, right)
+        one, other = (right, left) if is_swapped(seed, left, right) else (left, right)
         marks = _mark(one), _mark(other)
         human = None if marks[0] == marks[1] else float(marks[0] == "w")
         yield group.text, one, other, human

@@ -5,6 +5,7 @@ A ranking of n images gives n(n - 1)/2 pairs, in the order of the list; equal ra
 
 import json
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 from itertools import combinations
 from typing import Any, TypeAlias
 
@@ -46,6 +47,15 @@ def better(rank_0: float | None, rank_1: float | None) -> float | None:
     if rank_0 == rank_1:
         return 0.5
     return 1.0 if rank_0 < rank_1 else 0.0
+
+
+def is_swapped(seed: int, left: str, right: str) -> bool:
+    """Whether the left image becomes image 1, drawn from (seed, both paths).
+
+    A place in a list, or a name, may tell which image won, and says nothing to a model.
+    """
+    key = f"{seed}/{left}\0{right}".encode("utf-8", "surrogateescape")
+    return bool(blake2b(key, digest_size=1).digest()[0] & 1)
 
 
 def read_entries(root: Store, name: str) -> Sequence[dict[str, Any]]:

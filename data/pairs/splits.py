@@ -10,7 +10,7 @@ SHARD = re.compile(r"(?:[-_. ]\d+(?:[-_. ].*)?)?", re.DOTALL)
 """What follows a split's name: nothing, or `-00000-of-00645-0123456789abcdef`, `_1`, `.2`."""
 WORD = re.compile(r"(?:train|training|test|testing|val|valid|validation|dev|eval|evaluation)\b")
 """Names that say by themselves that they are a split's."""
-SUFFIXES = (".parquet", ".jsonl", ".json")
+SUFFIXES = (".parquet", ".jsonl", ".json", ".tar")
 
 
 def files_of_split(names: Sequence[str], split: str, root: str = "", lead: str = "") -> list[str]:

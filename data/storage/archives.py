@@ -5,7 +5,6 @@ set needs, are refused before a single image is read.
 """
 
 import json
-import os
 import stat
 import struct
 import tarfile
@@ -19,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from data.artifacts.atomic import ShardError, write_json
 from data.storage.base import Store, StoreError
+from data.storage.paths import cache_folder
 
 LARGEST_BYTES = 256 << 20
 """Larger members are not read at all: no encoded image is that large, and bombs are."""
@@ -50,7 +50,7 @@ def members(store: Store, archives: Iterable[str]) -> dict[str, Place]:
     twice = set()
     for archive in archives:
         folder, stem = PurePosixPath(archive).parent, PurePosixPath(archive).stem
-        for name, place in _listed(store, archive):
+        for name, place in listed(store, archive):
             paths = [folder / name]
             if archive.endswith(".zip") and PurePosixPath(name).parts[0] != stem:
                 paths.append(folder / stem / name)
@@ -63,7 +63,8 @@ def members(store: Store, archives: Iterable[str]) -> dict[str, Place]:
     return places
 
 
-def _listed(store: Store, archive: str) -> Iterator[tuple[str, Place]]:
+def listed(store: Store, archive: str) -> Iterator[tuple[str, Place]]:
+    """The regular files of an archive, in its order."""
     if archive.endswith(".zip"):
         yield from _scan_zip(store, archive)
     else:
@@ -151,8 +152,7 @@ def _index_path(store: Store, tar: str) -> Path:
     """The index lies beside a local tar, or in the user's cache for one in an object store."""
     if not store.remote:
         return Path(store.folder) / f"{tar}.index"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return cache / "balanceddpo" / f"{sha256(f'{store.url}/{tar}'.encode()).hexdigest()}.index"
+    return cache_folder() / f"{sha256(f'{store.url}/{tar}'.encode()).hexdigest()}.index"
 
 
 def _read_index(index: Path, stamp: dict[str, object]) -> dict[str, list[int]] | None:

@@ -32,6 +32,11 @@ def user_path(text: str, setting: str = "") -> Path:
         ) from error
 
 
+def cache_folder() -> Path:
+    """Where this program keeps what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "balanceddpo"
+
+
 def is_same_folder(text: str, folder: Path) -> bool:
     """Whether a setting means this folder, however it is written; a URL never does."""
     return "://" not in text and user_path(text).resolve() == folder.resolve()

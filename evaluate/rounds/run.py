@@ -120,12 +120,27 @@ def check(job: Job) -> None:
                 f"{name} names {', '.join(models)}, but the rounds choose the models themselves: "
                 "the base (model.path) and the policy of each round; leave it out"
             )
-    ends = {"evaluate.scores_only": job.evaluate.scores_only, "label.inspect": job.label.inspect}
+    ends = {
+        "evaluate.scores_only": job.evaluate.scores_only,
+        "label.inspect": job.label.inspect,
+        "train.advise": job.train.advise,
+    }
     for name, value in ends.items():
         if value:
             raise ValueError(f"{name}=true finishes no round; leave it out")
+    _check_start(job)
     if job.rounds.mix_pairs.root:
         open_pairs(job.rounds.mix_pairs)
+
+
+def _check_start(job: Job) -> None:
+    start = job.train.lora.start
+    if start is not None and job.rounds.count > 1:
+        raise ValueError(
+            f"train.lora.start={start} is an adapter of the base, but from round 2 on a round "
+            "begins with the policy of the one before, which has it already; merge it into the "
+            "base (pipeline.fuse_lora), or leave it out"
+        )
 
 
 def notes(job: Job, plan: RoundsPlan) -> list[str]:

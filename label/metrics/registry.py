@@ -12,11 +12,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from data.artifacts.fingerprints import Fingerprints
 from data.artifacts.readable import UnreadableError
 from data.devices import Dtype
 from label.config import MetricSpec
 from label.metrics.base import MetricDefinition, ResolvedMetric
-from label.metrics.fingerprints import Fingerprints
 from label.metrics.weights import WeightsError
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.artifacts.fingerprints import Fingerprints
 from label.config import MetricSpec
 from label.metrics.backbones import MetricLoader
-from label.metrics.fingerprints import Fingerprints
 from label.metrics.protocols import Metric
 from label.metrics.registry import load, resolve_all, settle_dtypes
 from label.scoring.batching import Batch

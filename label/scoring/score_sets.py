@@ -142,7 +142,7 @@ class ScoreSets:
             _check_rows(folder, [file.rows for file in files], self.shards)
             known = read_manifest(folder, name)
             if known is not None:
-                _refuse_changed(folder, known.files, files, since)
+                refuse_changed(folder, known.files, files, since)
                 if known.files == files:
                     continue
             manifest = Manifest(
@@ -165,7 +165,7 @@ def _check_rows(folder: Path, rows: list[int], shards: tuple[PairShard, ...]) ->
             )
 
 
-def _refuse_changed(
+def refuse_changed(
     folder: Path, known: list[FileEntry], files: list[FileEntry], since: float
 ) -> None:
     """Refuse a file that has other bytes than its manifest says and was not written since.

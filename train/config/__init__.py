@@ -1,5 +1,6 @@
 """Settings of stage two: `TrainSpec`, whose sections are in the modules beside it."""
 
+import math
 from dataclasses import dataclass, field, fields
 from enum import Enum
 
@@ -7,11 +8,15 @@ from train.config.model import (
     ActivationCheckpointing,
     LoraSpec,
     ModelSpec,
+    Offload,
     Precision,
     ZeroSpec,
 )
-from train.config.monitoring import SampleSpec, ValidationSpec
+from train.config.monitoring import ExportSpec, SampleSpec, ValidationSpec
 from train.config.objective import (
+    AUTO,
+    LOGISTIC,
+    AutoBetaSpec,
     Objective,
     ObjectiveSpec,
     ReferenceSpec,
@@ -19,12 +24,14 @@ from train.config.objective import (
     TimestepKind,
     TimestepSpec,
 )
+from train.config.optimizer import OptimizerKind, OptimizerSpec
 
 __all__ = [
-    "COLLECTIVE_TIMEOUT_S", "ActivationCheckpointing", "LatentUse", "LoraSpec", "LrSchedule",
-    "ModelSpec", "Objective", "ObjectiveSpec", "Precision", "ReferenceSpec", "Refresh",
-    "SampleSpec", "TimestepKind", "TimestepSpec", "TrainSpec", "ValidationSpec", "ZeroSpec",
-    "resumable_fields",
+    "AUTO", "COLLECTIVE_TIMEOUT_S", "LOGISTIC", "ActivationCheckpointing", "AutoBetaSpec",
+    "CacheUse", "ExportSpec", "LoraSpec", "LrSchedule", "ModelSpec", "Objective", "ObjectiveSpec",
+    "Offload", "OptimizerKind",
+    "OptimizerSpec", "Precision", "ReferenceSpec", "Refresh", "SampleSpec", "TimestepKind",
+    "TimestepSpec", "TrainSpec", "ValidationSpec", "ZeroSpec", "resumable_fields",
 ]  # fmt: skip
 
 COLLECTIVE_TIMEOUT_S = 1800.0
@@ -35,15 +42,14 @@ RESUMABLE = {"resumable": True}
 how sums are rounded."""
 
 
-class LatentUse(Enum):
-    """Whether stage one's latents are read in place of the images."""
+class CacheUse(Enum):
+    """Whether what stage one has encoded is read, in place of encoding in every step."""
 
     auto = "auto"
-
+    """Where there is a complete set that fits."""
     never = "never"
-    """Decode the images, and encode them by the VAE in every step."""
     always = "always"
-    """Use them, or refuse to run."""
+    """Use it, or refuse to run."""
 
 
 class LrSchedule(Enum):
@@ -67,6 +73,8 @@ class TrainSpec:
     """The reference model's renewal."""
     zero: ZeroSpec = field(default_factory=ZeroSpec)
     """DeepSpeed's partitioning."""
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    """What is done with the gradients."""
     objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
     """The loss."""
     timesteps: TimestepSpec = field(default_factory=TimestepSpec)
@@ -75,6 +83,8 @@ class TrainSpec:
     """Held-out pairs."""
     samples: SampleSpec = field(default_factory=SampleSpec, metadata=RESUMABLE)
     """Images generated while training."""
+    export: ExportSpec = field(default_factory=ExportSpec, metadata=RESUMABLE)
+    """What is written of the result."""
     steps: int = 2000
     """Optimizer steps."""
     batch: int = 2048
@@ -82,9 +92,11 @@ class TrainSpec:
     micro_batch: int = field(default=8, metadata=RESUMABLE)
     """Pairs in a forward pass on one process, at most its part of a batch; batch must be a multiple
     of micro_batch x processes."""
-    beta: float = 5000.0
+    beta: float | str = 5000.0
     """Strength of the pull to the reference in the DPO loss, T folded in (Wallace et al. 2023);
-    `mapo` has its own."""
+    `mapo` has its own. `auto` keeps the gradient's mean factor near `auto_beta.target`."""
+    auto_beta: AutoBetaSpec = field(default_factory=AutoBetaSpec)
+    """How `beta: auto` chooses it."""
     lr: float = 1e-8
     """Peak learning rate of AdamW."""
     warmup: int = 500
@@ -94,16 +106,20 @@ class TrainSpec:
     lr_end: float = 0.0
     """For `linear` and `cosine`: the fraction of `lr` that they fall to, in [0, 1]; it is reached
     after the last step, so that no step has a rate of 0."""
-    weight_decay: float = 0.01
-    """AdamW's decoupled weight decay."""
-    clip_norm: float = 1.0
-    """Gradients are scaled down to this norm; 0 leaves them."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the policy's weights, in [0, 1), as in 0.999; it
+    is exported beside the last weights and trains nothing. 0 keeps none."""
+    clip_norm: float | None = 1.0
+    """Gradients are scaled down to this norm; null leaves them as they are."""
     caption_dropout: float = 0.0
     """Rate of pairs trained with an empty prompt, in [0, 1]."""
     flip: bool = False
     """Mirror half of the pairs left to right, both images alike. Wrong where prompts say sides."""
-    latents: LatentUse = field(default=LatentUse.auto, metadata=RESUMABLE)
+    latents: CacheUse = field(default=CacheUse.auto, metadata=RESUMABLE)
     """Whether to read the images' latents that stage one wrote (label.latents)."""
+    texts: CacheUse = field(default=CacheUse.auto, metadata=RESUMABLE)
+    """Whether to read the encoded prompts that stage one wrote (label.texts); then no text encoder
+    is loaded."""
     precision: Precision = Precision.bf16
     """Format of weights and activations; errors and losses are fp32 whatever this is."""
     gradient_checkpointing: ActivationCheckpointing = field(
@@ -139,10 +155,31 @@ class TrainSpec:
     collective_timeout_s: float = field(default=COLLECTIVE_TIMEOUT_S, metadata=RESUMABLE)
     """Seconds that a process waits for the others in a collective operation before it fails. Must
     exceed what the first process does alone: hashing a checkpoint, writing the pipeline."""
+    advise: bool = field(default=False, metadata=RESUMABLE)
+    """Only read the metrics log of a run, and print which beta would have had which mean gradient
+    factor in its first steps."""
     device: str = field(default="auto", metadata=RESUMABLE)
     """auto, cpu or cuda; each process of a machine takes its own GPU."""
 
+    @property
+    def reference_is_base(self) -> bool:
+        """Whether an adapter is compared with the bare base: it started there, and none moves."""
+        return self.lora.start is None and self.reference.refresh is Refresh.frozen
+
+    @property
+    def first_beta(self) -> float:
+        """Beta of the first step; of all steps unless it is `auto`."""
+        return self.auto_beta.start if isinstance(self.beta, str) else self.beta
+
+    @property
+    def is_beta_auto(self) -> bool:
+        """Whether beta changes while training."""
+        return self.beta == AUTO
+
     def __post_init__(self) -> None:
+        self._check_beta()
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"train.ema={self.ema}; it must be in [0, 1), 0 for no average")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"train.device={self.device!r}; allowed are auto, cpu and cuda")
         if not 0 <= self.zero.stage <= 3:
@@ -167,16 +204,36 @@ class TrainSpec:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"train.{name}={getattr(self, name)}; it must be at least {bound}")
-        for name in ("warmup", "weight_decay", "clip_norm", "workers"):
+        for name in ("warmup", "workers"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"train.{name}={getattr(self, name)}; it must not be negative")
-        for name in ("beta", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"train.{name}={getattr(self, name)}; it must be above 0")
+        if not self.lr > 0:
+            raise ValueError(f"train.lr={self.lr}; it must be above 0")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"train.clip_norm={self.clip_norm}; it must be above 0, or null")
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(
                 f"train.caption_dropout={self.caption_dropout}; it is a rate in [0, 1]"
             )
+
+    def _check_beta(self) -> None:
+        """Read a number that was given as text; refuse what is neither a number nor auto."""
+        if self.is_beta_auto:
+            self.auto_beta.check_objective(self.objective)
+            return
+        try:
+            beta = float(self.beta)
+        except ValueError:
+            beta = math.nan
+        if not 0 < beta < math.inf:
+            raise ValueError(f"train.beta={self.beta}; it must be a number above 0, or auto")
+        self.beta = beta
+        for item in fields(AutoBetaSpec):
+            if (value := getattr(self.auto_beta, item.name)) != item.default:
+                raise ValueError(
+                    f"train.auto_beta.{item.name}={value} has no meaning for train.beta={beta:g}; "
+                    "set train.beta=auto, or leave it out"
+                )
 
     def _check_lr_schedule(self) -> None:
         if not 0 <= self.lr_end <= 1:

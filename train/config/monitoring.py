@@ -1,4 +1,4 @@
-"""Settings of what a run shows of itself while it trains."""
+"""Settings of what a run shows of itself while it trains, and of what it leaves."""
 
 from dataclasses import dataclass, field
 
@@ -48,3 +48,12 @@ class SampleSpec:
                 raise ValueError(
                     f"train.samples.{name}={getattr(self, name)}; it must be at least 1"
                 )
+
+
+@dataclass(kw_only=True, slots=True)
+class ExportSpec:
+    """What is written of the result besides the diffusers folder."""
+
+    single_file: bool = False
+    """Also write `single_file.safetensors` in the names of the original code, which ComfyUI and
+    A1111 read: of SD1.x, SD2.x and SDXL, in fp32."""

@@ -122,6 +122,59 @@ class ObjectiveSpec:
             )
 
 
+AUTO = "auto"
+"""The value of `train.beta` that leaves beta to the run."""
+LOGISTIC = (Objective.dpo, Objective.margin_dpo, Objective.sdpo)
+"""Objectives whose gradient has the factor sigmoid(-u)."""
+
+
+@dataclass(kw_only=True, slots=True)
+class AutoBetaSpec:
+    """How `train.beta=auto` chooses beta; the equations are in `train/dpo/auto_beta.py`."""
+
+    target: float = 0.4
+    """Mean gradient factor sigmoid(-u) to keep, between 0 and 0.5: 0.5 is where policy and
+    reference agree, and none is reached below 1 - accuracy. A lower target has a larger beta."""
+    start: float = 5000.0
+    """Beta until the warm-up of the learning rate is over."""
+    range: float = 10.0
+    """Beta stays between start / range and start x range; above 1."""
+    window: int = 10
+    """Optimizer steps over which the factor is averaged; the larger, the slower beta follows."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target < 0.5:
+            raise ValueError(
+                f"train.auto_beta.target={self.target}; it must be between 0 and 0.5, the factor "
+                "where policy and reference agree"
+            )
+        if not (self.start > 0 and math.isfinite(self.start)):
+            raise ValueError(f"train.auto_beta.start={self.start}; it must be above 0")
+        if not (self.range > 1 and math.isfinite(self.range)):
+            raise ValueError(f"train.auto_beta.range={self.range}; it must be above 1")
+        if self.window < 1:
+            raise ValueError(f"train.auto_beta.window={self.window}; it must be at least 1")
+
+    def check_objective(self, objective: ObjectiveSpec) -> None:
+        """Refuse an objective without this factor, or with one that the target cannot have.
+
+        Raises:
+            ValueError: Says which objectives have it, or which targets.
+        """
+        if objective.kind not in LOGISTIC:
+            raise ValueError(
+                f"train.beta=auto with train.objective.kind={objective.kind.value}, whose gradient "
+                "has no factor sigmoid(-u); choose objective=dpo, margin_dpo or sdpo, or set "
+                "train.beta to a number"
+            )
+        if self.target <= objective.smoothing:
+            raise ValueError(
+                f"train.auto_beta.target={self.target:g} is not above train.objective.smoothing="
+                f"{objective.smoothing:g}, to which smoothed labels pull the factor whatever beta "
+                "is; raise the target, or lower the smoothing"
+            )
+
+
 class TimestepKind(Enum):
     """How a pair's timestep is drawn."""
 

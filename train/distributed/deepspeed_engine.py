@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from data.distributed import MOST_WORKERS
 from train.config import TrainSpec
 from train.distributed.library import library, quiet
+from train.distributed.optimizer import IN_8_BITS, make_optimizer
 from train.distributed.world import World
 from train.distributed.zero_config import zero_config
 
@@ -35,24 +37,38 @@ class NonFiniteError(ValueError):
 # --- the policy ----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class MasterPart:
+    """A part of a parameter's fp32 master weights, or of something that goes with them."""
+
+    start: int
+    """Its first element in the flat parameter."""
+    values: Tensor
+    """Flat, float32."""
+
+
 class Policy:
     """The model in training: forward, backward, update, save, load."""
 
     def __init__(self, denoiser: nn.Module, spec: TrainSpec, world: World) -> None:
         self.trained = {name: p for name, p in denoiser.named_parameters() if p.requires_grad}
         self.on_frozen_base = len(self.trained) < len(list(denoiser.parameters()))
-        optimizer = torch.optim.AdamW(
-            self.trained.values(), lr=spec.lr, weight_decay=spec.weight_decay, fused=True
-        )
+        optimizer = make_optimizer(self.trained.values(), spec)
         config = zero_config(denoiser, spec, world)
         with quiet():
             self.engine = library().initialize(model=denoiser, optimizer=optimizer, config=config)[
                 0
             ]
-        self._adamw = optimizer  # DeepSpeed puts its fp32 partitions in the parameters' place
+        self._optimizer = optimizer  # DeepSpeed puts its fp32 partitions in the parameters' place
         self.engine.module.eval()  # with dropout, policy and reference would differ
         self.sharded = spec.zero.stage == 3
+        self.in_8_bits = spec.optimizer.kind in IN_8_BITS
         self.unguarded = self.engine.optimizer is optimizer  # stage 0, fp32
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage."""
+        return int(self.engine.zero_optimization_stage())
 
     @property
     def module(self) -> nn.Module:
@@ -121,9 +137,14 @@ class Policy:
 
         Rank 0 converts them to a file for each parameter in `scratch`, which is removed at the end.
         """
-        if self.engine.zero_optimization_stage() == 0:  # every rank has everything
+        if self.stage == 0:  # every rank has everything
             self.load(folder)
             return
+        if self.in_8_bits:
+            raise ValueError(
+                f"{folder} has an optimizer in 8 bits, whose blocks no other number of processes "
+                "can share; resume with as many processes as before"
+            )
         if dist.get_rank() == 0:
             shutil.rmtree(scratch, ignore_errors=True)
             to_universal(folder / TAG, scratch / TAG)
@@ -131,7 +152,7 @@ class Policy:
         self.engine._config.load_universal_checkpoint = True
         try:
             self.load(scratch)
-            separate_steps(self._adamw)
+            separate_steps(self._optimizer)
         finally:
             self.engine._config.load_universal_checkpoint = False
         dist.barrier()
@@ -151,9 +172,33 @@ class Policy:
                 weights[name] = master.detach().to("cpu", torch.float32, copy=True)
         return weights
 
+    def master_parts(self) -> dict[str, MasterPart]:
+        """This rank's parts of the master weights, as views that a step changes.
+
+        Under stage 0 each rank has all of each; under the others parameters of which it has nothing
+        are left out.
+        """
+        if self.stage == 0:
+            masters = self._local_masters().items()
+            return {name: MasterPart(0, master.view(-1)) for name, master in masters}
+        parts = {name: self._own_part(parameter) for name, parameter in self.trained.items()}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _own_part(self, parameter: Any) -> MasterPart | None:
+        """This rank's part of a master weight under stages 1 to 3, without padding."""
+        if not self.sharded:
+            mapping = parameter._hp_mapping
+            if mapping is None:
+                return None
+            return MasterPart(mapping.lp_fragment_address.start, mapping.get_hp_fragment())
+        values = library().utils.safe_get_local_fp32_param(parameter)
+        start = dist.get_rank() * len(values)
+        values = values[: max(0, parameter.ds_numel - start)]
+        return MasterPart(start, values) if len(values) else None
+
     def _local_masters(self) -> dict[str, Tensor]:
         """Master weights that this rank has whole: all under stage 0, none under the others."""
-        if self.engine.zero_optimization_stage() > 0:
+        if self.stage > 0:
             return {}
         if self.unguarded:
             return dict(self.trained)
@@ -232,6 +277,11 @@ def partitions(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         else parameter.data.view(-1)
         for name, parameter in parameters.items()
     }
+
+
+def shapes(parameters: Mapping[str, nn.Parameter]) -> dict[str, tuple[int, ...]]:
+    """Each parameter's shape over all ranks."""
+    return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in parameters.items()}
 
 
 def sizes(parameters: Mapping[str, nn.Parameter]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from data.artifacts.atomic import ShardError
-from train.config import Objective, ObjectiveSpec, TimestepKind, TimestepSpec, TrainSpec
+from train.config import Objective, ObjectiveSpec, TimestepKind, TimestepSpec
 from train.dpo.draws import Bucketed, Importance, LogitNormal, TimestepRule, uniform
 from train.dpo.loss import (
     Compared,
@@ -44,24 +44,31 @@ class Criterion:
 
 
 def make_criterion(
-    spec: TrainSpec, votes: Int[np.ndarray, " pair"], num_timesteps: int
-) -> Criterion:
-    """The objective of a run, anchored or not; `votes` is each decided pair's lead in votes.
+    objective: ObjectiveSpec, votes: Int[np.ndarray, " pair"], num_timesteps: int
+) -> Callable[[float], Criterion]:
+    """The objective of a run at any beta; `votes` is each decided pair's lead in votes.
 
     Raises:
         ShardError: Pairs are to be weighted by vote margins that are all 0.
     """
-    criterion = _preference(spec, votes, num_timesteps)
-    if not spec.objective.anchor:
-        return criterion
-    return anchored(criterion, spec.objective.anchor * winner_slope(spec))
+    mean = mean_votes(votes) if objective.kind is Objective.margin_dpo else 1.0
+
+    def criterion(beta: float) -> Criterion:
+        preference = _preference(objective, beta, mean, num_timesteps)
+        if not objective.anchor:
+            return preference
+        return anchored(preference, objective.anchor * winner_slope(objective, beta))
+
+    return criterion
 
 
-def _preference(spec: TrainSpec, votes: Int[np.ndarray, " pair"], num_timesteps: int) -> Criterion:
-    """The objective without an anchor."""
-    objective, beta, p = spec.objective, spec.beta, confidence(spec.objective)
+def _preference(
+    objective: ObjectiveSpec, beta: float, mean: float, num_timesteps: int
+) -> Criterion:
+    """The objective without an anchor; `mean` is the mean absolute lead in votes."""
+    p = confidence(objective)
     if objective.kind is Objective.margin_dpo:
-        return margin_dpo(beta, mean_votes(votes), p)
+        return margin_dpo(beta, mean, p)
     if objective.kind is Objective.ipo:
         return Criterion(lambda pairs: ipo_losses(pairs.policy, pairs.reference, beta))
     if objective.kind is Objective.linear_dpo:
@@ -108,12 +115,12 @@ def anchored(criterion: Criterion, weight: float) -> Criterion:
     )
 
 
-def winner_slope(spec: TrainSpec) -> float:
+def winner_slope(objective: ObjectiveSpec, beta: float) -> float:
     """The slope of an objective in e_w per unit of its factor: the unit of `anchor`.
 
     DPO's slope is beta / 2 times sigmoid(-u), IPO's beta / 2 times 1 - 2 u, Linear-DPO's is w.
     """
-    return 1.0 if spec.objective.kind is Objective.linear_dpo else spec.beta / 2
+    return 1.0 if objective.kind is Objective.linear_dpo else beta / 2
 
 
 def dpo(beta: float, p: Callable[[Compared], Confidence] = certain) -> Criterion:

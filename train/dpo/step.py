@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from data.models.family import Condition
+from data.models.family import Condition, PromptEmbeds
+from data.models.text_encoders import EncodePrompts, encode_distinct
 from train.dpo.draws import DrawRule, Draws, draw
 from train.dpo.loss import Compared, Errors, denoising_errors, residual_overlap
 from train.dpo.objectives import Criterion
@@ -49,11 +50,15 @@ class BatchWithNoise:
 
     batch: PairBatch
     draws: Draws
+    text: PromptEmbeds | None = None
+    """The encoded prompts, if they were read."""
 
     def on(self, device: torch.device) -> "BatchWithNoise":
         """Copy to the device; sizes and dropped captions stay, because the host needs them."""
         batch = copy_to(device, self.batch, stay=("size",))
-        return BatchWithNoise(batch, copy_to(device, self.draws, stay=("drop_caption",)))
+        draws = copy_to(device, self.draws, stay=("drop_caption",))
+        text = None if self.text is None else copy_to(device, self.text)
+        return BatchWithNoise(batch, draws, text)
 
 
 def draw_noise(batch: PairBatch, draw_rule: DrawRule) -> BatchWithNoise:
@@ -62,14 +67,23 @@ def draw_noise(batch: PairBatch, draw_rule: DrawRule) -> BatchWithNoise:
 
 
 def prefetch_noise(
-    batches: Iterator[PairBatch], draw_rule: DrawRule, device: torch.device
+    batches: Iterator[PairBatch],
+    draw_rule: DrawRule,
+    device: torch.device,
+    texts: EncodePrompts | None = None,
 ) -> Iterator[BatchWithNoise]:
-    """Yield batches with noise where the device can fetch them; runs in the prefetch thread."""
+    """Yield batches with noise where the device can fetch them; runs in the prefetch thread.
+
+    `texts` reads encoded prompts; without it they are encoded in the step.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)  # each thread has its own
     for batch in batches:
         draws = draw(draw_rule, batch.epoch, batch.pair_ids)
-        yield BatchWithNoise(pin(batch, device), pin(draws, device))
+        text = None
+        if texts is not None:
+            text = pin(encode_distinct(texts, captions(batch, draws)), device)
+        yield BatchWithNoise(pin(batch, device), pin(draws, device), text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +101,7 @@ class NoisedBatch:
 def prepare_inputs(noised: BatchWithNoise, components: ModelComponents) -> NoisedBatch:
     """Add the same noise to both images of each pair."""
     draws, schedule = noised.draws, components.schedule
-    latents, condition = encode(noised.batch, components, draws)
+    latents, condition = encode(noised.batch, components, draws, noised.text)
     timestep, noise = twice(draws.timestep), twice(draws.noise)  # winner and loser share both
     noisy = schedule.add_noise(latents, noise, timestep)
     target = schedule.get_target(latents, noise, timestep)
@@ -137,17 +151,27 @@ def absent(noisy: Tensor, *_: object, **__: object) -> tuple[Tensor]:
 
 @torch.no_grad()
 def encode(
-    batch: PairBatch, components: ModelComponents, draws: Draws
+    batch: PairBatch,
+    components: ModelComponents,
+    draws: Draws,
+    text: PromptEmbeds | None = None,
 ) -> tuple[Float[Tensor, "image channel height_8 width_8"], Condition]:
-    """Encode a batch, winners first, then losers; both images of a pair are mirrored or none."""
+    """Encode a batch, winners first, then losers; both images of a pair are mirrored or none.
+
+    `text` are the encoded prompts, where they were read.
+    """
     images = torch.cat([facing(side, draws.flip) for side in (batch.winner, batch.loser)])
     posterior = torch.cat([draws.posterior[:, 0], draws.posterior[:, 1]])
     cached = images.is_floating_point()
     encode_side = components.sample_posterior if cached else components.encode_images
     latents = encode_side(images, posterior)
+    return latents, components.condition(captions(batch, draws), batch.size, text)
+
+
+def captions(batch: PairBatch, draws: Draws) -> list[str]:
+    """The prompts of a batch, empty where the caption is dropped."""
     dropped = draws.drop_caption.tolist()
-    prompts = ["" if d else text for d, text in zip(dropped, batch.prompts, strict=True)]
-    return latents, components.condition(prompts, batch.size)
+    return ["" if d else text for d, text in zip(dropped, batch.prompts, strict=True)]
 
 
 def facing(side: Images, mirror: Bool[Tensor, " pair"]) -> Tensor:

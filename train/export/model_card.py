@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from train.config import LrSchedule, Objective, ObjectiveSpec, TrainSpec
+from train.config import LoraSpec, LrSchedule, Objective, ObjectiveSpec, TrainSpec
 from train.trainer.metrics_log import read_lines
 from train.trainer.trainer import Trainer
 
@@ -35,7 +35,7 @@ pipeline("a prompt").images[0].save("image.png")
 | forward process | {process} |
 | reference | {reference} |
 | objective, timesteps | {objective}, {timesteps} |
-| beta, lr | {beta:g}, {lr:g} |
+| beta, lr | {beta}, {lr:g} |
 | warm-up, schedule | {warmup} steps, {schedule} |
 | resolution | {resolution} pixels |
 | precision, ZeRO stage | {precision}, {zero} |
@@ -60,8 +60,8 @@ and the licence are those of the base.
 """
 
 
-def model_card(trainer: Trainer) -> str:
-    """The README of the pipeline."""
+def model_card(trainer: Trainer, *, averaged: str = "") -> str:
+    """The README of the pipeline; `averaged` says it of weights that are."""
     run, spec = trainer.run, trainer.run.train
     lines = read_lines(run.folder / "journal.jsonl")
     refresh = spec.reference
@@ -76,14 +76,12 @@ def model_card(trainer: Trainer) -> str:
         batch=spec.batch,
         labels=run.labels.name,
         pairs=len(trainer.stream.pairs),
-        trained=f"LoRA of rank {spec.lora.rank}"
-        if spec.lora.rank
-        else "all weights of the denoiser",
+        trained=_trained(spec.lora) + averaged,
         process=trainer.models.components.base.process,
-        reference=moved if trainer.reference.version else "the base, frozen",
+        reference=moved if trainer.reference.version else f"{_start(spec.lora)}, frozen",
         objective=_objective(spec.objective),
         timesteps=spec.timesteps.kind.value,
-        beta=strength(spec),
+        beta=beta_description(spec, trainer.state.beta.beta),
         lr=spec.lr,
         warmup=spec.warmup,
         schedule=_schedule(spec),
@@ -121,6 +119,18 @@ def _objective(objective: ObjectiveSpec) -> str:
     return " + ".join([objective.kind.value, *(text for text, is_on in added.items() if is_on)])
 
 
+def _trained(lora: LoraSpec) -> str:
+    """Return what was trained, and from where."""
+    if not lora.rank:
+        return "all weights of the denoiser"
+    return f"LoRA of rank {lora.rank}" + (f", from {_start(lora)}" if lora.start else "")
+
+
+def _start(lora: LoraSpec) -> str:
+    """Return what the policy was before the first step."""
+    return f"the adapter `{lora.start}`" if lora.start else "the base"
+
+
 def _schedule(spec: TrainSpec) -> str:
     """Return how the learning rate goes on after the warm-up."""
     falls = spec.lr_schedule is not LrSchedule.constant
@@ -140,7 +150,12 @@ def last_validation(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | N
     return next(validated, None)
 
 
-def strength(spec: TrainSpec) -> float:
-    """Return the beta that the objective uses."""
-    mapo = spec.objective.kind is Objective.mapo
-    return spec.objective.mapo_beta if mapo else spec.beta
+def beta_description(spec: TrainSpec, last: float | None = None) -> str:
+    """Return the beta that the objective uses; `last` is what an automatic one has become."""
+    if spec.objective.kind is Objective.mapo:
+        return f"{spec.objective.mapo_beta:g}"
+    if not spec.is_beta_auto:
+        return f"{spec.first_beta:g}"
+    auto = spec.auto_beta
+    until = f" to {last:.0f}" if last else ""
+    return f"auto, from {auto.start:g}{until}, for a mean gradient factor of {auto.target:g}"

@@ -12,26 +12,24 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.utils import convert_state_dict_to_kohya
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from data.artifacts.atomic import fsync, remove, write_bytes, write_json
+from data.models.adapter import ADAPTER
 from data.models.folder import weight_file
 from data.models.forward_process import CONFIG as SCHEDULER
 from data.models.safetensors_header import read_header
+from train.export.kohya import in_kohya_format
 from train.models.base_model import OTHER_PARTS, BaseModel
 from train.models.lora import merge
 
 ABOUT = "balanceddpo.json"
 """Where a result's weights come from. If the pipeline has this file, the run is finished."""
 
-ADAPTER = "pytorch_lora_weights.safetensors"
-"""The name that diffusers' `load_lora_weights` looks for in a folder."""
-
-COMFYUI = "pytorch_lora_weights_comfyui.safetensors"
-"""The same weights by the names of kohya's scripts, which ComfyUI and others read."""
+KOHYA = "pytorch_lora_weights_kohya.safetensors"
+"""An adapter's weights in the format of kohya's scripts."""
 
 
 def export_pipeline(
@@ -63,17 +61,22 @@ def _state(config: Path, settings: Mapping[str, str]) -> None:
 
 
 def export_adapter(
-    adapter: Mapping[str, Tensor], folder: Path, about: Mapping[str, Any], card: str
+    base: BaseModel,
+    adapter: Mapping[str, Tensor],
+    folder: Path,
+    about: Mapping[str, Any],
+    card: str,
 ) -> None:
     """Write an adapter, as `in_diffusers_format` gives it, as a folder for `load_lora_weights`.
 
-    ComfyUI reads that of a transformer as it is; that of a UNet is written in its format, too.
+    Other programs read that of a transformer as it is; that of a UNet is written in kohya's format,
+    too.
     """
     with _whole(folder, about, card) as partial:
         save_file(dict(adapter), partial / ADAPTER, {"format": "pt"})
-        if all(name.startswith("unet.") for name in adapter):
-            renamed = convert_state_dict_to_kohya(dict(adapter))
-            save_file(renamed, partial / COMFYUI, {"format": "pt"})
+        if base.family.denoiser == "unet":
+            tensors, metadata = in_kohya_format(adapter, base.config.denoiser)
+            save_file(tensors, partial / KOHYA, metadata)
 
 
 def trained_denoiser(base: BaseModel, weights: Mapping[str, Tensor]) -> Any:

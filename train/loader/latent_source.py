@@ -69,7 +69,7 @@ class LatentFiles:
             ) from error
         shape = (table.num_rows, 1 + form.moments, *form.shape)
         dtype = Dtype(form.dtype).torch
-        return {name: _numbers(table[name]).view(dtype).view(shape) for name in names}
+        return {name: blob_bytes(table[name]).view(dtype).view(shape) for name in names}
 
     def take(
         self,
@@ -89,7 +89,7 @@ class LatentFiles:
         return torch.stack(winner), torch.stack(loser)
 
 
-def _numbers(column: pa.ChunkedArray) -> Tensor:
+def blob_bytes(column: pa.ChunkedArray) -> Tensor:
     """The bytes of a column of blobs of equal length, (row, byte)."""
     blobs = pa.concat_arrays(column.chunks)
     size = blobs.type.byte_width

@@ -25,6 +25,7 @@ from train.loader.order import (
     reading,
     windows_of,
 )
+from train.loader.text_source import CachedTexts
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,8 @@ class PairStream:
     plan: StreamPlan
     latents: PairImages | None = None
     """Read instead of the images, if there are any."""
+    texts: CachedTexts | None = None
+    """Reads the encoded prompts of the pairs, if there are any."""
     payload: PairImages = field(init=False)
     """Where the images or latents are read from."""
     _open: dict[tuple[int, int], Future[Any]] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from data.storage.hub import Wanted, resolve
 from data.storage.paths import user_path
 from train.config import ModelSpec, TrainSpec
 
-SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 OTHER_PARTS = ("feature_extractor", "safety_checker", "image_encoder")
 """Folders that the trained model's pipeline may ask for."""
@@ -110,6 +110,11 @@ def describe(spec: ModelSpec, folder: Path, *, whole: bool = True) -> BaseModel:
     scale = family.latent_scale(what, vae)
     family.check(what, config)
     family.check_resolution("model.resolution", spec.resolution, config)
+    if spec.vae_tile is not None and spec.vae_tile % (4 * config.vae_factor):
+        raise ModelError(
+            f"model.vae_tile={spec.vae_tile} is no multiple of {4 * config.vae_factor}: tiles "
+            "overlap by a quarter, which must be whole latents"
+        )
     return BaseModel(folder, family, config, process, scale, _guidance(what, spec, family, config))
 
 
@@ -200,11 +205,10 @@ def find_configs(spec: ModelSpec) -> Path:
         ValueError: There is no such model; says what `model.path` may be.
     """
     folder = user_path(spec.path, "model.path")
-    if folder.suffix in SINGLE_FILES:
+    if folder.suffix in PICKLES:
         raise ValueError(
-            f"model.path={spec.path} is a single file; make a folder of it once: "
-            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER), "
-            "or StableDiffusionXLPipeline for SDXL"
+            f"model.path={spec.path} is a pickled file, which may run code when it is read; give a "
+            ".safetensors file, or a diffusers folder"
         )
     return _resolve(spec, CONFIGS)
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import diffusers
 import torch
-import transformers
 from diffusers import AutoencoderKL, DDPMScheduler
 from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, Int, Shaped, UInt8
@@ -23,11 +22,11 @@ from data.devices import Dtype, to_device
 from data.families import check_whole
 from data.models.family import Condition, PromptEmbeds
 from data.models.forward_process import DiscreteProcess
+from data.models.latent_scaling import scale_latents, unscale_latents
+from data.models.noise_schedule import ForwardProcess, NoiseSchedule, rectified_flow
+from data.models.text_encoders import EncodePrompts, encode_distinct, load_text_encoders
 from train.config import ModelSpec, Precision
 from train.models.base_model import BaseModel, check_classes, open_model
-from train.models.conditioning import EncodePrompts, TextEncoder, encode_distinct
-from train.models.latent_scale import scale_latents, unscale_latents
-from train.models.noise_schedule import ForwardProcess, NoiseSchedule, rectified_flow
 
 SLICED_ABOVE = 512
 """Sides in pixels above which the VAE takes one image at a time, to bound its memory."""
@@ -50,9 +49,10 @@ class ModelComponents:
     """The format of the denoiser and the text encoders."""
     vae: AutoencoderKL
     text: EncodePrompts
+    """Encodes prompts, or reads them encoded."""
     schedule: ForwardProcess
     frozen_bytes: int
-    """Memory of VAE and text encoders."""
+    """Memory of VAE and text encoders, as far as they are loaded."""
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -117,12 +117,17 @@ class ModelComponents:
         return scale_latents(latents, self.base.latent_scale)
 
     @torch.no_grad()
-    def condition(self, prompts: Sequence[str], size: Int[Tensor, "pair 2 2"]) -> Condition:
+    def condition(
+        self,
+        prompts: Sequence[str],
+        size: Int[Tensor, "pair 2 2"],
+        text: PromptEmbeds | None = None,
+    ) -> Condition:
         """The condition of winners, then losers; each distinct prompt is encoded once.
 
-        `size` is `PairBatch.size`.
+        `size` is `PairBatch.size`; `text` are the prompts encoded, where they are already.
         """
-        text = encode_distinct(self.text, prompts, self.device)
+        text = text or encode_distinct(self.text, prompts)
         both = size.transpose(0, 1).reshape(-1, 2)
         return self._condition(text.twice(), both, self.base.guidance)
 
@@ -132,7 +137,7 @@ class ModelComponents:
 
         `guidance` is for a guidance-distilled denoiser; None is that of training.
         """
-        text = encode_distinct(self.text, prompts, self.device)
+        text = encode_distinct(self.text, prompts)
         size = torch.full((len(prompts), 2), self.resolution)
         usual = self.base.guidance
         return self._condition(text, size, usual if None in (guidance, usual) else guidance)
@@ -140,6 +145,7 @@ class ModelComponents:
     def _condition(
         self, text: PromptEmbeds, size: Int[Tensor, "image 2"], guidance: float | None
     ) -> Condition:
+        text = text.to(self.device, self.dtype)
         condition = self.base.family.condition(text, size, self.resolution, guidance)
         if condition.added is None:
             return condition
@@ -173,11 +179,13 @@ def load_components(
     device: torch.device,
     *,
     with_vae: bool = True,
+    texts: EncodePrompts | None = None,
     shift: float | None = None,
 ) -> ModelComponents:
     """Load the frozen parts of a model; without the VAE, only its configuration is loaded.
 
-    `shift` is `train.timesteps.shift`.
+    `texts` reads encoded prompts, so that no text encoder is loaded; `shift` is
+    `train.timesteps.shift`.
 
     Raises:
         ValueError: There is no such folder, its family is not supported, it does not fit the
@@ -189,37 +197,29 @@ def load_components(
     schedule = make_forward_process(base, spec.resolution, device, shift)
 
     parts: list[Any] = []
-
-    def part(kind: Any, name: str, dtype: torch.dtype = dtype) -> Any:
-        loaded = kind.from_pretrained(
-            base.folder, subfolder=name, torch_dtype=dtype, use_safetensors=True
-        )
-        parts.append(loaded.to(device).eval().requires_grad_(requires_grad=False))
-        return parts[-1]
-
-    encoders = {}
-    for name in base.parts:
-        if name in base.family.text_encoders:
-            tokenizer = name.replace("text_encoder", "tokenizer")
-            encoders[name] = TextEncoder(
-                _class_of(base, tokenizer).from_pretrained(base.folder, subfolder=tokenizer),
-                part(_class_of(base, name), name),
-            )
-    text = partial(base.family.encode, encoders, config=base.config)
+    if texts is None:
+        encoders = load_text_encoders(base.folder, base.family, base.config, device, dtype)
+        texts = partial(base.family.encode, encoders, config=base.config)
+        parts += [encoder.model for encoder in encoders.values()]
     if with_vae:
-        vae = part(AutoencoderKL, "vae", torch.float32 if base.vae_in_fp32 else dtype)
+        vae = AutoencoderKL.from_pretrained(
+            base.folder,
+            subfolder="vae",
+            torch_dtype=torch.float32 if base.vae_in_fp32 else dtype,
+            use_safetensors=True,
+        )
+        parts.append(vae.to(device).eval().requires_grad_(requires_grad=False))
     else:
         with torch.device("meta"):  # takes no memory, computes nothing
             vae = AutoencoderKL.from_config(AutoencoderKL.load_config(base.folder, subfolder="vae"))
     if spec.resolution > SLICED_ABOVE:
         vae.enable_slicing()
+    if spec.vae_tile is not None:
+        vae.enable_tiling()
+        vae.tile_sample_min_size = spec.vae_tile
+        vae.tile_latent_min_size = spec.vae_tile // base.vae_factor
     frozen = sum(parameter.nbytes for one in parts for parameter in one.parameters())
-    return ModelComponents(base, spec.resolution, device, dtype, vae, text, schedule, frozen)
-
-
-def _class_of(base: BaseModel, part: str) -> Any:
-    """The class of transformers that the folder names for a part."""
-    return getattr(transformers, str(base.config.index[part][1]))
+    return ModelComponents(base, spec.resolution, device, dtype, vae, texts, schedule, frozen)
 
 
 def make_forward_process(

@@ -24,14 +24,15 @@ REFERENCE = "reference"
 """Names of the two adapters in the denoiser's parameters."""
 
 
-def attach(denoiser: nn.Module, spec: LoraSpec, seed: int, *, moving: bool) -> None:
-    """Freeze the denoiser, and add the policy's adapter and, if it moves, the reference's.
+def attach(denoiser: nn.Module, spec: LoraSpec, seed: int, *, with_reference: bool) -> None:
+    """Freeze the denoiser, and add the policy's adapter and, `with_reference`, the reference's.
 
     Both start equal: A is drawn from `seed` and B is 0, so the policy starts as the base.
 
     Raises:
         ValueError: A name in `train.lora.targets` fits no layer.
     """
+    assert spec.rank, "an adapter that starts from a file has the file's rank by now"
     targets = spec.targets or Family.lora_targets
     check_targets(denoiser, targets)
     config = LoraConfig(
@@ -41,7 +42,7 @@ def attach(denoiser: nn.Module, spec: LoraSpec, seed: int, *, moving: bool) -> N
         init_lora_weights="gaussian",
     )
     dtype = next(denoiser.parameters()).dtype
-    for name in (POLICY, REFERENCE) if moving else (POLICY,):
+    for name in (POLICY, REFERENCE) if with_reference else (POLICY,):
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # drawn on the CPU
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # the other adapter
             torch.manual_seed(seed)
@@ -81,10 +82,22 @@ def belongs(parameter: str, adapter: str) -> bool:
 def counts(denoiser: nn.Module) -> ParameterCounts:
     """Count the parameters of the base and of the policy's adapter."""
     sizes = {name: parameter.numel() for name, parameter in denoiser.named_parameters()}
+    trained = (p.shape for p in denoiser.parameters() if p.requires_grad)
     return ParameterCounts(
         denoiser=sum(size for name, size in sizes.items() if ".lora_" not in name),
         adapter=sum(size for name, size in sizes.items() if belongs(name, POLICY)),
+        factored=sum(map(factored, trained)),
     )
+
+
+def factored(shape: torch.Size) -> int:
+    """How many numbers Adafactor keeps of a parameter.
+
+    They are sums over its last dimension and over its last but one; of a vector, one for each.
+    """
+    if len(shape) < 2:
+        return shape.numel()
+    return shape.numel() // shape[-1] + shape.numel() // shape[-2]
 
 
 def of_reference(denoiser: nn.Module) -> dict[str, nn.Parameter]:

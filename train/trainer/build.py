@@ -8,10 +8,12 @@ from rich.console import Console
 from data.distributed import num_workers
 from data.pairs import open_pairs
 from data.pairs.schema import PairSource
-from train.config import Refresh, TrainSpec
+from train.config import TrainSpec
 from train.distributed.deepspeed_engine import Policy
+from train.distributed.policy_average import make_average
 from train.distributed.world import World
 from train.distributed.zero_config import advice as zero_advice
+from train.dpo.auto_beta import AutoBeta
 from train.dpo.draws import DrawRule
 from train.dpo.objectives import make_criterion, timestep_rule
 from train.dpo.reference import make_reference
@@ -20,18 +22,20 @@ from train.identity import TrainRun
 from train.loader.dataset import DecidedPairs, decided_pairs
 from train.loader.latent_source import latents_of
 from train.loader.loader import PairStream, StreamPlan
+from train.loader.text_source import open_texts
 from train.models.activation_checkpointing import checkpoint_activations
 from train.models.channels_last import keep_channels_last
 from train.models.components import ModelComponents, load_components
 from train.models.flops import forward_flops, pair_flops
 from train.models.lora import attach, counts
+from train.models.lora_start import load_start, read_start
 from train.models.memory import estimate_memory
+from train.trainer.adjustments import AdjustBeta, RefreshReference, UpdateAverage
 from train.trainer.metrics_log import MetricsLog
 from train.trainer.progress import ShowProgress
-from train.trainer.reference_refresh import RefreshReference
 from train.trainer.resume import SaveCheckpoints
 from train.trainer.samples import Samples, make_samples
-from train.trainer.trainer import Callback, Trainer
+from train.trainer.trainer import Callback, RunState, Trainer
 from train.trainer.validation import Validation, make_validation, split
 
 
@@ -67,11 +71,18 @@ def open_stream(run: TrainRun, world: World) -> PairStream:
 def stream_of(
     run: TrainRun, pairs: DecidedPairs, source: PairSource, plan: StreamPlan
 ) -> PairStream:
-    """A stream of some of the pairs, from the images or latents that the run trains on."""
-    latents = None
+    """A stream of some of the pairs, from the images or latents that the run trains on.
+
+    Raises:
+        ShardError: Latents or encoded prompts are damaged, or not those of the pairs.
+    """
+    latents = texts = None
     if run.latents:
         latents = latents_of(run.latents, pairs, mirrored=run.train.flip)
-    return PairStream(pairs, source, plan, latents)
+    if run.texts:
+        prompts = pairs.table["prompt"].unique().to_pylist()
+        texts = open_texts(run.texts, prompts, run.train.samples.prompts)
+    return PairStream(pairs, source, plan, latents, texts)
 
 
 def held_out_stream(run: TrainRun, stream: PairStream) -> PairStream | None:
@@ -85,12 +96,17 @@ def held_out_stream(run: TrainRun, stream: PairStream) -> PairStream | None:
 def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Console) -> Trainer:
     """Load the model, and make of it the policy, the reference, and what checks them."""
     spec = run.train
-    with_vae = run.latents is None or spec.samples.every > 0
     components = load_components(
-        run.model, spec.precision, world.device, with_vae=with_vae, shift=spec.timesteps.shift
+        run.model,
+        spec.precision,
+        world.device,
+        with_vae=run.latents is None or spec.samples.every > 0,
+        texts=stream.texts,
+        shift=spec.timesteps.shift,
     )
     votes = stream.pairs.table["margin"].to_numpy()
-    criterion = make_criterion(spec, votes, components.num_timesteps)
+    criterion = make_criterion(spec.objective, votes, components.num_timesteps)
+    uses_reference = criterion(spec.first_beta).uses_reference
     denoiser = policy_denoiser(run, components)
     memory = estimate_memory(counts(denoiser), spec, world.world_size)
     console.print(f"memory: {replace(memory, others=components.frozen_bytes)}")
@@ -104,7 +120,7 @@ def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Conso
     forward = forward_flops(denoiser, family, components.latent_shape, condition)
     policy = Policy(denoiser, spec, world)
     reference = make_reference(lambda: arranged(components.denoiser(), spec), policy, spec, world)
-    compared = reference.denoiser if criterion.uses_reference else absent
+    compared = reference.denoiser if uses_reference else absent
     metrics_log = MetricsLog(run, world.rank == 0, console)
     samples = make_samples(spec.samples, components, stream.pairs, run.seed, metrics_log)
     return Trainer(
@@ -114,18 +130,27 @@ def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Conso
         models=Models(components, policy, compared),
         policy=policy,
         reference=reference,
+        average=make_average(policy, spec.ema),
         draw_rule=draw_rule,
         criterion=criterion,
+        state=RunState(AutoBeta(spec.first_beta)),
         pair_flops=pair_flops(
             forward,
-            uses_reference=criterion.uses_reference,
-            frozen_base=spec.lora.rank > 0,
+            uses_reference=uses_reference,
+            frozen_base=bool(spec.lora.rank),
         ),
-        callbacks=ordered(validation, metrics_log, samples, ShowProgress(console)),
+        callbacks=ordered(
+            AdjustBeta() if spec.is_beta_auto else None,
+            validation,
+            metrics_log,
+            samples,
+            ShowProgress(console),
+        ),
     )
 
 
 def ordered(
+    adjust_beta: AdjustBeta | None,
     validation: Validation | None,
     metrics_log: MetricsLog,
     samples: Samples | None,
@@ -133,12 +158,14 @@ def ordered(
 ) -> list[Callback]:
     """The callbacks of a run, in the order in which each step calls them.
 
-    The refresh is part of the step: validation, samples and checkpoint see the refreshed reference.
+    The refresh is part of the step: validation, samples and checkpoint see the refreshed reference,
+    and the checkpoint has the next step's beta.
     Validation adds to the line before it is logged. The log and the samples come before the
     checkpoint: a run that is killed between them repeats the step and writes both again, while
     after the checkpoint they would be lost.
     """
-    callbacks = (RefreshReference(), validation, metrics_log, samples, SaveCheckpoints(), progress)
+    followers = RefreshReference(), UpdateAverage(), adjust_beta
+    callbacks = (*followers, validation, metrics_log, samples, SaveCheckpoints(), progress)
     return [callback for callback in callbacks if callback is not None]
 
 
@@ -146,10 +173,11 @@ def policy_denoiser(run: TrainRun, components: ModelComponents) -> Any:
     """The base's denoiser, with an adapter if one is trained."""
     spec, denoiser = run.train, components.denoiser()
     if spec.lora.rank:
-        moving = spec.reference.refresh is not Refresh.frozen
         usual = list(components.base.family.lora_targets)
         lora = replace(spec.lora, targets=spec.lora.targets or usual)
-        attach(denoiser, lora, run.seed, moving=moving)
+        attach(denoiser, lora, run.seed, with_reference=not spec.reference_is_base)
+        if lora.start is not None:
+            load_start(denoiser, read_start(components.base, lora))
     return arranged(denoiser, spec)
 
 

@@ -22,14 +22,16 @@ from torch import Tensor
 from data.artifacts.atomic import ShardError, fsync, read_json, remove, sha256_of, write_json
 from data.artifacts.manifest import MANIFEST
 from train.distributed.deepspeed_engine import Policy, sizes
+from train.distributed.policy_average import PolicyAverage
 from train.distributed.world import World
+from train.dpo.auto_beta import AutoBeta
 from train.dpo.reference import Reference
 from train.loader.order import Position
 
 STATE = "state.json"
 NAME = re.compile(r"step-(\d{7,})")
-OF_RANK = re.compile(r"(?:zero_pp_rank_|reference-)(\d+)")
-"""In the name of a file that one rank wrote: DeepSpeed's shards and the reference's."""
+OF_RANK = re.compile(r"(?:zero_pp_rank_|reference-|average-)(\d+)")
+"""In the name of a file that one rank wrote: DeepSpeed's shards, the reference's, the average's."""
 THREADS = 4
 """Files that a rank hashes at a time."""
 
@@ -42,6 +44,8 @@ class State:
     """Optimizer steps done."""
     position: Position
     """The next global batch."""
+    beta: AutoBeta
+    """That of the next step."""
     reference_version: int
     world: int
     """Ranks that wrote the checkpoint."""
@@ -56,7 +60,13 @@ def checkpoint_folder(root: Path, step: int) -> Path:
 
 
 def save_checkpoint(
-    root: Path, state: State, policy: Policy, reference: Reference, world: World, keep: int
+    root: Path,
+    state: State,
+    policy: Policy,
+    reference: Reference,
+    world: World,
+    keep: int,
+    average: PolicyAverage | None = None,
 ) -> Path:
     """Write the checkpoint of a step, all ranks together, and delete all but the last `keep`."""
     final = checkpoint_folder(root, state.step)
@@ -68,6 +78,8 @@ def save_checkpoint(
     policy.save(partial)
     shards = reference_shards(reference, world)
     save_file(shards, reference_file(partial, world.rank, world.world_size))
+    if average is not None:
+        average.save(partial, world)
     if world.rank == 0:
         write_json(partial / STATE, asdict(state))
     world.barrier()  # every rank's files are written before any is counted
@@ -238,4 +250,5 @@ def _incompleteness(folder: Path, entries: Mapping[str, Any]) -> str | None:
 def load_state(folder: Path) -> State:
     """Read where the run stood."""
     value = json.loads((folder / STATE).read_text())
-    return State(**value | {"position": Position(**value["position"])})
+    parts = {"position": Position(**value["position"]), "beta": AutoBeta(**value["beta"])}
+    return State(**value | parts)

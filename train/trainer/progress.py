@@ -37,6 +37,8 @@ class ShowProgress(Callback):
     def after_step(self, trainer: Trainer, line: dict[str, Any]) -> None:
         """Show a step."""
         numbers = f"loss {line['loss']:.4f} · accuracy {line['accuracy']:.2f}"
+        if trainer.run.train.is_beta_auto:
+            numbers += f" · factor {line['gradient_factor']:.2f} · beta {line['beta']:.0f}"
         self.bar.update(self.task, completed=line["step"], numbers=numbers)
         now = time.monotonic()
         if not self.console.is_terminal and now - self.last_line >= LINE_EVERY_S:

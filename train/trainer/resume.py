@@ -41,9 +41,11 @@ def resume(trainer: Trainer, console: Console) -> None:
         console.print(f"written by {state.world} processes, now {world.world_size}")
         trainer.policy.load_from_other_ranks(folder, run.folder / SCRATCH)
     load_reference(folder, state, trainer.reference, world)
+    if trainer.average is not None:
+        trainer.average.load(folder)
     every = run.train.reference.every
     last_refresh = state.step - state.step % every if state.reference_version else 0
-    trainer.state = RunState(state.step, state.position, last_refresh, folder)
+    trainer.state = RunState(state.beta, state.step, state.position, last_refresh, folder)
     console.print(f"resuming after step {state.step} from {folder}")
 
 
@@ -69,10 +71,17 @@ class SaveCheckpoints(Callback):
             return
         state = State(
             step=run_state.step,
+            beta=run_state.beta,
             position=run_state.position,
             reference_version=trainer.reference.version,
             world=trainer.world.world_size,
         )
         run_state.checkpoint = save_checkpoint(
-            trainer.run.folder, state, trainer.policy, trainer.reference, trainer.world, spec.keep
+            trainer.run.folder,
+            state,
+            trainer.policy,
+            trainer.reference,
+            trainer.world,
+            spec.keep,
+            trainer.average,
         )

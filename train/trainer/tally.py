@@ -7,7 +7,8 @@ fraction of pairs for which that is above 0, and the reference's errors are null
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ class Tally:
 
     sums: Tensor
     """Sums of `MEANS`; then of accuracy by bucket; then pairs by bucket."""
+    margins: list[Tensor] = field(default_factory=list)
+    """Each pair's, by micro-batch."""
     pairs: int = 0
     waited_s: float = 0.0
     """Seconds spent waiting for data."""
@@ -51,14 +54,23 @@ class Tally:
         by_bucket[1].index_add_(0, bucket, torch.ones_like(right))
         sums = torch.stack([mean.double().sum() for mean in means])
         self.sums += torch.cat([sums, by_bucket.flatten()])
+        self.margins.append(output.margin.double())
         self.pairs += len(right)
         self.waited_s += waited_s
 
     def reduce(self, world: World) -> dict[str, Any]:
-        """Return the means over the global batch, equal on all ranks."""
+        """Return the means over the global batch, and `margins` in ascending order.
+
+        Equal on all ranks. Every rank has counted as many pairs as the others.
+        """
         of_host = self.sums.new_tensor([self.pairs, self.waited_s])
-        total = world.all_reduce(torch.cat([self.sums, of_host])).tolist()  # the host waits here
-        means, buckets, (pairs, waited) = total[:7], total[7:-2], total[-2:]
+        margins = self.sums.new_zeros(world.world_size, self.pairs)
+        margins[world.rank] = torch.cat(self.margins)  # a sum with zeros gathers them
+        parts = [self.sums, of_host, margins.flatten()]
+        total = world.all_reduce(torch.cat(parts)).tolist()  # the host waits here
+        num_sums = len(self.sums)
+        means, buckets = total[: len(MEANS)], total[len(MEANS) : num_sums]
+        pairs, waited = total[num_sums : num_sums + 2]
         right, counts = buckets[:BUCKETS], buckets[BUCKETS:]
         return {
             **{
@@ -69,7 +81,14 @@ class Tally:
                 r / n if n else None for r, n in zip(right, counts, strict=True)
             ],
             "data_wait_s": waited / world.world_size,
+            "margins": sorted(total[num_sums + 2 :]),
         }
+
+
+def quantiles(margins: Sequence[float]) -> list[float]:
+    """The least of margins in ascending order, their nine deciles (nearest rank), the greatest."""
+    last = len(margins) - 1
+    return [margins[round(tenth * last / 10)] for tenth in range(11)]
 
 
 class Stopwatch:

@@ -1,7 +1,7 @@
 """The training loop."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from data.storage.prefetch import prefetch
-from train.config import LrSchedule, TrainSpec
+from train.config import LOGISTIC, LrSchedule, Objective, TrainSpec
 from train.distributed.deepspeed_engine import NonFiniteError, Policy
+from train.distributed.policy_average import PolicyAverage
 from train.distributed.world import World
+from train.dpo.auto_beta import AutoBeta, mean_factor
 from train.dpo.draws import DrawRule
 from train.dpo.objectives import Criterion
 from train.dpo.reference import Reference
@@ -21,7 +23,7 @@ from train.identity import TrainRun
 from train.loader.loader import PairStream
 from train.loader.order import Position
 from train.models.flops import peak_flops
-from train.trainer.tally import Stopwatch, Tally
+from train.trainer.tally import Stopwatch, Tally, quantiles
 
 PairLosses = list[tuple[tuple[str, ...], Tensor]]
 """Pair ids and losses of each micro-batch of a step."""
@@ -53,6 +55,8 @@ class Callback:
 class RunState:
     """Where a run stands."""
 
+    beta: AutoBeta
+    """That of the next step; under a fixed beta always the same."""
     step: int = 0
     """Optimizer steps done."""
     position: Position = field(default_factory=Position)
@@ -73,12 +77,15 @@ class Trainer:
     models: Models
     policy: Policy
     reference: Reference
+    average: PolicyAverage | None
+    """With `train.ema`."""
     draw_rule: DrawRule
-    criterion: Criterion
+    criterion: Callable[[float], Criterion]
+    """The objective at a beta."""
+    state: RunState
     pair_flops: int
     """Floating point operations that a pair needs."""
     callbacks: Sequence[Callback] = ()
-    state: RunState = field(default_factory=RunState)
 
     def train(self) -> None:
         """Step until the configured number of optimizer steps is done."""
@@ -92,12 +99,13 @@ class Trainer:
         """Update the policy on one global batch, and return the step's metrics."""
         spec, watch, tally = self.run.train, Stopwatch(), Tally.empty(self.world.device)
         losses: PairLosses = []
+        criterion = self.criterion(self.state.beta.beta)
         num_micro_batches = spec.batch // (spec.micro_batch * self.world.world_size)
         for index in range(num_micro_batches):
             wait = Stopwatch()
             noised = next(batches)
             waited_s = wait.lap()
-            output = step(noised, self.models, self.criterion)
+            output = step(noised, self.models, criterion)
             self.policy.backward(output.loss)
             tally.add(output, waited_s)
             losses.append((noised.batch.pair_ids, output.losses))
@@ -127,19 +135,24 @@ class Trainer:
     @contextmanager
     def _batches(self) -> Iterator[Iterator[BatchWithNoise]]:
         """This rank's batches from the present position on, read by a thread."""
-        pairs = self.stream.batches(self.state.position)
-        batches = prefetch_noise(pairs, self.draw_rule, self.world.device)
-        with prefetch(batches, READ_AHEAD if self.stream.plan.workers else 0) as ready:
+        stream, device = self.stream, self.world.device
+        pairs = stream.batches(self.state.position)
+        batches = prefetch_noise(pairs, self.draw_rule, device, stream.texts)
+        with prefetch(batches, READ_AHEAD if stream.plan.workers else 0) as ready:
             yield ready
 
     def _line(
         self, means: dict[str, Any], norm: float, lr: float, pairs_per_s: float
     ) -> dict[str, Any]:
         """The step's metrics, in the order of the metrics log."""
-        state = self.state
+        state, kind = self.state, self.run.train.objective.kind
+        margins, beta = means.pop("margins"), state.beta.beta
         return {
             "step": state.step + 1,
             **means,
+            "beta": None if kind is Objective.mapo else beta,
+            "gradient_factor": mean_factor(margins, beta) if kind in LOGISTIC else None,
+            "margin_quantiles": quantiles(margins),
             "gradient_norm": norm,
             "lr": lr,
             "reference_version": self.reference.version,

@@ -1,11 +1,13 @@
-"""The arms of the comparison: which labels each trains on, and how its reference moves.
+"""The paper's study: which labels each arm trains on, and how its reference moves.
 
 Arms that are compared differ in one thing: the labels under a frozen reference, the reference
 under majority labels, or the tie rule under BalancedDPO's labels and reference.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
+
+from benchmarks.reproduce.study import Arm, PairSet, Study
 
 VOTERS = ("hps", "clip", "pickscore", "aesthetic")
 OURS = "balanced"
@@ -27,32 +29,15 @@ class Group(StrEnum):
     TIES = "ties"
 
 
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """One way to train; all arms start from the same base and have the same budget."""
-
-    name: str
-    title: str
-    group: Group
-    overrides: tuple[str, ...]
-    """Settings of the run; `{seed}` stands for the training seed."""
-
-    @property
-    def is_majority(self) -> bool:
-        """Whether it trains on majority labels, with any reference and any tie rule."""
-        return self.group is not Group.LABELS or self.name == "majority"
-
-    def settings(self, seed: int) -> list[str]:
-        """The overrides of one training."""
-        return [text.format(seed=seed) for text in self.overrides]
+SHARED = PairSet("shared", ("pairs.options.num_pairs={pairs}",))
 
 
 def _labels(name: str, title: str, *vote: str) -> Arm:
-    return Arm(name, title, Group.LABELS, (*vote, "reference=frozen"))
+    return Arm(name, title, Group.LABELS, (*vote, "reference=frozen"), SHARED)
 
 
 def _majority(name: str, title: str, *reference: str) -> Arm:
-    return Arm(name, title, Group.REFERENCE, ("vote=majority", *reference))
+    return Arm(name, title, Group.REFERENCE, ("vote=majority", *reference), SHARED)
 
 
 def _snapshots(every: int) -> tuple[str, str]:
@@ -79,23 +64,43 @@ ARMS = (
     _majority("majority_loose", "majority, frozen, beta / 4", "reference=frozen",
               f"train.beta={LOOSE_BETA}"),
     Arm("ties_human", "BalancedDPO, ties by human", Group.TIES,
-        ("vote=majority_human", *_snapshots(K))),
+        ("vote=majority_human", *_snapshots(K)), SHARED),
     Arm("ties_metric", f"BalancedDPO, ties by {TIE_METRIC}", Group.TIES,
         ("vote=majority", f"vote.name=majority_{TIE_METRIC}", "vote.tie_rule=metric",
-         f"vote.tie_metric={TIE_METRIC}", *_snapshots(K))),
+         f"vote.tie_metric={TIE_METRIC}", *_snapshots(K)), SHARED),
 )  # fmt: skip
 """Every arm; the base, which is not trained, is none."""
+CLAIMS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "The consensus is better than each single metric": (
+        "majority", tuple(f"single_{metric}" for metric in VOTERS),
+    ),
+    "The consensus is better than mixing scores": ("majority", ("sum", "zscore_sum")),
+    "The consensus is better than human labels": ("majority", ("human",)),
+    "The majority is better than unanimity": ("majority", ("unanimous",)),
+    "The consensus is better than random labels": ("majority", ("random",)),
+    "BalancedDPO is better than each single metric": (
+        OURS, tuple(f"single_{metric}" for metric in VOTERS),
+    ),
+    "BalancedDPO is better than mixing scores": (OURS, ("sum", "zscore_sum")),
+    "BalancedDPO is better than Diffusion-DPO on human labels": (OURS, ("human",)),
+    "A moving reference is better than a frozen one": (OURS, ("majority",)),
+    "A moving reference is better than a frozen one with beta / 4": (OURS, ("majority_loose",)),
+    "K = 50 is better than another K": (OURS, tuple(f"{OURS}_k{k}" for k in OTHER_K)),
+    "Snapshots are better than an average": (OURS, ("ema",)),
+    "Dropping ties is better than deciding them": (OURS, ("ties_human", "ties_metric")),
+}  # fmt: skip
+"""The consensus alone is `majority`, whose reference is frozen like that of the arms it is compared
+with."""
 
-
-def named(names: list[str]) -> tuple[Arm, ...]:
-    """The arms of these names, in the order of `ARMS`.
-
-    Raises:
-        ValueError: There is no such arm.
-    """
-    known = {arm.name for arm in ARMS}
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(
-            f"unknown arm {', '.join(unknown)}; the arms are {', '.join(a.name for a in ARMS)}"
-        )
-    return tuple(arm for arm in ARMS if arm.name in names)
+STUDY = Study(
+    name="paper",
+    experiment="miniature",
+    arms=ARMS,
+    claims=CLAIMS,
+    pairs=3000,
+    folder=Path("runs/reproduce"),
+    mark="results",
+    steady=frozenset(a.name for a in ARMS if a.group is not Group.LABELS) | {"majority"},
+    quick_arms=("random", OURS),
+    quick_pairs=160,
+)

@@ -6,12 +6,14 @@ said in `data/families/`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from data.devices import to_device
-from data.models.family import PromptEmbeds
+from data.models.family import Family, ModelConfig, PromptEmbeds
 
 EncodePrompts = Callable[[Sequence[str]], PromptEmbeds]
 """How a model encodes prompts; repeated prompts are encoded repeatedly."""
@@ -41,10 +43,29 @@ class TextEncoder:
         return self.model(to_device(tokens.input_ids, self.model.device), **options)
 
 
-def encode_distinct(
-    encode: EncodePrompts, prompts: Sequence[str], device: torch.device
-) -> PromptEmbeds:
+def load_text_encoders(
+    folder: Path, family: Family, config: ModelConfig, device: torch.device, dtype: torch.dtype
+) -> dict[str, TextEncoder]:
+    """The frozen text encoders of a diffusers folder, by the names of their parts."""
+    encoders = {}
+    for name in filter(config.has, family.text_encoders):
+        beside = name.replace("text_encoder", "tokenizer")
+        tokenizer, kind = (
+            getattr(transformers, str(config.index[part][1])) for part in (beside, name)
+        )
+        model = kind.from_pretrained(
+            folder, subfolder=name, torch_dtype=dtype, use_safetensors=True
+        )
+        encoders[name] = TextEncoder(
+            tokenizer.from_pretrained(folder, subfolder=beside),
+            model.to(device).eval().requires_grad_(requires_grad=False),
+        )
+    return encoders
+
+
+def encode_distinct(encode: EncodePrompts, prompts: Sequence[str]) -> PromptEmbeds:
     """Encode prompts, one row each; each distinct prompt is encoded once."""
     distinct = sorted(set(prompts))
+    embeds = encode(distinct)
     rows = torch.tensor([distinct.index(prompt) for prompt in prompts])
-    return encode(distinct).rows(to_device(rows, device))
+    return embeds.rows(to_device(rows, embeds.states.device))
