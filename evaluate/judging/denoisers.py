@@ -182,11 +182,8 @@ class Probe:
             for part in self.family.text_encoders
             if (encoder := getattr(self.pipeline, part, None)) is not None
         }
-        text = encode_distinct(
-            lambda distinct: self.family.encode(encoders, distinct, self.config),
-            prompts,
-            self.device,
-        )
+        encode = partial(self.family.encode, encoders, config=self.config)
+        text = encode_distinct(encode, prompts).to(self.device, self.dtype)
         size = torch.full((len(prompts), 2), self.side)
         guidance = self.family.guidance(self.config)
         condition = self.family.condition(text, size, self.side, guidance)
