@@ -265,6 +265,7 @@ def with_model_folder(job: Job) -> Job:
     """
     if is_single_file(job.model.path):
         job.model.path = str(folder_of(job.model.path, job.model.config))
+        job.model.revision = None  # that of the group's own model
     return job
 
 

@@ -21,6 +21,7 @@ from train.dpo.draws import DrawRule, draw
 from train.dpo.objectives import dpo
 from train.dpo.step import Models, draw_noise, step
 from train.loader.loader import PairBatch
+from train.models.base_model import open_model
 from train.models.components import ModelComponents, load_components
 
 CPU = torch.device("cpu")
@@ -271,3 +272,27 @@ def draws_an_image(folder: Path, base: Path) -> None:
     old, new = before.unet.state_dict(), pipeline.unet.state_dict()
     assert old.keys() == new.keys()
     assert any(not torch.allclose(new[key].float(), old[key], atol=1e-3) for key in old)
+
+
+@torch.no_grad()
+def test_tiles_are_the_vaes_own(bases: dict[str, Path]):
+    """Tiles of 8 pixels at 0, 6 and 12: the first corner, before the seams, is that of the tile."""
+    whole = load(bases["sd"])
+    tiled = load_components(
+        ModelSpec(path=str(bases["sd"]), resolution=SIDE, vae_tile=8), Precision.fp32, CPU
+    )
+    pixels = torch.randint(0, 256, (2, SIDE, SIDE, 3), generator=torch.Generator().manual_seed(1))
+    pixels, noise = pixels.to(torch.uint8), torch.zeros(2, 4, SIDE // 2, SIDE // 2)
+    latents, others = tiled.encode_images(pixels, noise), whole.encode_images(pixels, noise)
+    assert latents.shape == others.shape
+    assert not torch.allclose(latents, others)
+    corner = whole.encode_images(pixels[:, :8, :8].contiguous(), noise[:, :, :4, :4])
+    torch.testing.assert_close(latents[:, :, :3, :3], corner[:, :, :3, :3])
+    assert tiled.decode_latents(latents).shape == (2, 3, SIDE, SIDE)
+
+
+def test_tiles_that_cut_nothing_are_refused(bases: dict[str, Path]):
+    with pytest.raises(ValueError, match=r"model\.vae_tile=16 cuts no image of .*=16"):
+        ModelSpec(path="x", resolution=SIDE, vae_tile=SIDE)
+    with pytest.raises(ValueError, match=r"model\.vae_tile=12 is no multiple of 8: tiles overlap"):
+        open_model(ModelSpec(path=str(bases["sd"]), resolution=SIDE, vae_tile=12))

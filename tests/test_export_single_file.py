@@ -163,8 +163,9 @@ def test_other_families_have_no_single_file(root: Path, tmp_path: Path):
 
 def test_every_command_takes_the_folder_in_place_of_the_file(root: Path, cache: Path):
     path, config = f"model.path={root}/sd1.safetensors", f"model.config={root}/sd1"
-    assert Path(with_model_folder(job(path, config)).model.path).parent == cache
-    assert with_model_folder(job(f"model.path={root}/sd1")).model.path == f"{root}/sd1"
+    model = with_model_folder(job("model=sd15", path, config)).model
+    assert Path(model.path).parent == cache
+    assert model.revision is None
 
 
 @pytest.mark.ranks

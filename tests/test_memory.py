@@ -16,6 +16,9 @@ from train.config import (
     LoraSpec,
     Objective,
     ObjectiveSpec,
+    Offload,
+    OptimizerKind,
+    OptimizerSpec,
     Precision,
     ReferenceSpec,
     Refresh,
@@ -26,7 +29,7 @@ from train.distributed.deepspeed_engine import Policy, release
 from train.distributed.policy_average import make_average
 from train.distributed.world import start
 from train.dpo.reference import make_reference
-from train.models.lora import attach
+from train.models.lora import attach, counts
 from train.models.memory import (
     ADAPTERS,
     FP32_VAES,
@@ -39,16 +42,20 @@ from train.models.memory import (
 
 CASES = [
     (0, "fp32", 0), (0, "bf16", 0), (1, "fp32", 0), (1, "bf16", 0), (2, "fp32", 0), (2, "bf16", 0),
-    (3, "fp32", 0), (3, "bf16", 0), (2, "bf16", 8), (3, "fp32", 8),
+    (3, "fp32", 0), (3, "bf16", 0), (2, "bf16", 8), (3, "fp32", 8), (2, "bf16", 0, "optimizer"),
+    (3, "bf16", 0, "parameters"), (0, "bf16", 0, "none", "adafactor"),
 ]  # fmt: skip
-"""ZeRO stage, precision, rank of LoRA."""
+"""ZeRO stage, precision, rank of LoRA, and what is offloaded, and the optimizer, if another."""
 
 
-def spec_of(stage: int, precision: str, rank: int, world: int) -> TrainSpec:
+def spec_of(
+    world: int, stage: int, precision: str, rank: int, offload: str = "none", kind: str = "adamw"
+) -> TrainSpec:
     micro_batches = 1 if (stage, precision) == (0, "bf16") else 2
     return TrainSpec(
         steps=4, batch=micro_batches * world, micro_batch=1, precision=Precision(precision),
-        zero=ZeroSpec(stage=stage), lora=LoraSpec(rank=rank), device="cpu",
+        zero=ZeroSpec(stage=stage, offload=Offload(offload)), lora=LoraSpec(rank=rank),
+        optimizer=OptimizerSpec(kind=OptimizerKind(kind)), device="cpu",
         reference=ReferenceSpec(refresh=Refresh.snapshot, every=1), ema=0.9 if stage else 0.0,
     )  # fmt: skip
 
@@ -95,13 +102,14 @@ def counted_is_held() -> None:
     """After a step, while the next one's gradients come: within 2 % of the count."""
     world, ratios = start("cpu"), {}
     gc.freeze()  # what is there by now is not looked at again and again
-    for stage, precision, rank in CASES:
-        before = storages()
-        spec = spec_of(stage, precision, rank, world.world_size)
+    for case in CASES:
+        (stage, precision, rank), before = case[:3], storages()
+        spec = spec_of(world.world_size, *case)
         unet = small_unet(48, precision)
         parameters = sum(parameter.numel() for parameter in unet.parameters())
         if rank:
             attach(unet, spec.lora, 0, with_reference=True)
+        count, largest = counts(unet), max(p.numel() for p in unet.parameters())
         policy = Policy(unet, spec, world)
         average = make_average(policy, spec.ema)
         del unet
@@ -119,11 +127,12 @@ def counted_is_held() -> None:
             now = sum(size for address, size in storages().items() if address not in before)
             peak = max(peak, now)
         expected = estimate_memory(
-            ParameterCounts(denoiser=parameters, adapter=adapter if rank else 0),
+            replace(count, denoiser=parameters, adapter=adapter if rank else 0),
             spec,
             world.world_size,
         )
-        ratios[stage, precision, rank] = peak / expected.total
+        staged = 4 * largest if spec.zero.offload is Offload.optimizer else 0  # on either side
+        ratios[case] = peak / (expected.total + expected.offloaded + staged)
         del policy, reference, average, engine
     assert ratios == dict.fromkeys(CASES, pytest.approx(1, rel=0.02)), ratios
     world.barrier()
@@ -156,7 +165,7 @@ def only_the_export_gathers() -> None:
     """Under stage 3, 40 MB on two ranks: a refresh takes below a twentieth of it. The export's
     weights take most of it on the first rank, which keeps them, and next to nothing on others."""
     world = start("cpu")
-    spec = spec_of(3, "fp32", 0, world.world_size)
+    spec = spec_of(world.world_size, 3, "fp32", 0)
     policy = Policy(small_unet(112, "fp32"), spec, world)
     reference = make_reference(lambda: small_unet(112, "fp32"), policy, spec, world)
     size = sum(4 * p.ds_numel for p in policy.trained.values())
@@ -201,6 +210,15 @@ def test_sd15_on_one_gpu_by_hand():
     assert "16.39 GiB a process without activations, counted (policy 1.60, grad" in str(whole)
 
 
+def test_what_is_offloaded_is_counted_apart():
+    size = PUBLISHED["SD1.5"].denoiser
+    spec = TrainSpec(zero=ZeroSpec(stage=2, offload=Offload.optimizer))
+    estimate = estimate_memory(PUBLISHED["SD1.5"], spec, 1)
+    assert (estimate.policy, estimate.gradients, estimate.optimizer) == (2 * size, 0, 0)
+    assert estimate.offloaded == (12 + 8 + 2) * size
+    assert str(estimate).endswith(", and 17.61 GiB of the machine's memory")
+
+
 def test_what_moves_the_reference_costs():
     counts, size = ParameterCounts(denoiser=1000, adapter=10), PUBLISHED["SD1.5"].denoiser
     kinds = {
@@ -239,9 +257,12 @@ def test_experiments_say_what_is_counted(name: str):
 
     model, shape = EXPERIMENTS[name]
     text = " ".join((ROOT / f"conf/experiment/{name}.yaml").read_text().replace("#", " ").split())
-    train = job(f"experiment={name}", "pairs.root=/x").train
+    settings = job(f"experiment={name}", "pairs.root=/x")
+    train = settings.train
     adapter = ADAPTERS[model] * train.lora.rank // 16
     whole = replace(PUBLISHED[model], adapter=adapter)
+    if settings.label.texts.write:
+        whole = replace(whole, text=0)
     said = re.search(r"(\d+\.\d) GiB a GPU on (\d+) GPUs with ZeRO-2", text)
     assert said
     of_stage = {2: said.group(1)}

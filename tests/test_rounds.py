@@ -37,6 +37,7 @@ from tests.helpers_docs import dry_run
 from tests.helpers_ranks import run_module
 from tests.helpers_train import image
 from tests.test_vote import METRICS, scored, votes
+from train.config import LoraSpec
 
 JUDGES = [Judge("hps", Role.VOTER), Judge("clip", Role.VOTER), Judge("held", Role.HELD_OUT)]
 NUM_PROMPTS = 40
@@ -249,11 +250,13 @@ def test_each_round_begins_with_the_policy_of_the_one_before():
         assert "model.path=runs/r/round-1/train/pipeline" in command.settings
         assert "model.revision=null" in command.settings
     judged = second[3].settings
-    assert judged[-3:] == (
+    assert judged[-4:] == (
         f"models.base=owner/model@{40 * '0'}",
         "models.round-1=runs/r/round-1/train/pipeline",
         "models.round-2=runs/r/round-2/train/pipeline",
+        "evaluate.reuse=runs/r/round-1/evaluate",
     )
+    assert not any("reuse" in word for command in first for word in command.settings)
     assert not any("model.path" in word for word in judged)  # the base is the experiment's
 
 
@@ -362,6 +365,9 @@ def test_impossible_rounds_are_refused(spec: dict[str, Any], says: str):
         RoundsSpec(**spec)
 
 
+LORA = LoraSpec(rank=None, start="x.safetensors")
+
+
 @pytest.mark.slow
 def test_what_the_rounds_decide_themselves_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -375,6 +381,7 @@ def test_what_the_rounds_decide_themselves_is_refused(
         (replace(job, evaluate=replace(job.evaluate, models={"a": "/x"})), "evaluate.models nam"),
         (replace(job, evaluate=replace(job.evaluate, scores_only=True)), "finishes no round"),
         (replace(job, label=replace(job.label, inspect=True)), "label.inspect=true finishes no"),
+        (replace(job, train=replace(job.train, lora=LORA)), "train.lora.start=x.safetensors is an"),
     ):
         with pytest.raises(ValueError, match=re.escape(says)):
             check(other)
@@ -458,6 +465,13 @@ def test_two_small_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run_rounds(job, plan_of(job, words), ["python", "-m"], start_fork, Console()) == ""
     assert len(said) == 8
     run = tmp_path / "small"
+    shared = ["base", "round-1"]  # the base and the round before are sampled once
+    counts = [
+        {path.stat().st_nlink for path in (run / "round-2/evaluate/samples" / name).glob("*.png")}
+        for name in (*shared, "round-2")
+    ]
+    assert counts == [{2}, {2}, {1}]
+    assert all(f"3 images of {name} are those of" in said[-1] for name in shared)
     labels = pl.read_parquet(run / "round-2" / "labels" / "majority" / "part-*.parquet")
     assert labels["source"].str.starts_with("others.0/").sum() == 6 == len(labels) / 2
     first = pl.read_parquet(run / "round-1" / "pairs" / "*.parquet")

@@ -1,16 +1,29 @@
 """What DeepSpeed is told, and what is put right after it has loaded."""
 
+import importlib.machinery
+import sys
+import types
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from train.config import OptimizerSpec, Precision, TrainSpec, ZeroSpec
-from train.distributed.deepspeed_engine import make_optimizer, separate_steps
+from train.config import (
+    Offload,
+    OptimizerKind,
+    OptimizerSpec,
+    Precision,
+    TrainSpec,
+    ZeroSpec,
+)
+from train.distributed.deepspeed_engine import separate_steps
+from train.distributed.optimizer import check_optimizer, make_optimizer
 from train.distributed.world import World
 from train.distributed.zero_config import advice, zero_config
 from train.loader.device_copy import pin
+from train.models.lora import factored
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -92,6 +105,50 @@ def test_adamw_has_the_constants_of_the_settings():
 def test_constants_that_make_no_optimizer_are_refused(constants: dict, says: str):
     with pytest.raises(ValueError, match=rf"train\.optimizer\.{says}"):
         OptimizerSpec(**constants)
+
+
+class Bits8(torch.optim.SGD):
+    """What AdamW8bit is given."""
+
+    def __init__(self, parameters: Any, **options: Any) -> None:
+        super().__init__(parameters, lr=options["lr"])
+        self.options = options
+
+
+def test_an_optimizer_of_8_bits_is_that_of_bitsandbytes(monkeypatch: pytest.MonkeyPatch):
+    spec = TrainSpec(optimizer=OptimizerSpec(kind=OptimizerKind.paged_adamw8bit, betas=[0.8, 0.9]))
+    with pytest.raises(ValueError, match=r"kind=paged_adamw8bit needs the package bitsandbytes"):
+        check_optimizer(spec, World(0, 1, GPU))
+    for name in ("bitsandbytes", "bitsandbytes.optim"):
+        module = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, module)
+    sys.modules["bitsandbytes.optim"].PagedAdamW8bit = Bits8
+    check_optimizer(spec, World(0, 1, GPU))
+    optimizer = make_optimizer([nn.Parameter(torch.ones(1))], spec)
+    assert isinstance(optimizer, Bits8)
+    assert optimizer.options == {
+        "lr": spec.lr, "betas": (0.8, 0.9), "eps": 1e-8, "weight_decay": 0.01
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="takes its steps on a GPU, but train.device is cpu"):
+        check_optimizer(spec, World(0, 1, CPU))
+    spec.zero.offload = Offload.optimizer
+    with pytest.raises(ValueError, match=r"train\.zero\.offload=optimizer; choose"):
+        check_optimizer(spec, World(0, 1, GPU))
+
+
+def test_adafactor_needs_whole_weights():
+    adafactor = OptimizerSpec(kind=OptimizerKind.adafactor)
+    with pytest.raises(ValueError, match=r"zero\.stage=2 cuts the weights.*choose zero=stage0"):
+        check_optimizer(TrainSpec(optimizer=adafactor), World(0, 1, CPU))
+    spec = TrainSpec(optimizer=adafactor, zero=ZeroSpec(stage=0))
+    check_optimizer(spec, World(0, 1, CPU))
+    weight = nn.Parameter(torch.ones(4, 6))
+    assert isinstance(make_optimizer([weight], spec), torch.optim.Adafactor)
+    assert factored(weight.shape) == 4 + 6
+    assert factored(torch.Size([7])) == 7
+    with pytest.raises(ValueError, match="have no meaning for train.optimizer.kind=adafactor"):
+        OptimizerSpec(kind=OptimizerKind.adafactor, epsilon=1e-6)
 
 
 def test_each_parameter_counts_its_own_steps_on_its_own_device():

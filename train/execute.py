@@ -15,6 +15,7 @@ from data.artifacts.config_diff import differences
 from data.artifacts.manifest import code_revision
 from data.distributed import Rank
 from train.config import CacheUse, Objective, TrainSpec
+from train.distributed.optimizer import check_optimizer
 from train.distributed.policy_average import PolicyAverage
 from train.distributed.world import (
     LostContactError,
@@ -85,6 +86,7 @@ def train(run: TrainRun, world: World) -> None:
     console = Console(quiet=world.rank != 0, highlight=False, soft_wrap=True)
     base = open_model(run.model)  # refused before any weight is loaded
     check_settings(base, run.train)
+    check_optimizer(run.train, world)
     if run.train.export.single_file:
         check_single_file(base)
     lora = follow_start(run.train.lora, base)

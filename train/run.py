@@ -131,15 +131,16 @@ def describe(job: Job) -> TrainRun:
 
 
 def model_identity(model: ModelSpec) -> dict[str, Any]:
-    """What of the model decides the weights; prediction and guidance only where they were set."""
+    """What of the model decides the weights; what is null by default only where it was set."""
     identity: dict[str, Any] = {
         "resolution": model.resolution,
         "fingerprint": fingerprint(model),
     }
     if model.prediction_type is not None:
         identity["prediction_type"] = model.prediction_type.value
-    if model.guidance is not None:
-        identity["guidance"] = model.guidance
+    for name in ("guidance", "vae_tile"):
+        if getattr(model, name) is not None:
+            identity[name] = getattr(model, name)
     return identity
 
 

@@ -128,8 +128,19 @@ def check(job: Job) -> None:
     for name, value in ends.items():
         if value:
             raise ValueError(f"{name}=true finishes no round; leave it out")
+    _check_start(job)
     if job.rounds.mix_pairs.root:
         open_pairs(job.rounds.mix_pairs)
+
+
+def _check_start(job: Job) -> None:
+    start = job.train.lora.start
+    if start is not None and job.rounds.count > 1:
+        raise ValueError(
+            f"train.lora.start={start} is an adapter of the base, but from round 2 on a round "
+            "begins with the policy of the one before, which has it already; merge it into the "
+            "base (pipeline.fuse_lora), or leave it out"
+        )
 
 
 def notes(job: Job, plan: RoundsPlan) -> list[str]:

@@ -8,6 +8,7 @@ from train.config.model import (
     ActivationCheckpointing,
     LoraSpec,
     ModelSpec,
+    Offload,
     Precision,
     ZeroSpec,
 )
@@ -23,11 +24,12 @@ from train.config.objective import (
     TimestepKind,
     TimestepSpec,
 )
-from train.config.optimizer import OptimizerSpec
+from train.config.optimizer import OptimizerKind, OptimizerSpec
 
 __all__ = [
     "AUTO", "COLLECTIVE_TIMEOUT_S", "LOGISTIC", "ActivationCheckpointing", "AutoBetaSpec",
     "CacheUse", "ExportSpec", "LoraSpec", "LrSchedule", "ModelSpec", "Objective", "ObjectiveSpec",
+    "Offload", "OptimizerKind",
     "OptimizerSpec", "Precision", "ReferenceSpec", "Refresh", "SampleSpec", "TimestepKind",
     "TimestepSpec", "TrainSpec", "ValidationSpec", "ZeroSpec", "resumable_fields",
 ]  # fmt: skip

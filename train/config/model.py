@@ -40,6 +40,9 @@ class ModelSpec:
     configuration and tokenizers come; the groups `sd15`, `sd21`, `sd21_512` and `sdxl` have it."""
     resolution: int = 512
     """Side of the square training images in pixels."""
+    vae_tile: int | None = None
+    """Side in pixels of the tiles in which the VAE encodes and decodes in training, for less memory
+    and numbers that differ a little at the seams; null takes images whole."""
     prediction_type: Prediction | None = None
     """What the denoiser predicts, where the folder's `scheduler_config.json` does not say; without
     either, epsilon is assumed, and the run says so."""
@@ -50,6 +53,11 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if self.guidance is not None and not (self.guidance >= 0 and math.isfinite(self.guidance)):
             raise ValueError(f"model.guidance={self.guidance}; it must not be negative, or null")
+        if self.vae_tile is not None and not 0 < self.vae_tile < self.resolution:
+            raise ValueError(
+                f"model.vae_tile={self.vae_tile} cuts no image of model.resolution="
+                f"{self.resolution}; give fewer pixels, or null"
+            )
         if self.resolution < 8:
             raise ValueError(f"model.resolution={self.resolution}; it must be at least 8 pixels")
 
@@ -97,9 +105,31 @@ class LoraSpec:
             raise ValueError("train.lora.targets is empty; name at least one layer, such as to_q")
 
 
+class Offload(Enum):
+    """What is kept in the machine's memory, and not in the GPU's."""
+
+    none = "none"
+    """Nothing."""
+    optimizer = "optimizer"
+    """Gradients and the optimizer's state, which takes its step on the CPU."""
+    parameters = "parameters"
+    """Under stage 3: the weights of policy and reference, too, which come layer by layer."""
+
+
 @dataclass(kw_only=True, slots=True)
 class ZeroSpec:
     """DeepSpeed's partitioning."""
 
     stage: int = 2
     """ZeRO stage 0 (none), 1 (optimizer), 2 (and gradients), 3 (and parameters)."""
+    offload: Offload = Offload.none
+    """What is kept in the machine's memory: less of the GPU's, for much time on the bus."""
+
+    def __post_init__(self) -> None:
+        least = {Offload.none: 0, Offload.optimizer: 2, Offload.parameters: 3}[self.offload]
+        if 0 <= self.stage < least:
+            raise ValueError(
+                f"train.zero.offload={self.offload.value} needs zero=stage{least}"
+                f"{' or stage3' if least == 2 else ''}, but zero.stage={self.stage}; choose that "
+                "stage, or train.zero.offload=none"
+            )

@@ -5,7 +5,7 @@ import contextlib
 import io
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from data.distributed import MOST_WORKERS
 from train.config import TrainSpec
 from train.distributed.library import library, quiet
+from train.distributed.optimizer import IN_8_BITS, make_optimizer
 from train.distributed.world import World
 from train.distributed.zero_config import zero_config
 
@@ -58,9 +59,10 @@ class Policy:
             self.engine = library().initialize(model=denoiser, optimizer=optimizer, config=config)[
                 0
             ]
-        self._adamw = optimizer  # DeepSpeed puts its fp32 partitions in the parameters' place
+        self._optimizer = optimizer  # DeepSpeed puts its fp32 partitions in the parameters' place
         self.engine.module.eval()  # with dropout, policy and reference would differ
         self.sharded = spec.zero.stage == 3
+        self.in_8_bits = spec.optimizer.kind in IN_8_BITS
         self.unguarded = self.engine.optimizer is optimizer  # stage 0, fp32
 
     @property
@@ -138,6 +140,11 @@ class Policy:
         if self.stage == 0:  # every rank has everything
             self.load(folder)
             return
+        if self.in_8_bits:
+            raise ValueError(
+                f"{folder} has an optimizer in 8 bits, whose blocks no other number of processes "
+                "can share; resume with as many processes as before"
+            )
         if dist.get_rank() == 0:
             shutil.rmtree(scratch, ignore_errors=True)
             to_universal(folder / TAG, scratch / TAG)
@@ -145,7 +152,7 @@ class Policy:
         self.engine._config.load_universal_checkpoint = True
         try:
             self.load(scratch)
-            separate_steps(self._adamw)
+            separate_steps(self._optimizer)
         finally:
             self.engine._config.load_universal_checkpoint = False
         dist.barrier()
@@ -203,20 +210,6 @@ class Policy:
         return {
             names[parameter]: master for parameter, master in zip(rounded, masters, strict=True)
         }
-
-
-def make_optimizer(parameters: Iterable[nn.Parameter], spec: TrainSpec) -> torch.optim.Optimizer:
-    """The optimizer of the settings, for parameters that are still whole."""
-    constants = spec.optimizer
-    first, second = constants.betas
-    return torch.optim.AdamW(
-        parameters,
-        lr=spec.lr,
-        betas=(first, second),
-        eps=constants.epsilon,
-        weight_decay=constants.weight_decay,
-        fused=True,
-    )
 
 
 def separate_steps(optimizer: torch.optim.Optimizer) -> None:

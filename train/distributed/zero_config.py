@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from train.config import Precision, TrainSpec
+from train.config import Offload, Precision, TrainSpec
 from train.distributed.world import World
 from train.models.memory import BUCKET
 
@@ -37,12 +37,24 @@ def zero_config(denoiser: nn.Module, spec: TrainSpec, world: World) -> dict[str,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             "stage3_prefetch_bucket_size": bucket,
+            **offloaded(spec, world),
         },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW needs no compiler at run time
         "steps_per_print": None,
         "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice a micro-batch
     }
+
+
+def offloaded(spec: TrainSpec, world: World) -> dict[str, Any]:
+    """DeepSpeed's settings of what is kept in the machine's memory."""
+    place = {"device": "cpu", "pin_memory": world.device.type == "cuda"}
+    parts = {
+        Offload.none: (),
+        Offload.optimizer: ("offload_optimizer",),
+        Offload.parameters: ("offload_optimizer", "offload_param"),
+    }
+    return {part: dict(place) for part in parts[spec.zero.offload]}
 
 
 def overlaps(spec: TrainSpec, world: World) -> bool:

@@ -6,7 +6,7 @@ are read when the batch is prepared.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from data.artifacts.atomic import ShardError, sha256_of
 from data.artifacts.manifest import part_name
-from data.artifacts.parquet_io import read_table
+from data.artifacts.parquet_io import read_settings, read_table
 from data.artifacts.schemas import TEXT_PROMPTS
-from data.artifacts.texts import AGAIN, PART_PROMPTS, PROMPTS, TextSet
+from data.artifacts.texts import AGAIN, PART_PROMPTS, PROMPTS, TextSet, listing_identity
 from data.devices import Dtype
 from data.models.family import PromptEmbeds
 from train.loader.latent_source import blob_bytes
@@ -32,9 +32,14 @@ class CachedTexts:
     """The encoded prompts of a set; called with prompts as a model's text encoders are."""
 
     text_set: TextSet
-    rows: Mapping[str, int]
+    prompts: Sequence[str]
+    """The prompts of all rows of the set."""
+    rows: dict[str, int] = field(init=False)
     """Prompt -> its row in the set."""
     _open: OrderedDict[int, pq.ParquetFile] = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        self.rows = {prompt: row for row, prompt in enumerate(self.prompts)}
 
     def __call__(self, prompts: Sequence[str]) -> PromptEmbeds:
         """Read prompts, in the format on disk.
@@ -76,6 +81,11 @@ class CachedTexts:
     def _file(self, part: int) -> pq.ParquetFile:
         if part not in self._open:
             path = self.text_set.folder / part_name(part)
+            own = listing_identity(self.prompts[part * PART_PROMPTS : (part + 1) * PART_PROMPTS])
+            if read_settings(path).get("prompts") != own:
+                raise ShardError(
+                    f"{path} has other prompts than {PROMPTS} says; {_again(path.parent)}"
+                )
             file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
             self._open[part] = file
             if len(self._open) > OPEN_FILES:
@@ -101,7 +111,7 @@ def open_texts(text_set: TextSet, prompts: Sequence[str], samples: Sequence[str]
         if file.name == PROMPTS and sha256_of(path) != file.sha256:
             raise ShardError(f"{path} was changed; {_again(text_set.folder)}")
     listing = read_table(text_set.folder / PROMPTS, TEXT_PROMPTS)["prompt"].to_pylist()
-    texts = CachedTexts(text_set, {prompt: row for row, prompt in enumerate(listing)})
+    texts = CachedTexts(text_set, listing)
     texts.check(["", *prompts])
     texts.check(
         samples,

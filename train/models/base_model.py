@@ -110,6 +110,11 @@ def describe(spec: ModelSpec, folder: Path, *, whole: bool = True) -> BaseModel:
     scale = family.latent_scale(what, vae)
     family.check(what, config)
     family.check_resolution("model.resolution", spec.resolution, config)
+    if spec.vae_tile is not None and spec.vae_tile % (4 * config.vae_factor):
+        raise ModelError(
+            f"model.vae_tile={spec.vae_tile} is no multiple of {4 * config.vae_factor}: tiles "
+            "overlap by a quarter, which must be whole latents"
+        )
     return BaseModel(folder, family, config, process, scale, _guidance(what, spec, family, config))
 
 

@@ -214,6 +214,10 @@ def load_components(
             vae = AutoencoderKL.from_config(AutoencoderKL.load_config(base.folder, subfolder="vae"))
     if spec.resolution > SLICED_ABOVE:
         vae.enable_slicing()
+    if spec.vae_tile is not None:
+        vae.enable_tiling()
+        vae.tile_sample_min_size = spec.vae_tile
+        vae.tile_latent_min_size = spec.vae_tile // base.vae_factor
     frozen = sum(parameter.nbytes for one in parts for parameter in one.parameters())
     return ModelComponents(base, spec.resolution, device, dtype, vae, texts, schedule, frozen)
 

@@ -82,10 +82,22 @@ def belongs(parameter: str, adapter: str) -> bool:
 def counts(denoiser: nn.Module) -> ParameterCounts:
     """Count the parameters of the base and of the policy's adapter."""
     sizes = {name: parameter.numel() for name, parameter in denoiser.named_parameters()}
+    trained = (p.shape for p in denoiser.parameters() if p.requires_grad)
     return ParameterCounts(
         denoiser=sum(size for name, size in sizes.items() if ".lora_" not in name),
         adapter=sum(size for name, size in sizes.items() if belongs(name, POLICY)),
+        factored=sum(map(factored, trained)),
     )
+
+
+def factored(shape: torch.Size) -> int:
+    """How many numbers Adafactor keeps of a parameter.
+
+    They are sums over its last dimension and over its last but one; of a vector, one for each.
+    """
+    if len(shape) < 2:
+        return shape.numel()
+    return shape.numel() // shape[-1] + shape.numel() // shape[-2]
 
 
 def of_reference(denoiser: nn.Module) -> dict[str, nn.Parameter]:

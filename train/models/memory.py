@@ -8,15 +8,24 @@ kernels, nor what lives for a moment: a bucket in flight, a gathered layer, the 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
-from train.config import Objective, Precision, Refresh, TrainSpec
+from train.config import Objective, Offload, OptimizerKind, Precision, Refresh, TrainSpec
 
 BUCKET = 50_000_000
 """Elements of a communication bucket, at most; DeepSpeed's default would take 4 GB on any model."""
 
 FP32 = 4
 """Bytes of a master weight, of either of Adam's moments, and of an accumulated gradient."""
+
+BLOCK_OF_8_BITS = 256
+"""Numbers that share a scale in an optimizer of 8 bits."""
+
+OFFLOADED = {
+    Offload.optimizer: ("optimizer",),
+    Offload.parameters: ("policy", "optimizer", "reference"),
+}
+"""The parts that lie in the machine's memory, besides gradients."""
 
 GIB = 2**30
 
@@ -29,6 +38,8 @@ class ParameterCounts:
     """Parameters of the base's UNet or transformer."""
     adapter: int = 0
     """Parameters of a LoRA adapter; 0 trains the denoiser."""
+    factored: int = 0
+    """Sums over rows and columns that Adafactor keeps of the trained parameters."""
     text: int = 0
     """Parameters of all text encoders."""
     vae: int = 0
@@ -64,23 +75,30 @@ class MemoryEstimate:
     """Weights that compute; with LoRA the frozen base and the adapter."""
     gradients: int
     optimizer: int
-    """AdamW's two moments, the policy's average (`train.ema`), and the master weights where they
-    are not the policy's own."""
+    """The optimizer's averages, the policy's (`train.ema`), and the master weights where they are
+    not the policy's own."""
     reference: int
     others: int
     """VAE and text encoders."""
+    offloaded: int = 0
+    """What lies in the machine's memory instead, and is no part of the total."""
 
     @property
     def total(self) -> int:
-        """The sum of all parts."""
-        return sum(getattr(self, item.name) for item in fields(self))
+        """The sum of all parts that are not offloaded."""
+        return sum(getattr(self, name) for name in PARTS)
 
     def __str__(self) -> str:
         """Describe the parts in GiB."""
-        each = ", ".join(
-            f"{item.name} {getattr(self, item.name) / GIB:.2f}" for item in fields(self)
-        )
-        return f"{self.total / GIB:.2f} GiB a process without activations, counted ({each})"
+        each = ", ".join(f"{name} {getattr(self, name) / GIB:.2f}" for name in PARTS)
+        text = f"{self.total / GIB:.2f} GiB a process without activations, counted ({each})"
+        if not self.offloaded:
+            return text
+        return f"{text}, and {self.offloaded / GIB:.2f} GiB of the machine's memory"
+
+
+PARTS = tuple(item.name for item in fields(MemoryEstimate) if item.name != "offloaded")
+"""What a process holds on its device."""
 
 
 def estimate_memory(
@@ -90,13 +108,22 @@ def estimate_memory(
     width = FP32 if spec.precision is Precision.fp32 else 2
     partitions = world_size if spec.zero.stage == 3 else 1
     weights = counts.denoiser + counts.adapter
-    return MemoryEstimate(
+    whole = MemoryEstimate(
         policy=width * weights // partitions,
         gradients=_gradients(counts, spec, world_size, width),
-        optimizer=_optimizer(counts.trained, spec, world_size),
+        optimizer=_optimizer(counts, spec, world_size),
         reference=_reference(counts, spec, width) // partitions,
         others=width * counts.text + (FP32 if vae_in_fp32 else width) * counts.vae,
     )
+    if spec.zero.offload is Offload.none:
+        return whole
+    moved, part = OFFLOADED[spec.zero.offload], counts.trained // world_size
+    size = sum(getattr(whole, name) for name in moved)
+    size += 2 * FP32 * part  # gradients as they are summed, and as the step takes them
+    if spec.zero.stage == 2:  # weights on their way back
+        size += width * part
+    left = whole.gradients - FP32 * part
+    return replace(whole, **dict.fromkeys(moved, 0), gradients=left, offloaded=size)
 
 
 def _gradients(counts: ParameterCounts, spec: TrainSpec, world_size: int, width: int) -> int:
@@ -112,11 +139,17 @@ def _gradients(counts: ParameterCounts, spec: TrainSpec, world_size: int, width:
     return FP32 * trained // world_size + summed * bucket
 
 
-def _optimizer(trained: int, spec: TrainSpec, world_size: int) -> int:
-    moments, masters = (3 if spec.ema else 2) * FP32 * trained, FP32 * trained
+def _optimizer(counts: ParameterCounts, spec: TrainSpec, world_size: int) -> int:
+    trained, kind = counts.trained, spec.optimizer.kind
+    averages, masters = 2 * FP32 * trained, FP32 * trained
+    if kind is OptimizerKind.adafactor:
+        averages = FP32 * counts.factored
+    elif kind is not OptimizerKind.adamw:  # a byte each, and an fp32 scale for a block
+        averages = 2 * (trained + FP32 * trained // BLOCK_OF_8_BITS)
+    averages += FP32 * trained if spec.ema else 0
     if spec.zero.stage == 0:
-        return moments + (0 if spec.precision is Precision.fp32 else masters)
-    return (moments + masters) // world_size
+        return averages + (0 if spec.precision is Precision.fp32 else masters)
+    return (averages + masters) // world_size
 
 
 def _reference(counts: ParameterCounts, spec: TrainSpec, width: int) -> int:
@@ -152,10 +185,9 @@ def published_rows() -> Iterator[tuple[str, str, MemoryEstimate]]:
 
 def published_table() -> str:
     """Format `published_rows` as a Markdown table in GiB."""
-    names = [item.name for item in fields(MemoryEstimate)]
-    lines = [f"| model | trained | total | {' | '.join(names)} |", "|---|---" + "|---:" * 6 + "|"]
+    lines = [f"| model | trained | total | {' | '.join(PARTS)} |", "|---|---" + "|---:" * 6 + "|"]
     for model, how, memory in published_rows():
-        each = " | ".join(f"{getattr(memory, name) / GIB:.2f}" for name in names)
+        each = " | ".join(f"{getattr(memory, name) / GIB:.2f}" for name in PARTS)
         lines.append(f"| {model} | {how} | {memory.total / GIB:.1f} | {each} |")
     return "\n".join(lines)
 
