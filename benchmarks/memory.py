@@ -6,12 +6,14 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from benchmarks.worlds import WORLDS, training_run, write_world
+from benchmarks.flow_shapes import FLOW_SHAPES
+from benchmarks.worlds import WORLDS, training_run, write_texts, write_world
 from train.config import Precision
 from train.distributed.world import start, stop
 from train.dpo.step import prefetch_noise
@@ -32,6 +34,8 @@ def peak_by_stage(world: str, root: Path, stages: Sequence[int]) -> dict[str, di
     own = root / "memory"  # another pair set than the speed is measured on
     if stages:
         write_world(WORLDS[world], own, pairs=16)
+        if world in FLOW_SHAPES:
+            write_texts(WORLDS[world], own)
     return {str(stage): _in_ranks(world, own, stage) for stage in stages}
 
 
@@ -86,10 +90,13 @@ def main() -> None:
         WORLDS[given.world], given.root, batch=RANKS, micro_batch=1, stage=given.stage,
         precision=Precision.bf16,
     )  # fmt: skip
+    if given.world in FLOW_SHAPES:
+        run = replace(run, texts=write_texts(WORLDS[given.world], given.root))
     stream = open_stream(run, here)
     before = used_mib(here.device, peak=False)
     trainer = make_trainer(run, here, stream, Console(quiet=True))
-    batches = prefetch_noise(stream.batches(Position()), trainer.draw_rule, here.device)
+    pairs = stream.batches(Position())
+    batches = prefetch_noise(pairs, trainer.draw_rule, here.device, stream.texts)
     for _ in range(STEPS):
         trainer.optimizer_step(batches)
     trainer.reference.refresh(trainer.policy)

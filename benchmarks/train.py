@@ -5,7 +5,8 @@ busy meanwhile slows all alike.
 
 - `ours` is `Trainer.optimizer_step` on label shards and pair files, with the thread that reads
   ahead: all that training does between two checkpoints. With `latents ready` it reads the latents
-  that stage one wrote, else it decodes the images and encodes them.
+  that stage one wrote, else it decodes the images and encodes them; with `and texts`, for models
+  with a T5, it reads the encoded prompts as well.
 - `floor` cannot be avoided: policy forward and backward, reference forward and the fused AdamW
   step, in the same library on tensors that are ready, without DeepSpeed.
 - `diffusers` is the step of its Diffusion-DPO example, see `peer.py`, in a process of its own.
@@ -33,12 +34,13 @@ from benchmarks import options
 from benchmarks.memory import peak_by_stage
 from benchmarks.peer import example
 from benchmarks.race import race, ratio
-from benchmarks.worlds import WORLDS, training_run, write_latents, write_world
+from benchmarks.worlds import WORLDS, training_run, write_latents, write_texts, write_world
 from data.storage.prefetch import prefetch
 from train.config import ActivationCheckpointing
 from train.distributed.world import World, start, stop
 from train.dpo.loss import denoising_errors, dpo_losses
 from train.dpo.step import BatchWithNoise, NoisedBatch, predict, prefetch_noise, prepare_inputs
+from train.identity import TrainRun
 from train.loader.loader import PairStream
 from train.loader.order import Position
 from train.models.components import Denoiser, ModelComponents
@@ -46,7 +48,9 @@ from train.models.flops import peak_flops
 from train.trainer.build import make_trainer, open_stream, stream_of
 from train.trainer.trainer import READ_AHEAD, Trainer
 
-CONTENDERS = OURS, CACHED, FLOOR, DIFFUSERS = "ours", "ours, latents ready", "floor", "diffusers"
+CONTENDERS = OURS, CACHED, TEXTS, FLOOR, DIFFUSERS = (
+    "ours", "ours, latents ready", "ours, and texts", "floor", "diffusers",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +65,8 @@ class Plan:
     blocks: int
     pairs: int = 64
     rivals: tuple[str, ...] = (FLOOR, DIFFUSERS)
-    """What ours is compared with: nothing where it does not fit beside ours, and not with the
-    example where it cannot train the model."""
+    """What ours is compared with: nothing where it does not fit beside ours, not the example where
+    it cannot train the model, and encoded prompts where encoding them takes long."""
     spec: tuple[tuple[str, Any], ...] = ()
     """Further settings of the training."""
 
@@ -70,8 +74,8 @@ class Plan:
 ON_CPU = (
     Plan(world="reduced", batch=8, steps=1, blocks=7, pairs=32),
     Plan(world="miniature", batch=32, steps=2, blocks=7),
-    Plan(world="reduced_sd3", batch=2, steps=1, blocks=5, pairs=16, rivals=(FLOOR,)),
-    Plan(world="reduced_flux", batch=2, steps=1, blocks=5, pairs=16, rivals=(FLOOR,)),
+    Plan(world="reduced_sd3", batch=2, steps=1, blocks=5, pairs=16, rivals=(TEXTS, FLOOR)),
+    Plan(world="reduced_flux", batch=2, steps=1, blocks=5, pairs=16, rivals=(TEXTS, FLOOR)),
 )
 ON_GPU = (
     Plan(world="sd15", batch=8, steps=10, blocks=5, pairs=256),
@@ -81,7 +85,7 @@ ON_GPU = (
 QUICK = (
     Plan(world="quick", batch=4, steps=1, blocks=1, pairs=8),
     Plan(world="quick_xl", batch=4, steps=1, blocks=1, pairs=8, rivals=()),
-    Plan(world="quick_flux", batch=4, steps=1, blocks=1, pairs=8, rivals=(FLOOR,)),
+    Plan(world="quick_flux", batch=4, steps=1, blocks=1, pairs=8, rivals=(TEXTS, FLOOR)),
 )
 
 
@@ -137,19 +141,25 @@ def measure(plan: Plan, root: Path, here: World) -> dict[str, Any]:
         world, root, batch=plan.batch, micro_batch=plan.batch, stage=2, **dict(plan.spec)
     )
     trainer = make_trainer(run, here, open_stream(run, here), Console(quiet=True))
-    latents = replace(run, latents=write_latents(world, root))
-    cached = stream_of(latents, trainer.stream.pairs, trainer.stream.source, trainer.stream.plan)
+    latents, images = replace(run, latents=write_latents(world, root)), trainer.stream
     with ExitStack() as stack:
 
         def read(stream: PairStream) -> Iterator[BatchWithNoise]:
-            batches = prefetch_noise(stream.batches(Position()), trainer.draw_rule, here.device)
-            return stack.enter_context(prefetch(batches, READ_AHEAD))
+            batches = stream.batches(Position())
+            noised = prefetch_noise(batches, trainer.draw_rule, here.device, stream.texts)
+            return stack.enter_context(prefetch(noised, READ_AHEAD))
 
-        ready = read(trainer.stream)
+        def cached(run: TrainRun) -> PairStream:
+            return stream_of(run, images.pairs, images.source, images.plan)
+
+        ready = read(images)
         contenders: dict[str, Callable[[], Any]] = {
             OURS: ours(trainer, ready),
-            CACHED: ours(trainer, read(cached)),
+            CACHED: ours(trainer, read(cached(latents))),
         }
+        if TEXTS in plan.rivals:
+            texts = replace(latents, texts=write_texts(world, root))
+            contenders[TEXTS] = ours(trainer, read(cached(texts)))
         if FLOOR in plan.rivals:
             components = trainer.models.components
             questions = [prepare_inputs(next(ready).on(here.device), components) for _ in range(4)]
@@ -171,12 +181,15 @@ def figures(speeds: dict[str, list[float]], trainer: Trainer, plan: Plan) -> dic
     def over(one: str, two: str) -> float | None:
         return ratio(speeds[one], speeds[two]) if two in speeds else None
 
-    speed = statistics.median(speeds[CACHED])
+    best = TEXTS if TEXTS in speeds else CACHED
+    speed = statistics.median(speeds[best])
     peak = peak_flops(trainer.world.device)
     return {
         "plan": asdict(plan),
         "pairs_per_s": {name: statistics.median(values) for name, values in speeds.items()},
-        "floor_ratio": over(CACHED, FLOOR),
+        "floor_ratio": over(best, FLOOR),
+        "floor_ratio_with_text_encoders": over(CACHED, FLOOR),
+        "text_encoders_fraction": 1 - ratio(speeds[CACHED], speeds[best]),
         "floor_ratio_from_images": over(OURS, FLOOR),
         "diffusers_ratio": over(CACHED, DIFFUSERS),
         "diffusers_ratio_from_images": over(OURS, DIFFUSERS),
@@ -194,15 +207,20 @@ def figures(speeds: dict[str, list[float]], trainer: Trainer, plan: Plan) -> dic
 def show(results: dict[str, dict[str, Any]], memory: dict[str, dict[str, float]]) -> None:
     """The tables."""
     console = Console(width=120)
-    table = Table("model", *CONTENDERS, "of floor", "times diffusers")
+    table = Table("model", *CONTENDERS, "of floor", "times diffusers", "text encoders")
     for name, result in results.items():
         speeds = [_digits(result["pairs_per_s"].get(who)) for who in CONTENDERS]
         ratios = (
             f"{_digits(result[key])} ({_digits(result[key + '_from_images'])})"
             for key in ("floor_ratio", "diffusers_ratio")
         )
-        table.add_row(name, *speeds, *ratios)
-    console.print(table, "pairs/s; ratios with latents ready, in brackets from images")
+        texts = TEXTS in result["pairs_per_s"]
+        cost = f"{result['text_encoders_fraction']:.1%} of a step" if texts else "–"
+        table.add_row(name, *speeds, *ratios, cost)
+    console.print(
+        table, "pairs/s; ratios with latents (and texts) ready, in brackets from images; what text "
+        "encoders cost without texts"
+    )  # fmt: skip
     peaks = Table("ZeRO stage", "peak MiB a rank", "of it the model's")
     for stage, peak in memory.items():
         peaks.add_row(stage, f"{peak['peak_mib']:.0f}", f"{peak['own_mib']:.0f}")
@@ -272,7 +290,7 @@ def main() -> None:
     if effects:
         options.show(effects)
     result = results[first.world]
-    report = {"pairs_per_s": result["pairs_per_s"][CACHED]}
+    report = {"pairs_per_s": result["pairs_per_s"].get(TEXTS, result["pairs_per_s"][CACHED])}
     report |= {key: result[key] for key in ("floor_ratio", "diffusers_ratio")}
     report |= {"peak_memory_by_stage": memory, "worlds": results, "options": effects}
     report |= {"machine": machine()}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from rich.console import Console
 
 from benchmarks.flow_shapes import FLOW_SHAPES, write_flow_model
 from benchmarks.once import once
@@ -22,11 +23,18 @@ from data.artifacts.latents import (
 )
 from data.artifacts.manifest import FileEntry, Manifest, describe, part_name, write_manifest
 from data.artifacts.parquet_io import read_table, write_table
+from data.artifacts.texts import TextFormat, TextSet, read_set
+from data.devices import choose_device
+from data.distributed import Rank
+from data.families.text import find_text
 from data.families.vae import find_vae, latent_shape
 from data.images import decode, encode_jpeg, fit_square
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import image_key, pair_key
+from label.scoring.text_files import TextFiles
+from label.scoring.text_writer import PromptEncoder
+from label.scoring.text_writer import write_texts as encode_prompts
 from label.scoring.vae_encoder import VaeEncoder
 from train.config import ModelSpec, Precision, TrainSpec, ZeroSpec
 from train.identity import TrainRun
@@ -125,6 +133,24 @@ def _write_latents(
         writer.close()
         files.append(describe(path))
     return LatentSet(folder, Manifest(kind=KIND, settings=form.settings, files=files), form)
+
+
+def write_texts(world: World, root: Path) -> TextSet:
+    """The pairs' prompts, encoded as stage one does by default; what is there stays."""
+    model, device = model_folder(world, root), choose_device("device", "auto", Rank())
+    labels = read_table(root / world.name / "labels" / part_name(0), ["prompt"])
+    text = find_text(model)
+    form = TextFormat(family=text.family.name, encoders=text.sha256, dtype="bf16", compute="fp32")
+    files = TextFiles(
+        root / world.name / "texts" / form.name, form, model, text, len(labels),
+        labels["prompt"].to_pylist,
+    )  # fmt: skip
+    if not files.is_complete():
+        encode_prompts(files, PromptEncoder(files, 8), Rank(), device, Console(quiet=True))
+        files.declare_complete({}, since=0.0)
+    texts = read_set(files.folder)
+    assert texts is not None
+    return texts
 
 
 def training_run(

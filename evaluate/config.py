@@ -60,6 +60,9 @@ class EvaluateSpec:
     cpu_offload: bool = False
     """Keep only the part of a model on the GPU that is running: slower, for models that do not fit.
     It changes no image."""
+    distance_images: int = 64
+    """Images of the base, each of another prompt, on which the denoisers of base and model are
+    compared; 0 leaves that out."""
     resamples: int = 10_000
     """Bootstrap resamples behind each interval."""
     gallery_pairs: int = 12
@@ -79,7 +82,7 @@ class EvaluateSpec:
         check_device("evaluate.device", self.device)
         if self.guidance < 1:
             raise ValueError(f"evaluate.guidance={self.guidance}; it must be at least 1")
-        for name in ("gallery_pairs", "judge_workers"):
+        for name in ("gallery_pairs", "judge_workers", "distance_images"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"evaluate.{name}={getattr(self, name)}; it must not be negative")
         self._check_names()

@@ -58,6 +58,14 @@ class ComparisonPlan:
         """Every judge's score of those images of a model that one of several ranks scores."""
         return self.folder / "scores" / name / f"{rank}-of-{world_size}.parquet"
 
+    def image_facts(self, name: str) -> Path:
+        """Saturation, contrast and diversity of a model's images."""
+        return self.folder / "distance" / f"images-{name}.json"
+
+    def denoiser_facts(self, name: str) -> Path:
+        """How differently a model's denoiser predicts from the base's."""
+        return self.folder / "distance" / f"denoiser-{name}.json"
+
     @property
     def seeds(self) -> list[int]:
         """The seeds of the initial noise: one image per prompt, model and seed."""
@@ -108,6 +116,22 @@ class ComparisonPlan:
         """The settings that one model's scores depend on."""
         return self.score_settings | {"samples": {name: self.sample_settings[name]}}
 
+    def image_fact_settings(self, name: str) -> dict[str, Any]:
+        """The settings that `image_facts` depend on."""
+        settings = self.score_settings
+        embeddings = {"metrics": settings["metrics"]} if len(settings["seeds"]) > 1 else {}
+        return {"samples": settings["samples"][name], "seeds": settings["seeds"]} | embeddings
+
+    def denoiser_fact_settings(self, name: str) -> dict[str, Any]:
+        """The settings that `denoiser_facts` depend on."""
+        samples = self.score_settings["samples"]
+        return {
+            "model": samples[name],
+            "base": samples[self.spec.base],
+            "seed": self.seed,
+            "images": self.spec.distance_images,
+        }
+
     @property
     def rate_settings(self) -> dict[str, Any]:
         """The settings that win rates and report depend on."""
@@ -120,4 +144,5 @@ class ComparisonPlan:
             "resamples": self.spec.resamples,
             "seed": self.seed,
             "images": self.spec.gallery_pairs,
+            "distance_images": self.spec.distance_images,
         }

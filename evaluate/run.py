@@ -23,7 +23,7 @@ from evaluate.reporting.console import print_summary
 from evaluate.reporting.label_facts import label_facts
 from evaluate.reporting.results import finished, report
 from evaluate.statistics.winrate import Judge
-from evaluate.steps import sample_images, score_images
+from evaluate.steps import measure_distances, sample_images, score_images
 from generate.image_files import Model, model_at
 from generate.prompts.prompt_set import PromptSet, load_prompts
 from generate.run import base_model
@@ -53,6 +53,8 @@ def run(job: Job, rank: int, world_size: int) -> None:
             sample_images(plan, console, rank, world_size)
             score_images(plan, job.metrics, console, rank, world_size)
         if rank == 0:
+            if plan.recorded is None:
+                measure_distances(plan, job.metrics, console)
             summary = report(plan, labels, settings(job), job.folder / "train" / "journal.jsonl")
     if summary is not None and rank == 0:
         print_summary(console, summary, plan.folder / "report.html")

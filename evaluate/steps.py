@@ -1,10 +1,11 @@
-"""The two expensive steps of a comparison: sample the missing images, then score all images.
+"""The expensive steps of a comparison: sample missing images, score all, measure distances.
 
 torch is imported only when there is something to do.
 """
 
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -19,7 +20,8 @@ from data.artifacts.parquet_io import read_table, write_table
 from data.artifacts.schemas import sample_scores
 from data.devices import choose_device
 from data.distributed import Rank, num_workers
-from evaluate.judging import Scorers, is_judged, judge, read_scores, write_scores
+from evaluate.judging.distance import measure_denoisers, measure_images, unmeasured
+from evaluate.judging.scores import Scorers, is_judged, judge, read_scores, write_scores
 from evaluate.plan import ComparisonPlan
 from evaluate.reporting.progress import SampledImages, progress
 from generate.image_files import (
@@ -33,6 +35,8 @@ from generate.model_process import check_folder, check_hub_model
 from label.config import MetricSpec
 
 if TYPE_CHECKING:
+    from generate.sampler import ImageGenerator
+    from label.metrics.protocols import EmbeddingMetric
     from label.scoring.panel import Panel
 
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "polars", "scipy")
@@ -88,13 +92,19 @@ def sample_model(
     plan: ComparisonPlan, model: Model, images: list[Sample], advance: Callable[[int], None]
 ) -> None:
     """Load one model and sample what is missing of its images."""
-    from generate.sampler import ImageGenerator, sample_missing
+    from generate.sampler import sample_missing
+
+    sample_missing(load_model(plan, model), images, plan.spec.batch, advance)
+
+
+def load_model(plan: ComparisonPlan, model: Model) -> "ImageGenerator":
+    """Load one model to the device."""
+    from generate.sampler import ImageGenerator
 
     spec = plan.spec
-    device = choose_device("evaluate.device", spec.device, Rank.from_environment())
-    generator = ImageGenerator.load(
+    return ImageGenerator.load(
         model,
-        device,
+        choose_device("evaluate.device", spec.device, Rank.from_environment()),
         scheduler=spec.scheduler,
         dtype=spec.dtype,
         resolution=plan.resolution,
@@ -102,7 +112,6 @@ def sample_model(
         guidance=spec.guidance,
         offload=spec.cpu_offload,
     )
-    sample_missing(generator, images, spec.batch, advance)
 
 
 def score_images(
@@ -138,6 +147,41 @@ def score_images(
         schema = sample_scores([judge.metric for judge in plan.judges])
         tables = [read_table(plan.model_scores(name), schema) for name in names]
         write_table(plan.scores, pa.concat_tables(tables), plan.score_settings)
+
+
+def measure_distances(
+    plan: ComparisonPlan, specs: Mapping[str, MetricSpec], console: Console
+) -> None:
+    """Measure how far each model is from the base, after all images were sampled."""
+    images, denoisers = unmeasured(plan)
+    if not images and not denoisers:
+        return
+    with progress(console, shown=True) as bar:
+        num_inputs = min(plan.spec.distance_images, len(plan.prompts.prompts))
+        total = sum(len(plan.images[name]) for name in images)
+        total += num_inputs * (len(denoisers) + 1) if denoisers else 0
+        task = bar.add_task("distance", total=total)
+        metric = embedding_metric(plan, specs) if images and plan.spec.seeds > 1 else None
+        for name in images:
+            measure_images(plan, name, metric, lambda n: bar.advance(task, n))
+        if denoisers:
+            load = partial(load_model, plan)
+            measure_denoisers(plan, denoisers, load, lambda n: bar.advance(task, n))
+
+
+def embedding_metric(
+    plan: ComparisonPlan, specs: Mapping[str, MetricSpec]
+) -> "EmbeddingMetric | None":
+    """The first judge that embeds images; None if none does."""
+    from label.metrics.protocols import CrossMetric, EmbeddingMetric
+    from label.scoring.panel import Panel
+
+    device = choose_device("evaluate.device", plan.spec.device, Rank.from_environment())
+    for name in plan.metrics:
+        metric = Panel.load({name: specs[name]}, device).metrics[name]
+        if isinstance(metric, EmbeddingMetric) and not isinstance(metric, CrossMetric):
+            return metric
+    return None
 
 
 def load_panel(

@@ -30,7 +30,7 @@ from label.analysis.console import print_statistics, print_summary
 from label.metrics.registry import definition_of, resolve_all, score_settings, settle_dtypes
 from label.metrics.weights import locate
 from label.scoring.score_sets import ScoreSets, plan, remaining
-from label.scoring.text_files import TextFiles
+from label.scoring.text_files import TextFiles, scored_prompts
 from label.voting.label_set import LabelSet, label_settings, make_labels
 from label.voting.rules import VotingRule
 
@@ -156,7 +156,9 @@ def text_files(job: Job, sets: ScoreSets) -> TextFiles | None:
         dtype=spec.dtype.value,
         compute=spec.compute.value,
     )
-    return TextFiles(job.folder / TEXTS / form.name, form, sets, folder, text)
+    num_pairs = sum(shard.rows for shard in sets.shards)
+    place, gather = job.folder / TEXTS / form.name, partial(scored_prompts, sets)
+    return TextFiles(place, form, folder, text, num_pairs, gather)
 
 
 def has_texts(texts: TextFiles | None) -> bool:

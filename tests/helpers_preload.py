@@ -9,12 +9,10 @@ from importlib import import_module
 import torch
 from jaxtyping import install_import_hook
 
-from tests import helpers_compose
-
-OVERRIDES = (
+SETTINGS = (
     "run=warm", "runs=/a b", "pairs=pickapic", "pairs.root=/x", "zero=stage2", "train.lr=1e-3",
-    "train.steps=6", "train.device=cpu", "train.flip=true", "panel.voters=[clip,hps]",
-    "+evaluate.models.one=/x", "vote.weights={hps: 2.0}",
+    "train.steps=6", "train.reference.every=3", "train.device=cpu", "train.flip=true",
+    "panel.voters=[clip,hps]", "+evaluate.models.one=/x", "vote.weights={hps: 2.0}",
 )  # fmt: skip
 with install_import_hook("train", "beartype.beartype"):  # shapes are checked in the ranks, too
     import train.distributed.library
@@ -33,8 +31,8 @@ with train.distributed.library.quiet():
     import deepspeed.runtime.superoffload.superoffload_stage3  # noqa: F401
     import deepspeed.runtime.zero.muon.original_muon  # noqa: F401 - imports a compiler, 4 s
     from torch.utils import tensorboard  # noqa: F401
-helpers_compose.begin()
-import_module("conf.job").composed(OVERRIDES)  # its plugins and caches
+import_module("tests.helpers_compose").begin()
+import_module("conf.job").composed(SETTINGS)  # its plugins and caches
 import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("clip")
 atexit.register(os._exit, 0)  # of the server; a compiler's library prints at a usual exit
 gc.collect()

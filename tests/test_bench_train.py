@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
 def test_the_benchmark_runs(tmp_path: Path):
     options = ["--quick", "--stages", "", "--options", "selective"]
-    done = run_module(tmp_path, "benchmarks.train", *options)
+    done = run_module(tmp_path, "benchmarks.train", *options, forks=True)
     assert done.returncode == 0, done.stderr[-3000:]
     *table, last = done.stdout.splitlines()
     figures = json.loads(last)
@@ -27,8 +27,11 @@ def test_the_benchmark_runs(tmp_path: Path):
     assert quick["gflops"] == pytest.approx(quick["gflop_a_pair"] * figures["pairs_per_s"])
     assert set(figures["worlds"]["quick_xl"]["pairs_per_s"]) == {"ours", "ours, latents ready"}
     flow = figures["worlds"]["quick_flux"]
-    assert set(flow["pairs_per_s"]) == {"ours", "ours, latents ready", "floor"}
-    assert flow["floor_ratio"] > 0
+    speed = flow["pairs_per_s"]
+    assert set(speed) == {"ours", "ours, latents ready", "ours, and texts", "floor"}
+    assert flow["floor_ratio"] == pytest.approx(speed["ours, and texts"] / speed["floor"])
+    without = speed["ours, latents ready"] / speed["ours, and texts"]
+    assert flow["text_encoders_fraction"] == pytest.approx(1 - without)
     assert flow["diffusers_ratio"] is None
     assert figures["options"]["train.gradient_checkpointing=selective"]["times_faster"] > 0
     assert figures["peak_memory_by_stage"] == {}

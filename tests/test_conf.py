@@ -18,8 +18,8 @@ from train.run import check as check_training
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
-GROUPS = ("pairs", "panel", "vote", "model", "latents", "objective", "optimizer", "timesteps",
-          "tuning", "reference", "zero", "prompts", "debug")  # fmt: skip
+GROUPS = ("pairs", "panel", "vote", "model", "latents", "texts", "objective", "optimizer",
+          "timesteps", "tuning", "reference", "zero", "prompts", "debug")  # fmt: skip
 CHOICES = {group: [path.stem for path in sorted((CONF / group).glob("*.yaml"))] for group in GROUPS}
 MISSING = ["pairs.kind=my.layout", "pairs.root=/x", "model.path=/x", "evaluate.prompts.path=/x"]
 

@@ -35,9 +35,11 @@ class Panel(FakePanel):
 
     @classmethod
     def load(cls, specs, device):
-        assert tuple(specs) == JUDGES
-        Panel.loaded += 1
+        assert tuple(specs) == JUDGES or len(specs) == 1  # one, to ask if it embeds images
+        Panel.loaded += len(specs) > 1
         return cls()
+
+    metrics = dict.fromkeys(JUDGES)
 
     @property
     def names(self):

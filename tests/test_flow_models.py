@@ -16,6 +16,7 @@ from benchmarks import shapes
 from data.families import flux, sd3
 from data.models.family import ModelConfig, ModelError, PromptEmbeds
 from data.models.forward_process import ForwardProcessError, Prediction
+from data.models.noise_schedule import rectified_flow
 from data.models.rectified_flow import flow_process
 from generate.pipelines import left_out
 from tests.helpers_flow import CHANNELS, WRITERS, flow_scheduler
@@ -39,7 +40,6 @@ from train.models.components import ModelComponents, load_components
 from train.models.flops import forward_flops
 from train.models.lora import attach, counts
 from train.models.memory import ADAPTERS, PUBLISHED
-from train.models.noise_schedule import rectified_flow
 from train.run import model_identity
 
 CPU = torch.device("cpu")

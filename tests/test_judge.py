@@ -5,8 +5,8 @@ import pytest
 from data.artifacts import schemas
 from data.artifacts.atomic import write_bytes
 from data.images import encode_png
-from evaluate import judging
-from evaluate.judging import Scorers, is_judged, judge, write_scores
+from evaluate.judging import scores as judging
+from evaluate.judging.scores import Scorers, is_judged, judge, write_scores
 from generate.config import PromptsSpec
 from generate.image_files import SamplesError, list_samples
 from generate.prompts.prompt_set import load_prompts

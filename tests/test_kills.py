@@ -92,37 +92,18 @@ def same(one: object, two: object, where: str) -> None:
         assert one == two, where
 
 
-@pytest.mark.parametrize(("stage", "world"), [(2, 1), (2, 2)])
-def test_sigkill_while_a_checkpoint_is_written(stage: int, world: int):
-    place, name = shared_place(), f"torn-{stage}-{world}"
-    ranks = place.start(name, f"zero=stage{stage}", world=world)
-    partial = place.folder(name) / ".step-0000004.partial"
-    while not partial.exists() and any(process.is_alive() for process in ranks.processes):
-        time.sleep(0.002)
-    ranks.kill()
-    assert partial.exists() or (place.folder(name) / "step-0000004").exists()
-    assert not (place.folder(name) / "pipeline").exists()
-    output = place.train(name, f"zero=stage{stage}", world=world)
-    assert "resuming after step" in output
-    same_bits(place, name, straight(stage, world))
-
-
-MOMENTS = {(1, "fp32"): 4, (1, "bf16"): 4, (2, "fp32"): 4, (2, "bf16"): 4, (3, "fp32"): 2,
-           (3, "bf16"): 2}  # fmt: skip
-"""How often each kind of run is killed, twenty times in all; those of stage 3 start slowly."""
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "precision"), MOMENTS)
-def test_sigkill_at_twenty_moments(stage: int, precision: str):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_sigkill_in_a_step_and_in_a_checkpoint(stage: int, precision: str):
     """Two ranks, killed again and again, end with the weights and the journal of a straight run."""
     more = (f"train.precision={precision}", f"zero=stage{stage}", "train.checkpoint_every=1")
     place, name = shared_place(), f"killed-{stage}-{precision}"
     expected = straight(stage, 2, *([more[0]] if precision == "bf16" else []))
     chance = random.Random(f"{stage}/{precision}")
-    steps = sorted(chance.sample(range(1, 6), MOMENTS[stage, precision]))
-    moments = [(chance.choice((STEP, CHECKPOINT)), step) for step in steps]
-    killed(place, name, moments, *more, world=2)
+    steps = sorted(chance.sample(range(1, 5), 2))  # step 5 may be the last before a killer comes
+    moments = zip(chance.sample((STEP, CHECKPOINT), 2), steps, strict=True)
+    assert "resuming after step" in killed(place, name, list(moments), *more, world=2)
     same_bits(place, name, expected)
 
 

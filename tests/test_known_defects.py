@@ -38,13 +38,13 @@ def test_no_folder_is_named_by_the_clock():
 def test_nothing_is_compiled_at_run_time(tmp_path: Path):
     """Two steps without a compiler on the path, and nothing appears where builds would go.
 
-    By the launcher of `make train NPROC=2`, in earnest: no other test starts such a process anew.
+    By a launcher in earnest: no other test starts such a process anew.
     """
     place, name = shared_place(), "torchrun"
     place.label(name)
     steps = ("train.steps=2", "train.reference.every=2")
     builds = {"TORCH_EXTENSIONS_DIR": str(tmp_path / "builds"), "PATH": "/nowhere"}
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "train"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m", "train"]
     done = subprocess.run(
         [sys.executable, *launch, *place.overrides(name, *steps)],
         cwd=ROOT, env=os.environ | environment() | builds, capture_output=True, text=True,
@@ -52,5 +52,5 @@ def test_nothing_is_compiled_at_run_time(tmp_path: Path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert not list(tmp_path.rglob("*"))
-    losses = [line["loss"] for line in place.journal(straight(2, 2))]
-    assert [line["loss"] for line in place.journal(name)] == pytest.approx(losses[:2])
+    losses = [line["loss"] for line in place.journal(straight(2, 1))]
+    assert [line["loss"] for line in place.journal(name)] == losses[:2]

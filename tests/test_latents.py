@@ -279,7 +279,8 @@ Run = Callable[..., tuple[int | None, str]]
 
 
 def latents_too(base: Path, *more: str) -> list[str]:
-    return ["latents=model", f"model.path={base}", f"model.resolution={SIDE}",
+    """And the encoded prompts, which are shared among ranks and resumed like latents."""
+    return ["latents=model", "texts=model", f"model.path={base}", f"model.resolution={SIDE}",
             "label.latents.batch=4", *more]  # fmt: skip
 
 
@@ -317,6 +318,8 @@ def both(nursery: tiny.Nursery, world: Path, base: Path) -> Path:
     assert status == 0, said
     assert "latents: " in said
     assert "4x8x8 fp16 mean, 0.5 KiB an image" in said
+    assert re.search(r"texts: \d+ prompts of about 0 KiB, 0.00 GiB in ", said)
+    assert "(12x16 bf16, 0 KiB a prompt)" in said
     return world / "both" / "tiny"
 
 
@@ -326,6 +329,7 @@ def test_latents_of_a_finished_run_come_without_scoring(
     status, said = run()
     assert status == 0, said
     assert "latents: " not in said
+    assert "texts: " not in said
     copy = tmp_path / "runs" / "tiny"
     before = {p: p.stat().st_mtime_ns for p in copy.rglob("*.parquet")}
     manifest = (copy / "labels" / "majority" / "manifest.json").read_bytes()
@@ -372,6 +376,9 @@ def test_latents_of_another_format_are_refused(
     status, said = run(*latents_too(base, "label.latents.flip=true"))
     assert status == 2
     assert "flip: found False, now True" in said
+    status, said = run(*latents_too(base, "label.texts.dtype=fp16"))
+    assert status == 2
+    assert "dtype: found bf16, now fp16" in said
     (built,) = (folder / "latents").iterdir()
     (built / "manifest.json").unlink()
     status, said = run(*latents_too(base, "label.latents.dtype=fp32"))

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.models.forward_process import Prediction
+from data.models.noise_schedule import NoiseSchedule
 from train.dpo.loss import Errors, denoising_errors, dpo_losses, margin
-from train.models.noise_schedule import NoiseSchedule
 
 BETA = 5000.0
 

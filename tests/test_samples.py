@@ -6,9 +6,9 @@ import torch
 
 from data.images import decode
 from data.models.forward_process import Prediction
+from data.models.noise_schedule import NoiseSchedule
 from tests.helpers_ranks import shared_place, straight
 from train.config import SampleSpec
-from train.models.noise_schedule import NoiseSchedule
 from train.trainer.samples import sheet
 
 

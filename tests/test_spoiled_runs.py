@@ -31,7 +31,7 @@ from data.artifacts.parquet_io import SETTINGS_KEY, write_table
 from data.images import UnreadableImageError, decode, encode_png, to_pixels
 from data.pairs import open_pairs
 from data.pairs.schema import image_key, pair_key
-from evaluate.judging import judge
+from evaluate.judging.scores import judge
 from evaluate.plan import ComparisonPlan
 from evaluate.reporting.label_facts import label_facts
 from evaluate.reporting.results import finished, report

@@ -1,4 +1,4 @@
-"""Training from latents is training from the images: same pairs, same draws, same weights."""
+"""Training from latents and texts is training from images: same pairs, same draws, same weights."""
 
 import shutil
 from dataclasses import replace
@@ -26,6 +26,7 @@ from label.scoring.scoring_pass import Clock
 from label.scoring.shard_scorer import ScoringTools, score_shards
 from label.scoring.vae_encoder import VaeEncoder
 from tests.helpers_ranks import Place, make_place
+from tests.helpers_texts import text_files, write_texts
 from tests.helpers_train import SIDE, write_base, write_labels, write_pairs
 from train.config import CacheUse, ModelSpec, Precision
 from train.dpo.draws import DrawRule, draw
@@ -44,12 +45,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, pairs, labels, and latents that lose nothing."""
+    """A model, pairs, labels, and latents and texts that lose nothing."""
     root = tmp_path_factory.mktemp("latents")
     write_base(root / "base")
     write_pairs(root / "pairs", sizes=(70, 16), group=20)
     write_labels(root / "labels", root / "pairs")
     write_latents(root)
+    write_texts(text_files(root, root / "base", root / "texts"))
     return root
 
 
@@ -366,7 +368,8 @@ def place(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 def with_latents(place: Place, root: Path, run: str) -> str:
     (place.root / "runs" / run).mkdir(parents=True)
-    shutil.copytree(root / "latents", place.root / "runs" / run / "latents")
+    for name in ("latents", "texts"):
+        shutil.copytree(root / name, place.root / "runs" / run / name)
     return run
 
 
@@ -380,8 +383,10 @@ def test_weights_are_the_same_with_and_without_latents(
     said = place.train(plain, *args, world=world)
     assert "images: from the pair files, encoded by the VAE in every step: there are no" in said
     assert "each image is decoded and encoded" not in said  # not one epoch
+    assert "prompts: encoded in every step: there are no texts in" in said
     said = place.train(cached, *args, world=world)
     assert "images: latents in " in said
+    assert "prompts: texts in " in said
     assert place.weights(plain) == place.weights(cached)
     waits = [line["data_wait_s"] for line in place.journal(cached)]
     assert all(wait >= 0 for wait in waits)

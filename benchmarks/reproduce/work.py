@@ -17,7 +17,7 @@ from benchmarks.reproduce.children import Piece
 from benchmarks.reproduce.plan import JUDGE, Plan, Unit
 from benchmarks.reproduce.study import PairSet
 from conf.job import settings
-from evaluate.judging import is_judged
+from evaluate.judging.scores import is_judged
 from evaluate.plan import ComparisonPlan
 from evaluate.reporting import results
 from evaluate.reporting.label_facts import label_facts

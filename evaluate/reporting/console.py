@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from evaluate.reporting.distance import distance_sentence
+
 COLOURS = {"better": "green", "worse": "red", "not shown": "dim"}
 
 
@@ -15,6 +17,8 @@ def print_summary(console: Console, summary: Mapping[str, Any], report: Path) ->
     for comparison in summary["comparisons"]:
         console.print(_table(summary, comparison))
         console.print(comparison["sentence"])
+        if sentence := distance_sentence(comparison):
+            console.print(sentence, highlight=False)
     console.print(f"report: {report}", soft_wrap=True)
 
 

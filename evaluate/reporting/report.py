@@ -10,6 +10,8 @@ from markupsafe import Markup
 from data.artifacts.atomic import write_bytes
 from data.artifacts.html import render
 from evaluate.reporting import gallery, plots
+from evaluate.reporting.distance import HEADINGS as DISTANCE
+from evaluate.reporting.distance import distance_rows, distance_sentence
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 HEADINGS = ("metric", "role", "win rate", "95 % interval", "score change", "wins / ties / losses")
@@ -34,6 +36,8 @@ def write_report(
             "comparison": comparison,
             "forest": Markup(plots.forest(comparison)),
             "changes": Markup(plots.changes(comparison)),
+            "distance": distance_rows(distance) if (distance := comparison.get("distance")) else [],
+            "distance_sentence": distance_sentence(comparison),
             "galleries": gallery.galleries(scores, folder, comparison, num_pairs, seed),
         }
         for comparison in comparisons
@@ -45,6 +49,7 @@ def write_report(
         summary["provenance"],
         summary=summary,
         sections=sections,
+        distance_headings=DISTANCE,
         curves=Markup(curves) if curves else None,
         protocol=protocol(summary),
     )
@@ -63,6 +68,9 @@ def markdown(summary: Mapping[str, Any]) -> str:
             f"all worse at once: {span(comparison['joint_loss'])}.",
             "",
         ]
+        if distance := comparison.get("distance"):
+            rows = [DISTANCE, ("---",) * len(DISTANCE), *distance_rows(distance)]
+            parts += [*(f"| {' | '.join(r)} |" for r in rows), ""]
     return "\n".join([*parts, protocol(summary), ""])
 
 

@@ -11,7 +11,7 @@ from data.artifacts.config_diff import differences
 from data.artifacts.manifest import code_revision
 from data.artifacts.parquet_io import read_table, write_table
 from data.artifacts.schemas import sample_scores
-from evaluate.judging import is_judged
+from evaluate.judging.scores import is_judged
 from evaluate.plan import ComparisonPlan
 from evaluate.reporting.console import print_summary
 from evaluate.statistics.winrate import Balance

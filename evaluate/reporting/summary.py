@@ -11,6 +11,7 @@ import pyarrow as pa
 from data.artifacts import schemas
 from data.artifacts.schemas import Role
 from evaluate.plan import ComparisonPlan
+from evaluate.reporting.distance import distance_of
 from evaluate.statistics.power import detectable
 from evaluate.statistics.winrate import Balance, Comparison, Verdict, WinRate, compare
 
@@ -31,7 +32,11 @@ def summarise(
         "prompts": prompts(plan),
         "protocol": protocol(plan),
         "comparisons": [
-            as_json(comparison) | {"breakdowns": breakdowns(plan, comparison, scores)}
+            as_json(comparison)
+            | {
+                "breakdowns": breakdowns(plan, comparison, scores),
+                "distance": distance_of(plan, comparison.model),
+            }
             for comparison in comparisons
         ],
         "labels": labels,

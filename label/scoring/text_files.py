@@ -4,7 +4,7 @@ Prompts are known when every pair has been read, so they are encoded after the s
 share the files as they share the pair shards, see `score_sets`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,26 +31,17 @@ class TextFiles:
 
     folder: Path
     form: TextFormat
-    sets: ScoreSets
-    """The pairs, whose facts have the prompts when they were scored."""
     model: Path
     """The model's diffusers folder."""
     text: ModelText
-
-    @property
-    def num_pairs(self) -> int:
-        """The pairs of the run."""
-        return sum(shard.rows for shard in self.sets.shards)
+    num_pairs: int
+    gather: Callable[[], Iterable[str]]
+    """Gives the pairs' prompts, when all pairs are scored."""
 
     @cached_property
     def prompts(self) -> tuple[str, ...]:
-        """The empty prompt, then those of all pairs that could be scored, each once, in order."""
-        prompts = dict.fromkeys([""])
-        for shard in self.sets.shards:
-            facts = read_table(self.sets.path(FACTS, shard), ["prompt", "status"]).to_pydict()
-            both = zip(facts["prompt"], facts["status"], strict=True)
-            prompts |= dict.fromkeys(prompt for prompt, status in both if status == Status.OK)
-        return tuple(prompts)
+        """The empty prompt, then those of the pairs, each once, in their order."""
+        return tuple(dict.fromkeys(["", *self.gather()]))
 
     @property
     def num_files(self) -> int:
@@ -113,6 +104,15 @@ class TextFiles:
         write_manifest(
             self.folder, Manifest(kind=KIND, settings=settings, files=files, provenance=facts)
         )
+
+
+def scored_prompts(sets: ScoreSets) -> Iterator[str]:
+    """The prompts of all pairs that could be scored, from the facts of the scoring pass."""
+    for shard in sets.shards:
+        facts = read_table(sets.path(FACTS, shard), ["prompt", "status"]).to_pydict()
+        for prompt, status in zip(facts["prompt"], facts["status"], strict=True):
+            if status == Status.OK:
+                yield prompt
 
 
 def _refuse_others(path: Path, before: Settings, now: Settings) -> None:

@@ -100,7 +100,7 @@ def choose_texts(
     """
     cached = _choose("texts", use, begun, lambda: find_texts(folder, model, fingerprint))
     if isinstance(cached, TextSet):
-        return TextSource(cached, f"prompts: encoded in {cached.folder} ({cached})")
+        return TextSource(cached, f"prompts: texts in {cached.folder} ({cached})")
     return TextSource(None, f"{FROM_ENCODERS}{cached}")
 
 

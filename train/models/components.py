@@ -22,11 +22,11 @@ from data.devices import Dtype, to_device
 from data.families import check_whole
 from data.models.family import Condition, PromptEmbeds
 from data.models.forward_process import DiscreteProcess
+from data.models.latent_scaling import scale_latents, unscale_latents
+from data.models.noise_schedule import ForwardProcess, NoiseSchedule, rectified_flow
 from data.models.text_encoders import EncodePrompts, encode_distinct, load_text_encoders
 from train.config import ModelSpec, Precision
 from train.models.base_model import BaseModel, check_classes, open_model
-from train.models.latent_scale import scale_latents, unscale_latents
-from train.models.noise_schedule import ForwardProcess, NoiseSchedule, rectified_flow
 
 SLICED_ABOVE = 512
 """Sides in pixels above which the VAE takes one image at a time, to bound its memory."""

@@ -22,8 +22,9 @@ SIDES = ("winner", "loser")
 WARNING = (
     "both errors rise: over the last {lines} logged steps the policy denoises winners "
     "{winner:.1%} and losers {loser:.1%} worse than the reference, which loss and margin do not "
-    "show. Look at images (train.samples.every) or win rates; if they get worse, take fewer "
-    "steps, a lower train.lr, or objective=sdpo, which protects winners"
+    "show. Look at images (train.samples.every), or at win rates and the distance from the base "
+    "(make eval); if they get worse, take fewer steps, a lower train.lr, or objective=sdpo, which "
+    "protects winners"
 )
 
 

@@ -6,11 +6,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import UInt8
 
 from data.artifacts import schemas
 from data.artifacts.config_diff import differences
 from data.artifacts.parquet_io import read_settings, read_table, write_table
-from data.images import UnreadableImageError, decode
+from data.images import UnreadableImageError, decode, to_pixels
 from generate.image_files import Sample, SamplesError
 
 AGAIN = "delete it and run the same command again, which generates it anew"
@@ -67,7 +68,7 @@ def judge(
             columns[name][rows] = scores[name]
         for row, image in zip(rows, images, strict=True):
             if all(np.isnan(column[row]) for column in columns.values()):
-                _refuse_unreadable(samples[row].path, image)
+                _pixels(samples[row].path, image)  # refused if it is damaged
         advance(len(rows))
     return columns
 
@@ -84,14 +85,23 @@ def _content(path: Path) -> bytes:
         raise SamplesError(f"{path} cannot be read ({error.strerror}); {AGAIN}") from error
 
 
-def _refuse_unreadable(path: Path, content: bytes) -> None:
-    """Refuse an image that no judge could score because it is damaged.
+def read_pixels(path: Path) -> UInt8[np.ndarray, "height width 3"]:
+    """An image's pixels.
 
     Raises:
-        SamplesError: Names the file; without it the comparison would have fewer images.
+        SamplesError: The file cannot be read, or is no image any more.
+    """
+    return _pixels(path, _content(path))
+
+
+def _pixels(path: Path, content: bytes) -> UInt8[np.ndarray, "height width 3"]:
+    """The pixels of an image that was read.
+
+    Raises:
+        SamplesError: It is damaged; without it the comparison would have fewer images.
     """
     try:
-        decode(content)
+        return to_pixels(decode(content))
     except UnreadableImageError as error:
         raise SamplesError(f"{path} is no image any more ({error}); {AGAIN}") from error
 
