@@ -17,7 +17,7 @@ BASE = "base"
 
 LATENTS = ("latents=model", "label.latents.moments=true", "label.latents.dtype=fp32",
            "train.latents=always")  # fmt: skip
-"""Each image is encoded once for all trainings; the trained weights are the same to the bit."""
+"""Each image is encoded once for all trainings."""
 
 SECONDS = {"pair": 0.02, "step": 0.6, "image": 0.065, "judgement": 0.005, "start": 6.0}
 """CPU seconds on one core of a two-core cloud machine (AMD EPYC); used until a unit of this folder
