@@ -69,6 +69,9 @@ class EvaluateSpec:
     """Side-by-side examples in each gallery of the report."""
     folder: str = "evaluate"
     """Subfolder of the run's folder; another prompt set or other settings need another one."""
+    reuse: str = ""
+    """Folder of another comparison (`runs/<run>/evaluate`). Images there that were made by the same
+    model with the same settings are linked into this one; what is missing is sampled."""
     fail_when_worse: bool = False
     """Exit with status 3 when any metric shows a model to be worse (a gate)."""
     scores_only: bool = False

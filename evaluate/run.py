@@ -23,7 +23,7 @@ from evaluate.reporting.console import print_summary
 from evaluate.reporting.label_facts import label_facts
 from evaluate.reporting.results import finished, report
 from evaluate.statistics.winrate import Judge
-from evaluate.steps import measure_distances, sample_images, score_images
+from evaluate.steps import measure_distances, reused_samples, sample_images, score_images
 from generate.image_files import Model, model_at
 from generate.prompts.prompt_set import PromptSet, load_prompts
 from generate.run import base_model
@@ -71,6 +71,8 @@ def check(job: Job) -> None:
     """
     if job.evaluate.scores_only:
         return
+    if job.evaluate.reuse:
+        reused_samples(job.evaluate)
     if job.evaluate.models:
         check_models(job.evaluate, [model.name for model in models_of(job)])
     else:

@@ -20,6 +20,8 @@ from data.artifacts.parquet_io import read_table, write_table
 from data.artifacts.schemas import sample_scores
 from data.devices import choose_device
 from data.distributed import Rank, num_workers
+from data.storage.paths import user_path
+from evaluate.config import EvaluateSpec
 from evaluate.judging.distance import measure_denoisers, measure_images, unmeasured
 from evaluate.judging.scores import Scorers, is_judged, judge, read_scores, write_scores
 from evaluate.plan import ComparisonPlan
@@ -28,6 +30,7 @@ from generate.image_files import (
     Model,
     Sample,
     ensure_same_settings,
+    link_same_images,
     missing,
     samples_of_rank,
 )
@@ -56,6 +59,8 @@ def sample_images(plan: ComparisonPlan, console: Console, rank: int, world_size:
     own = {name: samples_of_rank(images, rank, world_size) for name, images in plan.images.items()}
     if rank == 0:
         console.print(plan.prompts.counts)
+    if plan.spec.reuse and any(map(missing, plan.images.values())):
+        link_images(plan, console, rank)
     if not any(map(missing, plan.images.values())):
         return
     with progress(console, shown=rank == 0) as bar:
@@ -66,6 +71,31 @@ def sample_images(plan: ComparisonPlan, console: Console, rank: int, world_size:
             backwards = {name: images[::-1] for name, images in plan.images.items()}
             sample_models(plan, backwards, count.advance)
         count.finish()
+
+
+def reused_samples(spec: EvaluateSpec) -> Path:
+    """The images of another comparison that this one takes.
+
+    Raises:
+        ValueError: There are none; names the setting.
+    """
+    folder = user_path(spec.reuse, "evaluate.reuse") / "samples"
+    if not folder.is_dir():
+        raise ValueError(
+            f"evaluate.reuse={spec.reuse} is no folder of a comparison ({folder} is missing); give "
+            "one, as runs/<run>/evaluate, or leave it out"
+        )
+    return folder
+
+
+def link_images(plan: ComparisonPlan, console: Console, rank: int) -> None:
+    """Link those missing images that another comparison has."""
+    earlier = reused_samples(plan.spec)
+    for name, images in plan.images.items():
+        number = link_same_images(images, earlier / name, plan.sample_settings[name])
+        if number and rank == 0:
+            text = f"{number} images of {name} are those of {earlier / name}"
+            console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def check_sample_folder(plan: ComparisonPlan, model: Model) -> None:

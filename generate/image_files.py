@@ -5,12 +5,13 @@ Does not import torch, so that "is every image there?" is answered at once.
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from data.artifacts.atomic import read_json, sha256_of, write_json
-from data.artifacts.config_diff import refuse_other_settings
+from data.artifacts.config_diff import differences, refuse_other_settings
 from data.artifacts.readable import read_json_object, reading
 from data.models.adapter import ADAPTER, check_adapter
 from data.models.forward_process import Prediction
@@ -146,6 +147,24 @@ def samples_of_rank(images: Sequence[Sample], rank: int, world_size: int) -> lis
 def missing(images: Iterable[Sample]) -> list[Sample]:
     """The images that have not been sampled yet; files appear whole or not at all."""
     return [image for image in images if not image.path.exists()]
+
+
+def link_same_images(images: Iterable[Sample], earlier: Path, wanted: Mapping[str, Any]) -> int:
+    """Link a model's missing images from an earlier folder of them; returns how many were linked.
+
+    None is linked that was made with other settings. Where the disk has no hard links they are
+    sampled again.
+    """
+    recorded = earlier / SETTINGS
+    advice = f"delete {earlier} and run the same command again"
+    if not recorded.exists() or differences(read_json(recorded, advice), wanted):
+        return 0
+    number = 0
+    for image in missing(images):
+        with suppress(OSError):
+            image.path.hardlink_to(earlier / image.path.name)
+            number += 1
+    return number
 
 
 def ensure_same_settings(folder: Path, wanted: Mapping[str, Any]) -> None:

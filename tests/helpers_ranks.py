@@ -81,27 +81,36 @@ def train_main(overrides: list[str]) -> None:
     be_module("train", overrides)
 
 
-def _be_program(module: str, arguments: Sequence[str], stdout: str, stderr: str) -> None:
-    os.environ.update(environment())
+def _be_program(
+    module: str, arguments: Sequence[str], stdout: str, stderr: str, variables: dict[str, str]
+) -> None:
+    os.environ.update(environment() | variables)
+    sys.executable = variables.get(as_fork.PYTHON, sys.executable)
     for descriptor, path in ((1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
     be_module(module, arguments)
 
 
-def start_module(folder: Path, module: str, *arguments: str) -> "multiprocessing.Process":
-    """Start `python -m module ...` as a fork; what it prints goes to two files in the folder."""
+def start_module(
+    folder: Path, module: str, *arguments: str, forks: bool = False
+) -> "multiprocessing.Process":
+    """Start `python -m module ...` as a fork; what it prints goes to two files in the folder.
+
+    With `forks` the programs that it starts with its own Python are forks, too.
+    """
+    variables = launcher_environment() if forks else {}
     folder.mkdir(parents=True, exist_ok=True)
     out, err = (str(folder / name) for name in ("stdout", "stderr"))
-    process = context().Process(target=_be_program, args=(module, arguments, out, err))
+    process = context().Process(target=_be_program, args=(module, arguments, out, err, variables))
     process.start()
     return process
 
 
 def run_module(
-    folder: Path, module: str, *arguments: str, timeout_s: float = 300
+    folder: Path, module: str, *arguments: str, timeout_s: float = 300, forks: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m module ...` as a fork to its end."""
-    process = start_module(folder, module, *arguments)
+    process = start_module(folder, module, *arguments, forks=forks)
     process.join(timeout_s)
     out, err = ((folder / name).read_text() for name in ("stdout", "stderr"))
     if process.exitcode is None:
@@ -113,23 +122,26 @@ def run_module(
 # --- ranks of a real launcher --------------------------------------------------------------------
 
 
-def _be_rank_of_launcher(
-    variables: dict[str, str], arguments: Sequence[str], *outputs: resource_sharer.DupFd
+def _be_module_of_launcher(
+    variables: dict[str, str], words: Sequence[str], *streams: resource_sharer.DupFd
 ) -> None:
     os.environ.clear()
     os.environ.update(variables)
-    for descriptor, output in enumerate(outputs, start=1):
-        os.dup2(output.detach(), descriptor)
-    be_module(variables[as_fork.MODULE], arguments)
+    for descriptor, stream in enumerate(streams):
+        os.dup2(stream.detach(), descriptor)
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.executable = variables[as_fork.PYTHON]
+    module, *arguments = words
+    be_module(module, arguments)
 
 
 def _serve_fork(connection: Connection) -> None:
     """Run what one `tests.as_fork` asks for; when that is killed, so is its fork."""
-    variables, arguments = connection.recv()
-    descriptors = [recv_handle(connection) for _ in range(2)]
-    outputs = [resource_sharer.DupFd(descriptor) for descriptor in descriptors]
+    variables, words = connection.recv()
+    descriptors = [recv_handle(connection) for _ in range(3)]
+    streams = [resource_sharer.DupFd(descriptor) for descriptor in descriptors]
     process = context().Process(
-        target=_be_rank_of_launcher, args=(variables, arguments, *outputs), daemon=False
+        target=_be_module_of_launcher, args=(variables, words, *streams), daemon=False
     )
     process.start()
     for descriptor in descriptors:
@@ -143,9 +155,29 @@ def _serve_fork(connection: Connection) -> None:
     connection.close()
 
 
-def launcher_environment(module: str) -> dict[str, str]:
-    """What a launcher hands on to `python -m tests.as_fork`, so that it becomes `module` here."""
-    return environment() | {as_fork.ADDRESS: fork_address(), as_fork.MODULE: module}
+def launcher_environment() -> dict[str, str]:
+    """Variables under which `python -m`, `torchrun` and `deepspeed` are those of `launchers`."""
+    folder = launchers()
+    path = f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    own = {"PATH": path, "PY": f"{folder}/python", as_fork.PYTHON: f"{folder}/python"}
+    return environment() | own | {as_fork.ADDRESS: fork_address()}
+
+
+@cache
+def launchers() -> Path:
+    """A folder with launchers that become forks, and so do the modules that these start."""
+    folder = Path(tempfile.mkdtemp(prefix="balanceddpo-launchers-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    fork = f"exec {sys.executable} -m {as_fork.__name__}"
+    for name, lines in {
+        "python": f'[ "$1" = -u ] && shift\n[ "$1" = -m ] && shift || exit 9\n{fork} "$@"',
+        "torchrun": f'{fork} torch.distributed.run "$@"',
+        "deepspeed": f'{fork} deepspeed.launcher.runner "$@"',
+    }.items():
+        path = folder / name
+        path.write_text(f"#!/bin/bash\n{lines}\n")
+        path.chmod(0o755)
+    return folder
 
 
 @cache

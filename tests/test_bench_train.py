@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
 def test_the_benchmark_runs(tmp_path: Path):
     options = ["--quick", "--stages", "", "--options", "selective"]
-    done = run_module(tmp_path, "benchmarks.train", *options)
+    done = run_module(tmp_path, "benchmarks.train", *options, forks=True)
     assert done.returncode == 0, done.stderr[-3000:]
     *table, last = done.stdout.splitlines()
     figures = json.loads(last)

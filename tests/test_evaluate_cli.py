@@ -15,6 +15,7 @@ from data.artifacts import schemas
 from data.artifacts.atomic import sha256_of
 from data.miniature import scenes
 from evaluate import run as program
+from evaluate import steps
 from label.metrics.oracle import METRIC
 from tests.helpers_evaluate import SIDE, FakePanel, write_tiny_model
 
@@ -241,6 +242,32 @@ def test_more_seeds_keep_the_images_that_are_there(evaluated, monkeypatch):
     (row, *_) = pl.read_parquet(folder_of(evaluated) / "winrates.parquet").to_dicts()
     assert (row["prompts"], row["seeds"]) == (5, 2)
     assert row["wins"] + row["ties"] + row["losses"] == 10
+
+
+def test_images_of_another_comparison_are_linked(evaluated, monkeypatch, capsys):
+    """Those alone that were made with the same settings, of which nothing is sampled."""
+    first, reuse = folder_of(evaluated), f"evaluate.reuse={folder_of(evaluated)}"
+    (first / "samples" / "base" / "settings.json").write_text('{"steps": 3}')
+    sampled, sample = [], steps.sample_model
+    monkeypatch.setattr(
+        steps, "sample_model", lambda plan, model, *rest: sampled.append(model.name)
+        or sample(plan, model, *rest),
+    )  # fmt: skip
+    evaluate(monkeypatch, *evaluated, reuse, "evaluate.folder=second")
+    second = first.with_name("second")
+    links = {
+        name: {image.stat().st_nlink for image in (second / "samples" / name).glob("*.png")}
+        for name in ("base", "balanceddpo")
+    }
+    assert links == {"base": {1}, "balanceddpo": {2}}
+    assert sampled == ["base"]
+    assert f"5 images of balanceddpo are those of {first}" in capsys.readouterr().out
+    images = (sorted((folder / "samples").rglob("*.png")) for folder in (first, second))
+    for one, other in zip(*images, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    said = refused(monkeypatch, capsys, *evaluated, f"{reuse}x", "evaluate.folder=third")
+    assert f"{reuse}x is no folder of a comparison" in said
+    assert "give one, as runs/<run>/evaluate, or leave it out" in said
 
 
 def test_other_settings_are_refused_and_named(evaluated, monkeypatch, capsys):

@@ -1,12 +1,12 @@
 """The commands of docs/many-machines.md, on one machine that stands for two, and how runs fail."""
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -81,16 +81,14 @@ def start(command: str, name: str, stubs: Path, port: int) -> subprocess.Popen:
     """A command of the guide, with one process a machine, on the shared place's tiny run."""
     place = shared_place()
     place.label(name)
-    command += " "
     for old, new in (
         ("--nproc-per-node=8", "--nproc-per-node=1"), ("29500", str(port)),
         ("10.0.0.1", "127.0.0.1"), ("node1", "127.0.0.1"), ("hosts", f"{stubs}/hosts"),
-        ("--module", f"--master_port={port} --module"), (" train ", f" {as_fork.__name__} "),
+        ("--module", f"--master_port={port} --module"),
     ):  # fmt: skip
         command = command.replace(old, new)
-    path = f"{stubs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    own = launcher_environment("train") | {"PATH": path, "PY": sys.executable, "PORT": str(port)}
-    own |= {"STAGE": as_fork.__name__}
+    own = launcher_environment() | {"PORT": str(port)}
+    own["PATH"] = f"{stubs}:{own['PATH']}"
     with (stubs / f"{len(list(stubs.iterdir()))}.log").open("w") as log:
         return subprocess.Popen(
             [*shlex.split(command), *place.overrides(name, *TWO)],
@@ -123,10 +121,21 @@ def test_every_launcher_trains_the_same_weights(name: str, commands: tuple[str, 
     assert shared_place().weights(name) == expected()
 
 
-def ranks_of(agent: subprocess.Popen) -> list[int]:
-    """The processes that a launcher has started."""
-    tasks = Path(f"/proc/{agent.pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+def ranks_of(name: str) -> list[int]:
+    """The processes of a run that launchers have started, by their rank."""
+    ranks = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # of others, or ended by now
+            words = (folder / "cmdline").read_text().split("\0")
+            if words[2:4] == [as_fork.__name__, "train"] and is_of(name, words):
+                variables = (folder / "environ").read_text().split("\0")
+                (rank,) = [text[5:] for text in variables if text.startswith("RANK=")]
+                ranks[int(rank)] = int(folder.name)
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
+def is_of(name: str, words: list[str]) -> bool:
+    return {f"run={name}", f"runs={shared_place().root}/runs"} <= set(words)
 
 
 def until_steps(journal: Path, steps: int, agents: list[subprocess.Popen], stubs: Path) -> None:
@@ -142,7 +151,7 @@ def test_a_machine_that_dies_ends_the_others_and_the_run_resumes(stubs: Path):
     place, name, port = shared_place(), "two-agents", free_port()
     agents = [start(command, name, stubs, port) for command in (STATIC_0, STATIC_1)]
     until_steps(place.folder(name) / "journal.jsonl", 2, agents, stubs)
-    for victim in (*ranks_of(agents[1]), agents[1].pid):
+    for victim in (ranks_of(name)[1], agents[1].pid):
         os.kill(victim, signal.SIGKILL)
     agents[1].wait(10)
     assert agents[0].wait(60) != 0
@@ -167,7 +176,7 @@ def test_a_rank_that_is_killed_ends_the_other_under_torchrun(stubs: Path):
     place, name = shared_place(), "killed-rank"
     agent = start(TORCHRUN, name, stubs, free_port())
     until_steps(place.folder(name) / "journal.jsonl", 2, [agent], stubs)
-    ranks = ranks_of(agent)
+    ranks = ranks_of(name)
     os.kill(ranks[-1], signal.SIGKILL)
     assert agent.wait(60) != 0
     assert "Signal 9 (SIGKILL)" in output_of(stubs)

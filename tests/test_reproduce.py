@@ -186,14 +186,13 @@ def test_own_pairs_are_as_many_and_rounds_continue_one_another(tmp_path):
     """The same pairs, prompts and steps on both sides of what is compared."""
     plan = tiny_plan(tmp_path, study=own.STUDY, pairs=30, steps=200)
     jobs = {arm.name: plan.unit_job(Unit(arm, 1)) for arm in plan.arms}
-    generated = f"{plan.folder}/generated/pairs"
-    assert {name: (job.pairs.kind, job.pairs.max_pairs) for name, job in jobs.items()} == {
-        "given": ("miniature", 0), "own": ("own", 30), "unanimous": ("own", 30),
-        "extremes": ("own", 30), "round_2": ("own", 0), "round_3": ("own", 0), "long": ("own", 0),
-    }  # fmt: skip
+    assert jobs["given"].pairs.kind == "miniature"
     assert jobs["given"].pairs.options == {"num_pairs": 30}
-    shared = {name for name, job in jobs.items() if job.pairs.root == generated}
-    assert shared == {"own", "unanimous", "extremes", "long"}
+    roots = {name: job.pairs.root.removeprefix(f"{plan.folder}/") for name, job in jobs.items()}
+    assert roots == dict.fromkeys(jobs, "first/pairs") | {
+        "given": "data/miniature/pairs/30", "long": "whole/pairs",
+        "round_2": "round_2-1/pairs", "round_3": "round_3-1/pairs",
+    }  # fmt: skip
     steps = {name: job.train.steps for name, job in jobs.items()}
     assert steps == dict.fromkeys(jobs, 200) | {"long": 600}
     policies = {name: job.model.path.removeprefix(f"{plan.folder}/") for name, job in jobs.items()}
@@ -206,12 +205,14 @@ def test_own_pairs_are_as_many_and_rounds_continue_one_another(tmp_path):
         "unanimous": ("unanimous", "all"), "extremes": ("majority", "extremes"),
     }  # fmt: skip
     assert {(job.train.reference.every, job.seed) for job in jobs.values()} == {(50, 1)}
-    assert plan.pairs_job(own.GENERATED).generate.shard_prompts == 10  # files are read whole
-    sources = [jobs["round_2"], jobs["round_3"], plan.pairs_job(own.GENERATED)]
-    prompts = [job.generate.prompts for job in sources]
-    assert [(spec.skip_prompts, spec.max_prompts) for spec in prompts] == [
-        (10, 10), (20, 10), (0, 30),
-    ]  # fmt: skip
+    prompts = {
+        name: (job.generate.prompts.skip_prompts, job.generate.prompts.max_prompts)
+        for name, job in jobs.items()
+        if name != "given"
+    }
+    assert prompts == dict.fromkeys(prompts, (0, 10)) | {
+        "round_2": (10, 10), "round_3": (20, 10), "long": (0, 30),
+    }  # fmt: skip
 
 
 def test_pieces_wait_for_what_they_need(tmp_path):
@@ -219,10 +220,9 @@ def test_pieces_wait_for_what_they_need(tmp_path):
 
     plan = tiny_plan(tmp_path, study=own.STUDY, pairs=30)
     needs = {piece.name: piece.needs for piece in work.pieces(plan)}
-    assert len(needs) == 4 + 1 + 2 * len(plan.arms)
-    assert needs["base"] == needs["given"] == needs["generated"] == set()
-    assert needs["whole"] == needs["first_third"] == {"generated"}
-    assert needs["own-1"] == needs["extremes-1"] == {"first_third"}
+    assert len(needs) == 3 + 1 + 2 * len(plan.arms)
+    assert needs["base"] == needs["given"] == needs["first"] == needs["whole"] == set()
+    assert needs["own-1"] == needs["extremes-1"] == {"first"}
     assert (needs["round_2-1"], needs["round_3-1"]) == ({"own-1"}, {"round_2-1"})
     assert estimate(plan, {"long-0"}, jobs=2) < estimate(plan, {"own-0"}, jobs=2)
 
@@ -244,12 +244,12 @@ def test_claims_are_about_known_arms():
 def test_a_number_of_pairs_that_cannot_be_generated_is_refused(tmp_path, pairs):
     with pytest.raises(ValueError, match=rf"--pairs {pairs}: 3 images.*multiple of 3"):
         tiny_plan(tmp_path, study=own.STUDY, pairs=pairs).check()
-    tiny_plan(tmp_path, pairs=31).check()
+    tiny_plan(tmp_path, pairs=pairs).check()  # given ones
 
 
 def test_the_estimate_learns_from_what_was_measured(tmp_path):
     plan = tiny_plan(tmp_path, arms=paper.STUDY.named(["human", "sum"]))
-    (plan.folder / "shared").mkdir(parents=True)
+    (plan.folder / "shared" / "labels").mkdir(parents=True)
     before = estimate(plan, set(), jobs=1)
     note_seconds(plan, "human-0", 100.0)
     note_seconds(plan, "human-0", 5.0)  # a repetition that had nothing left to do
@@ -403,7 +403,7 @@ def test_a_killed_comparison_resumes(tmp_path):
     assert {row["metric"] for row in results["results"]} == {
         "hps", "clip", "pickscore", "aesthetic", "held_out", "oracle", "average",
     }  # fmt: skip
-    sets = {run: manifest(folder / run) for run in ("first_third", "own-0", "round_2-0")}
+    sets = {run: manifest(folder / run) for run in ("first", "own-0", "round_2-0")}
     assert {run: sum(outcomes.values()) for run, outcomes in sets.items()} == dict.fromkeys(
         sets, 18
     )

@@ -250,11 +250,13 @@ def test_each_round_begins_with_the_policy_of_the_one_before():
         assert "model.path=runs/r/round-1/train/pipeline" in command.settings
         assert "model.revision=null" in command.settings
     judged = second[3].settings
-    assert judged[-3:] == (
+    assert judged[-4:] == (
         f"models.base=owner/model@{40 * '0'}",
         "models.round-1=runs/r/round-1/train/pipeline",
         "models.round-2=runs/r/round-2/train/pipeline",
+        "evaluate.reuse=runs/r/round-1/evaluate",
     )
+    assert not any("reuse" in word for command in first for word in command.settings)
     assert not any("model.path" in word for word in judged)  # the base is the experiment's
 
 
@@ -463,6 +465,13 @@ def test_two_small_rounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run_rounds(job, plan_of(job, words), ["python", "-m"], start_fork, Console()) == ""
     assert len(said) == 8
     run = tmp_path / "small"
+    shared = ["base", "round-1"]  # the base and the round before are sampled once
+    counts = [
+        {path.stat().st_nlink for path in (run / "round-2/evaluate/samples" / name).glob("*.png")}
+        for name in (*shared, "round-2")
+    ]
+    assert counts == [{2}, {2}, {1}]
+    assert all(f"3 images of {name} are those of" in said[-1] for name in shared)
     labels = pl.read_parquet(run / "round-2" / "labels" / "majority" / "part-*.parquet")
     assert labels["source"].str.starts_with("others.0/").sum() == 6 == len(labels) / 2
     first = pl.read_parquet(run / "round-1" / "pairs" / "*.parquet")

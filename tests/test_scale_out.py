@@ -4,12 +4,10 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests import as_fork
 from tests import helpers_label as tiny
 from tests.helpers_ranks import launcher_environment
 
@@ -41,9 +39,8 @@ def block(language: str) -> str:
 
 def run(command: list[str], path: str = "") -> Path:
     """Run a command of the guide on the tiny world; the run's folder."""
-    places = [path, str(Path(sys.executable).parent), os.environ["PATH"]]
-    environment = os.environ | launcher_environment("label")
-    environment |= {"PATH": ":".join(filter(None, places)), "PY": sys.executable}
+    environment = os.environ | launcher_environment()
+    environment["PATH"] = f"{path}:{environment['PATH']}" if path else environment["PATH"]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
@@ -56,8 +53,7 @@ def run(command: list[str], path: str = "") -> Path:
 @pytest.mark.slow
 @pytest.mark.ranks
 def test_torchrun_and_srun_make_the_same_files(arguments: list[str], tmp_path: Path) -> None:
-    sh, bash = (block(language).replace("-m label", f"-m {as_fork.__name__}")
-                for language in ("sh", "bash"))  # fmt: skip
+    sh, bash = block("sh"), block("bash")
     torchrun = [*shlex.split(sh), *arguments, "run=torchrun"]
     script, srun = tmp_path / "labels.sh", tmp_path / "srun"
     script.write_text(bash)

@@ -1,7 +1,7 @@
 """The study of own pairs: against given pairs, in rounds, and with other votes.
 
-All arms have BalancedDPO's reference, snapshots every 50 steps. The base generates its pairs once,
-for all arms and training seeds; later rounds generate with the policy of their training seed.
+All arms have BalancedDPO's reference, snapshots every 50 steps. The base generates its pairs for
+all arms and training seeds together; later rounds generate with the policy of their training seed.
 """
 
 from pathlib import Path
@@ -11,17 +11,16 @@ from benchmarks.reproduce.study import Arm, PairSet, Study
 PAIRS, VOTE, ROUNDS = "pairs", "vote", "rounds"
 """What an arm varies."""
 
+
+def _generated(name: str, prompts: str) -> PairSet:
+    """Pairs by the base for so many prompts, from the first on."""
+    root = f"pairs.root={{folder}}/{name}/pairs"
+    return PairSet(name, (root, f"generate.prompts.max_prompts={prompts}"), is_generated=True)
+
+
 GIVEN = PairSet("given", ("pairs=miniature", "pairs.options.num_pairs={pairs}"))
-BASE_ROOT = "pairs.root={folder}/generated/pairs"
-GENERATED = PairSet(
-    "generated",
-    (BASE_ROOT, "generate.prompts.max_prompts={prompts_x3}", "generate.shard_prompts={prompts}"),
-    is_generated=True,
-)
-"""Pairs by the base, for the prompts of all three rounds; a file for each, of which whole ones are
-read."""
-FIRST = PairSet("first_third", (BASE_ROOT, "pairs.max_pairs={pairs}"), source=GENERATED)
-WHOLE = PairSet("whole", (BASE_ROOT,), source=GENERATED)
+FIRST = _generated("first", "{prompts}")
+WHOLE = _generated("whole", "{prompts_x3}")
 
 
 def _round(number: int, before: str, prompts: str) -> Arm:

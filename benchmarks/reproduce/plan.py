@@ -53,7 +53,7 @@ class Plan:
             ValueError: Names what is allowed.
         """
         most = len(prompts("train")) // NUM_ROUNDS * IMAGES
-        generated = any(arm.pairs is None or arm.pairs.source for arm in self.arms)
+        generated = any(arm.pairs is None or arm.pairs.is_generated for arm in self.arms)
         if generated and not (IMAGES <= self.pairs <= most and self.pairs % IMAGES == 0):
             raise ValueError(
                 f"--pairs {self.pairs}: {IMAGES} images of a prompt form {IMAGES} pairs, and there "
@@ -94,15 +94,14 @@ class Plan:
                 yield Unit(arm, seed)
 
     def pair_sets(self) -> list[PairSet]:
-        """The shared pair sets of the arms, each after its source."""
-        own = [arm.pairs for arm in self.arms if arm.pairs]
-        return list(dict.fromkeys(one for each in own for one in (each.source, each) if one))
+        """The shared pair sets of the arms."""
+        return list(dict.fromkeys(arm.pairs for arm in self.arms if arm.pairs))
 
-    def pairs_job(self, pairs: PairSet, arm: Arm | None = None, seed: int = 0) -> Job:
+    def pairs_job(self, pairs: PairSet, arm: Arm, seed: int) -> Job:
         """The run of a shared pair set, with an arm's vote."""
-        settings = [*pairs.settings, *(arm.overrides if arm else ())]
+        settings = self.fill([*pairs.settings, *arm.overrides], seed)
         own = [f"seed={seed}", f"run={pairs.name}"]
-        return composed([*self.common, *self.fill(settings, seed), *own, *self.extra])
+        return composed([*self.common, *settings, *own, *self.extra])
 
     def unit_job(self, unit: "Unit") -> Job:
         """The training of an arm, in a run folder of its own."""
@@ -189,15 +188,15 @@ def typical(plan: Plan, unit: Unit) -> float:
 
 def of_pairs(plan: Plan, pairs: PairSet) -> float:
     """CPU seconds of generating and labelling a shared pair set."""
-    number = plan.pairs * max(
-        (arm.rounds for arm in plan.arms if arm.pairs is pairs), default=NUM_ROUNDS
-    )
-    return number * SECONDS["image" if pairs.is_generated else "pair"]
+    number = plan.pairs * max(arm.rounds for arm in plan.arms if arm.pairs == pairs)
+    return number * (SECONDS["pair"] + pairs.is_generated * SECONDS["image"])
 
 
 def estimate(plan: Plan, done: set[str], jobs: int) -> float:
     """Seconds that are left with `jobs` processes."""
     known = measured(plan)
     left = sum(expected(plan, unit, known) for unit in plan.units() if unit.name not in done)
-    new = [pairs for pairs in plan.pair_sets() if not (plan.folder / pairs.name).exists()]
-    return (left + sum(of_pairs(plan, pairs) for pairs in new)) / jobs
+    for pairs in plan.pair_sets():
+        if pairs.name not in done and not (plan.folder / pairs.name / "labels").exists():
+            left += of_pairs(plan, pairs)
+    return left / jobs

@@ -15,8 +15,6 @@ class PairSet:
     """Which pairs; braces are filled in by `Plan.fill`."""
     is_generated: bool = False
     """Whether the run generates the pairs before it labels them."""
-    source: "PairSet | None" = None
-    """The set whose run generates these pairs, if that is another one."""
 
 
 @dataclass(frozen=True, slots=True)

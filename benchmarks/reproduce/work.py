@@ -33,18 +33,17 @@ def pieces(plan: Plan) -> list[Piece]:
 
 def pairs_piece(plan: Plan, pairs: PairSet) -> Piece:
     """Generate a shared pair set, if it is to be, and label it for every arm that trains on it."""
-    needs = frozenset([pairs.source.name] if pairs.source else ())
     log = plan.folder / pairs.name / "log.txt"
-    return Piece(pairs.name, log, partial(do_pairs, plan, pairs), needs)
+    return Piece(pairs.name, log, partial(do_pairs, plan, pairs))
 
 
 def do_pairs(plan: Plan, pairs: PairSet) -> None:
     """Do the work of `pairs_piece` in this process."""
-    if pairs.is_generated:
-        generate_program.main(plan.pairs_job(pairs))
-    arms = [arm for arm in plan.arms if arm.pairs is pairs]
+    arms = [arm for arm in plan.arms if arm.pairs == pairs]
     ways = {tuple(plan.fill(arm.overrides, s)): (arm, s) for arm in arms for s in range(plan.seeds)}
     jobs = [plan.pairs_job(pairs, arm, seed) for arm, seed in ways.values()]
+    if pairs.is_generated:
+        generate_program.main(jobs[0])
     for job in {job.vote.name: job for job in jobs}.values():
         label_program.main(job)
 

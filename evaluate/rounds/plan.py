@@ -110,7 +110,9 @@ class RoundsPlan:
         mixed = _with_pairs(own, self.mixture(number))
         models = {self.base_name: self.base}
         models |= {name_of(n): self.policy(n) for n in (before, number) if n}
-        compared = tuple(f"models.{name}={path}" for name, path in models.items())
+        compared = [f"models.{name}={path}" for name, path in models.items()]
+        if before:  # which has compared all but this round's model, on the same prompts
+            compared.append(f"evaluate.reuse={self.round_folder(before) / self.judged}")
         return [
             Command("generate", (*own, *policy, *self._prompts(number))),
             Command("label", (*mixed, *policy)),
