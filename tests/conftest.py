@@ -27,9 +27,9 @@ SLOW_FILES = (
     "test_components", "test_devices", "test_distance", "test_export", "test_finite_images",
     "test_flops",
     "test_forward_process", "test_gpu", "test_judge", "test_kills", "test_label_failures",
-    "test_label_report", "test_memory", "test_miniature_build", "test_model_folder",
-    "test_objectives", "test_reference", "test_sample", "test_scale_out", "test_spoiled_runs",
-    "test_train", "test_validation",
+    "test_label_report", "test_memory", "test_miniature_build", "test_miniature_flow",
+    "test_model_folder", "test_objectives", "test_reference", "test_sample", "test_scale_out",
+    "test_spoiled_runs", "test_train", "test_validation",
 )  # fmt: skip
 """Files that are slow as a whole: `make test-fast` does not even import them."""
 TESTS = Path(__file__).parent

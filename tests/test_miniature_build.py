@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from data.miniature import build, train_base, train_scorers, training
+from data.miniature import build, train_base, train_flow, train_scorers, training
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,7 +42,7 @@ def rebuilt(tmp_path_factory: pytest.TempPathFactory, trainings: list[training.P
     with pytest.MonkeyPatch.context() as patch:
         short = {name: shortened(stage) for name, stage in build.STAGES.items()}
         patch.setattr(build, "STAGES", short)
-        for module in (train_base, train_scorers):
+        for module in (train_base, train_flow, train_scorers):
             patch.setattr(module, "fit", noted)
         build.build(list(short), folder, force=False)
     return folder

@@ -13,9 +13,9 @@ import open_clip
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import save_file
-from transformers import CLIPImageProcessorPil, CLIPModel
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextModelWithProjection
 
-from data.miniature import scenes, train_base, train_scorers
+from data.miniature import scenes, train_base, train_flow, train_scorers
 from data.miniature.taste import HELD_OUT, HPS, PICKSCORE, Taste
 from data.miniature.tokenizer import hf_tokenizer, write_open_clip_merges
 from data.miniature.training import Plan
@@ -109,6 +109,16 @@ def make_held_out(folder: Path, recipe: Recipe) -> None:
     _make_open_clip(folder / "held_out", recipe, HELD_OUT, config)
 
 
+def make_flow(folder: Path, recipe: Recipe) -> None:
+    """flow: another pipeline; needs the autoencoder, `clip` and `pickscore`."""
+    vae = AutoencoderKL.from_pretrained(folder / "base" / "vae", dtype=torch.float32)
+    encoders = [_text_tower(_float_clip(folder / name)) for name in ("clip", "pickscore")]
+    pipeline = train_flow.train_flow(vae, encoders, recipe.plan, recipe.examples, recipe.seed)
+    pipeline.vae.half()
+    pipeline.transformer.half()  # the text encoders stay in float32, as above
+    pipeline.save_pretrained(folder / "flow")
+
+
 def _make_open_clip(target: Path, recipe: Recipe, taste: Taste, config: dict[str, Any]) -> None:
     choices = train_scorers.choose(recipe.examples, taste, recipe.seed)
     torch.manual_seed(recipe.seed)
@@ -145,6 +155,8 @@ STAGES = {
                  Recipe(24, 10_000, Plan(1000, 64, 1.5e-3))),
     "held_out": Stage("held_out/open_clip_model.safetensors", make_held_out,
                       Recipe(25, 10_000, Plan(1000, 64, 1.5e-3))),
+    "flow": Stage("flow/model_index.json", make_flow,
+                  Recipe(12, 14_000, Plan(3000, 64, 2e-3))),
 }  # fmt: skip
 """In the order they are made; a stage may read what an earlier one wrote."""
 
@@ -187,6 +199,12 @@ def _make(stage: Stage, folder: Path) -> None:
 
 def _float_clip(folder: Path) -> CLIPModel:
     return CLIPModel.from_pretrained(folder, dtype=torch.float32)
+
+
+def _text_tower(clip: CLIPModel) -> CLIPTextModelWithProjection:
+    tower = CLIPTextModelWithProjection(clip.config.text_config)
+    tower.load_state_dict({k: v for k, v in clip.state_dict().items() if k.startswith("text_")})
+    return tower
 
 
 def _save_hf(model: CLIPModel, folder: Path) -> None:

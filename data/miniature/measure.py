@@ -12,7 +12,12 @@ import numpy as np
 import open_clip
 import pyarrow.parquet as pq
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+)
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
@@ -29,7 +34,7 @@ QUALITY = "quality.json"
 NUM_PAIRS, NUM_CLEAN, NUM_SAMPLES = 1500, 600, 200
 SEED = 101
 GUIDANCES = (1.0, 1.5, 2.0)
-DDIM_STEPS = 15
+STEPS = 15
 VOTERS = ("clip", "aesthetic", "pickscore", "hps")
 
 
@@ -90,7 +95,8 @@ def measure(folder: Path) -> None:
     facts = {
         "oracle": _oracle_accuracy(folder),
         "pairs": _pair_agreement(scorers),
-        "base": _base_samples(folder, scorers),
+        "base": _samples(_base(folder), scorers),
+        "flow": _samples(_flow(folder), scorers),
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
     }
     text = json.dumps(facts, indent=2)
@@ -171,16 +177,25 @@ def read_pairs(number: int, seed: int) -> tuple[NDArray[np.uint8], list[str], ND
     return np.stack(sides, axis=1), prompts, np.array(human)
 
 
-def _base_samples(folder: Path, scorers: Scorers) -> dict[str, Any]:
-    """Mean oracle and scores of the untrained generator on validation prompts, per guidance."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder / "base", dtype=torch.float32)
+def _base(folder: Path) -> StableDiffusionPipeline:
+    return StableDiffusionPipeline.from_pretrained(folder / "base", dtype=torch.float32)
+
+
+def _flow(folder: Path) -> StableDiffusion3Pipeline:
+    return StableDiffusion3Pipeline.from_pretrained(
+        folder / "flow", text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
+    )
+
+
+def _samples(pipeline: DiffusionPipeline, scorers: Scorers) -> dict[str, Any]:
+    """Mean oracle and scores of an untrained generator on validation prompts, per guidance."""
     pipeline.set_progress_bar_config(disable=True)
     prompts = scenes.prompts("validation")[:NUM_SAMPLES]
-    facts: dict[str, Any] = {"prompts": len(prompts), "ddim_steps": DDIM_STEPS}
+    facts: dict[str, Any] = {"prompts": len(prompts), "steps": STEPS}
     for guidance in GUIDANCES:
         generator = torch.Generator().manual_seed(SEED)
         images = pipeline(
-            prompts, num_inference_steps=DDIM_STEPS, guidance_scale=guidance, generator=generator,
+            prompts, num_inference_steps=STEPS, guidance_scale=guidance, generator=generator,
             output_type="np", height=scenes.SIDE, width=scenes.SIDE,
         ).images  # fmt: skip
         pixels = (images * 255).round().astype(np.uint8)

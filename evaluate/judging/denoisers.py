@@ -183,7 +183,7 @@ class Probe:
             if (encoder := getattr(self.pipeline, part, None)) is not None
         }
         encode = partial(self.family.encode, encoders, config=self.config)
-        text = encode_distinct(encode, prompts)
+        text = encode_distinct(encode, prompts).to(self.device, self.dtype)
         size = torch.full((len(prompts), 2), self.side)
         guidance = self.family.guidance(self.config)
         condition = self.family.condition(text, size, self.side, guidance)
