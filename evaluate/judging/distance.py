@@ -116,7 +116,9 @@ def measure_denoisers(
     base.release()
     for name in names:
         try:
-            facts = compared(probe(name), base, inputs, of_base, plan.spec.batch)
+            model = probe(name)
+            facts = compared(model, base, inputs, of_base, plan.spec.batch)
+            model.release()
         except NotComparableError as error:
             facts = {"reason": str(error)}
         write_denoiser_facts(plan, name, facts)
