@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from generate.sampler import ImageGenerator
     from label.metrics.protocols import EmbeddingMetric
 
+WHOLE = (
+    {"saturation", "contrast"},
+    {"predicts", "levels", "squared_difference", "base_error"},
+    {"reason"},
+)
+"""What a file has: of images, of denoisers, or why these have no distance."""
+
 Load = Callable[[Model], "ImageGenerator"]
 Advance = Callable[[int], None]
 
@@ -34,8 +41,10 @@ def known(path: Path, wanted: Any) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        facts = read_json(path, "it is measured again")
-        return facts["facts"] if not differences(facts["settings"], wanted) else None
+        record = read_json(path, "it is measured again")
+        facts: dict[str, Any] = record["facts"]
+        is_whole = any(needed <= facts.keys() for needed in WHOLE)
+        return facts if is_whole and not differences(record["settings"], wanted) else None
     except (ShardError, KeyError, TypeError, AttributeError):
         return None
 
