@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from rich.console import Console
 
 from benchmarks.flow_shapes import FLOW_SHAPES, write_flow_model
 from benchmarks.once import once
@@ -146,7 +145,7 @@ def write_texts(world: World, root: Path) -> TextSet:
         labels["prompt"].to_pylist,
     )  # fmt: skip
     if not files.is_complete():
-        encode_prompts(files, PromptEncoder(files, 8), Rank(), device, Console(quiet=True))
+        encode_prompts(files, PromptEncoder(files, 8), Rank(), device, None)
         files.declare_complete({}, since=0.0)
     texts = read_set(files.folder)
     assert texts is not None

@@ -185,7 +185,7 @@ def text_writer(
     encoder.check()
 
     def write(since: float) -> None:
-        write_texts(texts, encoder, rank, device, console)
+        write_texts(texts, encoder, rank, device, console if rank.is_first else None)
         if rank.is_first:
             texts.declare_complete(provenance(job), since)
 

@@ -326,7 +326,9 @@ def serve() -> None:
     """The nursery's side: fork for each line of input, and note how each program ended."""
     for name in PRELOAD:
         importlib.import_module(name)
-    importlib.import_module("conf.job").composed(["run=warm"])  # its plugins and caches
+    importlib.import_module("tests.helpers_compose").begin()
+    settings = overrides(Path("/a"), Path("/b c"), Path("/d"))
+    importlib.import_module("conf.job").composed(settings)  # its plugins and caches
     gc.collect()
     gc.freeze()  # no collection of a fork walks through, and thereby copies, what is imported
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

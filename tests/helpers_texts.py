@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from data.artifacts.texts import TextFormat, TextSet, read_set
 from data.distributed import Rank
@@ -47,4 +46,4 @@ def write_as(files: TextFiles, rank: Rank) -> None:
     """What a rank does before the manifest is written."""
     encoder = PromptEncoder(files, 8)
     encoder.check()
-    write_files(files, encoder, rank, CPU, Console(quiet=True))
+    write_files(files, encoder, rank, CPU, None)

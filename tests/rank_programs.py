@@ -23,7 +23,7 @@ from train.config import (
     ZeroSpec,
 )
 from train.distributed.deepspeed_engine import NonFiniteError, Policy, partitions
-from train.distributed.policy_average import AverageFiles, make_average
+from train.distributed.policy_average import AverageFiles, PolicyAverage, make_average
 from train.distributed.world import World, start
 from train.dpo.draws import DrawRule, draw
 from train.dpo.loss import dpo_losses
@@ -128,40 +128,40 @@ def assert_rounded_masters(policy: Policy, part: torch.Tensor, name: str) -> Non
 
 
 def averages(base: Path, folder: Path) -> None:
-    """Under every stage: the average is that of the whole fp32 weights; any rank reads any part."""
+    """Under every partition: the average is that of whole fp32 weights; ranks read any part."""
     world = start("cpu")
-    for stage, precision, rank in [(0, "bf16", 0), (1, "bf16", 4), (2, "fp32", 0), (3, "bf16", 0)]:
-        spec = spec_of(stage, precision, "frozen", world.world_size, rank)
+    for stage, rank, offload in [(0, 0, "none"), (1, 4, "none"), (3, 0, "optimizer")]:
+        spec = spec_of(stage, "bf16", "frozen", world.world_size, rank)
+        spec.zero.offload = Offload(offload)
         components, policy, reference = load(base, spec, world)
         models = Models(components, policy, reference.denoiser)
         average, expected = make_average(policy, 0.5), policy.gather_fp32_state_dict()
-        assert average is not None
-        for done in (1, 2, 12):
+        for done, kept in ((1, 2 / 11), (12, 0.5)):
             batch = draw_noise(pair_batch(world.rank), draw_rule_of(components))
             policy.backward(step(batch, models, dpo(spec.first_beta)).loss)
             policy.optimizer_step(1e-3)
             average.update(policy, done)
-            kept = {1: 2 / 11, 2: 3 / 12, 12: 0.5}[done]
             for name, weight in policy.gather_fp32_state_dict().items():
                 expected[name] = kept * expected[name] + (1 - kept) * weight
-        place = folder / f"{stage}"
+        place = folder / str(stage)
         place.mkdir(exist_ok=True)
         average.save(place, world)
         world.barrier()
-        again = make_average(policy, 0.5)
-        again.load(place)
-        for name, part in average.parts.items():
-            assert part.values.dtype is torch.float32
-            assert torch.equal(again.parts[name].values, part.values), (stage, name)
+        assert_same_average(average, make_average(policy, 0.5), place)
         if world.rank == 0:
-            whole = average.whole(place)
-            assert whole.keys() == expected.keys()
-            for name, values in whole.items():
-                torch.testing.assert_close(values, expected[name], rtol=1e-5, atol=1e-7)
-            first = next(iter(whole))
-            with AverageFiles(place) as files:
-                assert torch.equal(files.read(first, 1, 5), whole[first].flatten()[1:6])
+            torch.testing.assert_close(average.whole(place), expected, rtol=1e-5, atol=1e-7)
     world.barrier()
+
+
+def assert_same_average(average: PolicyAverage, other: PolicyAverage, folder: Path) -> None:
+    """What was saved is what is loaded, in fp32; and any part of it can be read."""
+    other.load(folder)
+    for name, part in average.parts.items():
+        assert part.values.dtype is torch.float32
+        assert torch.equal(other.parts[name].values, part.values), name
+    name, whole = next(iter(average.whole(folder).items()))
+    with AverageFiles(folder) as files:
+        assert torch.equal(files.read(name, 1, 5), whole.flatten()[1:6])
 
 
 def weights_are_masters(base: Path) -> None:

@@ -248,3 +248,26 @@ def test_csv_is_the_parquet_file(finished):
 
 def test_flat_settings():
     assert flat({"a": {"b": [1, 2], "c": None}}) == [("a.b", "1, 2"), ("a.c", "None")]
+
+
+def test_the_distance_stands_beside_the_win_rates(finished):
+    """Of one model in a section of its own, of several in the table of all models, too."""
+    change = {"base": 0.25, "model": 0.5, "change": {"value": 0.25, "low": 0.2, "high": 0.3}}
+    squared = {"value": 0.002, "low": 0.001, "high": 0.003}
+    entry = {"squared_difference": squared, "base_error": 0.04, "fraction": 0.05}
+    denoiser = {"predicts": "epsilon", "images": 3, "mean": entry}
+    distance = {
+        "saturation": change, "contrast": change, "diversity": change, "embedded_by": "clip_1",
+        "denoiser": denoiser | {"levels": [{"noise": 0.1} | entry]},
+    }  # fmt: skip
+    folder, summary, scores = finished
+    (one,) = summary["comparisons"]
+    comparisons = [one | {"distance": distance}, one | {"model": "far", "distance": None}]
+    page = write_page((folder, summary | {"comparisons": comparisons}, scores))
+    words = " ".join(" ".join(Page(page).words).split())
+    assert "Distance from base" in words
+    assert "diversity, by clip_1 0.2500 0.5000 +0.2500 +0.2000 to +0.3000" in words
+    assert "at noise 0.1 error 0.04 0.002, 5 % of the error 0.001 to 0.003" in words
+    assert words.count("Distance from base: saturation 0.250 to 0.500") == 1
+    assert "5 % balanced" in words or "5 % not balanced" in words
+    assert "| saturation | 0.2500 | 0.5000 | +0.2500 |" in (folder / "report.md").read_text()

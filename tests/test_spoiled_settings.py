@@ -1,6 +1,6 @@
 """Spoiled settings of every stage: refused by name when the job is composed, before any work."""
 
-import copy
+import pickle
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -55,16 +55,17 @@ def wrong_values(hint: Any) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def sound() -> Any:
+def sound() -> bytes:
+    """A composed configuration, pickled: it is read in half the time of a deep copy."""
     ConfigStore.instance().store(name="job_schema", node=schema())
     given = ["pairs.root=/x", "model.path=/x", "evaluate.prompts.path=/x"]
     with hydra.initialize_config_dir(str(FOLDER), version_base="1.3"):
-        return hydra.compose("job", overrides=given)
+        return pickle.dumps(hydra.compose("job", overrides=given))
 
 
-def refusal(sound: Any, argument: str) -> str:
+def refusal(sound: bytes, argument: str) -> str:
     """What is said of an argument, as `conf.job.entry` does; empty where it is taken."""
-    config = copy.deepcopy(sound)
+    config = pickle.loads(sound)
     try:
         (override,) = OverridesParser.create().parse_overrides(as_text([argument], Job))
         OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
@@ -74,7 +75,7 @@ def refusal(sound: Any, argument: str) -> str:
     return ""
 
 
-def test_no_wrong_value_is_taken(sound: Any, capsys: pytest.CaptureFixture[str]):
+def test_no_wrong_value_is_taken(sound: bytes, capsys: pytest.CaptureFixture[str]):
     settings = [*leaves(Job), ("metrics.clip.tie", float)]
     arguments = [f"{name}={value}" for name, hint in settings for value in wrong_values(hint)]
     faults = []

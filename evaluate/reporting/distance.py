@@ -86,6 +86,13 @@ def _prediction_row(where: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+def short_distance(comparison: Mapping[str, Any]) -> str:
+    """The difference of predictions as a fraction of the base's error; a dash if there is none."""
+    of_denoiser = (comparison.get("distance") or {}).get("denoiser") or {}
+    fraction = of_denoiser.get("mean", {}).get("fraction")
+    return "–" if fraction is None else f"{100 * fraction:.3g} %"
+
+
 def distance_sentence(comparison: Mapping[str, Any]) -> str:
     """The distance in one sentence; empty if it was not measured."""
     distance = comparison.get("distance")

@@ -11,7 +11,7 @@ from data.artifacts.atomic import write_bytes
 from data.artifacts.html import render
 from evaluate.reporting import gallery, plots
 from evaluate.reporting.distance import HEADINGS as DISTANCE
-from evaluate.reporting.distance import distance_rows, distance_sentence
+from evaluate.reporting.distance import distance_rows, distance_sentence, short_distance
 
 TEMPLATE = Path(__file__).parent / "report.html.j2"
 HEADINGS = ("metric", "role", "win rate", "95 % interval", "score change", "wins / ties / losses")
@@ -45,7 +45,11 @@ def write_report(
     curves = plots.training(journal)
     page = render(
         TEMPLATE,
-        {"span": span, "percent": lambda value: f"{value:.1%}"},
+        {
+            "span": span,
+            "percent": lambda value: f"{value:.1%}",
+            "short_distance": short_distance,
+        },
         summary["provenance"],
         summary=summary,
         sections=sections,

@@ -40,12 +40,15 @@ class PromptEncoder:
         for part in self._files.text.parts:
             check_part(self._files.model, part, f"model.path={self._files.model}")
 
-    def load(self, device: torch.device) -> None:
-        """Load the text encoders."""
+    def load(self, device: torch.device) -> TextShape:
+        """Load the text encoders; return what numbers a prompt has."""
         text, dtype = self._files.text, Dtype(self._files.form.compute).torch
         self._encoders |= load_text_encoders(
             self._files.model, text.family, text.config, device, dtype
         )
+        embeds = self.encode([""])
+        pooled = 0 if embeds.pooled is None else embeds.pooled.shape[1]
+        return TextShape(states=(embeds.states.shape[1], embeds.states.shape[2]), pooled=pooled)
 
     @torch.inference_mode()
     def encode(self, prompts: list[str]) -> PromptEmbeds:
@@ -53,14 +56,6 @@ class PromptEncoder:
         text = self._files.text
         embeds = text.family.encode(self._encoders, prompts, text.config)
         return embeds.to(embeds.states.device, self._dtype)
-
-    def shape(self) -> TextShape:
-        """The numbers of a prompt."""
-        embeds = self.encode([""])
-        _, tokens, width = embeds.states.shape
-        return TextShape(
-            states=(tokens, width), pooled=0 if embeds.pooled is None else embeds.pooled.shape[1]
-        )
 
     def rows(self, prompts: tuple[str, ...]) -> Iterator[bytes]:
         """The bytes of each prompt: states, then the pooled form.
@@ -91,9 +86,15 @@ class PromptEncoder:
 
 
 def write_texts(
-    files: TextFiles, encoder: PromptEncoder, rank: Rank, device: torch.device, console: Console
+    files: TextFiles,
+    encoder: PromptEncoder,
+    rank: Rank,
+    device: torch.device,
+    console: Console | None,
 ) -> None:
     """Write this process's files, then whatever other processes have not finished.
+
+    Without a console nothing is printed.
 
     Raises:
         ValueError: They do not fit on the disk, or a prompt cannot be encoded.
@@ -101,22 +102,22 @@ def write_texts(
     absent = files.absent()
     if not absent:
         return
-    encoder.load(device)
+    shape = encoder.load(device)
     check_room(files, encoder, len(absent), console)
 
     def done() -> int:
         left = [index for index in absent if not files.path(index).exists()]
         return len(files.prompts) - sum(len(files.prompts_of(index)) for index in left)
 
-    with progress_bar(
-        "encoding prompts", len(files.prompts), done, console if rank.is_first else None
-    ):
+    with progress_bar("encoding prompts", len(files.prompts), done, console):
         for index in work_order(files.num_files, rank):
             if not files.path(index).exists():
-                _write_part(files, index, encoder)
+                _write_part(files, index, encoder, shape)
 
 
-def check_room(files: TextFiles, encoder: PromptEncoder, absent: int, console: Console) -> None:
+def check_room(
+    files: TextFiles, encoder: PromptEncoder, absent: int, console: Console | None
+) -> None:
     """Say what the set takes on the disk, and refuse a disk without room for the absent files.
 
     Raises:
@@ -125,7 +126,8 @@ def check_room(files: TextFiles, encoder: PromptEncoder, absent: int, console: C
     (sample,) = encoder.rows(files.prompts[-1:])
     each, count = len(pa.compress(sample, codec="lz4_raw", asbytes=True)), len(files.prompts)
     size = f"{count} prompts of about {each / 2**10:.0f} KiB, {each * count / 2**30:.2f} GiB"
-    console.print(f"texts: {size} in {files.folder}", highlight=False, soft_wrap=True)
+    if console is not None:
+        console.print(f"texts: {size} in {files.folder}", highlight=False, soft_wrap=True)
     files.folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(files.folder).free
     if (needed := each * min(count, absent * PART_PROMPTS)) > free:
@@ -136,9 +138,8 @@ def check_room(files: TextFiles, encoder: PromptEncoder, absent: int, console: C
         )
 
 
-def _write_part(files: TextFiles, index: int, encoder: PromptEncoder) -> None:
-    shape, dtype = encoder.shape(), files.form.dtype
-    states, pooled = shape.num_bytes(dtype)
+def _write_part(files: TextFiles, index: int, encoder: PromptEncoder, shape: TextShape) -> None:
+    states, pooled = shape.num_bytes(files.form.dtype)
     schema = schema_of(states, pooled)
     settings = files.settings(index) | shape.settings
     with table_writer(

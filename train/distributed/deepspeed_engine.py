@@ -191,7 +191,8 @@ class Policy:
             if mapping is None:
                 return None
             return MasterPart(mapping.lp_fragment_address.start, mapping.get_hp_fragment())
-        values = library().utils.safe_get_local_fp32_param(parameter)
+        state = parameter._z3_optimizer
+        values, _ = state._get_fp32_opt_state_partition(parameter, release_swap_buffers=True)
         start = dist.get_rank() * len(values)
         values = values[: max(0, parameter.ds_numel - start)]
         return MasterPart(start, values) if len(values) else None

@@ -141,12 +141,12 @@ def _gradients(counts: ParameterCounts, spec: TrainSpec, world_size: int, width:
 
 def _optimizer(counts: ParameterCounts, spec: TrainSpec, world_size: int) -> int:
     trained, kind = counts.trained, spec.optimizer.kind
-    averages, masters = 2 * FP32 * trained, FP32 * trained
+    moments, masters = 2 * FP32 * trained, FP32 * trained
     if kind is OptimizerKind.adafactor:
-        averages = FP32 * counts.factored
+        moments = FP32 * counts.factored
     elif kind is not OptimizerKind.adamw:  # a byte each, and an fp32 scale for a block
-        averages = 2 * (trained + FP32 * trained // BLOCK_OF_8_BITS)
-    averages += FP32 * trained if spec.ema else 0
+        moments = 2 * (trained + FP32 * trained // BLOCK_OF_8_BITS)
+    averages = moments + (FP32 * trained if spec.ema else 0)
     if spec.zero.stage == 0:
         return averages + (0 if spec.precision is Precision.fp32 else masters)
     return (averages + masters) // world_size

@@ -155,12 +155,17 @@ def suggestion(late: Margins, beta: float, target: float) -> str:
         )
     error = 2 * late.error(best)
     low, high = (late.beta_for(target + side * error, beta) for side in (1, -1))
-    least = "any smaller one" if low is None or target + error >= 0.5 else f"{low:.2g}"
-    most = "any larger one" if high is None else f"{high:.2g}"
+    least = "any smaller one" if low is None or target + error >= 0.5 else rounded(low)
+    most = "any larger one" if high is None else rounded(high)
     return (
-        f"Suggested for a factor of {target:g}: train.beta={float(f'{best:.2g}'):g} "
+        f"Suggested for a factor of {target:g}: train.beta={rounded(best)} "
         f"(from {least} to {most}, by two standard errors over the steps)"
     )
+
+
+def rounded(beta: float) -> str:
+    """A beta to two digits."""
+    return f"{float(f'{beta:.2g}'):g}"
 
 
 def doubts(lines: Sequence[Mapping[str, Any]], train: Mapping[str, Any]) -> list[str]:
