@@ -43,7 +43,7 @@ def do_pairs(plan: Plan, pairs: PairSet) -> None:
     ways = {tuple(plan.fill(arm.overrides, s)): (arm, s) for arm in arms for s in range(plan.seeds)}
     jobs = [plan.pairs_job(pairs, arm, seed) for arm, seed in ways.values()]
     if pairs.is_generated:
-        generate_program.main(jobs[0])
+        generate_program.main(plan.pairs_job(pairs, arms[0], 0))
     for job in {job.vote.name: job for job in jobs}.values():
         label_program.main(job)
 
