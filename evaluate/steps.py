@@ -22,7 +22,12 @@ from data.devices import choose_device
 from data.distributed import Rank, num_workers
 from data.storage.paths import user_path
 from evaluate.config import EvaluateSpec
-from evaluate.judging.distance import measure_denoisers, measure_images, unmeasured
+from evaluate.judging.distance import (
+    embedding_metric,
+    measure_denoisers,
+    measure_images,
+    unmeasured,
+)
 from evaluate.judging.scores import Scorers, is_judged, judge, read_scores, write_scores
 from evaluate.plan import ComparisonPlan
 from evaluate.reporting.progress import SampledImages, progress
@@ -39,7 +44,6 @@ from label.config import MetricSpec
 
 if TYPE_CHECKING:
     from generate.sampler import ImageGenerator
-    from label.metrics.protocols import EmbeddingMetric
     from label.scoring.panel import Panel
 
 PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "polars", "scipy")
@@ -191,27 +195,13 @@ def measure_distances(
         total = sum(len(plan.images[name]) for name in images)
         total += num_inputs * (len(denoisers) + 1) if denoisers else 0
         task = bar.add_task("distance", total=total)
-        metric = embedding_metric(plan, specs) if images and plan.spec.seeds > 1 else None
+        device = choose_device("evaluate.device", plan.spec.device, Rank.from_environment())
+        metric = embedding_metric(plan, specs, device) if images and plan.spec.seeds > 1 else None
         for name in images:
             measure_images(plan, name, metric, lambda n: bar.advance(task, n))
         if denoisers:
             load = partial(load_model, plan)
             measure_denoisers(plan, denoisers, load, lambda n: bar.advance(task, n))
-
-
-def embedding_metric(
-    plan: ComparisonPlan, specs: Mapping[str, MetricSpec]
-) -> "EmbeddingMetric | None":
-    """The first judge that embeds images; None if none does."""
-    from label.metrics.protocols import CrossMetric, EmbeddingMetric
-    from label.scoring.panel import Panel
-
-    device = choose_device("evaluate.device", plan.spec.device, Rank.from_environment())
-    for name in plan.metrics:
-        metric = Panel.load({name: specs[name]}, device).metrics[name]
-        if isinstance(metric, EmbeddingMetric) and not isinstance(metric, CrossMetric):
-            return metric
-    return None
 
 
 def load_panel(

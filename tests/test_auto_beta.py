@@ -5,7 +5,7 @@ import math
 import pytest
 
 from train.config import AutoBetaSpec, Objective, ObjectiveSpec, ReferenceSpec, Refresh, TrainSpec
-from train.dpo.auto_beta import STEEPEST, AutoBeta, adjusted, mean_factor
+from train.dpo.auto_beta import STEEPEST, AutoBeta, adjusted, limits, mean_factor
 from train.trainer.tally import quantiles
 
 SPEC = AutoBetaSpec()
@@ -42,7 +42,7 @@ def test_beta_stays_in_its_range():
     low = high = AutoBeta(5000.0)
     for _ in range(1000):
         low, high = adjusted(low, 0.1, SPEC), adjusted(high, 0.5, SPEC)
-    assert (low.beta, high.beta) == (500.0, 50_000.0)
+    assert (low.beta, high.beta) == limits(SPEC) == (500.0, 50_000.0)
 
 
 @pytest.mark.parametrize("start", [600.0, 5000.0, 45_000.0])
@@ -77,6 +77,10 @@ def test_quantiles_are_those_of_single_pairs():
             ({"beta": "auto", "objective": ObjectiveSpec(kind=kind)}, f"kind={kind.value}, whose")
             for kind in (Objective.ipo, Objective.linear_dpo, Objective.mapo)
         ],
+        (
+            {"beta": "auto", "steps": 9, "warmup": 9},
+            r"beta=auto never begins: train\.warmup=9 takes all of train\.steps=9",
+        ),
         (
             {"beta": "auto", "objective": ObjectiveSpec(smoothing=0.4)},
             r"target=0\.4 is not above train\.objective\.smoothing=0\.4",

@@ -269,7 +269,9 @@ def test_what_is_known_is_not_measured_again(measured: ComparisonPlan, monkeypat
     assert unmeasured(without) == ([], [])
     path = measured.denoiser_facts("shifted")
     whole = path.read_text()
-    for damaged in ("{", json.dumps(json.loads(whole) | {"settings": {"model": "another"}})):
+    record = json.loads(whole)
+    others = record | {"settings": {"model": "another"}}, record | {"facts": {"levels": []}}
+    for damaged in ("{", *map(json.dumps, others)):
         path.write_text(damaged)
         assert unmeasured(measured) == ([], ["shifted"])
         assert distance_of(measured, "shifted")["denoiser"] is None

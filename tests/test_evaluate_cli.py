@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 TINY = [
     f"model.resolution={SIDE}", "evaluate.steps=2", "evaluate.batch=4", "evaluate.guidance=1.5",
     "evaluate.resamples=200", "evaluate.gallery_pairs=2", "evaluate.device=cpu", "prompts=lines",
+    "evaluate.distance_images=0",
 ]  # fmt: skip
 JUDGES = ("hps", "clip", "pickscore", "aesthetic", "held_out", "oracle")
 

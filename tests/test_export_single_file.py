@@ -126,14 +126,14 @@ def without(weights: Weights) -> Weights:
 @pytest.mark.parametrize(
     ("change", "config", "says"),
     [
-        (without, "sd1", "is no single file of a StableDiffusionPipeline as .* describes it"),
+        (without, "sd1", "cannot be converted to a StableDiffusionPipeline as .* describes it"),
         (lambda w: w | {"model.diffusion_model.more.weight": torch.ones(2)}, "sd1",
          "its UNet has .* tensors, of which .* were read"),
         (lambda w: {n: t for n, t in w.items() if not n.startswith("first_stage")}, "sd1",
-         "is no single file of a Stable"),
+         "cannot be converted to a Stable"),
         (lambda w: {n: t for n, t in w.items() if not n.startswith("cond_stage")}, "sd1",
-         "is no single file of a Stable"),
-        (dict, "sdxl", "is no single file of a StableDiffusionXLPipeline"),
+         "cannot be converted to a Stable"),
+        (dict, "sdxl", "cannot be converted to a StableDiffusionXLPipeline"),
         (dict, "", r"model\.config=\(empty\) is no diffusers folder; .*model=sd15"),
         (dict, "nowhere", r"model\.config=.*nowhere is no diffusers folder"),
     ],

@@ -118,7 +118,7 @@ def test_adapter_optimizer_and_reference_survive(refresh: str, precision: str, w
     place, name = shared_place(), f"killed-lora-{refresh}"
     expected = straight(2, world, *more)
     often = (*more, "train.checkpoint_every=1")
-    moments = ((CHECKPOINT, 3), (STEP, 5), (EXPORT, 6))  # the reference has moved after step 2
+    moments = ((CHECKPOINT, 3), (STEP, 4), (EXPORT, 6))  # the reference has moved after step 2
     output = killed(place, name, moments, *often, world=world)
     assert "resuming after step 6" in output  # of which only the export was missing
     same_bits(place, name, expected)

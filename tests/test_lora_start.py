@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors.torch import load_file, safe_open, save_file
 
 from data.models.adapter import ADAPTER
+from tests.helpers_flow import write_flux
 from tests.helpers_ranks import shared_place
 from tests.helpers_train import opened, write_base, write_sdxl_base
 from tests.test_checkpoint import copy_run, same_journals
@@ -93,8 +95,10 @@ def with_alpha(folder: Path, target: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize("form", ["diffusers", "folder", "kohya", "alpha"])
-@pytest.mark.parametrize("name", ["sd", "sdxl"])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("sd", "diffusers"), ("sd", "folder"), ("sd", "alpha"), ("sdxl", "kohya"), ("sdxl", "alpha")],
+)
 @torch.no_grad()
 def test_policy_and_frozen_reference_start_as_the_file(
     bases: dict[str, BaseModel],
@@ -129,6 +133,23 @@ def test_layers_that_are_no_attentions_start_too(bases: dict[str, BaseModel], tm
         assert matrices.keys() == {name.removeprefix("unet.") for name in adapter}
         assert all(torch.equal(matrices[name.removeprefix("unet.")], adapter[name])
                    for name in adapter)  # fmt: skip
+
+
+def test_an_adapter_of_a_transformer_starts(tmp_path: Path):
+    base = opened(write_flux(tmp_path / "flux"))
+    denoiser = FluxTransformer2DModel.from_pretrained(base.folder, subfolder="transformer")
+    spec = LoraSpec(rank=2, targets=list(base.family.lora_targets))
+    attach(denoiser, spec, seed=7, with_reference=False)
+    train_a_little(denoiser)
+    adapter = in_diffusers_format(trained(denoiser), 1.0, "transformer")
+    export_adapter(base, adapter, tmp_path / "lora", {"step": 1}, "a card")
+    start = follow_start(LoraSpec(rank=None, start=str(tmp_path / "lora")), base)
+    denoiser = FluxTransformer2DModel.from_pretrained(base.folder, subfolder="transformer")
+    attach(denoiser, start, seed=1, with_reference=False)
+    load_start(denoiser, read_start(base, start))
+    again = in_diffusers_format(trained(denoiser), start.scale, "transformer")
+    assert again.keys() == adapter.keys()
+    assert all(torch.equal(again[name], weight) for name, weight in adapter.items())
 
 
 def test_kohyas_file_says_what_it_is(exported: dict[str, tuple[Path, torch.Tensor]]):

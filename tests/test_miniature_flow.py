@@ -71,8 +71,8 @@ def test_its_images_show_what_was_asked():
     """Far better than the prompts of other images would fit them."""
     model = Model(name="flow", path=str(FOLDER))
     sampler = ImageGenerator.load(model, CPU, scheduler=Scheduler.own, dtype=Dtype.fp32,
-                                  resolution=scenes.SIDE, steps=8, guidance=2.0)  # fmt: skip
-    prompts = scenes.prompts("validation")[:12]
+                                  resolution=scenes.SIDE, steps=6, guidance=2.0)  # fmt: skip
+    prompts = scenes.prompts("validation")[:8]
     images = sampler.sample(prompts, [0] * len(prompts))
     own = np.mean([oracle(*pair) for pair in zip(images, prompts, strict=True)])
     others = np.mean([oracle(image, p) for image in images for p in prompts])

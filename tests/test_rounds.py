@@ -110,6 +110,7 @@ class Stages:
         judges = {j.metric: {"role": j.role.value, "tie": j.tie} for j in JUDGES}
         compared = [
             as_json(compare(frame, JUDGES, "base", model, resamples=100, seed=0))
+            | {"distance": {"denoiser": {"mean": {"fraction": int(model[-1]) / 10}}}}
             for model in models
             if model != "base"
         ]
@@ -206,6 +207,9 @@ def test_the_report_has_every_round_and_judge(tmp_path: Path, capsys: pytest.Cap
     assert "<script" not in page
     assert page.count('<div class="card">') == 3
     assert page.count("<img ") == 3 * 3  # the base and both rounds
+    assert '<td class="number">10 %</td>' in page
+    assert '<td class="number">20 %</td>' in page
+    assert "distance" in said
     for text in ("Against the base", "Against the round before", "Labels", "(held out)", "33.3%"):
         assert text in said, text
     first, second = json.loads((tmp_path / "r" / "rounds.json").read_text())["rounds"]

@@ -16,6 +16,7 @@ from data.artifacts.schemas import PAIR_FACTS
 from data.artifacts.texts import TextSet, read_set
 from data.distributed import Rank
 from data.families.text import find_text
+from data.models.family import ModelError
 from label.scoring import text_files as files_module
 from label.scoring import text_writer
 from label.scoring.score_sets import FACTS
@@ -239,9 +240,16 @@ def test_other_encoders_or_words_are_another_set(root: Path, tmp_path: Path, fil
     before = find_text(root / "flux").sha256
     copy = Path(shutil.copytree(root / "flux", tmp_path / "m"))
     assert find_text(copy).sha256 == before
-    (copy / "transformer/config.json").write_text((copy / "transformer/config.json").read_text())
     (copy / file).write_text((copy / file).read_text() + "\n")
     assert find_text(copy).sha256 != before
+    index = copy / "model_index.json"
+    index.write_text(index.read_text().replace("T5EncoderModel", "UMT5EncoderModel"))
+    with pytest.raises(ModelError, match="text_encoder_2=.*UMT5.*; a FluxPipeline has a T5Enco"):
+        find_text(copy)
+    shutil.copy(root / "flux/model_index.json", index)
+    shutil.rmtree(copy / "text_encoder_2")
+    with pytest.raises(ValueError, match="has no folder 'text_encoder_2', which encodes its pr"):
+        find_text(copy)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from train.distributed.world import (
     start,
     stop,
 )
+from train.dpo.auto_beta import limits
 from train.export.model_card import beta_description, last_tenth, last_validation, model_card
 from train.export.pipeline import (
     export_adapter,
@@ -242,7 +243,13 @@ def summarise(trainer: Trainer, console: Console) -> None:
         f"accuracy {numbers['accuracy']:.2f} · reference renewed {trainer.reference.version} times"
     )
     if run.train.is_beta_auto:
-        console.print(f"beta: {beta_description(run.train, trainer.state.beta.beta)}")
+        beta = trainer.state.beta.beta
+        console.print(f"beta: {beta_description(run.train, beta)}")
+        if beta in limits(run.train.auto_beta):
+            console.print(
+                "[yellow]beta ended where train.auto_beta.range ends[/] and the factor is not what "
+                "was wanted: none is below 1 - accuracy; change train.auto_beta.target or start"
+            )
     seconds = sum(run.train.batch / line["pairs_per_s"] for line in lines) * run.train.log_every
     waited = sum(line["data_wait_s"] for line in lines) * run.train.log_every
     console.print(

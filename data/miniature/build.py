@@ -202,7 +202,7 @@ def _float_clip(folder: Path) -> CLIPModel:
 
 
 def _text_tower(clip: CLIPModel) -> CLIPTextModelWithProjection:
-    tower = CLIPTextModelWithProjection(clip.config.text_config)
+    tower = CLIPTextModelWithProjection(clip.text_model.config)
     tower.load_state_dict({k: v for k, v in clip.state_dict().items() if k.startswith("text_")})
     return tower
 

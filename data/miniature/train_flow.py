@@ -68,7 +68,7 @@ class EqualPadding:
 
         def heads(of_image: nn.Module, of_text: nn.Module) -> Tensor:
             joint = torch.cat([of_image(hidden_states), of_text(encoder_hidden_states)], dim=1)
-            return joint.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            return joint.reshape(*joint.shape[:2], attn.heads, -1).transpose(1, 2)
 
         query = heads(attn.to_q, attn.add_q_proj)
         logits = query.new_zeros(1, query.shape[2])

@@ -105,14 +105,15 @@ def _convert(
     started, partial = time.monotonic(), folder.with_name(f".{folder.name}.partial")
     remove(partial)
     try:
-        pipeline = _load(family.pipeline, file, tensors, source)
-        _check_unet(pipeline, tensors)
-        pipeline.save_pretrained(partial)
+        with _without_warnings():
+            pipeline = _load(family.pipeline, file, tensors, source)
+            _check_unet(pipeline, tensors)
+            pipeline.save_pretrained(partial)
         check_whole(partial, "as converted")
     except Exception as error:  # diffusers meets wrong names and shapes in many ways
         remove(partial)
         raise ModelError(
-            f"{what} is no single file of a {family.pipeline} as {source} describes it: {error}"
+            f"{what} cannot be converted to a {family.pipeline} as {source} describes it: {error}"
         ) from error
     for path in partial.rglob("*"):
         fsync(path)
@@ -142,6 +143,19 @@ def _load(kind: str, file: Path, tensors: dict[str, TensorInfo], source: Path) -
             rescale_betas_zero_snr="ztsnr" in tensors,
         )
     return pipeline
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Leave out what diffusers logs of formats and classes: the result is checked."""
+    from diffusers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _check_unet(pipeline: Any, tensors: dict[str, TensorInfo]) -> None:

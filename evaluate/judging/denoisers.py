@@ -9,6 +9,7 @@ Both models get the same x_s; each encodes the prompts itself. Timestep and nois
 function of (prompt, seed, level).
 """
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -147,6 +148,7 @@ class Probe:
     def release(self) -> None:
         """Give the memory back; what the model is stays known."""
         self.pipeline = self.denoiser = None
+        gc.collect()  # hooks and modules refer to each other
         torch.cuda.empty_cache()
 
     @torch.inference_mode()

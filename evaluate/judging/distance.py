@@ -4,7 +4,7 @@
 prompt; `distance/denoiser-<model>.json` how differently the denoiser predicts from the base's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,21 @@ from evaluate.judging.looks import contrast, pairwise_distance, saturation
 from evaluate.judging.scores import read_pixels
 from evaluate.plan import ComparisonPlan
 from generate.image_files import Model, Sample
+from label.config import MetricSpec
 
 if TYPE_CHECKING:
+    import torch
+
     from evaluate.judging.denoisers import Inputs, Predictions, Probe
     from generate.sampler import ImageGenerator
     from label.metrics.protocols import EmbeddingMetric
+
+WHOLE = (
+    {"saturation", "contrast"},
+    {"predicts", "levels", "squared_difference", "base_error"},
+    {"reason"},
+)
+"""What a file has: of images, of denoisers, or why these have no distance."""
 
 Load = Callable[[Model], "ImageGenerator"]
 Advance = Callable[[int], None]
@@ -31,8 +41,10 @@ def known(path: Path, wanted: Any) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        facts = read_json(path, "it is measured again")
-        return facts["facts"] if not differences(facts["settings"], wanted) else None
+        record = read_json(path, "it is measured again")
+        facts: dict[str, Any] = record["facts"]
+        is_whole = any(needed <= facts.keys() for needed in WHOLE)
+        return facts if is_whole and not differences(record["settings"], wanted) else None
     except (ShardError, KeyError, TypeError, AttributeError):
         return None
 
@@ -72,6 +84,20 @@ def measure_images(
         facts["embedded_by"] = metric.resolved.name
     settings = plan.image_fact_settings(name)
     write_json(plan.image_facts(name), {"settings": settings, "facts": facts})
+
+
+def embedding_metric(
+    plan: ComparisonPlan, specs: Mapping[str, MetricSpec], device: "torch.device"
+) -> "EmbeddingMetric | None":
+    """The first judge that embeds images; None if none does."""
+    from label.metrics.protocols import CrossMetric, EmbeddingMetric
+    from label.scoring.panel import Panel
+
+    for name in plan.metrics:
+        metric = Panel.load({name: specs[name]}, device).metrics[name]
+        if isinstance(metric, EmbeddingMetric) and not isinstance(metric, CrossMetric):
+            return metric
+    return None
 
 
 def diversity(images: Sequence[Sample], metric: "EmbeddingMetric", batch: int) -> list[float]:
@@ -116,7 +142,9 @@ def measure_denoisers(
     base.release()
     for name in names:
         try:
-            facts = compared(probe(name), base, inputs, of_base, plan.spec.batch)
+            model = probe(name)
+            facts = compared(model, base, inputs, of_base, plan.spec.batch)
+            model.release()
         except NotComparableError as error:
             facts = {"reason": str(error)}
         write_denoiser_facts(plan, name, facts)

@@ -12,6 +12,7 @@ from data.artifacts.atomic import write_bytes
 from data.artifacts.html import render
 from evaluate.reporting import gallery, plots
 from evaluate.reporting.console import COLOURS
+from evaluate.reporting.distance import short_distance
 
 TEMPLATE = Path(__file__).parent / "rounds.html.j2"
 LABEL_HEADINGS = ("pairs", "decided", "tied", "lead", "equal votes")
@@ -48,7 +49,7 @@ def write_rounds_report(
     compared = filter(None, (last["against_previous"], last["against_base"]))
     page = render(
         TEMPLATE,
-        {"percent": lambda value: f"{value:.1%}"},
+        {"percent": lambda value: f"{value:.1%}", "short_distance": short_distance},
         settings,
         results=results,
         roles=roles_of(last["against_base"]),
@@ -98,6 +99,9 @@ def _rate_table(title: str, key: str, results: Sequence[Result]) -> Table:
     table = Table(title=title, title_justify="left", collapse_padding=True)
     table.add_column("round", no_wrap=True)
     table.add_column("average", justify="right", no_wrap=True)
+    with_distance = any(result[key].get("distance") for result in results)
+    if with_distance:
+        table.add_column("distance", justify="right", no_wrap=True)
     for role, metrics in roles_of(results[0][key]).items():
         for metric in metrics:
             name = metric if role in ("voter", metric) else f"{metric}\n({role.replace('_', ' ')})"
@@ -108,7 +112,8 @@ def _rate_table(title: str, key: str, results: Sequence[Result]) -> Table:
             f"[{COLOURS[rate['verdict']]}]{_span(rate['win_rate'])}[/]"
             for rate in comparison["rates"]
         ]
-        table.add_row(comparison["model"], _span(comparison["average"]), *rates)
+        distance = [short_distance(comparison)] if with_distance else []
+        table.add_row(comparison["model"], _span(comparison["average"]), *distance, *rates)
     return table
 
 

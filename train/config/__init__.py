@@ -220,6 +220,11 @@ class TrainSpec:
         """Read a number that was given as text; refuse what is neither a number nor auto."""
         if self.is_beta_auto:
             self.auto_beta.check_objective(self.objective)
+            if self.warmup >= self.steps:
+                raise ValueError(
+                    f"train.beta=auto never begins: train.warmup={self.warmup} takes all of "
+                    f"train.steps={self.steps}; lower train.warmup, or set train.beta to a number"
+                )
             return
         try:
             beta = float(self.beta)

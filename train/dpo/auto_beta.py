@@ -53,7 +53,13 @@ def adjusted(
         return AutoBeta(before.beta, average)
     gain = 1 / (2 * spec.window * STEEPEST)
     beta = before.beta * math.exp(gain * (average - spec.target))
-    return AutoBeta(min(max(beta, spec.start / spec.range), spec.start * spec.range), average)
+    least, most = limits(spec)
+    return AutoBeta(min(max(beta, least), most), average)
+
+
+def limits(spec: AutoBetaSpec) -> tuple[float, float]:
+    """The least and the greatest beta."""
+    return spec.start / spec.range, spec.start * spec.range
 
 
 def mean_factor(margins: Sequence[float], beta: float) -> float:
