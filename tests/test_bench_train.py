@@ -16,7 +16,7 @@ def test_the_benchmark_runs(tmp_path: Path):
     assert done.returncode == 0, done.stderr[-3000:]
     *table, last = done.stdout.splitlines()
     figures = json.loads(last)
-    assert any("latents ready" in line for line in table)
+    assert any("ratios with latents (and texts) ready" in line for line in table)
     quick = figures["worlds"]["quick"]
     speed = quick["pairs_per_s"]
     assert set(speed) == {"ours", "ours, latents ready", "floor", "diffusers"}

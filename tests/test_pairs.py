@@ -192,7 +192,7 @@ def test_a_pair_is_named_by_what_it_is():
         ("pickapick", r"pairs\.kind=pickapick is no layout; did you mean pickapic\?.*my_package"),
         (
             "schema",
-            r"is no layout; .*allowed are folders, hpdv2, hpdv3, imagereward, jsonl, miniature, ",
+            r"is no layout; .*allowed are folders, hpdv2, hpdv3, imagefolder, imagereward, jsonl, ",
         ),
         ("nowhere.layout", r"nowhere\.layout cannot be imported \(No module named 'nowhere'\)"),
         (".pickapic", r"\.pickapic cannot be imported"),
