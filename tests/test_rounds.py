@@ -428,7 +428,10 @@ def signalled(number: int, command: list[str]) -> tuple[BaseException, float]:
 
 
 @pytest.mark.slow
-def test_a_stage_ends_with_the_rounds(tmp_path: Path):
+def test_a_stage_ends_with_the_rounds(tmp_path: Path, request: pytest.FixtureRequest):
+    # A shell that starts all tests in the background lets them ignore SIGINT.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, inherited))
     before = signal.getsignal(signal.SIGTERM)
     error, seconds = signalled(signal.SIGTERM, ["sleep", "60"])
     assert isinstance(error, SystemExit)
