@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.artifacts.atomic import fsync, remove, sha256_of
+from data.artifacts.fingerprints import Fingerprints
 from data.artifacts.readable import UnreadableError, read_json_object
 from data.families import INDEX, check_whole, family_of
 from data.models.family import ModelError
@@ -75,7 +76,8 @@ def _configs(config: str) -> Path:
 
 def _digest(file: Path, source: Path) -> str:
     """Over the file's bytes and the small files that are used with it."""
-    digest = hashlib.sha256(sha256_of(file).encode())
+    remembered = Fingerprints(cache_folder() / "files.json")  # each stage asks again
+    digest = hashlib.sha256(remembered(file).encode())
     for path in sorted(path for pattern in CONFIGS for path in source.glob(pattern)):
         digest.update(f"{path.relative_to(source)}\0{sha256_of(path)}\n".encode())
     return digest.hexdigest()

@@ -145,7 +145,7 @@ class Probe:
                 )
             batch //= 2
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Give the memory back; what the model is stays known."""
         self.pipeline = self.denoiser = None
         gc.collect()  # hooks and modules refer to each other

@@ -5,6 +5,7 @@ prompt; `distance/denoiser-<model>.json` how differently the denoiser predicts f
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,12 +140,11 @@ def measure_denoisers(
     inputs = Inputs(samples, base.encode(samples))
     of_base = base.predictions(inputs, plan.spec.batch)
     advance(len(samples))
-    base.release()
+    base.close()
     for name in names:
         try:
-            model = probe(name)
-            facts = compared(model, base, inputs, of_base, plan.spec.batch)
-            model.release()
+            with closing(probe(name)) as model:
+                facts = compared(model, base, inputs, of_base, plan.spec.batch)
         except NotComparableError as error:
             facts = {"reason": str(error)}
         write_denoiser_facts(plan, name, facts)
