@@ -196,7 +196,7 @@ def test_own_pairs_are_as_many_and_rounds_continue_one_another(tmp_path):
     steps = {name: job.train.steps for name, job in jobs.items()}
     assert steps == dict.fromkeys(jobs, 200) | {"long": 600}
     policies = {name: job.model.path.removeprefix(f"{plan.folder}/") for name, job in jobs.items()}
-    base = plan.judge_job.model.path
+    base = plan.judge_job().model.path
     assert policies == dict.fromkeys(jobs, base) | {
         "round_2": "own-1/train/pipeline", "round_3": "round_2-1/train/pipeline",
     }  # fmt: skip
