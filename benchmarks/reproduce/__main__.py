@@ -23,8 +23,6 @@ from benchmarks.reproduce.plan import Plan, Unit, estimate, note_seconds
 STUDIES = {study.name: study for study in (paper.STUDY, own.STUDY, own_beta.STUDY)}
 SHORT_S = 5.0
 """CPU time below which a piece had nothing left to do."""
-PAGE = Path("docs/reproduction.md")
-"""The page that gets the results of all arms and seeds."""
 QUICK = {"seeds": 1, "steps": 4, "prompts": 6}
 QUICK_EXTRA = ("train.batch=8", "train.micro_batch=8", "train.reference.every=2", "train.warmup=1",
                "evaluate.steps=2", "evaluate.resamples=200", "generate.steps=2")  # fmt: skip
@@ -53,7 +51,11 @@ def arguments(words: list[str]) -> argparse.Namespace:
     add("--pairs", type=int, default=study.quick_pairs if quick else study.pairs,
         help="pairs of a round")  # fmt: skip
     add("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes side by side")
-    add("--docs", type=Path, help=f"page to write the results into; {PAGE} when all arms are run")
+    add(
+        "--docs",
+        type=Path,
+        help=f"page to write the results into; {study.page} when all arms are run",
+    )
     add("--plan", action="store_true", help="only print what would be done")
     add("--report", action="store_true", help="only compare the models that are finished")
     return parser.parse_args(words)
@@ -92,7 +94,7 @@ def main(words: list[str]) -> int:
     options, console = arguments(words), Console(highlight=False)
     plan = plan_of(options)
     whole = plan.arms == plan.study.arms and plan.seeds >= plan.study.seeds and not options.quick
-    if (docs := options.docs or (PAGE if whole else None)) is not None:
+    if (docs := options.docs or (plan.study.page if whole else None)) is not None:
         check_page(docs, plan.study.mark)
     from benchmarks.reproduce import grid, work
 
@@ -106,9 +108,9 @@ def main(words: list[str]) -> int:
         os.environ["OMP_NUM_THREADS"] = "1"
         if not do(console, plan, program.pieces(plan), options.jobs):
             return 1
-    from benchmarks.reproduce.report import write
+    from benchmarks.reproduce import grid_report, report
 
-    write(console, plan, docs)
+    (grid_report if plan.grid else report).write(console, plan, docs)
     return 0
 
 

@@ -19,8 +19,8 @@ import polars as pl
 
 from benchmarks.reproduce import work
 from benchmarks.reproduce.children import Piece
+from benchmarks.reproduce.match import match
 from benchmarks.reproduce.plan import BASE, JUDGE, VALIDATION, Plan, Unit
-from benchmarks.reproduce.results import voters_average
 from benchmarks.reproduce.study import Arm
 from data.artifacts.atomic import read_json
 
@@ -109,26 +109,31 @@ def choose(rates: Mapping[float, float]) -> float:
 def rates(plan: Plan, arm: Arm) -> dict[float, float]:
     """Beta -> the average of the voters' win rates against the base, on validation prompts."""
     judges = work.plan_of(plan, Unit(None, 0), VALIDATION).judges
-    base = pl.read_parquet(work.scores_of(plan, Unit(None, 0), VALIDATION))
-    scores = {
-        beta: pl.read_parquet(work.scores_of(plan, Unit(arm.at(beta), 0), VALIDATION))
-        for beta in betas(plan)
-    }
-    return {
-        beta: float(np.nanmean(voters_average(frame, base, judges)))
-        for beta, frame in scores.items()
-    }
+    base = {0: [(1.0, scores(plan, Unit(None, 0), VALIDATION))]}
+    matches = {}
+    for beta in betas(plan):
+        side = {0: [(1.0, scores(plan, Unit(arm.at(beta), 0), VALIDATION))]}
+        matches[beta] = match(arm.name, BASE, side, base, judges)
+    return {beta: each.average.value for beta, each in matches.items()}
+
+
+def scores(plan: Plan, unit: Unit, where: str) -> pl.DataFrame:
+    """A unit's scores."""
+    return pl.read_parquet(work.scores_of(plan, unit, where))
 
 
 # --- distance ------------------------------------------------------------------------------------
 
 
 def distance(plan: Plan, unit: Unit, where: str) -> float:
-    """Mean squared difference of a unit's and the base's predictions, over levels and images."""
+    """Mean squared difference of a unit's and the base's predictions, over levels and images.
+
+    It is a fraction of the base's own mean squared error on the same inputs.
+    """
     job = plan.judge_job(where)
     path = job.folder / job.evaluate.folder / "distance" / f"denoiser-{unit.name}.json"
     facts = read_json(path, "delete it and rerun the command")["facts"]
-    return float(np.mean(facts["squared_difference"]))
+    return float(np.mean(facts["squared_difference"]) / np.mean(facts["base_error"]))
 
 
 def distances(plan: Plan, arm: Arm) -> dict[float, float]:

@@ -106,6 +106,7 @@ STUDY = Study(
     steps=60,
     prompts=150,
     folder=Path("runs/reproduce-own-beta"),
+    page=Path("docs/own-beta.md"),
     mark="own beta",
     figures="own-beta",
     quick_arms=("majority_frozen", "majority_moving"),

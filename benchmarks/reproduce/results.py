@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float
 
 from data.artifacts.schemas import Role
 from evaluate.statistics.bootstrap import Estimate
@@ -143,18 +142,3 @@ def _rates(
     rates = {judge.metric: float(np.nanmean(outcome(pairs, judge))) for judge in judges}
     voters = [judge.metric for judge in judges if judge.role is Role.VOTER]
     return rates | {"average": float(np.mean([rates[metric] for metric in voters]))}
-
-
-def voters_average(
-    model: pl.DataFrame, base: pl.DataFrame, judges: Sequence[Judge]
-) -> Float[np.ndarray, " prompt"]:
-    """Of each prompt, the mean over the voters of 1 for a win, 1/2 for a tie and 0 for a loss.
-
-    Both have a row per prompt, as `scores.parquet` has of one model and image seed; NaN where an
-    image was not scored.
-    """
-    voters = [judge for judge in judges if judge.role is Role.VOTER]
-    frames = [model.with_columns(model=pl.lit("model")), base.with_columns(model=pl.lit("base"))]
-    pairs = paired(pl.concat(frames), [judge.metric for judge in voters], "base", "model")
-    mean: np.ndarray = np.mean([outcome(pairs, judge) for judge in voters], axis=0)
-    return mean

@@ -76,6 +76,8 @@ class Study:
     prompts: int = 400
     """Held-out prompts."""
     folder: Path
+    page: Path = Path("docs/reproduction.md")
+    """The page that gets the results of all arms and seeds."""
     mark: str
     """The part of the page that gets the results."""
     figures: str = ""
