@@ -23,6 +23,7 @@ from benchmarks.reproduce.match import match
 from benchmarks.reproduce.plan import BASE, JUDGE, VALIDATION, Plan, Unit
 from benchmarks.reproduce.study import Arm
 from data.artifacts.atomic import read_json
+from evaluate.run import judges_of
 
 Neighbours = tuple[tuple[float, float], ...]
 """Betas and their weights, which add up to 1; empty where the distance is out of reach."""
@@ -108,7 +109,7 @@ def choose(rates: Mapping[float, float]) -> float:
 
 def rates(plan: Plan, arm: Arm) -> dict[float, float]:
     """Beta -> the average of the voters' win rates against the base, on validation prompts."""
-    judges = work.plan_of(plan, Unit(None, 0), VALIDATION).judges
+    judges = judges_of(plan.judge_job(VALIDATION))
     base = {0: [(1.0, scores(plan, Unit(None, 0), VALIDATION))]}
     matches = {}
     for beta in betas(plan):

@@ -23,11 +23,7 @@ def write(console: Console, plan: Plan, docs: Path | None) -> None:
         ValueError: No arm has been judged with every beta and then with its own.
     """
     progress = Progress(plan)
-    if not progress.arms or not progress.final:
-        raise ValueError(
-            f"{plan.folder} has no arm yet that was tried with every beta and judged with its own; "
-            "run without --report"
-        )
+    check(progress)
     text, folder = results(progress), plan.folder / "results"
     flat = grid_tables.rows(progress.final.values(), at="own beta")
     flat += grid_tables.rows(progress.near.values(), at="equal distance")
@@ -41,6 +37,19 @@ def write(console: Console, plan: Plan, docs: Path | None) -> None:
         images = save_figures(progress, docs.parent / "reproduction" / plan.study.figures)
         publish(docs, plan.study.mark, text, images)
         console.print(f"page: {docs}", soft_wrap=True)
+
+
+def check(progress: Progress) -> None:
+    """Refuse a study without an arm to report.
+
+    Raises:
+        ValueError: No arm has been judged with every beta and then with its own.
+    """
+    if not progress.arms or not progress.final:
+        raise ValueError(
+            f"{progress.plan.folder} has no arm yet that was tried with every beta and judged with "
+            "its own; run without --report"
+        )
 
 
 def results(progress: Progress) -> str:

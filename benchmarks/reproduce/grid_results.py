@@ -10,6 +10,7 @@ from benchmarks.reproduce import grid, work
 from benchmarks.reproduce.match import Match, Side, match
 from benchmarks.reproduce.plan import BASE, JUDGE, VALIDATION, Plan, Unit
 from benchmarks.reproduce.study import Arm
+from evaluate.run import judges_of
 from evaluate.statistics.winrate import Judge
 
 
@@ -22,7 +23,7 @@ class Progress:
     @cached_property
     def judges(self) -> tuple[Judge, ...]:
         """All judges, voters first."""
-        return work.plan_of(self.plan, Unit(None, 0)).judges
+        return tuple(judges_of(self.plan.judge_job()))
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
