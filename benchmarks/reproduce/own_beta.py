@@ -103,6 +103,7 @@ STUDY = Study(
     claims=CLAIMS,
     pairs=3000,
     seeds=5,
+    first_seed=1,
     steps=60,
     prompts=150,
     folder=Path("runs/reproduce-own-beta"),

@@ -107,7 +107,7 @@ class Plan:
     @property
     def training_seeds(self) -> range:
         """Seeds of the trainings that are compared; nothing was chosen by them."""
-        first = 1 if self.grid else 0
+        first = self.study.first_seed
         return range(first, first + self.seeds)
 
     def pair_sets(self) -> list[PairSet]:

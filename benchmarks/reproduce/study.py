@@ -71,6 +71,8 @@ class Study:
     """Pairs of a round."""
     seeds: int = 3
     """Trainings of each arm."""
+    first_seed: int = 0
+    """Of these trainings; a grid chooses with seed 0, which is none of them."""
     steps: int = 200
     """Optimizer steps of a round."""
     prompts: int = 400

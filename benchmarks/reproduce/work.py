@@ -47,7 +47,9 @@ def pairs_piece(plan: Plan, pairs: PairSet) -> Piece:
 def do_pairs(plan: Plan, pairs: PairSet) -> None:
     """Do the work of `pairs_piece` in this process."""
     arms = [arm for arm in plan.arms if arm.pairs == pairs]
-    ways = {tuple(plan.fill(arm.overrides, s)): (arm, s) for arm in arms for s in range(plan.seeds)}
+    ways = {
+        tuple(plan.fill(arm.overrides, s)): (arm, s) for arm in arms for s in plan.training_seeds
+    }
     jobs = [plan.pairs_job(pairs, arm, seed) for arm, seed in ways.values()]
     if pairs.is_generated:
         generate_program.main(plan.pairs_job(pairs, arms[0], 0))
