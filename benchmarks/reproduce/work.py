@@ -48,7 +48,9 @@ def do_pairs(plan: Plan, pairs: PairSet) -> None:
     """Do the work of `pairs_piece` in this process."""
     arms = [arm for arm in plan.arms if arm.pairs == pairs]
     ways = {
-        tuple(plan.fill(arm.overrides, s)): (arm, s) for arm in arms for s in plan.training_seeds
+        tuple(plan.fill(arm.overrides, seed)): (arm, seed)
+        for arm in arms
+        for seed in plan.training_seeds
     }
     jobs = [plan.pairs_job(pairs, arm, seed) for arm, seed in ways.values()]
     if pairs.is_generated:
