@@ -58,7 +58,7 @@ def claims(progress: Progress) -> str:
     """The study's claims at equal steps and at equal distance."""
     titles = {arm.name: arm.title for arm in progress.plan.arms}
     head = ["claim", "against", "own betas, test prompts", "over seeds", "judges better / worse",
-            "it", "distance", "at that distance, validation prompts", "in this training"]  # fmt: skip
+            "it", "distance", "validation prompts at that distance", "one training"]  # fmt: skip
     rows = []
     for claim, (arm, others) in progress.plan.study.claims.items():
         for other in others:
