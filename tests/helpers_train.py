@@ -9,12 +9,13 @@ import pyarrow as pa
 from data.artifacts import schemas
 from data.artifacts.manifest import FileEntry, Manifest, describe, part_name, write_manifest
 from data.artifacts.parquet_io import write_table
-from data.images import encode_png
+from data.images import Size, encode_png
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import image_key, pair_key
 
 SIDE = 16
+SQUARE = Size(SIDE, SIDE)
 METRICS = ("clip", "hps")
 WORDS = ("red", "green", "blue", "grey")
 

@@ -152,14 +152,14 @@ def test_a_denoiser_is_asked_as_in_training(write: Callable[[Path], Path], tmp_p
     spec = ModelSpec(path=str(folder), resolution=SIDE)
     ours = load_components(spec, Precision.fp32, CPU, shift=1.0)
     pixels = torch.from_numpy(np.stack([read_pixels(sample.path) for sample in inputs.samples]))
-    latents = ours.encode_images(pixels, torch.zeros(len(pixels), *ours.latent_shape))
+    latents = ours.encode_images(pixels, torch.zeros(len(pixels), *ours.latent_shape(ours.square)))
     torch.testing.assert_close(inputs.latents, latents, rtol=1e-4, atol=1e-4)
     condition = ours.condition_of_new([*WORDS])
-    denoiser = ours.denoiser()
+    denoiser, shape = ours.denoiser(), ours.latent_shape(ours.square)
     for index, level in enumerate(LEVELS):
         noise = torch.stack(
             [
-                torch.randn(ours.latent_shape, generator=generator(word, 0, f"distance/{index}"))
+                torch.randn(shape, generator=generator(word, 0, f"distance/{index}"))
                 for word in WORDS
             ]
         )

@@ -187,8 +187,8 @@ def test_latents_of_16_channels_are_written_unscaled_and_read_scaled(
     )  # fmt: skip
     image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     raw = VaeEncoder(bases[name], form, CPU, 2)([image])
-    moments = raw.view(torch.float32).view(1, 2, *components.latent_shape)
-    posterior = torch.randn(1, *components.latent_shape)
+    moments = raw.view(torch.float32).view(1, 2, *components.latent_shape(components.square))
+    posterior = torch.randn(1, *components.latent_shape(components.square))
     pixels = torch.from_numpy(image)[None]
     latents = components.encode_images(pixels, posterior)
     assert torch.equal(components.sample_posterior(moments, posterior), latents)

@@ -373,7 +373,7 @@ def test_latents_are_normalised_as_sdxls_pipeline_does(copy: Any):
     edit(folder / "vae/config.json", latents_mean=mean, latents_std=std, force_upcast=False)
     components, pipeline = load(folder), diffusers.StableDiffusionXLPipeline.from_pretrained(folder)
     pixels = torch.randint(0, 256, (2, SIDE, SIDE, 3), generator=torch.Generator().manual_seed(0))
-    posterior = torch.zeros(2, *components.latent_shape)
+    posterior = torch.zeros(2, *components.latent_shape(components.square))
     latents = components.encode_images(pixels.byte(), posterior)
     raw = pipeline.vae.encode(pixels.permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.mean
     shift, spread = (torch.tensor(values).view(1, 4, 1, 1) for values in (mean, std))

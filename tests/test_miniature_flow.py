@@ -88,8 +88,8 @@ def test_it_trains_from_ln_2_and_knows_the_images_of_its_world():
     images = [np.stack([scenes.imagine(p, rng).pixels for p in prompts]) for _ in range(2)]
     winner, loser = map(torch.from_numpy, images)
     batch = PairBatch(
-        0, tuple(prompts), tuple(prompts), winner, loser, torch.ones(8, dtype=torch.int64),
-        torch.ones(8), torch.full((8, 2, 2), scenes.SIDE),
+        (0,) * 8, tuple(prompts), tuple(prompts), winner, loser, torch.ones(8, dtype=torch.int64),
+        torch.ones(8), torch.full((8, 2, 2), scenes.SIDE), components.square,
     )  # fmt: skip
     rule = DrawRule(seed=0, num_timesteps=1000, latent_shape=components.latent_shape)
     output = step(draw_noise(batch, rule), Models(components, policy, reference), dpo(1000.0))

@@ -27,10 +27,10 @@ from label.scoring.shard_scorer import ScoringTools, score_shards
 from label.scoring.vae_encoder import VaeEncoder
 from tests.helpers_ranks import Place, make_place
 from tests.helpers_texts import text_files, write_texts
-from tests.helpers_train import SIDE, write_base, write_labels, write_pairs
+from tests.helpers_train import SIDE, SQUARE, write_base, write_labels, write_pairs
 from train.config import CacheUse, ModelSpec, Precision
-from train.dpo.draws import DrawRule, draw
-from train.dpo.step import encode
+from train.dpo.draws import DrawRule
+from train.dpo.step import draws_of, encode
 from train.loader.dataset import decided_pairs
 from train.loader.latent_source import latents_of
 from train.loader.loader import PairStream, StreamPlan
@@ -101,7 +101,7 @@ def stream(
     flip: bool = False,
     **change: int,
 ) -> PairStream:
-    given = {"seed": 1, "batch": 8, "micro_batch": 4, "window": 2, "side": SIDE}
+    given = {"seed": 1, "batch": 8, "micro_batch": 4, "window": 2, "sizes": (SQUARE,)}
     pairs = decided_pairs(root / "labels", source)
     latents = latents_of(latent_set, pairs, mirrored=flip) if latent_set else None
     return PairStream(pairs, source, StreamPlan(**given | change), latents)
@@ -133,8 +133,8 @@ def test_a_step_is_given_the_same_latents_to_the_last_bit(
         for images, latents in zip(*both, strict=True):
             assert images.pair_ids == latents.pair_ids
             assert images.prompts == latents.prompts
-            assert images.epoch == latents.epoch
-            draws = draw(rule_of(components, flip=flip), images.epoch, images.pair_ids)
+            assert images.epochs == latents.epochs
+            draws = draws_of(images, rule_of(components, flip=flip))
             flipped += int(draws.flip.sum())
             right, _ = encode(images, components, draws)
             given, _ = encode(latents, components, draws)
@@ -158,7 +158,7 @@ def test_the_mean_in_half_precision_differs_by_its_rounding(
     everything = np.arange(30)
     images = stream(root, source, None).pick(everything)
     latents = stream(root, source, rough).pick(everything)
-    draws = draw(rule_of(components, flip=False), 0, images.pair_ids)
+    draws = draws_of(images, rule_of(components, flip=False))
     draws = replace(draws, posterior=torch.zeros_like(draws.posterior))
     right, _ = encode(images, components, draws)
     given, _ = encode(latents, components, draws)
@@ -172,10 +172,10 @@ def test_without_the_vae_its_settings_are_still_known(
 ) -> None:
     spec = ModelSpec(path=str(root / "base"), resolution=SIDE)
     bare = load_components(spec, Precision.fp32, CPU, with_vae=False)
-    assert bare.latent_shape == components.latent_shape
+    assert bare.latent_shape(SQUARE) == components.latent_shape(SQUARE)
     assert bare.vae.config.scaling_factor == components.vae.config.scaling_factor
     assert all(parameter.is_meta for parameter in bare.vae.parameters())
-    moments, posterior = (torch.randn(1, *axes, *bare.latent_shape) for axes in ((2,), ()))
+    moments, posterior = (torch.randn(1, *axes, *bare.latent_shape(SQUARE)) for axes in ((2,), ()))
     assert torch.equal(
         bare.sample_posterior(moments, posterior), components.sample_posterior(moments, posterior)
     )

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data.devices import to_device
+from data.images import Size
 from data.models.family import Condition, Family, ModelConfig, Process
 from data.models.forward_process import DiscreteProcess
 from data.models.latent_scaling import scale_latents
@@ -188,7 +189,7 @@ class Probe:
         text = encode_distinct(encode, prompts).to(self.device, self.dtype)
         size = torch.full((len(prompts), 2), self.side)
         guidance = self.family.guidance(self.config)
-        condition = self.family.condition(text, size, self.side, guidance)
+        condition = self.family.condition(text, size, Size(self.side, self.side), guidance)
         if condition.added is None:
             return condition
         added = {name: to_device(value, self.device) for name, value in condition.added.items()}

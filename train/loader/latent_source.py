@@ -19,7 +19,7 @@ from data.artifacts.parquet_io import read_table
 from data.artifacts.schemas import Status
 from data.devices import Dtype
 from train.loader.dataset import DecidedPairs
-from train.loader.image_source import Images
+from train.loader.image_source import Images, winner_first
 
 AGAIN = "delete {folder} and run `make labels` again, or set train.latents=never"
 
@@ -43,7 +43,7 @@ class LatentFiles:
     places: tuple[LatentRow, ...]
     group: np.ndarray
     """Each pair's row group, as index into `places`."""
-    row: np.ndarray
+    row_of: np.ndarray
     """Each pair's row in its row group."""
 
     def bytes_of(self, group: int) -> int:
@@ -71,21 +71,27 @@ class LatentFiles:
         dtype = Dtype(form.dtype).torch
         return {name: blob_bytes(table[name]).view(dtype).view(shape) for name in names}
 
+    def row(self, pair: int, group: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The latents of image 0 and image 1, (facing, moment, channel, height, width)."""
+        row, kinds = int(self.row_of[pair]), ("latent", "flipped") if self.mirrored else ("latent",)
+        first, second = (
+            torch.stack([group[f"{kind}_{side}"][row] for kind in kinds]) for side in (0, 1)
+        )
+        return first, second
+
     def take(
         self,
         pairs: np.ndarray,
         labels: Sequence[Mapping[str, Any]],
-        groups: Sequence[dict[str, Tensor]],
+        rows: Sequence[tuple[Tensor, Tensor]],
         threads: Executor,
     ) -> tuple[Images, Images]:
         """Winners and losers; there is nothing to decode."""
-        kinds = ("latent", "flipped") if self.mirrored else ("latent",)
-        winner: list[Tensor] = []
-        loser: list[Tensor] = []
-        for row, label, group in zip(self.row[pairs].tolist(), labels, groups, strict=True):
-            for side in (0, 1):
-                facings = torch.stack([group[f"{kind}_{side}"][row] for kind in kinds])
-                (winner if side == label["winner"] else loser).append(facings)
+        ordered = [
+            [row[side] for side in winner_first(label)]
+            for label, row in zip(labels, rows, strict=True)
+        ]
+        winner, loser = zip(*ordered, strict=True)
         return torch.stack(winner), torch.stack(loser)
 
 
