@@ -70,6 +70,15 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
 
 
+def size_of(content: bytes) -> Size | None:
+    """The size that an encoded image's header says; None where none can be read."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return Size(*image.size)
+    except Exception:  # what `decode` says of it is kept
+        return None
+
+
 def _check_size(image: Image.Image, max_pixels: int) -> None:
     short, long = sorted(image.size)
     size = f"{image.width}x{image.height} pixels"

@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks.shapes import SD15, SD21, SDXL
 from data.families import sd1, sdxl
 from data.families.sdxl import time_ids
+from data.images import Size
 from data.models.family import Condition
 from data.models.text_encoders import encode_distinct
 from tests.helpers_ranks import run_ranks, shared_place
@@ -130,6 +131,11 @@ def test_time_ids_are_each_images_own():
         [48, 17, 14, 0, 16, 16],
     ]
     assert ids.dtype is torch.float32
+
+
+def test_time_ids_follow_the_size_that_an_image_is_cut_to():
+    """20x40 becomes 16x32 for a size of 8x32 and loses 4 rows at the top."""
+    assert time_ids(SIZES[0, :1], Size(32, 8)).tolist() == [[20, 40, 4, 0, 8, 32]]
 
 
 def test_a_pair_shares_its_text_and_not_its_sizes(bases: dict[str, Path]):

@@ -60,6 +60,11 @@ def write_latents(root: Path, **change: object) -> LatentSet:
     vae = find_vae(root / "base")
     given = {"dtype": "fp32", "moments": True, "flip": True, "compute": "fp32"} | change
     form = LatentFormat(vae=vae.sha256, size=SIDE, shape=latent_shape(vae, SIDE), **given)
+    return write_set(root, form)
+
+
+def write_set(root: Path, form: LatentFormat) -> LatentSet:
+    """The set of a format in `root/latents`, as stage one writes it."""
     pairs = open_pairs(PairsSpec(root=str(root / "pairs")))
     sets = ScoreSets(root / "scores", pairs.shards, {}, form)
     encoder = VaeEncoder(root / "base", form, CPU, 8)
@@ -209,7 +214,13 @@ def test_memory_is_stated_and_kept_while_the_shards_grow(
 
 
 def need(root: Path, **change: object) -> LatentsNeeded:
-    given = {"folder": root / "latents", "model": root / "base", "resolution": SIDE, "flip": True}
+    given = {
+        "folder": root / "latents",
+        "model": root / "base",
+        "resolution": SIDE,
+        "buckets": (),
+        "flip": True,
+    }
     return LatentsNeeded(**given | change)
 
 

@@ -155,10 +155,12 @@ def sources_of(job: Job, folder: Path) -> tuple[ImageSource, TextSource, dict[st
         identity = identity_of(begun.get("latents"), begun.get("texts"))
         return ImageSource(None, ""), TextSource(None, ""), identity
     model = find_model(job.model)
+    sizes = job.train.buckets.sizes(job.model.resolution)
     need = LatentsNeeded(
         folder=job.folder / "latents",
         model=model,
         resolution=job.model.resolution,
+        buckets=sizes if len(sizes) > 1 else (),
         flip=job.train.flip,
     )
     images = choose_source(job.train.latents, need, begun)
