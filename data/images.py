@@ -40,6 +40,11 @@ class Size:
     width: int
     height: int
 
+    @property
+    def recorded(self) -> int | str:
+        """The side of a square, or words: what settings and reports say of it."""
+        return self.width if self.width == self.height else str(self)
+
     def __str__(self) -> str:
         """As in `640x384`, the width first."""
         return f"{self.width}x{self.height}"

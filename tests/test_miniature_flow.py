@@ -12,6 +12,7 @@ from transformers import CLIPTextModelWithProjection
 from conf.job import composed
 from data.devices import Dtype
 from data.families.sd3 import T5_TOKENS
+from data.images import Size
 from data.miniature import scenes
 from data.miniature.build import WEIGHTS
 from data.miniature.oracle import oracle
@@ -70,8 +71,9 @@ def test_the_experiment_takes_the_embedded_weights_and_the_given_pairs():
 def test_its_images_show_what_was_asked():
     """Far better than the prompts of other images would fit them."""
     model = Model(name="flow", path=str(FOLDER))
+    size = Size(scenes.SIDE, scenes.SIDE)
     sampler = ImageGenerator.load(model, CPU, scheduler=Scheduler.own, dtype=Dtype.fp32,
-                                  resolution=scenes.SIDE, steps=6, guidance=2.0)  # fmt: skip
+                                  size=size, steps=6, guidance=2.0)  # fmt: skip
     prompts = scenes.prompts("validation")[:8]
     images = sampler.sample(prompts, [0] * len(prompts))
     own = np.mean([oracle(*pair) for pair in zip(images, prompts, strict=True)])
