@@ -34,7 +34,8 @@ SIZES = BucketSpec(kind=BucketKind.free, step=8, aspect=4.0, unit=4).sizes(SIDE)
 SHAPES = (Size(16, 16), Size(60, 20), Size(16, 16), Size(12, 30))
 """Of the pairs' images: squares, 3:1 and 2:5."""
 SETTINGS = ("buckets=free", "train.buckets.step=8", "train.buckets.aspect=4",
-            "train.buckets.unit=4", "train.precision=fp32")  # fmt: skip
+            "train.buckets.unit=4", "train.precision=fp32", "train.validation.share=0.3",
+            "train.validation.every=3")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,7 @@ def test_a_resumed_run_on_images_has_the_bits_of_a_straight_one_on_latents(
     assert f"images: latents in {place.root}/runs/straight/latents" in printed
     place.train("resumed", *SETTINGS, "train.latents=never")
     assert place.weights("resumed") == place.weights("straight")
+    assert 0 <= place.journal("straight")[-1]["validation_accuracy"] <= 1
     for name in ("pipeline", "step-0000006"):
         shutil.rmtree(place.folder("resumed") / name)
     printed = place.train("resumed", *SETTINGS, "train.latents=never")

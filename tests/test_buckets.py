@@ -225,8 +225,9 @@ def test_units_are_whole_micro_batches_and_parts_of_a_batch():
     TrainSpec(batch=16, micro_batch=4, buckets=free)
     with pytest.raises(ValueError, match=r"train.batch=12 is no multiple of train.buckets.unit=8"):
         TrainSpec(batch=12, micro_batch=4, buckets=free)
-    with pytest.raises(ValueError, match=r"buckets.unit=8 is no multiple of train.micro_batch=16"):
-        TrainSpec(batch=16, micro_batch=16, buckets=free)
+    TrainSpec(batch=16, micro_batch=16, buckets=free)  # micro-batches will be units
+    with pytest.raises(ValueError, match=r"buckets.unit=8 is no multiple of train.micro_batch=3"):
+        TrainSpec(batch=24, micro_batch=3, buckets=free)
 
 
 def test_a_run_says_what_is_cut_and_scaled():

@@ -29,8 +29,8 @@ class BucketSpec:
     aspect: float = 2.0
     """For `free`: how many times the shorter side the longer one may be."""
     unit: int = 8
-    """Pairs of one size that are dealt together; `train.batch` is a multiple of it, and it is one
-    of `train.micro_batch`. A batch has so many sizes as it has units, at most."""
+    """Pairs of one size that are dealt together; `train.batch` is a multiple of it. Micro-batches
+    are parts of a unit, and no larger than one. A batch has at most as many sizes as units."""
 
     def __post_init__(self) -> None:
         if self.step < 8:
@@ -61,7 +61,7 @@ class BucketSpec:
                 f"train.batch={batch} is no multiple of train.buckets.unit={self.unit}, the pairs "
                 "of one size that are dealt together; change one of them"
             )
-        if self.unit % micro_batch:
+        if self.unit % min(self.unit, micro_batch):
             raise ValueError(
                 f"train.buckets.unit={self.unit} is no multiple of train.micro_batch={micro_batch},"
                 " whose pairs have one size; change one of them"

@@ -16,15 +16,14 @@ from data.images import Size
 from data.pairs.schema import PairSource
 from train.loader.crops import choose_sizes
 from train.loader.dataset import DecidedPairs
+from train.loader.epoch import Epoch, plan_epoch
 from train.loader.image_source import Images, PairFileImages, PairImages, winner_first
 from train.loader.order import (
     Position,
-    Reading,
     deal,
     epoch_order,
     most_open_bytes,
     open_groups,
-    reading,
     windows_of,
 )
 from train.loader.text_source import CachedTexts
@@ -71,32 +70,6 @@ class StreamPlan:
     """Threads that decode; another one reads."""
     memory_mb: int = 8192
     """Most MiB of row groups in memory on each rank."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Epoch:
-    """This rank's part of an epoch, from some global batch on."""
-
-    number: int
-    batches: Batches
-    """Its micro-batches, (micro-batch, pair)."""
-    visits: np.ndarray
-    """Its pairs in the order in which their rows are read."""
-    visit: np.ndarray
-    """The place in that order of each pair of each micro-batch."""
-    window: np.ndarray
-    """The window of each visit."""
-    reading: Reading
-
-    def chunk(self, visit: int, end: int, most: int) -> range:
-        """The next visits, at most so many before an end, that lie in one window."""
-        in_window = int(np.searchsorted(self.window, self.window[visit], side="right"))
-        return range(visit, min(end, visit + most, in_window))
-
-    @property
-    def last_window(self) -> int:
-        """Number of visits in the last window."""
-        return int((self.window == self.window[-1]).sum())
 
 
 @dataclass(slots=True)
@@ -232,7 +205,7 @@ class PairStream:
                 now = later
 
     def _of_epoch(
-        self, now: _Epoch, later: _Epoch, threads: Executor, reader: Executor
+        self, now: Epoch, later: Epoch, threads: Executor, reader: Executor
     ) -> Iterator[PairBatch]:
         """The batches of an epoch, while the first row groups of the next one are read."""
         place, rows = 0, dict[int, Any]()
@@ -251,7 +224,7 @@ class PairStream:
     def _key(self, epoch: int) -> str:
         return f"{self.pairs.identity}/{self.plan.seed}/{epoch}"
 
-    def _epoch(self, position: Position, before: _Epoch | None = None) -> _Epoch:
+    def _epoch(self, position: Position, before: Epoch | None = None) -> Epoch:
         """Plan this rank's part of an epoch from a position on; it costs the same wherever that is.
 
         Its first row groups are read in the last window of the epoch before.
@@ -262,15 +235,10 @@ class PairStream:
         place[order] = np.arange(len(order))
         mine = self._mine(position.epoch, order, place)
         done = position.batches * (plan.batch // (plan.micro_batch * plan.world_size))
-        mine = Batches(mine.pairs[done:], mine.epochs[done:])
-        slots = np.argsort(place[mine.pairs.ravel()], kind="stable")
-        visits, visit = mine.pairs.ravel()[slots], np.empty_like(slots)
-        visit[slots] = np.arange(len(slots))
-        window = windows_of(self.pairs.group, plan.window, key)[visits]
+        left = Batches(mine.pairs[done:], mine.epochs[done:])
+        window = windows_of(self.pairs.group, plan.window, key)
         lead = before.last_window if before else 0
-        plan_of_reading = reading(self.payload.group[visits], window, lead)
-        by_batch = visit.reshape(mine.pairs.shape)
-        return _Epoch(position.epoch, mine, visits, by_batch, window, plan_of_reading)
+        return plan_epoch(position.epoch, left, place, window, self.payload.group, lead)
 
     def _mine(self, epoch: int, order: np.ndarray, place: np.ndarray) -> Batches:
         """This rank's micro-batches of an epoch, which visits the pairs in this order."""
@@ -282,7 +250,7 @@ class PairStream:
         batches = self.units.batches(epoch, place)
         return deal_units(batches, self.size, place, plan.micro_batch, plan.rank, plan.world_size)
 
-    def _open_due(self, now: _Epoch, later: _Epoch, chunk: range, reader: Executor) -> None:
+    def _open_due(self, now: Epoch, later: Epoch, chunk: range, reader: Executor) -> None:
         """Keep the row groups of `open_groups`, start to read new ones, and drop all others."""
         due = open_groups(now.reading, later.reading, chunk.start, len(chunk), len(now.visits))
         before, self._open = self._open, {}

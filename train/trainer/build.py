@@ -8,7 +8,7 @@ from rich.console import Console
 from data.distributed import num_workers
 from data.pairs import open_pairs
 from data.pairs.schema import PairSource
-from train.config import TrainSpec
+from train.config import BucketKind, TrainSpec
 from train.distributed.deepspeed_engine import Policy
 from train.distributed.policy_average import make_average
 from train.distributed.world import World
@@ -40,10 +40,12 @@ from train.trainer.validation import Validation, make_validation, split
 
 
 def limit_micro_batch(run: TrainRun, world_size: int) -> TrainRun:
-    """The run with micro-batches no larger than a process's part of a batch."""
+    """The run with micro-batches no larger than a process's part of a batch, or than a unit."""
     if run.train.batch % world_size:
         return run  # the stream refuses this with a message
     micro_batch = min(run.train.micro_batch, run.train.batch // world_size)
+    if run.train.buckets.kind is not BucketKind.none:
+        micro_batch = min(micro_batch, run.train.buckets.unit)
     return replace(run, train=replace(run.train, micro_batch=micro_batch))
 
 
