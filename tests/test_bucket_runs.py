@@ -16,7 +16,7 @@ from data.families.vae import find_vae, latent_shape
 from data.images import Size, decode, fit
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
-from tests.helpers_ranks import make_place
+from tests.helpers_ranks import Place
 from tests.helpers_train import SIDE, image, write_base, write_labels, write_pairs
 from tests.test_train_latents import write_set
 from train.config import BucketKind, BucketSpec, ModelSpec, Precision
@@ -124,22 +124,18 @@ def test_latents_of_another_size_are_refused(root: Path, latent_set: LatentSet, 
 
 
 @pytest.mark.ranks
-def test_a_resumed_run_on_images_has_the_bits_of_a_straight_one_on_latents(
-    root: Path, latent_set: LatentSet, tmp_path: Path
-):
-    place = make_place(tmp_path)
-    shutil.rmtree(place.root / "pairs")
-    (place.root / "pairs").symlink_to(root / "pairs")
-    shutil.copytree(root / "latents", place.root / "runs/straight/latents")
-    printed = place.train("straight", *SETTINGS)
+def test_a_resumed_run_has_the_bits_of_a_straight_one(root: Path, latent_set: LatentSet):
+    """With held-out pairs of all sizes; the last third is trained again."""
+    place, folder = Place(root), root / "runs/run/train"
+    shutil.copytree(root / "latents", root / "runs/run/latents")
+    printed = place.train("run", *SETTINGS)
     assert "buckets: 3 of 3 sizes have pairs (16x16 " in printed
     assert "as squares of 16x16 they would have " in printed
-    assert f"images: latents in {place.root}/runs/straight/latents" in printed
-    place.train("resumed", *SETTINGS, "train.latents=never")
-    assert place.weights("resumed") == place.weights("straight")
-    assert 0 <= place.journal("straight")[-1]["validation_accuracy"] <= 1
+    assert f"images: latents in {root}/runs/run/latents" in printed
+    straight = place.weights("run")
+    assert 0 <= place.journal("run")[-1]["validation_accuracy"] <= 1
+    assert "16 pixels, buckets=free" in (folder / "pipeline/README.md").read_text()
     for name in ("pipeline", "step-0000006"):
-        shutil.rmtree(place.folder("resumed") / name)
-    printed = place.train("resumed", *SETTINGS, "train.latents=never")
-    assert "resuming after step 4" in printed
-    assert place.weights("resumed") == place.weights("straight")
+        shutil.rmtree(folder / name)
+    assert "resuming after step 4" in place.train("run", *SETTINGS)
+    assert place.weights("run") == straight
