@@ -61,9 +61,12 @@ WORLDS = {
         World(name="reduced_flux", resolution=256, image=384),
         World(name="quick", resolution=64, image=80),
         World(name="quick_xl", resolution=64, image=80),
+        World(name="quick_sd3", resolution=64, image=80),
         World(name="quick_flux", resolution=64, image=80),
         World(name="sd15", resolution=512, image=768),
         World(name="sdxl", resolution=1024, image=1024),
+        World(name="sd35_medium", resolution=1024, image=1024),
+        World(name="flux_third", resolution=1024, image=1024),
     )
 }
 

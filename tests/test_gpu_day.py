@@ -20,6 +20,7 @@ GROUPS = {
     "four": ("sdxl channels_last", "sdxl selective", "sdxl sampling"),
     "five": ("win rates",),
     "six": ("tests",),
+    "seven": ("sd35", "flux"),
 }
 """A part for every function, model and option; `make gpu-day ARGS=--dry` runs all others, too."""
 
