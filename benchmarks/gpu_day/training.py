@@ -109,7 +109,7 @@ def floor(folder: Path, *, world: str, micro_batch: int, accumulation: int, step
     reset_peak(here.device)
     seconds = [seconds_of(whole_step, here) for _ in range(steps)]
     family, condition = components.base.family, components.condition_of_new([""])
-    forward = forward_flops(policy, family, components.latent_shape, condition)
+    forward = forward_flops(policy, family, components.latent_shape(components.square), condition)
     figures = speed(here, run.train, seconds, pair_flops(forward, uses_reference=True))
     stop()
     return {"rows": [row_of(figures)], **figures}

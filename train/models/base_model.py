@@ -12,7 +12,7 @@ from data.models.latent_scale import LatentScale
 from data.models.rectified_flow import FlowProcess
 from data.storage.hub import Wanted, resolve
 from data.storage.paths import user_path
-from train.config import ModelSpec, TrainSpec
+from train.config import BucketKind, BucketSpec, ModelSpec, TrainSpec
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -178,6 +178,25 @@ def check_settings(base: BaseModel, spec: TrainSpec) -> None:
             "train.channels_last=true is for the convolutions of a UNet; "
             f"{base.family.parts[base.family.denoiser]} is a transformer: set it to false"
         )
+
+
+def check_buckets(base: BaseModel, resolution: int, spec: BucketSpec) -> None:
+    """Refuse sizes of images that the model cannot take.
+
+    Raises:
+        ValueError: Names a size, and says which settings to change.
+    """
+    if spec.kind is BucketKind.none:
+        return
+    for size in spec.sizes(resolution):
+        for side in (size.width, size.height):
+            try:
+                base.family.check_resolution("the side", side, base.config)
+            except ModelError as error:
+                raise ModelError(
+                    f"buckets={spec.kind.value} has images of {size} pixels, of which {error}; "
+                    "choose other sizes: buckets=free, train.buckets.step, train.buckets.aspect"
+                ) from error
 
 
 # --- where it is ---------------------------------------------------------------------------------
