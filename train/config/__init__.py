@@ -10,6 +10,7 @@ from train.config.model import (
     ModelSpec,
     Offload,
     Precision,
+    Quantize,
     ZeroSpec,
 )
 from train.config.monitoring import ExportSpec, SampleSpec, ValidationSpec
@@ -29,9 +30,9 @@ from train.config.optimizer import OptimizerKind, OptimizerSpec
 __all__ = [
     "AUTO", "COLLECTIVE_TIMEOUT_S", "LOGISTIC", "ActivationCheckpointing", "AutoBetaSpec",
     "CacheUse", "ExportSpec", "LoraSpec", "LrSchedule", "ModelSpec", "Objective", "ObjectiveSpec",
-    "Offload", "OptimizerKind",
-    "OptimizerSpec", "Precision", "ReferenceSpec", "Refresh", "SampleSpec", "TimestepKind",
-    "TimestepSpec", "TrainSpec", "ValidationSpec", "ZeroSpec", "resumable_fields",
+    "Offload", "OptimizerKind", "OptimizerSpec", "Precision", "Quantize", "ReferenceSpec",
+    "Refresh", "SampleSpec", "TimestepKind", "TimestepSpec", "TrainSpec", "ValidationSpec",
+    "ZeroSpec", "resumable_fields",
 ]  # fmt: skip
 
 COLLECTIVE_TIMEOUT_S = 1800.0
