@@ -40,7 +40,7 @@ from train.models.base_model import check_settings, open_model
 from train.models.components import ModelComponents, load_components
 from train.models.flops import forward_flops
 from train.models.lora import attach, counts
-from train.models.memory import ADAPTERS, PUBLISHED
+from train.models.memory import ADAPTERS, LINEAR, PUBLISHED
 from train.run import model_identity
 
 CPU = torch.device("cpu")
@@ -304,11 +304,11 @@ def test_other_processes_are_refused(settings: dict, message: str):
 def test_settings_of_other_models_are_refused(bases: dict[str, Path], tmp_path: Path):
     base = open_model(ModelSpec(path=str(bases["sd3"]), resolution=SIDE))
     with pytest.raises(ModelError, match="train.channels_last=true is for .* set it to false"):
-        check_settings(base, TrainSpec(channels_last=True))
-    check_settings(base, TrainSpec(timesteps=TimestepSpec(shift=2.0)))
+        check_settings(base, ModelSpec(), TrainSpec(channels_last=True))
+    check_settings(base, ModelSpec(), TrainSpec(timesteps=TimestepSpec(shift=2.0)))
     sd1 = open_model(ModelSpec(path=str(write_base(tmp_path / "sd")), resolution=SIDE))
     with pytest.raises(ModelError, match=r"train.timesteps.shift=2 moves .*: set it to null"):
-        check_settings(sd1, TrainSpec(timesteps=TimestepSpec(shift=2.0)))
+        check_settings(sd1, ModelSpec(), TrainSpec(timesteps=TimestepSpec(shift=2.0)))
     with pytest.raises(ModelError, match="model.guidance=2 is what .*; model.path=.* is none"):
         open_model(ModelSpec(path=str(bases["flux_schnell"]), resolution=SIDE, guidance=2.0))
     guided = ModelSpec(path=str(bases["flux"]), resolution=SIDE, guidance=2.0)
@@ -381,5 +381,7 @@ def test_the_published_transformers_take_what_we_give_them(name: str):
         assert 0.4 < flops / (2 * parameters * 64 * 64) < 2
     if name in PUBLISHED:
         assert PUBLISHED[name].denoiser == parameters
+        linear = (layer for layer in model.modules() if isinstance(layer, torch.nn.Linear))
+        assert LINEAR[name] == sum(layer.weight.numel() for layer in linear)
         attach(model, LoraSpec(rank=1, targets=list(family.lora_targets)), 0, with_reference=False)
         assert ADAPTERS[name] == 16 * counts(model).adapter

@@ -26,8 +26,9 @@ from data.models.forward_process import DiscreteProcess
 from data.models.latent_scaling import scale_latents, unscale_latents
 from data.models.noise_schedule import ForwardProcess, NoiseSchedule, rectified_flow
 from data.models.text_encoders import EncodePrompts, encode_distinct, load_text_encoders
-from train.config import ModelSpec, Precision
+from train.config import ModelSpec, Precision, Quantize
 from train.models.base_model import BaseModel, check_classes, open_model
+from train.models.quantized import quantize
 
 SLICED_ABOVE = 512
 """Sides in pixels above which the VAE takes one image at a time, to bound its memory."""
@@ -54,6 +55,8 @@ class ModelComponents:
     schedule: ForwardProcess
     frozen_bytes: int
     """Memory of VAE and text encoders, as far as they are loaded."""
+    quantize: Quantize = Quantize.none
+    """How the denoiser's linear layers are stored."""
 
     @property
     def square(self) -> Size:
@@ -79,6 +82,8 @@ class ModelComponents:
             torch_dtype=self.dtype,
             use_safetensors=True,
         )
+        if self.quantize is not Quantize.none:
+            quantize(denoiser, self.quantize, self.device)
         return denoiser.to(self.device).eval()
 
     def predict(
@@ -227,7 +232,9 @@ def load_components(
         vae.tile_sample_min_size = spec.vae_tile
         vae.tile_latent_min_size = spec.vae_tile // base.vae_factor
     frozen = sum(parameter.nbytes for one in parts for parameter in one.parameters())
-    return ModelComponents(base, spec.resolution, device, dtype, vae, texts, schedule, frozen)
+    return ModelComponents(
+        base, spec.resolution, device, dtype, vae, texts, schedule, frozen, spec.quantize
+    )
 
 
 def make_forward_process(
