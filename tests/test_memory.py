@@ -257,6 +257,7 @@ EXPERIMENTS = {
     "sdxl_pickapic": ("SDXL", "SDXL at 1024"),
     "sd35_medium": ("SD3.5 medium", "SD3.5 medium at 1024"),
     "flux_dev_lora": ("FLUX.1 dev", "FLUX.1 dev at 1024, LoRA of rank 32"),
+    "z_image_lora": ("Z-Image", "Z-Image at 1024, LoRA of rank 32"),
 }
 """Experiment -> its model in `PUBLISHED`, and in the table of activations."""
 

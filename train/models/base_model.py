@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.artifacts.readable import UnreadableError, read_json_object
+from data.artifacts.readable import read_json_object
 from data.families import families, family_of
 from data.models.family import Family, ModelConfig, ModelError, Process
 from data.models.forward_process import CONFIG as SCHEDULER
 from data.models.latent_scale import LatentScale
 from data.models.rectified_flow import FlowProcess
+from data.models.vae_config import check_vae_config
 from data.storage.hub import Wanted, resolve
 from data.storage.paths import user_path
 from train.config import BucketKind, BucketSpec, ModelSpec, Quantize, TrainSpec
@@ -30,7 +31,8 @@ WANTED = (
         f"{part}/{name}"
         for part in dict.fromkeys([part for one in families() for part in one.parts])
         for name in (
-            "*.json", "*.txt", "spiece.model", *(f"{stem}{end}" for stem in WEIGHTS for end in ENDS)
+            "*.json", "*.txt", "*.jinja", "spiece.model", "tokenizer.model",
+            *(f"{stem}{end}" for stem in WEIGHTS for end in ENDS)
         )
     ),
     *(f"{part}/*.json" for part in OTHER_PARTS),
@@ -100,11 +102,7 @@ def describe(spec: ModelSpec, folder: Path, *, whole: bool = True) -> BaseModel:
     denoiser, vae = (
         read_json_object(folder / part / "config.json", what) for part in (family.denoiser, "vae")
     )
-    if not isinstance(vae.get("block_out_channels", []), list):
-        raise UnreadableError(
-            f"{what}: {folder}/vae/config.json has block_out_channels="
-            f"{vae['block_out_channels']!r}; needed is a list of numbers of channels"
-        )
+    check_vae_config(vae, f"{what}: {folder}/vae/config.json")
     scheduler = read_json_object(folder / SCHEDULER, what)
     config = ModelConfig(index=index, denoiser=denoiser, vae=vae, scheduler=scheduler)
     process = family.process(what, index, scheduler, spec.prediction_type)
