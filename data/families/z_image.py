@@ -96,11 +96,7 @@ class ZImage(FlowFamily):
         return PromptEmbeds.masked(output.hidden_states[-2], mask, TOKENS)
 
     def condition(
-        self,
-        text: PromptEmbeds,
-        original: Int[Tensor, "image 2"],
-        size: Size,
-        guidance: float | None,
+        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], cut: Size, guidance: float | None
     ) -> Condition:
         """The text; positions of the image begin where its own text ends, so padding counts."""
         assert text.length is not None
