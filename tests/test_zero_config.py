@@ -70,7 +70,8 @@ def test_stage_3_on_one_gpu_is_advised_against():
     spec = TrainSpec(zero=ZeroSpec(stage=3))
     assert "take zero=stage2" in advice(spec, World(0, 1, GPU))
     assert advice(spec, World(0, 2, GPU)) == advice(spec, World(0, 1, CPU)) == ""
-    assert advice(TrainSpec(), World(0, 1, GPU)) == ""  # fp32
+    in_fp32 = TrainSpec(precision=Precision.fp32)
+    assert advice(in_fp32, World(0, 1, GPU)) == ""
     in_bf16 = [TrainSpec(precision=Precision.bf16, zero=ZeroSpec(stage=n)) for n in (1, 2)]
     assert advice(in_bf16[0], World(0, 1, GPU)) == ""
     assert "take zero=stage1" in advice(in_bf16[1], World(0, 2, GPU))
