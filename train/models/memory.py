@@ -85,6 +85,7 @@ ADAPTERS = {
 LINEAR = {
     "SD1.5": 270_049_280, "SD2.1": 301_219_840, "SDXL": 2_232_647_680,
     "SD3.5 medium": 2_241_822_720, "SD3.5 large": 8_053_694_464, "FLUX.1 dev": 11_898_322_944,
+    "Z-Image": 6_153_863_168,
 }  # fmt: skip
 """Weights of the denoiser's linear layers: what `model.quantize` stores in fewer bits."""
 FP32_VAES = ("SDXL", "SD3.5 medium", "SD3.5 large")
