@@ -121,7 +121,7 @@ PARTS: tuple[Part, ...] = (
         "labels", 45,
         {
             "defaults": {},
-            "all cores": {"workers": CORES},
+            "threads": {"workers": 4},
         },
     ),
     training("sdxl"),
