@@ -109,12 +109,19 @@ def _to_own_format(
     """The first argument, which the pipelines of transformers pass by its name."""
     dtype = next(module.parameters()).dtype
     if args:
-        return (args[0].to(dtype), *args[1:]), kwargs
-    return args, kwargs | {"hidden_states": kwargs["hidden_states"].to(dtype)}
+        return (_cast(args[0], dtype), *args[1:]), kwargs
+    return args, kwargs | {"hidden_states": _cast(kwargs["hidden_states"], dtype)}
 
 
 def _to_fp32(_: torch.nn.Module, __: tuple[Any, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (output[0].float(), *output[1:])
+    return (_cast(output[0], torch.float32), *output[1:])
+
+
+def _cast(latents: Any, dtype: torch.dtype) -> Any:
+    """Latents in a number format; Z-Image's are a list of images."""
+    if isinstance(latents, list):
+        return [one.to(dtype) for one in latents]
+    return latents.to(dtype)
 
 
 def _download(model: Model) -> str:

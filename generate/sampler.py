@@ -181,16 +181,18 @@ class ImageGenerator:
         `settings` of the pipeline replace those of the generator.
         """
         self._finite.clear()
-        noise = initial_noise(prompts, seeds, self.shape)
+        noise, options = initial_noise(prompts, seeds, self.shape), self.settings | settings
         if self.family is not None:
             noise = self.family.pipeline_latents(noise)
+            guidance = options.pop("guidance_scale")
+            options |= self.family.pipeline_options(len(prompts), guidance)
         steps = [generator(p, s, "steps") for p, s in zip(prompts, seeds, strict=True)]
         output = self.pipeline(
             prompt=list(prompts),
             latents=noise.to(self.device),
             generator=steps,  # for schedulers that add noise at every step
             output_type="pt",
-            **(self.settings | settings),
+            **options,
         ).images
         pixels = (output.float() * 255).round().clamp(0, 255).to(torch.uint8)
         finite: list[bool] = torch.cat(self._finite).tolist()

@@ -1,4 +1,4 @@
-"""Tiny flow-matching models with random weights: SD3's shape and FLUX.1's."""
+"""Tiny flow-matching models with random weights, a writer for each family."""
 
 from pathlib import Path
 from typing import Any
@@ -95,9 +95,49 @@ def write_flux(folder: Path, *, guidance: bool = True) -> Path:
     return folder
 
 
+def tiny_qwen_tokenizer(template: bool = True) -> Any:
+    """Single letters, with the marks and the template of a chat."""
+    from transformers import Qwen2Tokenizer
+
+    vocab = {letter: index for index, letter in enumerate([*LETTERS, "Ġ", "Ċ"])}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab, merges=[], eos_token="<|im_end|>", model_max_length=512,
+        additional_special_tokens=["<|im_start|>"],
+    )  # fmt: skip
+    frame = "<|im_start|>user\n{{ messages[0].content }}<|im_end|>\n<|im_start|>assistant\n"
+    tokenizer.chat_template = frame if template else None
+    return tokenizer
+
+
+def write_z_image(folder: Path) -> Path:
+    """Z-Image; its padding of text and image is used, since 16 patches are not a multiple of 32."""
+    import torch
+    from diffusers import ZImagePipeline, ZImageTransformer2DModel
+    from transformers import Qwen3Config, Qwen3Model
+
+    torch.manual_seed(0)
+    transformer = ZImageTransformer2DModel(
+        in_channels=CHANNELS, dim=32, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2,
+        cap_feat_dim=16, axes_dims=(8, 4, 4), axes_lens=(600, 16, 16),
+    )  # fmt: skip
+    with torch.no_grad():
+        transformer.x_pad_token.normal_()
+        transformer.cap_pad_token.normal_()
+    text = Qwen3Config(
+        vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=2, head_dim=8,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512,
+    )  # fmt: skip
+    ZImagePipeline(
+        transformer=transformer, vae=flow_vae(), scheduler=flow_scheduler(shift=3.0),
+        text_encoder=Qwen3Model(text), tokenizer=tiny_qwen_tokenizer(),
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
 WRITERS = {
     "sd3": write_sd3,
     "sd3_without_t5": lambda folder: write_sd3(folder, t5=False, dual=False),
     "flux": write_flux,
     "flux_schnell": lambda folder: write_flux(folder, guidance=False),
+    "z_image": write_z_image,
 }

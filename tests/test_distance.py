@@ -31,7 +31,7 @@ from generate.prompts.prompt_set import PromptSet
 from generate.sampler import ImageGenerator, generator
 from label.metrics.preprocessing import ImageTransform, ResizeMode
 from tests.helpers_evaluate import SIDE, tiny_pipeline, write_tiny_model
-from tests.helpers_flow import write_flux, write_sd3
+from tests.helpers_flow import write_flux, write_sd3, write_z_image
 from tests.helpers_train import write_sdxl_base
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -138,8 +138,12 @@ def inputs_of(probe: Probe, folder: Path) -> Inputs:
 
 
 @pytest.mark.parametrize(
-    "write", [lambda folder: write_tiny_model(folder, 0), write_sdxl_base, write_sd3, write_flux]
-)
+    "write",
+    [
+        lambda folder: write_tiny_model(folder, 0),
+        write_sdxl_base, write_sd3, write_flux, write_z_image,
+    ],
+)  # fmt: skip
 def test_a_denoiser_is_asked_as_in_training(write: Callable[[Path], Path], tmp_path: Path):
     """Latents, noise, timesteps and conditions of every family are those of stage two's code."""
     from train.config import ModelSpec, Precision

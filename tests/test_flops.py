@@ -16,7 +16,12 @@ from data.models.family import Condition
 from train.models import flops
 
 ROOT = Path(__file__).parent.parent
-FLUX_LORA = "FLUX.1 dev at 1024, LoRA of rank 32"
+FLOW = {
+    "sd35_medium": "SD3.5 medium at 1024",
+    "flux_dev_lora": "FLUX.1 dev at 1024, LoRA of rank 32",
+    "z_image_lora": "Z-Image at 1024, LoRA of rank 32",
+}
+"""Experiment with a flow model -> its model in the table of activations."""
 VAE = {
     "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
     "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
@@ -89,11 +94,11 @@ def test_the_guide_has_the_cost_of_a_generated_image(name: str, side: int, tera:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sd35_medium", "flux_dev_lora"])
+@pytest.mark.parametrize("name", FLOW)
 def test_experiments_say_what_their_training_costs(name: str):
     """EFLOP of all steps, and hours on 8 H100 at 30 % of their peak: in header and guide."""
     experiment = composed([f"experiment={name}", "pairs.root=/x"])
-    model = MODELS["SD3.5 medium at 1024" if name == "sd35_medium" else FLUX_LORA]
+    model = MODELS[FLOW[name]]
     with torch.device("meta"):
         kind = getattr(diffusers, model.family.parts["transformer"])
         transformer = kind(**model.config)

@@ -1,4 +1,4 @@
-"""SD3 and FLUX.1 are told what their own pipelines tell them, and train by the formula."""
+"""Flow models are told what their own pipelines tell them, and train by the formula."""
 
 import inspect
 import json
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import shapes
-from data.families import flux, sd3
+from data.families import flux, sd3, z_image
 from data.images import Size
-from data.models.family import ModelConfig, ModelError, PromptEmbeds
+from data.models.family import Condition, ModelConfig, ModelError, PromptEmbeds
 from data.models.forward_process import ForwardProcessError, Prediction
 from data.models.noise_schedule import rectified_flow
 from data.models.rectified_flow import flow_process
@@ -40,7 +40,7 @@ from train.models.base_model import check_settings, open_model
 from train.models.components import ModelComponents, load_components
 from train.models.flops import forward_flops
 from train.models.lora import attach, counts
-from train.models.memory import ADAPTERS, PUBLISHED
+from train.models.memory import ADAPTERS, LINEAR, PUBLISHED
 from train.run import model_identity
 
 CPU = torch.device("cpu")
@@ -59,6 +59,13 @@ def load(base: Path, precision: Precision = Precision.fp32, **spec: Any) -> Mode
     return load_components(ModelSpec(path=str(base), resolution=SIDE, **spec), precision, CPU)
 
 
+def rows_of(condition: Condition, rows: list[int]) -> Condition:
+    """The condition of some images."""
+    added = condition.added and {key: value[rows] for key, value in condition.added.items()}
+    lengths = condition.lengths and tuple(condition.lengths[row] for row in rows)
+    return replace(condition, states=condition.states[rows], added=added, lengths=lengths)
+
+
 def rule_of(components: ModelComponents) -> DrawRule:
     return DrawRule(seed=0, num_timesteps=1000, latent_shape=components.latent_shape)
 
@@ -67,29 +74,42 @@ def rule_of(components: ModelComponents) -> DrawRule:
 
 
 def spy(model: Any) -> list[dict[str, Tensor]]:
-    """The tensors of each call of a model's forward pass from now on, by their names."""
+    """The tensors of each call of a model's forward pass from now on, by their names.
+
+    Those of a list have its name and their place in it.
+    """
     forward, calls = model.forward, []
 
     def noted(*args: Any, **kwargs: Any) -> Any:
-        bound = inspect.signature(type(model).forward).bind(model, *args, **kwargs)
-        calls.append({k: v for k, v in bound.arguments.items() if isinstance(v, Tensor)})
+        bound = inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments
+        given = {k: v for k, v in bound.items() if isinstance(v, Tensor)}
+        for name, value in bound.items():
+            if isinstance(value, list):
+                given |= {f"{name}.{place}": v for place, v in enumerate(value)}
+        calls.append(given)
         return forward(*args, **kwargs)
 
     model.forward = noted
     return calls
 
 
-def pipeline_call(base: Path, prompts: list[str], noisy: Tensor, **options: Any) -> dict[str, Any]:
-    """The tensors of the first call that the family's pipeline makes."""
+def pipeline_calls(
+    base: Path, prompts: list[str], noisy: Tensor, **options: Any
+) -> tuple[list[dict[str, Tensor]], list[float]]:
+    """The tensors of the two calls that the family's pipeline makes, and their timesteps."""
     from diffusers import DiffusionPipeline
 
     dtype = options.pop("dtype", torch.float32)
     pipeline = DiffusionPipeline.from_pretrained(base, dtype=dtype, **left_out(str(base)))
     pipeline.set_progress_bar_config(disable=True)
     calls = spy(pipeline.transformer)
-    pipeline(prompts, latents=noisy, height=SIDE, width=SIDE, num_inference_steps=2,
+    pipeline([*prompts], latents=noisy, height=SIDE, width=SIDE, num_inference_steps=2,
              output_type="latent", **options)  # fmt: skip
-    return calls[0]
+    return calls, pipeline.scheduler.timesteps.tolist()
+
+
+TEXTS = ("encoder_hidden_states", "pooled_projections", "cap_feats.")
+"""Names of encoded text."""
 
 
 def assert_same_tensors(ours: dict[str, Tensor], theirs: dict[str, Tensor], exact: bool) -> None:
@@ -98,7 +118,7 @@ def assert_same_tensors(ours: dict[str, Tensor], theirs: dict[str, Tensor], exac
     tolerance = 1e-5 if exact else 2e-2
     for key, value in theirs.items():
         assert ours[key].dtype is value.dtype, key
-        if key in ("encoder_hidden_states", "pooled_projections"):
+        if key.startswith(TEXTS):
             torch.testing.assert_close(ours[key], value, rtol=tolerance, atol=tolerance)
         else:
             assert torch.equal(ours[key], value), key
@@ -110,6 +130,7 @@ def assert_same_tensors(ours: dict[str, Tensor], theirs: dict[str, Tensor], exac
         *((name, torch.float32) for name in WRITERS),
         ("sd3", torch.bfloat16),
         ("flux", torch.bfloat16),
+        ("z_image", torch.bfloat16),
     ],
 )
 @torch.no_grad()
@@ -123,28 +144,30 @@ def test_the_denoiser_is_told_what_the_pipeline_tells_it(
     shape = components.latent_shape(SQUARE)
     noise = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
     noise, prompts = noise.to(dtype), ["a red cat", "a blue cat", ""]
-    options = {"guidance_scale": 3.5 if name == "flux" else 1.0}
+    options = family.pipeline_options(3, 3.5 if name == "flux" else 1.0)
     latents = family.pipeline_latents(noise)
-    theirs = pipeline_call(bases[name], prompts, latents, dtype=dtype, **options)
+    theirs, levels = pipeline_calls(bases[name], prompts, latents, dtype=dtype, **options)
     denoiser = components.denoiser()
     calls = spy(denoiser)
     sizes = torch.full((3, 2, 2), SIDE)
-    both = components.condition(prompts, sizes, SQUARE)
-    condition = replace(both, states=both.states[:3], added={
-        key: value[:3] for key, value in (both.added or {}).items()
-    })  # fmt: skip
-    timestep = torch.full((3,), 1000.0)
-    components.predict(denoiser, noise.float(), timestep, condition)
-    (ours,) = calls
-    assert_same_tensors(ours, theirs, exact=dtype is torch.float32)
+    condition = rows_of(components.condition(prompts, sizes, SQUARE), [0, 1, 2])
     encoded = family.encode(components.text.args[0], prompts, components.base.config)  # type: ignore[attr-defined]
-    assert torch.equal(encoded.states, theirs["encoder_hidden_states"])  # in the same batch
-    assert torch.equal(encoded.pooled, theirs["pooled_projections"])
+    alone = family.condition(encoded, sizes[:, 0], SQUARE, components.base.guidance)
+    for level, given in zip(levels, (condition, alone), strict=True):
+        components.predict(denoiser, noise.float(), torch.full((3,), level), given)
+    assert_same_tensors(calls[0], theirs[0], exact=dtype is torch.float32)
+    for key in theirs[1]:
+        if key.startswith(TEXTS) or key in ("t", "timestep"):  # in the same batch; at a lower level
+            assert torch.equal(calls[1][key], theirs[1][key]), key
     if name == "flux":
-        assert theirs["guidance"].tolist() == [3.5] * 3
-        assert theirs["hidden_states"].shape == (3, 16, 4 * CHANNELS)
-        assert theirs["img_ids"][-1].tolist() == [0, 3, 3]
-    assert ("guidance" in theirs) == (name == "flux")
+        assert theirs[0]["guidance"].tolist() == [3.5] * 3
+        assert theirs[0]["hidden_states"].shape == (3, 16, 4 * CHANNELS)
+        assert theirs[0]["img_ids"][-1].tolist() == [0, 3, 3]
+    if name == "z_image":
+        assert [len(theirs[0][f"cap_feats.{place}"]) for place in range(3)] == [27, 28, 18]
+        assert theirs[0]["t"].tolist() == [0] * 3
+        assert theirs[1]["t"][0] > 0  # 1 is the image
+    assert ("guidance" in theirs[0]) == (name == "flux")
 
 
 # --- a step --------------------------------------------------------------------------------------
@@ -154,7 +177,7 @@ def test_the_denoiser_is_told_what_the_pipeline_tells_it(
 def test_a_step_is_the_formula(bases: dict[str, Path], name: str):
     """ln 2 and margin 0 at first; then, pair by pair, the loss computed from its definition.
 
-    sigma = s u / (1 + (s - 1) u) with u = (t + 1) / 1000 and s = 3 for SD3, 1 for FLUX.1;
+    sigma = s u / (1 + (s - 1) u) with u = (t + 1) / 1000 and s = 3, but 1 for FLUX.1;
     x = (1 - sigma) latents + sigma noise; target = noise - latents, latents = (mean - 0.06) 1.5;
     -log sigmoid(beta / 2 ((r_w - r_l) - (e_w - e_l))) with errors that are means.
     """
@@ -184,8 +207,7 @@ def test_a_step_is_the_formula(bases: dict[str, Path], name: str):
             latents, noise = (raw - 0.06) * 1.5, draws.noise[pair]
             u = (draws.timestep[pair].item() + 1) / 1000
             sigma = shift * u / (1 + (shift - 1) * u)
-            added = {key: value[[pair]] for key, value in (condition.added or {}).items()}
-            one = replace(condition, states=condition.states[[pair]], added=added)
+            one = rows_of(condition, [pair])
             level = torch.tensor([1000 * sigma])
             predicted = components.predict(model, (1 - sigma) * latents + sigma * noise, level, one)
             return (predicted - (noise - latents)).double().pow(2).mean()
@@ -304,11 +326,11 @@ def test_other_processes_are_refused(settings: dict, message: str):
 def test_settings_of_other_models_are_refused(bases: dict[str, Path], tmp_path: Path):
     base = open_model(ModelSpec(path=str(bases["sd3"]), resolution=SIDE))
     with pytest.raises(ModelError, match="train.channels_last=true is for .* set it to false"):
-        check_settings(base, TrainSpec(channels_last=True))
-    check_settings(base, TrainSpec(timesteps=TimestepSpec(shift=2.0)))
+        check_settings(base, ModelSpec(), TrainSpec(channels_last=True))
+    check_settings(base, ModelSpec(), TrainSpec(timesteps=TimestepSpec(shift=2.0)))
     sd1 = open_model(ModelSpec(path=str(write_base(tmp_path / "sd")), resolution=SIDE))
     with pytest.raises(ModelError, match=r"train.timesteps.shift=2 moves .*: set it to null"):
-        check_settings(sd1, TrainSpec(timesteps=TimestepSpec(shift=2.0)))
+        check_settings(sd1, ModelSpec(), TrainSpec(timesteps=TimestepSpec(shift=2.0)))
     with pytest.raises(ModelError, match="model.guidance=2 is what .*; model.path=.* is none"):
         open_model(ModelSpec(path=str(bases["flux_schnell"]), resolution=SIDE, guidance=2.0))
     guided = ModelSpec(path=str(bases["flux"]), resolution=SIDE, guidance=2.0)
@@ -324,6 +346,7 @@ def test_settings_of_other_models_are_refused(bases: dict[str, Path], tmp_path: 
         ("sd3", 18, "model.resolution=18 is no multiple of 4, the pixels of a patch of latents"),
         ("flux", 18, "model.resolution=18 is no multiple of 4"),
         ("sd3", 64, "model.resolution=64 is more than 32, for which the transformer has positions"),
+        ("z_image", 128, "model.resolution=128 is more than 64, for which the transformer has pos"),
     ],
 )
 def test_the_resolution_must_fit(bases: dict[str, Path], name: str, resolution: int, message: str):
@@ -345,6 +368,28 @@ def test_half_a_t5_and_other_input_channels_are_refused(bases: dict[str, Path], 
         open_model(ModelSpec(path=str(folder), resolution=SIDE))
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("transformer", {"all_patch_size": [4]}, "all_patch_size=.4.; the pipeline takes 2"),
+        ("transformer", {"siglip_feat_dim": 8}, "siglip_feat_dim, which is given images"),
+        (
+            "vae",
+            {"_class_name": "AutoencoderTiny"},
+            "class AutoencoderTiny; allowed are AutoencoderKL",
+        ),
+    ],
+)
+def test_other_parts_of_z_image_are_refused(
+    bases: dict[str, Path], tmp_path: Path, part: str, change: dict, message: str
+):
+    folder = Path(shutil.copytree(bases["z_image"], tmp_path / "m"))
+    config = folder / part / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        open_model(ModelSpec(path=str(folder), resolution=SIDE))
+
+
 # --- real shapes ---------------------------------------------------------------------------------
 
 TRANSFORMERS = {
@@ -353,8 +398,16 @@ TRANSFORMERS = {
     "SD3.5 large": (shapes.SD35_LARGE, sd3, 8_056_627_520),
     "FLUX.1 dev": (shapes.FLUX_DEV, flux, 11_901_408_320),
     "FLUX.1 schnell": (shapes.FLUX_SCHNELL, flux, 11_891_178_560),
+    "Z-Image": (shapes.Z_IMAGE, z_image, 6_154_908_736),
 }
 """The published configurations, and how many parameters they have."""
+
+TEXT_SHAPES = {
+    sd3: ((1, 333, 4096), (1, 2048)),
+    flux: ((1, 333, 4096), (1, 768)),
+    z_image: ((1, 512, 2560),),
+}
+"""States and, where there are some, pooled states of a prompt."""
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
@@ -367,9 +420,9 @@ def test_the_published_transformers_take_what_we_give_them(name: str):
     with torch.device("meta"):
         model = getattr(diffusers, family.parts["transformer"])(**settings).eval()
         assert sum(p.numel() for p in model.parameters()) == parameters
-        text = PromptEmbeds(
-            torch.zeros(1, 333, 4096), torch.zeros(1, 768 if module is flux else 2048)
-        )
+        text = PromptEmbeds(*map(torch.zeros, TEXT_SHAPES[module]))
+        if module is z_image:
+            text = replace(text, length=torch.full((1,), 333, device="cpu"))
         config = ModelConfig(index={}, denoiser=model.config, vae={}, scheduler={})
         guidance = family.guidance(config)
         condition = family.condition(text, torch.full((1, 2), 1024), Size(1024, 1024), guidance)
@@ -381,5 +434,7 @@ def test_the_published_transformers_take_what_we_give_them(name: str):
         assert 0.4 < flops / (2 * parameters * 64 * 64) < 2
     if name in PUBLISHED:
         assert PUBLISHED[name].denoiser == parameters
+        linear = (layer for layer in model.modules() if isinstance(layer, torch.nn.Linear))
+        assert LINEAR[name] == sum(layer.weight.numel() for layer in linear)
         attach(model, LoraSpec(rank=1, targets=list(family.lora_targets)), 0, with_reference=False)
         assert ADAPTERS[name] == 16 * counts(model).adapter

@@ -1,4 +1,4 @@
-"""SD3 and FLUX.1 beyond the step: sampled, exported, read back, and their latents written."""
+"""Flow models beyond the step: sampled, exported, read back, and their latents written."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from data.artifacts.latents import LatentFormat
 from data.devices import Dtype
 from data.families.vae import find_vae, latent_shape
 from data.images import Size
-from data.models.folder import check_model_folder
+from data.models.folder import check_model_folder, check_part
 from generate.config import Scheduler
 from generate.image_files import Model, SamplesError
 from generate.model_process import check_folder
@@ -64,7 +64,7 @@ def generator(folder: Path, adapter: str = "", scheduler: Scheduler = Scheduler.
 # --- sampling ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sd3_without_t5", "flux"])
+@pytest.mark.parametrize("name", ["sd3_without_t5", "flux", "z_image"])
 def test_images_come_from_the_models_own_scheduler(bases: dict[str, Path], name: str):
     """Those of the pipeline from the same noise; they do not depend on the batch."""
     ours = generator(bases[name])
@@ -74,8 +74,8 @@ def test_images_come_from_the_models_own_scheduler(bases: dict[str, Path], name:
     assert np.abs(ours.sample(PROMPTS[1:], [1])[0] - whole[1]).max() <= 1
     noise = initial_noise(PROMPTS, [0, 1], (CHANNELS, SIDE // 2, SIDE // 2))
     images = pipeline_of(bases[name])(
-        PROMPTS, latents=ours.family.pipeline_latents(noise), height=SIDE, width=SIDE,
-        num_inference_steps=2, guidance_scale=3.0, output_type="np",
+        [*PROMPTS], latents=ours.family.pipeline_latents(noise), height=SIDE, width=SIDE,
+        num_inference_steps=2, output_type="np", **ours.family.pipeline_options(2, 3.0),
     ).images  # fmt: skip
     assert np.abs(whole - (images * 255).round()).max() <= 1
 
@@ -117,10 +117,28 @@ def test_a_folder_that_does_not_fit_is_refused_before_it_is_loaded(
         check_model_folder(folder, "m")
 
 
+def test_a_language_model_may_have_a_head_and_needs_a_chat_template(
+    bases: dict[str, Path], tmp_path: Path
+):
+    """Saved with its head, its names begin with `model.`; the head is not needed."""
+    folder = Path(shutil.copytree(bases["z_image"], tmp_path / "m"))
+    weights = folder / "text_encoder/model.safetensors"
+    tensors = {f"model.{name}": tensor for name, tensor in load_file(weights).items()}
+    save_file(tensors | {"lm_head.weight": torch.ones(40, 16)}, weights, {"format": "pt"})
+    check_model_folder(folder, "m")
+    tensors.pop("model.norm.weight")
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"text_encoder/model.safetensors .* missing norm.weight"):
+        check_model_folder(folder, "m")
+    (folder / "tokenizer/chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer has no chat template, .*chat_template.jinja"):
+        check_part(folder, "tokenizer", "m")
+
+
 # --- the result ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sd3", "sd3_without_t5", "flux"])
+@pytest.mark.parametrize("name", ["sd3", "sd3_without_t5", "flux", "z_image"])
 @torch.no_grad()
 def test_a_trained_model_is_read_back(bases: dict[str, Path], tmp_path: Path, name: str):
     """All weights: the pipeline's tensors are those given; what was not trained is the base's."""
@@ -138,7 +156,7 @@ def test_a_trained_model_is_read_back(bases: dict[str, Path], tmp_path: Path, na
     assert opened(tmp_path / "p").process == base.process
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux"])
+@pytest.mark.parametrize("name", ["sd3", "flux", "z_image"])
 @torch.no_grad()
 def test_an_adapter_samples_what_the_merged_pipeline_samples(
     bases: dict[str, Path], tmp_path: Path, name: str
@@ -175,7 +193,7 @@ def test_an_adapter_of_another_family_is_refused(bases: dict[str, Path], tmp_pat
 # --- stage one's latents -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux"])
+@pytest.mark.parametrize("name", ["sd3", "flux", "z_image"])
 @torch.no_grad()
 def test_latents_of_16_channels_are_written_unscaled_and_read_scaled(
     bases: dict[str, Path], name: str

@@ -20,6 +20,7 @@ from train.config import (
     OptimizerKind,
     OptimizerSpec,
     Precision,
+    Quantize,
     ReferenceSpec,
     Refresh,
     TrainSpec,
@@ -39,13 +40,15 @@ from train.models.memory import (
     estimate_memory,
     published_table,
 )
+from train.models.quantized import quantize
 
 CASES = [
     (0, "fp32", 0), (0, "bf16", 0), (1, "fp32", 0), (1, "bf16", 0), (2, "fp32", 0), (2, "bf16", 0),
     (3, "fp32", 0), (3, "bf16", 0), (2, "bf16", 8), (3, "fp32", 8), (2, "bf16", 0, "optimizer"),
-    (3, "bf16", 0, "parameters"), (0, "bf16", 0, "none", "adafactor"),
+    (3, "bf16", 0, "parameters"), (0, "bf16", 0, "none", "adafactor"), (2, "bf16", 8, "int8"),
 ]  # fmt: skip
-"""ZeRO stage, precision, rank of LoRA, and what is offloaded, and the optimizer, if another."""
+"""ZeRO stage, precision, rank of LoRA, and what is offloaded or how the base is stored, and the
+optimizer, if another."""
 
 
 def spec_of(
@@ -54,24 +57,30 @@ def spec_of(
     micro_batches = 1 if (stage, precision) == (0, "bf16") else 2
     return TrainSpec(
         steps=4, batch=micro_batches * world, micro_batch=1, precision=Precision(precision),
-        zero=ZeroSpec(stage=stage, offload=Offload(offload)), lora=LoraSpec(rank=rank),
+        zero=ZeroSpec(stage=stage, offload=Offload(offload.replace("int8", "none"))),
+        lora=LoraSpec(rank=rank),
         optimizer=OptimizerSpec(kind=OptimizerKind(kind)), device="cpu",
         reference=ReferenceSpec(refresh=Refresh.snapshot, every=1), ema=0.9 if stage else 0.0,
     )  # fmt: skip
 
 
-def small_unet(widths: tuple[int, ...], precision: str) -> torch.nn.Module:
+def small_unet(
+    widths: tuple[int, ...], precision: str, *, in_8_bits: bool = False
+) -> torch.nn.Module:
     """One block down and up of each width; a single one has nothing between them."""
     from diffusers import UNet2DConditionModel as UNet
 
     torch.manual_seed(0)
-    return UNet(
+    unet = UNet(
         sample_size=8, block_out_channels=widths, layers_per_block=1, norm_num_groups=8,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D")[:len(widths)],
         mid_block_type="UNetMidBlock2DCrossAttn" if len(widths) > 1 else None,
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")[:len(widths)],
         cross_attention_dim=64, attention_head_dim=8,
     ).to(torch.bfloat16 if precision == "bf16" else torch.float32).eval()  # fmt: skip
+    if in_8_bits:
+        quantize(unet, Quantize.int8, torch.device("cpu"))
+    return unet
 
 
 def backward_passes(policy: Policy, spec: TrainSpec, world: int) -> Iterator[None]:
@@ -108,7 +117,7 @@ def counted_is_held() -> None:
         (stage, precision, rank), before = case[:3], storages()
         spec = spec_of(world.world_size, *case)
         widths = (96,) if stage == 3 else (48, 96)  # stage 3 takes long for each layer
-        unet = small_unet(widths, precision)
+        unet = small_unet(widths, precision, in_8_bits="int8" in case)
         parameters = sum(parameter.numel() for parameter in unet.parameters())
         if rank:
             attach(unet, spec.lora, 0, with_reference=True)
@@ -248,6 +257,7 @@ EXPERIMENTS = {
     "sdxl_pickapic": ("SDXL", "SDXL at 1024"),
     "sd35_medium": ("SD3.5 medium", "SD3.5 medium at 1024"),
     "flux_dev_lora": ("FLUX.1 dev", "FLUX.1 dev at 1024, LoRA of rank 32"),
+    "z_image_lora": ("Z-Image", "Z-Image at 1024, LoRA of rank 32"),
 }
 """Experiment -> its model in `PUBLISHED`, and in the table of activations."""
 

@@ -88,7 +88,7 @@ def train(run: TrainRun, world: World) -> None:
     check_alike(run, world)
     console = Console(quiet=world.rank != 0, highlight=False, soft_wrap=True)
     base = open_model(run.model)  # refused before any weight is loaded
-    check_settings(base, run.train)
+    check_settings(base, run.model, run.train)
     check_buckets(base, run.model.resolution, run.train.buckets)
     check_optimizer(run.train, world)
     if run.train.export.single_file:

@@ -16,7 +16,7 @@ from data.artifacts.fingerprints import Fingerprints
 from data.artifacts.manifest import read_manifest
 from data.distributed import Rank
 from data.storage.paths import user_path
-from train.config import ModelSpec, resumable_fields
+from train.config import ModelSpec, Quantize, resumable_fields
 from train.identity import TrainRun, checked_start, fingerprint
 from train.loader.source_choice import (
     ImageSource,
@@ -61,7 +61,7 @@ def check(job: Job) -> None:
         return
     folder = find_configs(job.model)
     base = describe_model(job.model, folder, whole=folder == user_path(job.model.path))
-    check_settings(base, job.train)
+    check_settings(base, job.model, job.train)
     check_buckets(base, job.model.resolution, job.train.buckets)
     if job.train.lora.start is not None:
         checked_start(job.train.lora.start)
@@ -139,6 +139,8 @@ def model_identity(model: ModelSpec) -> dict[str, Any]:
     }
     if model.prediction_type is not None:
         identity["prediction_type"] = model.prediction_type.value
+    if model.quantize is not Quantize.none:
+        identity["quantize"] = model.quantize.value
     for name in ("guidance", "vae_tile"):
         if getattr(model, name) is not None:
             identity[name] = getattr(model, name)

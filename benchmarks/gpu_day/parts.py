@@ -98,7 +98,7 @@ def labels(name: str, expected_s: float, variants: dict[str, Any], **more: Any) 
     small = {variant: {"batch": 4 * number} for number, variant in enumerate(variants, start=1)}
     return Part(
         name=name, function=f"{LABELS}.measure", expected_s=expected_s, limit_s=240,
-        on_gpu={"size": "paper", "pairs": 1024, "side": 768, "variants": variants, **more},
+        on_gpu={"size": "paper", "pairs": 512, "side": 768, "variants": variants, **more},
         reduced={"size": "tiny", "pairs": 6, "side": 96, "variants": small},
     )  # fmt: skip
 
@@ -118,21 +118,20 @@ PARTS: tuple[Part, ...] = (
         on_gpu={}, reduced={},
     ),
     labels(
-        "labels", 70,
+        "labels", 45,
         {
             "defaults": {},
             "all cores": {"workers": CORES},
-            "large batches": {"workers": CORES, "batch": 256},
         },
     ),
-    training("sd15"),
     training("sdxl"),
-    floor("sd15"),
-    floor("sdxl"),
-    training("sd35"),
     training("flux"),
-    training("sd15", "zero1", zero=1),
-    training("sdxl", "zero1", zero=1),
+    training("sd15"),
+    training("sd35"),
+    floor("sdxl"),
+    floor("sd15"),
+    training("sdxl", "zero2", zero=2),
+    training("sd15", "zero2", zero=2),
     sampling("sdxl", 8, 35),
     Part(
         name="scoring", function=f"{JUDGE}.scoring", expected_s=20, limit_s=90,

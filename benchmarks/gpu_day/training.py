@@ -50,7 +50,7 @@ def measure(
     micro_batch: int,
     accumulation: int,
     steps: int,
-    zero: int = 2,
+    zero: int = 1,
     texts: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def floor(folder: Path, *, world: str, micro_batch: int, accumulation: int, step
 ):  # fmt: skip
     """Time what cannot be avoided: bare passes and AdamW on inputs that lie ready."""
     here = start("auto")
-    run = run_of(folder, WORLDS[world], micro_batch, accumulation, 2, {})
+    run = run_of(folder, WORLDS[world], micro_batch, accumulation, 1, {})
     stream = open_stream(run, here)
     components = load_components(run.model, run.train.precision, here.device, with_vae=False)
     with batches_of(here, stream, draw_rule_of(run, components)) as ready:

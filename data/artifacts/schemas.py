@@ -76,10 +76,11 @@ TEXT_PROMPTS = pa.schema([("prompt", pa.string())])
 """The prompts of a set of texts, in the order of its rows."""
 
 
-def texts(states: int, pooled: int) -> pa.Schema:
-    """Encoded prompts: so many bytes of states and, unless 0, of the pooled form."""
+def texts(states: int, pooled: int, *, length: bool = False) -> pa.Schema:
+    """Encoded prompts: so many bytes of states and, unless 0, of the pooled form; and `length`."""
     kinds = {"states": states, "pooled": pooled}
-    return pa.schema([(name, pa.binary(size)) for name, size in kinds.items() if size])
+    blobs = [(name, pa.binary(size)) for name, size in kinds.items() if size]
+    return pa.schema([*blobs, ("length", pa.int32())] if length else blobs)
 
 
 def labels(metrics: Sequence[str]) -> pa.Schema:

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data.devices import to_device
+from data.models.autoencoder import encode_moments
 from data.models.family import Condition, Family, ModelConfig, Process
 from data.models.forward_process import DiscreteProcess
 from data.models.latent_scaling import scale_latents
@@ -124,8 +125,8 @@ class Probe:
         latents = []
         for sample in samples:
             signed = torch.tensor(read_pixels(sample.path)).permute(2, 0, 1)[None] / 127.5 - 1
-            moments = vae.encode(to_device(signed, self.device)).latent_dist
-            latents.append(scale_latents(moments.mode().float(), scale).cpu())
+            moments = encode_moments(vae, to_device(signed, self.device))
+            latents.append(scale_latents(moments[:, 0].float(), scale).cpu())
         return torch.cat(latents)
 
     def predictions(self, inputs: Inputs, batch: int) -> Predictions:

@@ -17,37 +17,39 @@ from torch import Tensor
 
 from data.artifacts.config_diff import Settings
 from data.artifacts.latents import GROUP_ROWS, GroupWriter, LatentFormat
+from data.artifacts.readable import read_json_object
 from data.artifacts.schemas import Status
 from data.devices import Dtype
 from data.images import Size
+from data.models.autoencoder import encode_moments
 from data.models.buckets import best_sizes
 from data.models.folder import check_part
+from data.models.vae_config import USUAL
 from label.metrics.preprocessing import Cut
 from label.scoring.batching import Batch
 from label.scoring.embedding_cache import CachedImage
-
-VAE = ["diffusers", "AutoencoderKL"]
-"""Library and class of the model's part that encodes."""
 
 
 class VaeEncoder:
     """The encoder of a VAE, for latents of one format."""
 
     def __init__(self, model: Path, form: LatentFormat, device: torch.device, batch: int) -> None:
-        from diffusers import AutoencoderKL  # takes seconds, and only some runs write latents
+        import diffusers  # takes seconds, and only some runs write latents
         from diffusers.utils import logging
 
         logging.disable_progress_bar()
-        check_part(model, "vae", f"model.path={model}", VAE)
+        what = f"model.path={model}"
+        name = read_json_object(model / "vae" / "config.json", what).get("_class_name", USUAL)
+        check_part(model, "vae", what, ["diffusers", name])
         dtype = Dtype(form.compute).torch
         self.form, self.batch, self._device = form, Batch(batch), device
         self.cuts = tuple(map(Cut, form.sizes))
         self.dtype = Dtype(form.dtype).torch
-        self._vae = AutoencoderKL.from_pretrained(
+        self._vae = getattr(diffusers, name).from_pretrained(
             model, subfolder="vae", torch_dtype=dtype, use_safetensors=True
         )
         self._vae.to(device).eval().requires_grad_(requires_grad=False)
-        self._vae.decoder = None  # half of the weights, and not needed
+        self._vae.decoder = torch.nn.Identity()  # half of the weights, and not needed
 
     @property
     def num_bytes(self) -> int:
@@ -83,9 +85,7 @@ class VaeEncoder:
         return latents.contiguous().view(torch.uint8).flatten(1)
 
     def _moments(self, signed: Tensor) -> Tensor:
-        posterior = self._vae.encode(signed).latent_dist
-        kept = [posterior.mean, posterior.std] if self.form.moments else [posterior.mean]
-        return torch.stack(kept, 1).to(self.dtype)
+        return encode_moments(self._vae, signed)[:, : 1 + self.form.moments].to(self.dtype)
 
 
 @cache

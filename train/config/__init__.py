@@ -11,6 +11,7 @@ from train.config.model import (
     ModelSpec,
     Offload,
     Precision,
+    Quantize,
     ZeroSpec,
 )
 from train.config.monitoring import ExportSpec, SampleSpec, ValidationSpec
@@ -31,7 +32,7 @@ __all__ = [
     "AUTO", "COLLECTIVE_TIMEOUT_S", "LOGISTIC", "ActivationCheckpointing", "AutoBetaSpec",
     "BucketKind", "BucketSpec", "CacheUse", "ExportSpec", "LoraSpec", "LrSchedule", "ModelSpec",
     "Objective", "ObjectiveSpec", "Offload", "OptimizerKind", "OptimizerSpec",
-    "Precision", "ReferenceSpec", "Refresh", "SampleSpec", "TimestepKind",
+    "Precision", "Quantize", "ReferenceSpec", "Refresh", "SampleSpec", "TimestepKind",
     "TimestepSpec", "TrainSpec", "ValidationSpec", "ZeroSpec", "resumable_fields",
 ]  # fmt: skip
 

@@ -9,6 +9,7 @@ from train.config import (
     LrSchedule,
     Objective,
     ObjectiveSpec,
+    Quantize,
     TrainSpec,
 )
 from train.identity import TrainRun
@@ -84,7 +85,7 @@ def model_card(trainer: Trainer, *, averaged: str = "") -> str:
         batch=spec.batch,
         labels=run.labels.name,
         pairs=len(trainer.stream.pairs),
-        trained=_trained(spec.lora) + averaged,
+        trained=_trained(spec.lora, run.model.quantize) + averaged,
         process=trainer.models.components.base.process,
         reference=moved if trainer.reference.version else f"{_start(spec.lora)}, frozen",
         objective=_objective(spec.objective),
@@ -133,11 +134,12 @@ def _objective(objective: ObjectiveSpec) -> str:
     return " + ".join([objective.kind.value, *(text for text, is_on in added.items() if is_on)])
 
 
-def _trained(lora: LoraSpec) -> str:
-    """Return what was trained, and from where."""
+def _trained(lora: LoraSpec, stored: Quantize) -> str:
+    """Return what was trained, from where, and on what if that is not the base itself."""
     if not lora.rank:
         return "all weights of the denoiser"
-    return f"LoRA of rank {lora.rank}" + (f", from {_start(lora)}" if lora.start else "")
+    rounded = "" if stored is Quantize.none else f", on the base rounded to {stored.value}"
+    return f"LoRA of rank {lora.rank}{rounded}" + (f", from {_start(lora)}" if lora.start else "")
 
 
 def _start(lora: LoraSpec) -> str:
