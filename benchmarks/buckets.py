@@ -49,11 +49,11 @@ def trainers(name: str, root: Path, batch: int, step: int, here: World) -> dict[
         "squares": BucketSpec(),
         "buckets": BucketSpec(kind=BucketKind.free, step=step, unit=batch),
     }
-    pair: dict[str, Trainer] = {}
+    both: dict[str, Trainer] = {}
     for who, spec in specs.items():
         run = training_run(world, root, batch=batch, micro_batch=batch, stage=2, buckets=spec)
-        pair[who] = make_trainer(run, here, open_stream(run, here), Console(quiet=True))
-    return pair
+        both[who] = make_trainer(run, here, open_stream(run, here), Console(quiet=True))
+    return both
 
 
 def measure(both: dict[str, Trainer], steps: int, here: World) -> dict[str, Any]:
