@@ -80,7 +80,9 @@ COUNTED = {
     "FLUX.1 dev at 1024, LoRA of rank 32": (49.37, 46.32, 3.06),
 }
 """What `table` prints, for those who have no time to count."""
-WORLDS = {"sd15": "SD1.5 at 512", "sdxl": "SDXL at 1024"}
+WORLDS = {
+    "sd15": "SD1.5 at 512", "sdxl": "SDXL at 1024", "sd35_medium": "SD3.5 medium at 1024",
+}  # fmt: skip
 """Benchmark shape -> the model that it is."""
 
 

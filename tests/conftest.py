@@ -23,7 +23,8 @@ SLOW_FILES = (
     "test_miniature_world", "test_mps", "test_quantized", "test_report", "test_generate_pairs",
     "test_passes", "test_spoiled_models", "test_stores", "test_flow", "test_texts",
     # import diffusers, transformers or open_clip, which takes longer than their tests
-    "test_activation_checkpointing", "test_bench", "test_channels_last", "test_checkpoint",
+    "test_activation_checkpointing", "test_bench", "test_bucket_runs", "test_channels_last",
+    "test_checkpoint",
     "test_components", "test_devices", "test_distance", "test_export", "test_finite_images",
     "test_flops",
     "test_forward_process", "test_gpu", "test_judge", "test_kills", "test_label_failures",

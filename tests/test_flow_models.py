@@ -14,13 +14,14 @@ from torch import Tensor
 
 from benchmarks import shapes
 from data.families import flux, sd3
+from data.images import Size
 from data.models.family import ModelConfig, ModelError, PromptEmbeds
 from data.models.forward_process import ForwardProcessError, Prediction
 from data.models.noise_schedule import rectified_flow
 from data.models.rectified_flow import flow_process
 from generate.pipelines import left_out
 from tests.helpers_flow import CHANNELS, WRITERS, flow_scheduler
-from tests.helpers_train import SIDE, write_base
+from tests.helpers_train import SIDE, SQUARE, write_base
 from tests.test_components import pair_batch
 from train.config import (
     ActivationCheckpointing,
@@ -33,7 +34,7 @@ from train.config import (
 )
 from train.dpo.draws import DrawRule, draw
 from train.dpo.objectives import dpo, timestep_rule
-from train.dpo.step import Models, draw_noise, step
+from train.dpo.step import Models, draw_noise, draws_of, step
 from train.models.activation_checkpointing import checkpoint_activations
 from train.models.base_model import check_settings, open_model
 from train.models.components import ModelComponents, load_components
@@ -119,7 +120,8 @@ def test_the_denoiser_is_told_what_the_pipeline_tells_it(
     precision = Precision.fp32 if dtype is torch.float32 else Precision.bf16
     components = load(bases[name], precision)
     family = components.base.family
-    noise = torch.randn(3, *components.latent_shape, generator=torch.Generator().manual_seed(1))
+    shape = components.latent_shape(SQUARE)
+    noise = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
     noise, prompts = noise.to(dtype), ["a red cat", "a blue cat", ""]
     options = {"guidance_scale": 3.5 if name == "flux" else 1.0}
     latents = family.pipeline_latents(noise)
@@ -127,7 +129,7 @@ def test_the_denoiser_is_told_what_the_pipeline_tells_it(
     denoiser = components.denoiser()
     calls = spy(denoiser)
     sizes = torch.full((3, 2, 2), SIDE)
-    both = components.condition(prompts, sizes)
+    both = components.condition(prompts, sizes, SQUARE)
     condition = replace(both, states=both.states[:3], added={
         key: value[:3] for key, value in (both.added or {}).items()
     })  # fmt: skip
@@ -171,8 +173,8 @@ def test_a_step_is_the_formula(bases: dict[str, Path], name: str):
         for parameter in policy.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
         output = step(draw_noise(batch, rule), models, dpo(BETA))
-        draws, shift = draw(rule, 0, batch.pair_ids), 1.0 if name.startswith("flux") else 3.0
-        condition = components.condition(batch.prompts, batch.size)
+        draws, shift = draws_of(batch, rule), 1.0 if name.startswith("flux") else 3.0
+        condition = components.condition(batch.prompts, batch.size, batch.cut)
 
         def error(model: Any, pair: int, side: int, pixels: Tensor) -> Tensor:
             posterior = components.vae.encode(pixels[None].permute(0, 3, 1, 2) / 127.5 - 1)
@@ -239,10 +241,11 @@ def test_a_shift_above_1_and_a_mean_above_0_mean_more_noise():
     flow = rectified_flow(1000, 3.0, 1.0, CPU)
     assert flow.sigmas[499].item() == pytest.approx(0.75)
     assert bool((flow.sigmas.diff() > 0).all())
-    rule = DrawRule(seed=0, num_timesteps=1000, latent_shape=(1, 1, 1))
+    rule = DrawRule(seed=0, num_timesteps=1000, latent_shape=lambda _: (1, 1, 1))
     spec = TimestepSpec(kind=TimestepKind.logit_normal, mean=0.7, std=0.6)
     rule = replace(rule, timesteps=timestep_rule(spec))
-    drawn = draw(rule, 0, [str(index) for index in range(1500)]).timestep
+    names = [str(index) for index in range(1500)]
+    drawn = draw(rule, [0] * 1500, names, SQUARE).timestep
     logits = ((drawn + 0.5) / 1000).logit()
     assert logits.mean().item() == pytest.approx(0.7, abs=0.05)
     assert logits.std().item() == pytest.approx(0.6, abs=0.05)
@@ -369,7 +372,7 @@ def test_the_published_transformers_take_what_we_give_them(name: str):
         )
         config = ModelConfig(index={}, denoiser=model.config, vae={}, scheduler={})
         guidance = family.guidance(config)
-        condition = family.condition(text, torch.full((1, 2), 1024), 1024, guidance)
+        condition = family.condition(text, torch.full((1, 2), 1024), Size(1024, 1024), guidance)
     shape = (family.latent_channels(config), 128, 128)
     assert shape == (16, 128, 128)
     if name in ("SD3.5 large", "FLUX.1 dev"):

@@ -25,7 +25,7 @@ from train.loader.source_choice import (
     choose_source,
     choose_texts,
 )
-from train.models.base_model import check_settings, find_configs, find_model
+from train.models.base_model import check_buckets, check_settings, find_configs, find_model
 from train.models.base_model import describe as describe_model
 
 ABOUT = "pipeline/balanceddpo.json"
@@ -62,6 +62,7 @@ def check(job: Job) -> None:
     folder = find_configs(job.model)
     base = describe_model(job.model, folder, whole=folder == user_path(job.model.path))
     check_settings(base, job.model, job.train)
+    check_buckets(base, job.model.resolution, job.train.buckets)
     if job.train.lora.start is not None:
         checked_start(job.train.lora.start)
 
@@ -156,10 +157,12 @@ def sources_of(job: Job, folder: Path) -> tuple[ImageSource, TextSource, dict[st
         identity = identity_of(begun.get("latents"), begun.get("texts"))
         return ImageSource(None, ""), TextSource(None, ""), identity
     model = find_model(job.model)
+    sizes = job.train.buckets.sizes(job.model.resolution)
     need = LatentsNeeded(
         folder=job.folder / "latents",
         model=model,
         resolution=job.model.resolution,
+        buckets=sizes if len(sizes) > 1 else (),
         flip=job.train.flip,
     )
     images = choose_source(job.train.latents, need, begun)

@@ -7,12 +7,12 @@ a second as processes do, for less CPU time (`python -m benchmarks.decode`).
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from label.metrics.preprocessing import ImageTransform, ProcessedImage, process_images
+from label.metrics.preprocessing import ProcessedImage, Transform, process_images
 
 PREFETCHED_CHUNKS = 8
 """Chunks per worker that may be decoded or waiting: what bounds the memory for images."""
 
-Chunk = Sequence[tuple[bytes, Sequence[ImageTransform]]]
+Chunk = Sequence[tuple[bytes, Sequence[Transform]]]
 
 
 class DecodePool:

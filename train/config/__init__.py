@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field, fields
 from enum import Enum
 
+from train.config.buckets import BucketKind, BucketSpec
 from train.config.model import (
     ActivationCheckpointing,
     LoraSpec,
@@ -29,10 +30,10 @@ from train.config.optimizer import OptimizerKind, OptimizerSpec
 
 __all__ = [
     "AUTO", "COLLECTIVE_TIMEOUT_S", "LOGISTIC", "ActivationCheckpointing", "AutoBetaSpec",
-    "CacheUse", "ExportSpec", "LoraSpec", "LrSchedule", "ModelSpec", "Objective", "ObjectiveSpec",
-    "Offload", "OptimizerKind", "OptimizerSpec", "Precision", "Quantize", "ReferenceSpec",
-    "Refresh", "SampleSpec", "TimestepKind", "TimestepSpec", "TrainSpec", "ValidationSpec",
-    "ZeroSpec", "resumable_fields",
+    "BucketKind", "BucketSpec", "CacheUse", "ExportSpec", "LoraSpec", "LrSchedule", "ModelSpec",
+    "Objective", "ObjectiveSpec", "Offload", "OptimizerKind", "OptimizerSpec",
+    "Precision", "Quantize", "ReferenceSpec", "Refresh", "SampleSpec", "TimestepKind",
+    "TimestepSpec", "TrainSpec", "ValidationSpec", "ZeroSpec", "resumable_fields",
 ]  # fmt: skip
 
 COLLECTIVE_TIMEOUT_S = 1800.0
@@ -78,6 +79,8 @@ class TrainSpec:
     """What is done with the gradients."""
     objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
     """The loss."""
+    buckets: BucketSpec = field(default_factory=BucketSpec)
+    """The sizes to which images are cut."""
     timesteps: TimestepSpec = field(default_factory=TimestepSpec)
     """Where in the noise schedule pairs are compared."""
     validation: ValidationSpec = field(default_factory=ValidationSpec)
@@ -196,6 +199,7 @@ class TrainSpec:
                 f"train.batch={self.batch} is no multiple of train.micro_batch={self.micro_batch}; "
                 "change one of them"
             )
+        self.buckets.check_batches(self.batch, self.micro_batch)
         self._check_lr_schedule()
         self._check_reference()
 

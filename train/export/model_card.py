@@ -3,7 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from train.config import LoraSpec, LrSchedule, Objective, ObjectiveSpec, Quantize, TrainSpec
+from train.config import (
+    BucketKind,
+    LoraSpec,
+    LrSchedule,
+    Objective,
+    ObjectiveSpec,
+    Quantize,
+    TrainSpec,
+)
+from train.identity import TrainRun
 from train.trainer.metrics_log import read_lines
 from train.trainer.trainer import Trainer
 
@@ -37,7 +46,7 @@ pipeline("a prompt").images[0].save("image.png")
 | objective, timesteps | {objective}, {timesteps} |
 | beta, lr | {beta}, {lr:g} |
 | warm-up, schedule | {warmup} steps, {schedule} |
-| resolution | {resolution} pixels |
+| resolution | {resolution} |
 | precision, ZeRO stage | {precision}, {zero} |
 | processes, device | {processes}, {device} |
 | seed | {seed} |
@@ -85,7 +94,7 @@ def model_card(trainer: Trainer, *, averaged: str = "") -> str:
         lr=spec.lr,
         warmup=spec.warmup,
         schedule=_schedule(spec),
-        resolution=run.model.resolution,
+        resolution=_resolution(run),
         precision=spec.precision.value,
         zero=spec.zero.stage,
         processes=trainer.world.world_size,
@@ -94,6 +103,12 @@ def model_card(trainer: Trainer, *, averaged: str = "") -> str:
         more="".join(f"| {name} | {value} |\n" for name, value in _known(trainer, lines).items()),
         **{name: value for name, value in last_tenth(lines).items() if name != "pairs_per_s"},
     )
+
+
+def _resolution(run: TrainRun) -> str:
+    kind = run.train.buckets.kind
+    buckets = "" if kind is BucketKind.none else f", buckets={kind.value}"
+    return f"{run.model.resolution} pixels{buckets}"
 
 
 def _known(trainer: Trainer, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:

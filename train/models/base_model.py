@@ -12,7 +12,7 @@ from data.models.latent_scale import LatentScale
 from data.models.rectified_flow import FlowProcess
 from data.storage.hub import Wanted, resolve
 from data.storage.paths import user_path
-from train.config import ModelSpec, Quantize, TrainSpec
+from train.config import BucketKind, BucketSpec, ModelSpec, Quantize, TrainSpec
 from train.models.extras import check_bitsandbytes
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -201,6 +201,25 @@ def _check_quantize(what: str, kind: Quantize, spec: TrainSpec) -> None:
         )
     if kind is Quantize.nf4:
         check_bitsandbytes(what, "model.quantize=int8")
+
+
+def check_buckets(base: BaseModel, resolution: int, spec: BucketSpec) -> None:
+    """Refuse sizes of images that the model cannot take.
+
+    Raises:
+        ValueError: Names a size, and says which settings to change.
+    """
+    if spec.kind is BucketKind.none:
+        return
+    for size in spec.sizes(resolution):
+        for side in (size.width, size.height):
+            try:
+                base.family.check_resolution("the side", side, base.config)
+            except ModelError as error:
+                raise ModelError(
+                    f"buckets={spec.kind.value} has images of {size} pixels, of which {error}; "
+                    "choose other sizes: buckets=free, train.buckets.step, train.buckets.aspect"
+                ) from error
 
 
 # --- where it is ---------------------------------------------------------------------------------
