@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import presets
+from benchmarks.activations import COUNTED
 from tests.helpers_ranks import ROOT, run_ranks
 from tests.test_components import PUBLISHED as UNETS
 from train.config import (
@@ -38,6 +40,7 @@ from train.models.memory import (
     PUBLISHED,
     ParameterCounts,
     estimate_memory,
+    published,
     published_table,
 )
 from train.models.quantized import quantize
@@ -251,6 +254,30 @@ def test_the_table_of_the_guide_is_this_one():
     assert published_table() in (ROOT / "docs/models.md").read_text()
 
 
+PRESETS = [(model, size) for model in presets.MODELS for size in presets.SIZES]
+
+
+@pytest.mark.parametrize(("model", "size"), PRESETS)
+def test_a_preset_fits_its_gpu_and_no_better_one_does(model: str, size: int):
+    """LoRA where all weights fit in no way that presets have; a rounded base where no whole one."""
+    preset, most = presets.read_preset(model, size), presets.USABLE * size
+    assert preset.gib <= most
+    name, shape = presets.MODELS[model]
+    least = COUNTED[shape][-1]  # one pair, blocks recomputed
+    kinds = list(Quantize)
+    rounded = kinds.index(Quantize(preset.trained.partition(" on ")[2] or "none"))
+    in_8_bits = TrainSpec(optimizer=OptimizerSpec(kind=OptimizerKind.adamw8bit))
+    better = [(published(name, text=0, vae=0), in_8_bits)] * preset.trained.startswith("LoRA")
+    better += [(published(name, 16, kind, text=0, vae=0), TrainSpec()) for kind in kinds[:rounded]]
+    assert all(estimate_memory(*one, 1).total / GIB + least > most for one in better)
+
+
+def test_every_preset_is_in_the_table_of_the_guide():
+    files = {(path.parent.name, path.stem) for path in (ROOT / "conf/preset").rglob("*.yaml")}
+    assert files == {(model, f"{size}gb") for model, size in PRESETS}
+    assert presets.table() in (ROOT / "docs/models.md").read_text()
+
+
 EXPERIMENTS = {
     "sd15_pickapic": ("SD1.5", "SD1.5 at 512"),
     "sd21_pickapic": ("SD2.1", "SD2.1 at 768"),
@@ -265,7 +292,6 @@ EXPERIMENTS = {
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_say_what_is_counted(name: str):
     """The GiB in a header are those of the file's own settings, on the GPUs that it names."""
-    from benchmarks.activations import COUNTED
     from tests.test_conf import job
 
     model, shape = EXPERIMENTS[name]
