@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from benchmarks.reproduce import children, own, own_beta, page, paper, report, tables
+from benchmarks.reproduce import best, children, own, own_beta, page, paper, report, tables
 from benchmarks.reproduce.paper import ARMS, LOOSE_BETA, OURS, Group
 from benchmarks.reproduce.plan import Plan, Unit, estimate, note_seconds
 from benchmarks.reproduce.results import contrast
@@ -145,7 +145,7 @@ def test_the_page_keeps_the_text_around_the_results(tmp_path):
     assert "old" not in text
     assert "a \\1 table" in text
     assert "![win rates](page/win-rates.svg)" in text
-    for study in (paper.STUDY, own.STUDY, own_beta.STUDY):
+    for study in (paper.STUDY, own.STUDY, own_beta.STUDY, best.STUDY):
         page.check_page(ROOT / study.page, study.mark)
 
 

@@ -9,16 +9,19 @@ import pytest
 from scipy.stats import t
 
 from benchmarks import coverage
-from benchmarks.reproduce import grid, grid_figures, grid_report, work
+from benchmarks.reproduce import best, grid, grid_figures, grid_report, paper, work
 from benchmarks.reproduce.crossed import interval, two_way_bootstrap
 from benchmarks.reproduce.match import match
 from benchmarks.reproduce.own_beta import ARMS, CLAIMS, STUDY
 from benchmarks.reproduce.plan import BASE, JUDGE, VALIDATION, Plan, Unit
+from conf.job import composed, settings
 from data.artifacts.atomic import write_json
 from data.artifacts.parquet_io import write_table
 from data.artifacts.schemas import Role, sample_scores
+from data.miniature.scenes import prompts
 from evaluate.run import judges_of
 from evaluate.statistics.winrate import Judge
+from train.config import resumable_fields
 
 JUDGES = (Judge("a", Role.VOTER), Judge("b", Role.VOTER), Judge("truth", Role.ORACLE))
 
@@ -165,6 +168,19 @@ def test_arms_differ_in_vote_reference_or_objective():
         assert {arm, *others} <= names
     arm = ARMS[0].at(1500.0)
     assert (arm.name, arm.overrides[-1]) == (f"{ARMS[0].name}_b1500", "train.beta=1500")
+
+
+def test_the_checked_settings_are_those_of_the_experiment(tmp_path):
+    """But for how often a run logs, writes checkpoints, and how it reads images."""
+    plan = Plan(study=best.STUDY, folder=tmp_path, arms=best.STUDY.arms, seeds=3, steps=200,
+                prompts=217, pairs=3000)  # fmt: skip
+    ours, theirs = plan.unit_job(Unit(best.BEST, 11)), composed(["experiment=miniature_best"])
+    free = dict.fromkeys(resumable_fields())
+    assert settings(ours.train) | free == settings(theirs.train) | free
+    assert (ours.vote, ours.model) == (theirs.vote, theirs.model)
+    judged, first = plan.judge_job().evaluate.prompts, paper.STUDY.prompts
+    assert (judged.skip_prompts, judged.max_prompts) == (first, len(prompts("test")) - first)
+    assert not {*plan.training_seeds} & {0, *range(paper.STUDY.seeds), *range(1, 1 + STUDY.seeds)}
 
 
 def save(plan, unit, where, wins, squared):

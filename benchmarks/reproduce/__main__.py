@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.reproduce import children, own, own_beta, paper
+from benchmarks.reproduce import best, children, own, own_beta, paper
 from benchmarks.reproduce.page import check_page
 from benchmarks.reproduce.plan import Plan, Unit, estimate, note_seconds
 
-STUDIES = {study.name: study for study in (paper.STUDY, own.STUDY, own_beta.STUDY)}
+STUDIES = {study.name: study for study in (paper.STUDY, own.STUDY, own_beta.STUDY, best.STUDY)}
 SHORT_S = 5.0
 """CPU time below which a piece had nothing left to do."""
 QUICK = {"seeds": 1, "steps": 4, "prompts": 6}

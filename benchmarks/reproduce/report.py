@@ -42,7 +42,7 @@ def write(console: Console, plan: Plan, docs: Path | None) -> None:
     console.print(tables.short(with_base(contrasts), plan.arms))
     console.print(f"results: {folder}", soft_wrap=True)
     if docs is not None and len(paths) == len(list(plan.units())):
-        images = save_figures(plan, contrasts, docs.with_suffix("") / plan.study.figures)
+        images = save_figures(plan, contrasts, docs.parent / "reproduction" / plan.study.figures)
         publish(docs, plan.study.mark, text, images)
         console.print(f"page: {docs}", soft_wrap=True)
 
