@@ -202,14 +202,21 @@ def _check_quantize(what: str, kind: Quantize, spec: TrainSpec) -> None:
 
 
 def check_buckets(base: BaseModel, resolution: int, spec: BucketSpec) -> None:
-    """Refuse sizes of images that the model cannot take.
+    """Refuse sizes of images that the model cannot take, and buckets that are the square alone.
 
     Raises:
         ValueError: Names a size, and says which settings to change.
     """
     if spec.kind is BucketKind.none:
         return
-    for size in spec.sizes(resolution):
+    sizes = spec.sizes(resolution)
+    if len(sizes) == 1:
+        raise ModelError(
+            f"buckets={spec.kind.value} has no size but the square of model.resolution={resolution}"
+            f" with train.buckets.step={spec.step} and train.buckets.aspect={spec.aspect:g}; lower "
+            "the step, raise the aspect, or choose buckets=none"
+        )
+    for size in sizes:
         for side in (size.width, size.height):
             try:
                 base.family.check_resolution("the side", side, base.config)
