@@ -107,7 +107,7 @@ def test_a_preset_is_that_of_the_model_whoever_chose_it():
     assert (config.train.micro_batch, config.train.lora.rank) == (1, 32)
     assert not config.label.latents.write
     assert config.label.texts.write
-    config = job("+preset=48gb", "model=sdxl", "train.micro_batch=2", "model.path=/models/x=1")
+    config = job("+preset='48gb'", "model=sdxl", "train.micro_batch=2", "model.path=/models/x=1")
     assert config.train.optimizer.kind is OptimizerKind.adamw8bit
     assert (config.train.micro_batch, config.train.lora.rank) == (2, 0)
 
@@ -117,6 +117,15 @@ def test_a_preset_is_that_of_the_model_whoever_chose_it():
     [
         (["+preset=24gb"], "no settings for model=miniature; there are some for flux_dev, sd15"),
         (["+preset=16gb", "model=sd15"], r"'16gb' for model=sd15; did you mean .*: 12gb, 24gb, "),
+        (
+            ["+preset=24gb", "preset=48gb", "model=sd15"],
+            "preset=24gb and preset=48gb are several",
+        ),
+        (["+preset/sd15=24gb", "model=sdxl"], "is for model=sd15, but the model is sdxl; write"),
+        (
+            ["+preset=24gb", "model=sdxl", "tuning=full"],
+            "SDXL .*: LoRA.* rate .*train.lr",
+        ),
     ],
 )
 def test_a_preset_that_is_not_there_is_refused(line: list[str], says: str):
