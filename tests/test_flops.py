@@ -20,6 +20,7 @@ FLOW = {
     "sd35_medium": "SD3.5 medium at 1024",
     "flux_dev_lora": "FLUX.1 dev at 1024, LoRA of rank 32",
     "z_image_lora": "Z-Image at 1024, LoRA of rank 32",
+    "sana_lora": "Sana 1.6B at 1024, LoRA of rank 128",
 }
 """Experiment with a flow model -> its model in the table of activations."""
 VAE = {
@@ -103,9 +104,9 @@ def test_experiments_say_what_their_training_costs(name: str):
         kind = getattr(diffusers, model.family.parts["transformer"])
         transformer = kind(**model.config)
         condition = empty_condition(transformer.config, 1, model.tokens, torch.float32)
-    forward = flops.forward_flops(
-        transformer, model.family, (16, model.side, model.side), condition
-    )
+    channels = 32 if name == "sana_lora" else 16
+    shape = (channels, model.side, model.side)
+    forward = flops.forward_flops(transformer, model.family, shape, condition)
     train = experiment.train
     a_pair = flops.pair_flops(forward, uses_reference=True, frozen_base=train.lora.rank > 0)
     total = train.steps * train.batch * a_pair

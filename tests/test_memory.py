@@ -249,6 +249,7 @@ EXPERIMENTS = {
     "sd35_medium": ("SD3.5 medium", "SD3.5 medium at 1024"),
     "flux_dev_lora": ("FLUX.1 dev", "FLUX.1 dev at 1024, LoRA of rank 32"),
     "z_image_lora": ("Z-Image", "Z-Image at 1024, LoRA of rank 32"),
+    "sana_lora": ("Sana 1.6B", "Sana 1.6B at 1024, LoRA of rank 128"),
 }
 """Experiment -> its model in `PUBLISHED`, and in the table of activations."""
 

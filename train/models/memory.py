@@ -58,14 +58,16 @@ PUBLISHED = {
     "SD3.5 large": ParameterCounts(denoiser=8_056_627_520, text=5_580_620_800, vae=83_819_683),
     "FLUX.1 dev": ParameterCounts(denoiser=11_901_408_320, text=4_885_371_136, vae=83_819_683),
     "Z-Image": ParameterCounts(denoiser=6_154_908_736, text=4_022_468_096, vae=83_819_683),
+    "Sana 1.6B": ParameterCounts(denoiser=1_604_462_752, text=2_614_341_888, vae=312_250_275),
 }
 """With T5, where the family has it."""
 ADAPTERS = {
     "SD1.5": 3_188_736, "SD2.1": 3_319_808, "SDXL": 23_224_320, "SD3.5 medium": 9_388_032,
     "SD3.5 large": 23_580_672, "FLUX.1 dev": 44_826_624, "Z-Image": 16_711_680,
+    "Sana 1.6B": 8_601_600,
 }  # fmt: skip
 """LoRA of rank 16 on the layers that the family adapts by default."""
-FP32_VAES = ("SDXL", "SD3.5 medium", "SD3.5 large")
+FP32_VAES = ("SDXL", "SD3.5 medium", "SD3.5 large", "Sana 1.6B")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
