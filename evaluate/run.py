@@ -106,7 +106,7 @@ def plan_of(job: Job, models: list[Model]) -> ComparisonPlan:
         judges=tuple(judges),
         left_out=tuple(left_out),
         metrics=score_settings(specs, job.folder / "scores" / "weights.json"),
-        resolution=job.model.resolution,
+        size=job.evaluate.size(job.model.resolution),
         seed=job.seed,
     )
 
@@ -137,7 +137,7 @@ def recorded_plan(job: Job) -> ComparisonPlan:
         prompts=load_prompts(spec.prompts, job.pairs),
         judges=tuple(judges),
         metrics=recorded["metrics"],
-        resolution=job.model.resolution,
+        size=job.evaluate.size(job.model.resolution),
         seed=job.seed,
         recorded=recorded,
     )

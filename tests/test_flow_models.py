@@ -14,13 +14,14 @@ from torch import Tensor
 
 from benchmarks import shapes
 from data.families import flux, sana, sd3, z_image
+from data.images import Size
 from data.models.family import Condition, ModelConfig, ModelError, PromptEmbeds
 from data.models.forward_process import ForwardProcessError, Prediction
 from data.models.noise_schedule import rectified_flow
 from data.models.rectified_flow import flow_process
 from generate.pipelines import left_out
 from tests.helpers_flow import CHANNELS, SIDES, WRITERS, flow_scheduler
-from tests.helpers_train import SIDE, write_base
+from tests.helpers_train import SIDE, SQUARE, write_base
 from tests.test_components import pair_batch
 from train.config import (
     ActivationCheckpointing,
@@ -33,13 +34,13 @@ from train.config import (
 )
 from train.dpo.draws import DrawRule, draw
 from train.dpo.objectives import dpo, timestep_rule
-from train.dpo.step import Models, draw_noise, step
+from train.dpo.step import Models, draw_noise, draws_of, step
 from train.models.activation_checkpointing import checkpoint_activations
 from train.models.base_model import check_settings, open_model
 from train.models.components import ModelComponents, load_components
 from train.models.flops import forward_flops
 from train.models.lora import attach, counts
-from train.models.memory import ADAPTERS, PUBLISHED
+from train.models.memory import ADAPTERS, LINEAR, PUBLISHED
 from train.run import model_identity
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
@@ -146,7 +147,8 @@ def test_the_denoiser_is_told_what_the_pipeline_tells_it(
     side = SIDES.get(name, SIDE)
     components = load(bases[name], precision, resolution=side)
     family = components.base.family
-    noise = torch.randn(3, *components.latent_shape, generator=torch.Generator().manual_seed(1))
+    shape = components.latent_shape(Size(side, side))
+    noise = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
     noise, prompts = noise.to(dtype), ["a red cat", "a blue cat", " A " if name == "sana" else ""]
     options = family.pipeline_options(3, 3.5 if name in ("flux", "sana") else 1.0)
     latents = family.pipeline_latents(noise)
@@ -157,10 +159,10 @@ def test_the_denoiser_is_told_what_the_pipeline_tells_it(
     calls = spy(denoiser)
     if name == "sana":  # its pipeline encodes only the negative prompt as an empty one
         noise, prompts = torch.cat([noise, noise]), ["", "", "", *prompts]
-    sizes = torch.full((len(prompts), 2, 2), side)
-    condition = rows_of(components.condition(prompts, sizes), [*range(len(prompts))])
+    sizes, cut = torch.full((len(prompts), 2, 2), side), Size(side, side)
+    condition = rows_of(components.condition(prompts, sizes, cut), [*range(len(prompts))])
     encoded = family.encode(components.text.args[0], prompts, components.base.config)  # type: ignore[attr-defined]
-    alone = family.condition(encoded, sizes[:, 0], side, components.base.guidance)
+    alone = family.condition(encoded, sizes[:, 0], cut, components.base.guidance)
     for level, each in zip(levels, (condition, alone), strict=True):
         components.predict(denoiser, noise.float(), torch.full((len(prompts),), level), each)
     assert_same_tensors(calls[0], theirs[0], exact=dtype is torch.float32)
@@ -220,8 +222,8 @@ def test_a_step_is_the_formula(bases: dict[str, Path], name: str):
         for parameter in policy.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
         output = step(draw_noise(batch, rule), models, dpo(BETA))
-        draws, shift = draw(rule, 0, batch.pair_ids), 1.0 if name.startswith("flux") else 3.0
-        condition = components.condition(batch.prompts, batch.size)
+        draws, shift = draws_of(batch, rule), 1.0 if name.startswith("flux") else 3.0
+        condition = components.condition(batch.prompts, batch.size, batch.cut)
 
         def error(model: Any, pair: int, side: int, pixels: Tensor) -> Tensor:
             latents = latents_of(components.vae, pixels, draws.posterior[pair, side])
@@ -284,10 +286,11 @@ def test_a_shift_above_1_and_a_mean_above_0_mean_more_noise():
     flow = rectified_flow(1000, 3.0, 1.0, CPU)
     assert flow.sigmas[499].item() == pytest.approx(0.75)
     assert bool((flow.sigmas.diff() > 0).all())
-    rule = DrawRule(seed=0, num_timesteps=1000, latent_shape=(1, 1, 1))
+    rule = DrawRule(seed=0, num_timesteps=1000, latent_shape=lambda _: (1, 1, 1))
     spec = TimestepSpec(kind=TimestepKind.logit_normal, mean=0.7, std=0.6)
     rule = replace(rule, timesteps=timestep_rule(spec))
-    drawn = draw(rule, 0, [str(index) for index in range(1500)]).timestep
+    names = [str(index) for index in range(1500)]
+    drawn = draw(rule, [0] * 1500, names, SQUARE).timestep
     logits = ((drawn + 0.5) / 1000).logit()
     assert logits.mean().item() == pytest.approx(0.7, abs=0.05)
     assert logits.std().item() == pytest.approx(0.6, abs=0.05)
@@ -368,11 +371,11 @@ def test_a_solver_of_the_discrete_process_may_sample_from_a_flow():
 def test_settings_of_other_models_are_refused(bases: dict[str, Path], tmp_path: Path):
     base = open_model(ModelSpec(path=str(bases["sd3"]), resolution=SIDE))
     with pytest.raises(ModelError, match="train.channels_last=true is for .* set it to false"):
-        check_settings(base, TrainSpec(channels_last=True))
-    check_settings(base, TrainSpec(timesteps=TimestepSpec(shift=2.0)))
+        check_settings(base, ModelSpec(), TrainSpec(channels_last=True))
+    check_settings(base, ModelSpec(), TrainSpec(timesteps=TimestepSpec(shift=2.0)))
     sd1 = open_model(ModelSpec(path=str(write_base(tmp_path / "sd")), resolution=SIDE))
     with pytest.raises(ModelError, match=r"train.timesteps.shift=2 moves .*: set it to null"):
-        check_settings(sd1, TrainSpec(timesteps=TimestepSpec(shift=2.0)))
+        check_settings(sd1, ModelSpec(), TrainSpec(timesteps=TimestepSpec(shift=2.0)))
     with pytest.raises(ModelError, match="model.guidance=2 is what .*; model.path=.* is none"):
         open_model(ModelSpec(path=str(bases["flux_schnell"]), resolution=SIDE, guidance=2.0))
     guided = ModelSpec(path=str(bases["flux"]), resolution=SIDE, guidance=2.0)
@@ -479,7 +482,7 @@ def test_the_published_transformers_take_what_we_give_them(name: str):
             text = replace(text, length=torch.full((1,), 99, device="cpu"))
         config = ModelConfig(index={}, denoiser=model.config, vae={}, scheduler={})
         guidance = family.guidance(config)
-        condition = family.condition(text, torch.full((1, 2), 1024), 1024, guidance)
+        condition = family.condition(text, torch.full((1, 2), 1024), Size(1024, 1024), guidance)
     shape = (family.latent_channels(config), 128, 128)
     assert shape[0] == (32 if module is sana else 16)
     if name in ("SD3.5 large", "FLUX.1 dev"):
@@ -488,5 +491,7 @@ def test_the_published_transformers_take_what_we_give_them(name: str):
         assert 0.4 < flops / (2 * parameters * 64 * 64) < 2
     if name in PUBLISHED:
         assert PUBLISHED[name].denoiser == parameters
+        linear = (layer for layer in model.modules() if isinstance(layer, torch.nn.Linear))
+        assert LINEAR[name] == sum(layer.weight.numel() for layer in linear)
         attach(model, LoraSpec(rank=1, targets=list(family.lora_targets)), 0, with_reference=False)
         assert ADAPTERS[name] == 16 * counts(model).adapter

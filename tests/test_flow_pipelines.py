@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from data.artifacts.latents import LatentFormat
 from data.devices import Dtype
 from data.families.vae import find_vae, latent_shape
+from data.images import Size
 from data.models.folder import check_model_folder, check_part
 from generate.config import Scheduler
 from generate.image_files import Model, SamplesError
@@ -58,7 +59,7 @@ def pipeline_of(folder: Path) -> Any:
 
 
 def generator(folder: Path, adapter: str = "", scheduler: Scheduler = Scheduler.ddim, **more: Any):
-    settings = {"resolution": SIDE, "steps": 2, "guidance": 3.0, "dtype": Dtype.fp32} | more
+    settings = {"size": Size(SIDE, SIDE), "steps": 2, "guidance": 3.0, "dtype": Dtype.fp32} | more
     model = Model(name="m", path=str(folder), adapter=adapter)
     return ImageGenerator.load(model, CPU, scheduler=scheduler, **settings)
 
@@ -86,13 +87,13 @@ def test_images_come_from_the_models_own_scheduler(bases: dict[str, Path], name:
 
 def test_what_cannot_be_sampled_is_refused(bases: dict[str, Path]):
     with pytest.raises(ValueError, match="resolution=18 is no multiple of 4"):
-        generator(bases["flux"], resolution=18)
+        generator(bases["flux"], size=Size(18, 18))
     with pytest.raises(SamplesError, match="cpu_offload=true moves .* the device is cpu"):
         generator(bases["flux"], offload=True)
     model = Model(name="m", path=str(bases["sd3"]), adapter=str(bases["sd3"] / "x.safetensors"))
     with pytest.raises(ValueError, match="model 'm': .*x.safetensors"):
         ImageGenerator.load(model, CPU, scheduler=Scheduler.own, dtype=Dtype.fp32,
-                            resolution=SIDE, steps=1, guidance=1.0)  # fmt: skip
+                            size=Size(SIDE, SIDE), steps=1, guidance=1.0)  # fmt: skip
 
 
 def test_a_folder_that_does_not_fit_is_refused_before_it_is_loaded(
@@ -105,7 +106,7 @@ def test_a_folder_that_does_not_fit_is_refused_before_it_is_loaded(
     scheduler.write_text(json.dumps({"_class_name": "EDMEulerScheduler"}))
     for choice in Scheduler:
         with pytest.raises(SamplesError, match="EDMEulerScheduler, which means the process of EDM"):
-            check_folder(Model(name="m", path=str(folder)), choice, 2, SIDE)
+            check_folder(Model(name="m", path=str(folder)), choice, 2, Size(SIDE, SIDE))
     scheduler.write_text(before)
     weights = folder / "text_encoder_3/model.safetensors"
     tensors = load_file(weights)
@@ -213,8 +214,8 @@ def test_latents_of_16_channels_are_written_unscaled_and_read_scaled(
     )  # fmt: skip
     image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     raw = VaeEncoder(bases[name], form, CPU, 2)([image])
-    moments = raw.view(torch.float32).view(1, 2, *components.latent_shape)
-    posterior = torch.randn(1, *components.latent_shape)
+    moments = raw.view(torch.float32).view(1, 2, *components.latent_shape(components.square))
+    posterior = torch.randn(1, *components.latent_shape(components.square))
     pixels = torch.from_numpy(image)[None]
     latents = components.encode_images(pixels, posterior)
     assert torch.equal(components.sample_posterior(moments, posterior), latents)

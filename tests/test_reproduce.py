@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from benchmarks.reproduce import children, own, page, paper, report, tables
+from benchmarks.reproduce import best, children, own, own_beta, page, paper, report, tables
 from benchmarks.reproduce.paper import ARMS, LOOSE_BETA, OURS, Group
 from benchmarks.reproduce.plan import Plan, Unit, estimate, note_seconds
 from benchmarks.reproduce.results import contrast
@@ -145,8 +145,8 @@ def test_the_page_keeps_the_text_around_the_results(tmp_path):
     assert "old" not in text
     assert "a \\1 table" in text
     assert "![win rates](page/win-rates.svg)" in text
-    for study in (paper.STUDY, own.STUDY):
-        page.check_page(ROOT / "docs" / "reproduction.md", study.mark)
+    for study in (paper.STUDY, own.STUDY, own_beta.STUDY, best.STUDY):
+        page.check_page(ROOT / study.page, study.mark)
 
 
 # --- arms ----------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_own_pairs_are_as_many_and_rounds_continue_one_another(tmp_path):
     steps = {name: job.train.steps for name, job in jobs.items()}
     assert steps == dict.fromkeys(jobs, 200) | {"long": 600}
     policies = {name: job.model.path.removeprefix(f"{plan.folder}/") for name, job in jobs.items()}
-    base = plan.judge_job.model.path
+    base = plan.judge_job().model.path
     assert policies == dict.fromkeys(jobs, base) | {
         "round_2": "own-1/train/pipeline", "round_3": "round_2-1/train/pipeline",
     }  # fmt: skip

@@ -23,7 +23,7 @@ from label.scoring.score_sets import FACTS
 from tests.helpers_flow import write_flux, write_sana, write_sd3, write_z_image
 from tests.helpers_label import hashes
 from tests.helpers_texts import CPU, sets_of, text_files, write_as, write_texts
-from tests.helpers_train import SIDE, write_base, write_labels, write_pairs, write_sdxl_base
+from tests.helpers_train import SIDE, SQUARE, write_base, write_labels, write_pairs, write_sdxl_base
 from tests.test_components import pair_batch
 from train.config import CacheUse, ModelSpec, Precision
 from train.dpo.draws import DrawRule
@@ -91,8 +91,8 @@ def test_texts_are_what_the_encoders_say(root: Path, tmp_path: Path, name: str):
     cached = open_texts(texts, PROMPTS, [])
     assert tuple(cached.rows) == PROMPTS
     wanted = [PROMPTS[at] for at in (3, 0, 1, 3, 4)]
-    ours = load(root, name, cached).condition(wanted, torch.full((5, 2, 2), SIDE))
-    theirs = load(root, name).condition(wanted, torch.full((5, 2, 2), SIDE))
+    ours = load(root, name, cached).condition(wanted, torch.full((5, 2, 2), SIDE), SQUARE)
+    theirs = load(root, name).condition(wanted, torch.full((5, 2, 2), SIDE), SQUARE)
     assert torch.equal(ours.states, theirs.states)
     assert ours.lengths == theirs.lengths
     assert (ours.added or {}).keys() == (theirs.added or {}).keys()

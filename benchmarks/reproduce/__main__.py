@@ -1,6 +1,7 @@
 """`python -m benchmarks.reproduce` (`make reproduce`): the paper's comparison, in miniature.
 
-`--study own` compares pairs that a model generates for itself instead.
+`--study own` compares pairs that a model generates for itself instead, `--study own_beta` votes,
+references and objectives, each at its own best beta.
 
 If interrupted, rerun the same command; it resumes. See docs/reproduction.md.
 """
@@ -8,22 +9,20 @@ If interrupted, rerun the same command; it resumes. See docs/reproduction.md.
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.reproduce import children, own, paper
+from benchmarks.reproduce import best, children, own, own_beta, paper
 from benchmarks.reproduce.page import check_page
 from benchmarks.reproduce.plan import Plan, Unit, estimate, note_seconds
 
-STUDIES = {study.name: study for study in (paper.STUDY, own.STUDY)}
+STUDIES = {study.name: study for study in (paper.STUDY, own.STUDY, own_beta.STUDY, best.STUDY)}
 SHORT_S = 5.0
 """CPU time below which a piece had nothing left to do."""
-PAGE, SEEDS = Path("docs/reproduction.md"), 3
-"""The page that gets the results of all arms, and how many trainings of each that takes."""
-FULL = {"seeds": SEEDS, "steps": 200, "prompts": 400}
 QUICK = {"seeds": 1, "steps": 4, "prompts": 6}
 QUICK_EXTRA = ("train.batch=8", "train.micro_batch=8", "train.reference.every=2", "train.warmup=1",
                "evaluate.steps=2", "evaluate.resamples=200", "generate.steps=2")  # fmt: skip
@@ -39,7 +38,8 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.reproduce", description=__doc__, parents=[first]
     )
-    add, default = parser.add_argument, QUICK if quick else FULL
+    add = parser.add_argument
+    default = QUICK if quick else {name: getattr(study, name) for name in QUICK}
     folder = study.folder.with_name(f"{study.folder.name}-quick") if quick else study.folder
     add("--folder", type=Path, default=folder)
     every = [arm.name for arm in study.arms]
@@ -51,7 +51,11 @@ def arguments(words: list[str]) -> argparse.Namespace:
     add("--pairs", type=int, default=study.quick_pairs if quick else study.pairs,
         help="pairs of a round")  # fmt: skip
     add("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes side by side")
-    add("--docs", type=Path, help=f"page to write the results into; {PAGE} when all arms are run")
+    add(
+        "--docs",
+        type=Path,
+        help=f"page to write the results into; {study.page} when all arms are run",
+    )
     add("--plan", action="store_true", help="only print what would be done")
     add("--report", action="store_true", help="only compare the models that are finished")
     return parser.parse_args(words)
@@ -64,7 +68,10 @@ def plan_of(options: argparse.Namespace) -> Plan:
         ValueError: An arm is unknown, one of its settings is invalid, such as snapshots that never
             happen within the steps, or there are not enough prompts for the pairs.
     """
-    study = STUDIES[options.study]
+    study, grid = STUDIES[options.study], None
+    if study.grid:
+        quick = replace(study.grid, betas=study.grid.quick_betas, prompts=QUICK["prompts"])
+        grid = quick if options.quick else study.grid
     plan = Plan(
         study=study,
         folder=options.folder,
@@ -73,6 +80,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         steps=options.steps,
         prompts=options.prompts,
         pairs=options.pairs,
+        grid=grid,
         extra=QUICK_EXTRA if options.quick else (),
     )
     plan.check()
@@ -85,23 +93,24 @@ def main(words: list[str]) -> int:
     """Run what is missing, then compare; returns 1 when a piece failed."""
     options, console = arguments(words), Console(highlight=False)
     plan = plan_of(options)
-    whole = plan.arms == plan.study.arms and plan.seeds >= SEEDS and not options.quick
-    if (docs := options.docs or (PAGE if whole else None)) is not None:
+    whole = plan.arms == plan.study.arms and plan.seeds >= plan.study.seeds and not options.quick
+    if (docs := options.docs or (plan.study.page if whole else None)) is not None:
         check_page(docs, plan.study.mark)
-    from benchmarks.reproduce import work
+    from benchmarks.reproduce import grid, work
 
-    show(console, plan, set(work.judged(plan)), options.jobs)
+    program = grid if plan.grid else work
+    show(console, plan, set(program.judged(plan)), options.jobs)
     if options.plan:
         return 0
     if not options.report:
         # Read when torch is imported. One thread per process gives the same weights on any number
         # of cores, and two processes with one thread each are faster than one process with two.
         os.environ["OMP_NUM_THREADS"] = "1"
-        if not do(console, plan, work.pieces(plan), options.jobs):
+        if not do(console, plan, program.pieces(plan), options.jobs):
             return 1
-    from benchmarks.reproduce.report import write
+    from benchmarks.reproduce import grid_report, report
 
-    write(console, plan, docs)
+    (grid_report if plan.grid else report).write(console, plan, docs)
     return 0
 
 
@@ -116,6 +125,11 @@ def show(console: Console, plan: Plan, done: set[str], jobs: int) -> None:
     if plan.extra:
         console.print(f"in every run: {' '.join(plan.extra)}")
     models, minutes = len(list(plan.units())), estimate(plan, done, jobs) / 60
+    if plan.grid:
+        console.print(
+            f"beta of each arm: of {', '.join(f'{beta:g}' for beta in plan.grid.betas)}, on "
+            f"{plan.grid.prompts} validation prompts"
+        )
     console.print(
         f"{len(plan.arms)} arms x {plan.seeds} seeds: {models - 1} trainings of {plan.steps} "
         f"steps; with the base, {models} models sample {plan.prompts} prompts each",

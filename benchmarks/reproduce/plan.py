@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from benchmarks.reproduce.study import Arm, PairSet, Study
+from benchmarks.reproduce.study import Arm, Grid, PairSet, Study
 from conf.job import Job, composed
 from data.artifacts.atomic import write_json
 from data.miniature.scenes import prompts
 
-JUDGE = "judge"
-"""The run whose folder holds all images and their scores."""
+JUDGE, VALIDATION = "judge", "validation"
+"""The runs whose folders hold all images and their scores: of test prompts and of the prompts on
+which beta is chosen."""
 BASE = "base"
 
 LATENTS = ("latents=model", "label.latents.moments=true", "label.latents.dtype=fp32",
@@ -43,6 +44,8 @@ class Plan:
     """Held-out prompts."""
     pairs: int
     """Of a round."""
+    grid: Grid | None = None
+    """That of the study, perhaps a smaller one."""
     extra: tuple[str, ...] = ()
     """Further settings of every run; they override all others."""
 
@@ -72,6 +75,7 @@ class Plan:
             "train.log_every=5",
             f"evaluate.prompts.max_prompts={self.prompts}",
             *LATENTS,
+            *self.study.settings,
         ]
 
     def fill(self, settings: Iterable[str], seed: int = 0) -> list[str]:
@@ -87,11 +91,24 @@ class Plan:
         return [text.format(**values) for text in settings]
 
     def units(self) -> Iterator["Unit"]:
-        """The base, then seed after seed, so that finished arms can be compared early."""
+        """The base, then seed after seed, so that finished arms can be compared early.
+
+        With a grid, seed 0 trains every arm with every beta, and the arm itself has the beta that
+        was chosen.
+        """
         yield Unit(None, 0)
-        for seed in range(self.seeds):
+        for beta in self.grid.betas if self.grid else ():
+            for arm in self.arms:
+                yield Unit(arm.at(beta), 0)
+        for seed in self.training_seeds:
             for arm in self.arms:
                 yield Unit(arm, seed)
+
+    @property
+    def training_seeds(self) -> range:
+        """Seeds of the trainings that are compared; nothing was chosen by them."""
+        first = self.study.first_seed
+        return range(first, first + self.seeds)
 
     def pair_sets(self) -> list[PairSet]:
         """The shared pair sets of the arms."""
@@ -122,10 +139,13 @@ class Plan:
         run = arm.pairs.name if arm.pairs else unit.name
         return self.folder / run / "labels" / self.unit_job(unit).vote.name
 
-    @property
-    def judge_job(self) -> Job:
+    def judge_job(self, where: str = JUDGE) -> Job:
         """Sampling and judging; the initial noise is the same for every arm and training seed."""
-        return _composed((*self.common, "seed=0", f"run={JUDGE}", *self.extra))
+        prompts: tuple[str, ...] = ()
+        if where == VALIDATION and self.grid:
+            number = f"evaluate.prompts.max_prompts={self.grid.prompts}"
+            prompts = ("prompts=miniature_validation", number)
+        return _composed((*self.common, *prompts, "seed=0", f"run={where}", *self.extra))
 
 
 @cache
@@ -178,7 +198,8 @@ def expected(plan: Plan, unit: Unit, known: Mapping[str, float]) -> float:
 
 def typical(plan: Plan, unit: Unit) -> float:
     """CPU seconds of a unit on the machine of `SECONDS`."""
-    seconds = plan.prompts * (SECONDS["image"] + SECONDS["judgement"])
+    prompts = plan.grid.prompts if plan.grid and unit.arm and unit.seed == 0 else plan.prompts
+    seconds = prompts * (SECONDS["image"] + SECONDS["judgement"])
     if unit.arm:
         seconds += plan.steps * unit.arm.rounds * SECONDS["step"] + SECONDS["start"]
         if not unit.arm.pairs:

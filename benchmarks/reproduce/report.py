@@ -42,7 +42,7 @@ def write(console: Console, plan: Plan, docs: Path | None) -> None:
     console.print(tables.short(with_base(contrasts), plan.arms))
     console.print(f"results: {folder}", soft_wrap=True)
     if docs is not None and len(paths) == len(list(plan.units())):
-        images = save_figures(plan, contrasts, docs.with_suffix("") / plan.study.figures)
+        images = save_figures(plan, contrasts, docs.parent / "reproduction" / plan.study.figures)
         publish(docs, plan.study.mark, text, images)
         console.print(f"page: {docs}", soft_wrap=True)
 
@@ -53,7 +53,7 @@ def compare_arms(plan: Plan, scores: Mapping[str, pl.DataFrame]) -> Contrasts:
     finished = {name.rpartition("-")[0] for name in scores if name != BASE}
     wanted = [(arm.name, BASE) for arm in plan.arms]
     wanted += [(arm, other) for arm, others in plan.study.claims.values() for other in others]
-    resamples = plan.judge_job.evaluate.resamples
+    resamples = plan.judge_job().evaluate.resamples
     contrasts: Contrasts = {}
     for arm, other in dict.fromkeys(wanted):
         if arm in finished and (other in finished or other == BASE):
@@ -70,7 +70,7 @@ def results(plan: Plan, contrasts: Contrasts, models: int) -> str:
     """The tables with their headings."""
     judges = work.plan_of(plan, Unit(None, 0)).judges
     alone = with_base(contrasts)
-    job = plan.judge_job
+    job = plan.judge_job()
     parts = [
         f"{len(alone)} arms, {plan.seeds} training seeds, {plan.steps} steps of "
         f"{job.train.batch} pairs, {plan.prompts} prompts; {models} of "

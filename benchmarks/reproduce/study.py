@@ -1,7 +1,7 @@
 """What a study consists of: pair sets, arms that train on them, and claims about the arms."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -34,6 +34,24 @@ class Arm:
     rounds: int = 1
     """It trains for so many times the plan's steps."""
 
+    def at(self, beta: float) -> "Arm":
+        """The same arm with this beta."""
+        settings = (*self.overrides, f"train.beta={beta:g}")
+        return replace(self, name=f"{self.name}_b{beta:g}", overrides=settings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """The values of beta from which every arm gets its own; `grid.py` has the rule."""
+
+    betas: tuple[float, ...]
+    """From the smallest, which leads furthest from the base, to the largest."""
+    prompts: int
+    """Validation prompts on which beta is chosen."""
+    near: frozenset[str] = frozenset()
+    """Arms that are trained at equal distance with every training seed, too."""
+    quick_betas: tuple[float, ...]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
@@ -42,12 +60,26 @@ class Study:
     name: str
     experiment: str
     """Settings that every arm begins with."""
+    settings: tuple[str, ...] = ()
+    """What every run has beside the experiment."""
+    grid: Grid | None = None
+    """Where every arm has its own beta; else all have that of their settings."""
     arms: tuple[Arm, ...]
     claims: Mapping[str, tuple[str, tuple[str, ...]]]
     """Claim -> the arm that should win, and the arms it should win against."""
     pairs: int
-    """Pairs of a round of 200 steps."""
+    """Pairs of a round."""
+    seeds: int = 3
+    """Trainings of each arm."""
+    first_seed: int = 0
+    """Of these trainings; a grid chooses with seed 0, which is none of them."""
+    steps: int = 200
+    """Optimizer steps of a round."""
+    prompts: int = 400
+    """Held-out prompts."""
     folder: Path
+    page: Path = Path("docs/reproduction.md")
+    """The page that gets the results of all arms and seeds."""
     mark: str
     """The part of the page that gets the results."""
     figures: str = ""

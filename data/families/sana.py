@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxtyping import Float, Int
 
+from data.images import Size
 from data.models.family import (
     Condition,
     Encoders,
@@ -127,7 +128,7 @@ class Sana(FlowFamily):
         return embeds.rows(torch.tensor(order).argsort().to(states.device))
 
     def condition(
-        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], side: int, guidance: float | None
+        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], cut: Size, guidance: float | None
     ) -> Condition:
         """The text, and which of its tokens are no padding."""
         import torch

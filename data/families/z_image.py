@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxtyping import Int
 
+from data.images import Size
 from data.models.family import (
     Condition,
     Encoders,
@@ -95,7 +96,7 @@ class ZImage(FlowFamily):
         return PromptEmbeds.masked(output.hidden_states[-2], mask, TOKENS)
 
     def condition(
-        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], side: int, guidance: float | None
+        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], cut: Size, guidance: float | None
     ) -> Condition:
         """The text; positions of the image begin where its own text ends, so padding counts."""
         assert text.length is not None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float, Int
 
+from data.images import Size
 from data.models.forward_process import DiscreteProcess, Prediction
 from data.models.latent_scale import SHIFT, LatentScale, latent_scale
 from data.models.rectified_flow import FlowProcess, flow_process
@@ -235,9 +236,9 @@ class Family(ABC):
 
     @abstractmethod
     def condition(
-        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], side: int, guidance: float | None
+        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], cut: Size, guidance: float | None
     ) -> Condition:
-        """The condition of images of height and width `size`, cut to squares of `side` pixels."""
+        """The condition of images of height and width `size` in pixels, cut to the size `cut`."""
 
     @abstractmethod
     def predict(

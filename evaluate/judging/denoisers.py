@@ -81,7 +81,7 @@ class Probe:
         pipeline = loaded.pipeline
         self.model, self.pipeline, self.device = model, pipeline, loaded.device
         self.denoiser, self.dtype = loaded.denoiser, loaded.denoiser.dtype
-        self.side, self.latent_shape = int(loaded.settings["height"]), loaded.shape
+        self.size, self.latent_shape = loaded.size, loaded.shape
         if loaded.family is None:
             raise NotComparableError(
                 f"{model.name} is a {type(pipeline).__name__}, whose denoiser is only known to "
@@ -187,9 +187,9 @@ class Probe:
         }
         encode = partial(self.family.encode, encoders, config=self.config)
         text = encode_distinct(encode, prompts).to(self.device, self.dtype)
-        size = torch.full((len(prompts), 2), self.side)
+        size = torch.tensor([[self.size.height, self.size.width]] * len(prompts))
         guidance = self.family.guidance(self.config)
-        condition = self.family.condition(text, size, self.side, guidance)
+        condition = self.family.condition(text, size, self.size, guidance)
         if condition.added is None:
             return condition
         added = {name: to_device(value, self.device) for name, value in condition.added.items()}

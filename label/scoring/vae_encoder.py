@@ -5,6 +5,7 @@ batches of one shape. A shard's file grows by row groups as its pairs are comput
 """
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from data.artifacts.latents import GROUP_ROWS, GroupWriter, LatentFormat
 from data.artifacts.readable import read_json_object
 from data.artifacts.schemas import Status
 from data.devices import Dtype
+from data.images import Size
 from data.models.autoencoder import encode_moments
+from data.models.buckets import best_sizes
 from data.models.folder import check_part
 from data.models.vae_config import USUAL
-from label.metrics.preprocessing import ImageTransform, ResizeMode
+from label.metrics.preprocessing import Cut
 from label.scoring.batching import Batch
 from label.scoring.embedding_cache import CachedImage
 
@@ -40,8 +43,7 @@ class VaeEncoder:
         check_part(model, "vae", what, ["diffusers", name])
         dtype = Dtype(form.compute).torch
         self.form, self.batch, self._device = form, Batch(batch), device
-        self.key = id(self), ImageTransform(ResizeMode.SQUARE, form.size)
-        """Names its latents among the embeddings of an image."""
+        self.cuts = tuple(map(Cut, form.sizes))
         self.dtype = Dtype(form.dtype).torch
         self._vae = getattr(diffusers, name).from_pretrained(
             model, subfolder="vae", torch_dtype=dtype, use_safetensors=True
@@ -51,12 +53,27 @@ class VaeEncoder:
 
     @property
     def num_bytes(self) -> int:
-        """Size of an image's latents."""
+        """Size of an image's latents, at most."""
         return self.form.record
+
+    def key_of(self, cut: Cut) -> tuple[int, Cut]:
+        """Names latents among the embeddings of an image."""
+        return id(self), cut
+
+    def cut_of(self, left: Size | None, right: Size | None) -> Cut | None:
+        """How the images of a pair are cut that have these sizes; None where one cannot be read.
+
+        Where all images become squares, no size needs to be known.
+        """
+        if len(self.cuts) == 1:
+            return self.cuts[0]
+        if left is None or right is None:
+            return None
+        return self.cuts[_best(self.form.sizes, left, right)]
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> UInt8[Tensor, "image byte"]:
-        """Square images (side, side, 3), uint8 -> the bytes of their latents in the format.
+        """Images of one size (height, width, 3), uint8 -> the bytes of their latents in the format.
 
         First those of the image, then, where they are kept, of its mirror image; in each the
         mean and, where it is kept, the standard deviation.
@@ -69,6 +86,21 @@ class VaeEncoder:
 
     def _moments(self, signed: Tensor) -> Tensor:
         return encode_moments(self._vae, signed)[:, : 1 + self.form.moments].to(self.dtype)
+
+
+@cache
+def _best(sizes: tuple[Size, ...], left: Size, right: Size) -> int:
+    images = np.array([[[left.height, left.width], [right.height, right.width]]])
+    return int(best_sizes(images, sizes)[0])
+
+
+def _size(image: CachedImage) -> Size:
+    """The size of an image that could be read."""
+    processed = image.processed
+    assert processed is not None
+    assert processed.width is not None
+    assert processed.height is not None
+    return Size(processed.width, processed.height)
 
 
 class LatentFile:
@@ -103,10 +135,15 @@ class LatentFile:
         row: dict[str, Any] = {"pair_id": name, "status": str(status)}
         if status is not Status.OK:
             return row
-        records = [image.embeddings[self._encoder.key].tobytes() for image in images]
+        cut = self._encoder.cut_of(*map(_size, images))
+        assert cut is not None
+        key, form = self._encoder.key_of(cut), self._encoder.form
+        records = [image.embeddings[key].tobytes() for image in images]
+        if form.buckets:
+            row |= {"width": cut.size.width, "height": cut.size.height}
         if not all(self._is_finite(record) for record in records):
             return row | {"status": str(Status.NOT_FINITE_LATENT)}
-        each = self._encoder.form.bytes
+        each = form.bytes_of(cut.size)
         for side, record in enumerate(records):
             row |= {f"latent_{side}": record[:each], f"flipped_{side}": record[each:]}
         return row

@@ -13,7 +13,8 @@ from data.models.rectified_flow import FlowProcess
 from data.models.vae_config import check_vae_config
 from data.storage.hub import Wanted, resolve
 from data.storage.paths import user_path
-from train.config import ModelSpec, TrainSpec
+from train.config import BucketKind, BucketSpec, ModelSpec, Quantize, TrainSpec
+from train.models.extras import check_bitsandbytes
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -159,7 +160,7 @@ def check_classes(spec: ModelSpec, base: BaseModel) -> None:
             )
 
 
-def check_settings(base: BaseModel, spec: TrainSpec) -> None:
+def check_settings(base: BaseModel, model: ModelSpec, spec: TrainSpec) -> None:
     """Refuse settings of training that mean nothing for this model.
 
     Raises:
@@ -176,6 +177,47 @@ def check_settings(base: BaseModel, spec: TrainSpec) -> None:
             "train.channels_last=true is for the convolutions of a UNet; "
             f"{base.family.parts[base.family.denoiser]} is a transformer: set it to false"
         )
+    if model.quantize is not Quantize.none:
+        _check_quantize(f"model.quantize={model.quantize.value}", model.quantize, spec)
+
+
+def _check_quantize(what: str, kind: Quantize, spec: TrainSpec) -> None:
+    if spec.lora.rank == 0:
+        raise ModelError(
+            f"{what} rounds weights that stay as they are, but train.lora.rank=0 trains all of "
+            "them; choose tuning=lora, or model.quantize=none"
+        )
+    if spec.zero.stage == 3:
+        raise ModelError(
+            f"{what} with zero.stage=3, which cuts weights into parts that cannot be restored; "
+            "choose zero=stage2, or model.quantize=none"
+        )
+    if spec.compile:
+        raise ModelError(
+            f"{what} with train.compile=true: weights are restored before each product, which "
+            "cuts compiled blocks to pieces; set one of the two to its default"
+        )
+    if kind is Quantize.nf4:
+        check_bitsandbytes(what, "model.quantize=int8")
+
+
+def check_buckets(base: BaseModel, resolution: int, spec: BucketSpec) -> None:
+    """Refuse sizes of images that the model cannot take.
+
+    Raises:
+        ValueError: Names a size, and says which settings to change.
+    """
+    if spec.kind is BucketKind.none:
+        return
+    for size in spec.sizes(resolution):
+        for side in (size.width, size.height):
+            try:
+                base.family.check_resolution("the side", side, base.config)
+            except ModelError as error:
+                raise ModelError(
+                    f"buckets={spec.kind.value} has images of {size} pixels, of which {error}; "
+                    "choose other sizes: buckets=free, train.buckets.step, train.buckets.aspect"
+                ) from error
 
 
 # --- where it is ---------------------------------------------------------------------------------

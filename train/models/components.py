@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from data.devices import Dtype, to_device
 from data.families import check_whole
+from data.images import Size
 from data.models.autoencoder import decode_latents, encode_moments, encode_tiles
 from data.models.family import Condition, PromptEmbeds
 from data.models.forward_process import DiscreteProcess
@@ -27,8 +28,9 @@ from data.models.latent_scaling import scale_latents, unscale_latents
 from data.models.noise_schedule import ForwardProcess, NoiseSchedule, rectified_flow
 from data.models.text_encoders import EncodePrompts, encode_distinct, load_text_encoders
 from data.models.vae_config import latent_channels
-from train.config import ModelSpec, Precision
+from train.config import ModelSpec, Precision, Quantize
 from train.models.base_model import BaseModel, check_classes, open_model
+from train.models.quantized import quantize
 
 SLICED_ABOVE = 512
 """Sides in pixels above which the VAE takes one image at a time, to bound its memory."""
@@ -56,12 +58,19 @@ class ModelComponents:
     schedule: ForwardProcess
     frozen_bytes: int
     """Memory of VAE and text encoders, as far as they are loaded."""
+    quantize: Quantize = Quantize.none
+    """How the denoiser's linear layers are stored."""
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of a training image's latents."""
-        side = self.resolution // self.base.vae_factor
-        return (latent_channels(self.base.config.vae), side, side)
+    def square(self) -> Size:
+        """The size of the images where it is one, and of samples."""
+        return Size(self.resolution, self.resolution)
+
+    def latent_shape(self, size: Size) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of images of a size."""
+        factor = self.base.vae_factor
+        channels = latent_channels(self.base.config.vae)
+        return (channels, size.height // factor, size.width // factor)
 
     @property
     def num_timesteps(self) -> int:
@@ -77,6 +86,8 @@ class ModelComponents:
             torch_dtype=self.dtype,
             use_safetensors=True,
         )
+        if self.quantize is not Quantize.none:
+            quantize(denoiser, self.quantize, self.device)
         return denoiser.to(self.device).eval()
 
     def predict(
@@ -123,15 +134,17 @@ class ModelComponents:
         self,
         prompts: Sequence[str],
         size: Int[Tensor, "pair 2 2"],
+        cut: Size,
         text: PromptEmbeds | None = None,
     ) -> Condition:
         """The condition of winners, then losers; each distinct prompt is encoded once.
 
-        `size` is `PairBatch.size`; `text` are the prompts encoded, where they are already.
+        `size` and `cut` are those of a `PairBatch`; `text` are the prompts encoded, where they are
+        already.
         """
         text = text or encode_distinct(self.text, prompts)
         both = size.transpose(0, 1).reshape(-1, 2)
-        return self._condition(text.twice(), both, self.base.guidance)
+        return self._condition(text.twice(), both, cut, self.base.guidance)
 
     @torch.no_grad()
     def condition_of_new(self, prompts: Sequence[str], guidance: float | None = None) -> Condition:
@@ -142,13 +155,14 @@ class ModelComponents:
         text = encode_distinct(self.text, prompts)
         size = torch.full((len(prompts), 2), self.resolution)
         usual = self.base.guidance
-        return self._condition(text, size, usual if None in (guidance, usual) else guidance)
+        guidance = usual if None in (guidance, usual) else guidance
+        return self._condition(text, size, self.square, guidance)
 
     def _condition(
-        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], guidance: float | None
+        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], cut: Size, guidance: float | None
     ) -> Condition:
         text = text.to(self.device, self.dtype)
-        condition = self.base.family.condition(text, size, self.resolution, guidance)
+        condition = self.base.family.condition(text, size, cut, guidance)
         if condition.added is None:
             return condition
         added = {name: to_device(value, self.device) for name, value in condition.added.items()}
@@ -220,7 +234,9 @@ def load_components(
     if spec.vae_tile is not None:
         encode_tiles(vae, spec.vae_tile, base.vae_factor)
     frozen = sum(parameter.nbytes for one in parts for parameter in one.parameters())
-    return ModelComponents(base, spec.resolution, device, dtype, vae, texts, schedule, frozen)
+    return ModelComponents(
+        base, spec.resolution, device, dtype, vae, texts, schedule, frozen, spec.quantize
+    )
 
 
 def make_forward_process(
