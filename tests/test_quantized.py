@@ -95,7 +95,11 @@ def test_policy_and_reference_agree_on_a_quantized_base(tmp_path: Path, family: 
         assert len(quantized_layers(denoiser)) == len(linear) * (kind is not Quantize.none)
         lora = LoraSpec(rank=2, targets=list(components.base.family.lora_targets))
         attach(denoiser, lora, 0, with_reference=True)
-        noisy = torch.randn(2, *components.latent_shape, generator=torch.Generator().manual_seed(0))
+        noisy = torch.randn(
+            2,
+            *components.latent_shape(components.square),
+            generator=torch.Generator().manual_seed(0),
+        )
         inputs = noisy, torch.tensor([100, 700]), components.condition_of_new(["a cat", "a dog"])
         policy = components.predict(denoiser, *inputs)
         with torch.no_grad():
