@@ -122,6 +122,11 @@ def latent_format(job: Job, fingerprints: Fingerprints) -> LatentFormat | None:
     if not spec.write:
         return None
     vae, buckets = find_vae(model_folder(job), fingerprints), job.train.buckets
+    if spec.moments and not vae.has_posterior:
+        raise ValueError(
+            f"label.latents.moments=true keeps a standard deviation, but an image has always the "
+            f"same latents in the autoencoder of model.path={job.model.path}; set it to false"
+        )
     sizes = buckets.sizes(job.model.resolution)
     for size in sizes if len(sizes) > 1 else ():
         if size.width % vae.factor or size.height % vae.factor:

@@ -134,10 +134,62 @@ def write_z_image(folder: Path) -> Path:
     return folder
 
 
+def tiny_gemma_tokenizer() -> Any:
+    """Single letters after a beginning."""
+    from transformers import GemmaTokenizer
+
+    marks = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+    vocab = {token: index for index, token in enumerate([*marks, *LETTERS, "▁"])}
+    return GemmaTokenizer(vocab=vocab, merges=[], model_max_length=8192, add_bos_token=True)
+
+
+def write_sana(folder: Path) -> Path:
+    """Sana, with the scheduler that it is published with."""
+    import torch
+    from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline
+    from diffusers import SanaTransformer2DModel as Transformer
+    from transformers import Gemma2Config, Gemma2Model
+
+    torch.manual_seed(0)
+    transformer = Transformer(
+        in_channels=CHANNELS, out_channels=CHANNELS, num_layers=1, num_attention_heads=2,
+        attention_head_dim=8, num_cross_attention_heads=2, cross_attention_head_dim=8,
+        cross_attention_dim=16, caption_channels=8, sample_size=32,
+    )  # fmt: skip
+    blocks: dict[str, Any] = {
+        f"{part}_{name}": value
+        for part in ("encoder", "decoder")
+        for name, value in {
+            "block_types": ("ResBlock", "EfficientViTBlock"), "block_out_channels": (16, 16),
+            "qkv_multiscales": ((), (5,)), "layers_per_block": (1, 1),
+        }.items()
+    }  # fmt: skip
+    vae = AutoencoderDC(
+        latent_channels=CHANNELS, attention_head_dim=8, downsample_block_type="conv",
+        upsample_block_type="interpolate", scaling_factor=0.4, **blocks,
+    )  # fmt: skip
+    text = Gemma2Config(
+        vocab_size=40, hidden_size=8, intermediate_size=16, num_hidden_layers=1, head_dim=8,
+        num_attention_heads=1, num_key_value_heads=1,
+    )  # fmt: skip
+    scheduler = DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
+    )
+    SanaPipeline(
+        transformer=transformer, vae=vae, scheduler=scheduler, text_encoder=Gemma2Model(text),
+        tokenizer=tiny_gemma_tokenizer(),
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+SIDES = {"sana": 32}
+"""Sides of images where the pipeline takes no smaller ones."""
+
 WRITERS = {
     "sd3": write_sd3,
     "sd3_without_t5": lambda folder: write_sd3(folder, t5=False, dual=False),
     "flux": write_flux,
     "flux_schnell": lambda folder: write_flux(folder, guidance=False),
     "z_image": write_z_image,
+    "sana": write_sana,
 }

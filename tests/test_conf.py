@@ -89,7 +89,7 @@ def test_published_weights_are_asked_for_by_commit(panel: str):
     assert ("image_reward" in config.panel.held_out) == (panel == "extended")
 
 
-@pytest.mark.parametrize("name", ["sd35_medium", "flux_dev_lora", "z_image_lora"])
+@pytest.mark.parametrize("name", ["sd35_medium", "flux_dev_lora", "z_image_lora", "sana_lora"])
 def test_models_without_a_known_commit_ask_for_one(name: str):
     """Before anything is loaded; `make eval` asks before stage one, too."""
     config = job(f"experiment={name}", "pairs.root=/x")

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from benchmarks import shapes
-from data.families import flux, sd3, z_image
+from data.families import flux, sana, sd3, z_image
 from data.images import Size
 from data.models.family import Condition, ModelConfig, ModelError, PromptEmbeds
 from data.models.forward_process import ForwardProcessError, Prediction
 from data.models.noise_schedule import rectified_flow
 from data.models.rectified_flow import flow_process
 from generate.pipelines import left_out
-from tests.helpers_flow import CHANNELS, WRITERS, flow_scheduler
+from tests.helpers_flow import CHANNELS, SIDES, WRITERS, flow_scheduler
 from tests.helpers_train import SIDE, SQUARE, write_base
 from tests.test_components import pair_batch
 from train.config import (
@@ -43,6 +43,9 @@ from train.models.lora import attach, counts
 from train.models.memory import ADAPTERS, LINEAR, PUBLISHED
 from train.run import model_identity
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
+"""Of NumPy, about a scheduler of diffusers."""
+
 CPU = torch.device("cpu")
 BETA = 500.0
 INDEX = {"_class_name": "StableDiffusion3Pipeline"}
@@ -56,7 +59,8 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(base: Path, precision: Precision = Precision.fp32, **spec: Any) -> ModelComponents:
-    return load_components(ModelSpec(path=str(base), resolution=SIDE, **spec), precision, CPU)
+    spec = {"resolution": SIDE} | spec
+    return load_components(ModelSpec(path=str(base), **spec), precision, CPU)
 
 
 def rows_of(condition: Condition, rows: list[int]) -> Condition:
@@ -94,7 +98,7 @@ def spy(model: Any) -> list[dict[str, Tensor]]:
 
 
 def pipeline_calls(
-    base: Path, prompts: list[str], noisy: Tensor, **options: Any
+    base: Path, prompts: list[str], noisy: Tensor, *, side: int, **options: Any
 ) -> tuple[list[dict[str, Tensor]], list[float]]:
     """The tensors of the two calls that the family's pipeline makes, and their timesteps."""
     from diffusers import DiffusionPipeline
@@ -103,9 +107,9 @@ def pipeline_calls(
     pipeline = DiffusionPipeline.from_pretrained(base, dtype=dtype, **left_out(str(base)))
     pipeline.set_progress_bar_config(disable=True)
     calls = spy(pipeline.transformer)
-    pipeline([*prompts], latents=noisy, height=SIDE, width=SIDE, num_inference_steps=2,
+    pipeline([*prompts], latents=noisy, height=side, width=side, num_inference_steps=2,
              output_type="latent", **options)  # fmt: skip
-    return calls, pipeline.scheduler.timesteps.tolist()
+    return calls, [float(level) for level in pipeline.scheduler.timesteps]
 
 
 TEXTS = ("encoder_hidden_states", "pooled_projections", "cap_feats.")
@@ -131,6 +135,7 @@ def assert_same_tensors(ours: dict[str, Tensor], theirs: dict[str, Tensor], exac
         ("sd3", torch.bfloat16),
         ("flux", torch.bfloat16),
         ("z_image", torch.bfloat16),
+        ("sana", torch.bfloat16),
     ],
 )
 @torch.no_grad()
@@ -139,38 +144,58 @@ def test_the_denoiser_is_told_what_the_pipeline_tells_it(
 ):
     """Every tensor of the call, to the bit: latents, timestep, text, pooled, ids, guidance."""
     precision = Precision.fp32 if dtype is torch.float32 else Precision.bf16
-    components = load(bases[name], precision)
+    side = SIDES.get(name, SIDE)
+    components = load(bases[name], precision, resolution=side)
     family = components.base.family
-    shape = components.latent_shape(SQUARE)
+    shape = components.latent_shape(Size(side, side))
     noise = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
-    noise, prompts = noise.to(dtype), ["a red cat", "a blue cat", ""]
-    options = family.pipeline_options(3, 3.5 if name == "flux" else 1.0)
+    noise, prompts = noise.to(dtype), ["a red cat", "a blue cat", " A " if name == "sana" else ""]
+    options = family.pipeline_options(3, 3.5 if name in ("flux", "sana") else 1.0)
     latents = family.pipeline_latents(noise)
-    theirs, levels = pipeline_calls(bases[name], prompts, latents, dtype=dtype, **options)
+    theirs, levels = pipeline_calls(
+        bases[name], prompts, latents, side=side, dtype=dtype, **options
+    )
     denoiser = components.denoiser()
     calls = spy(denoiser)
-    sizes = torch.full((3, 2, 2), SIDE)
-    condition = rows_of(components.condition(prompts, sizes, SQUARE), [0, 1, 2])
+    if name == "sana":  # its pipeline encodes only the negative prompt as an empty one
+        noise, prompts = torch.cat([noise, noise]), ["", "", "", *prompts]
+    sizes, cut = torch.full((len(prompts), 2, 2), side), Size(side, side)
+    condition = rows_of(components.condition(prompts, sizes, cut), [*range(len(prompts))])
     encoded = family.encode(components.text.args[0], prompts, components.base.config)  # type: ignore[attr-defined]
-    alone = family.condition(encoded, sizes[:, 0], SQUARE, components.base.guidance)
-    for level, given in zip(levels, (condition, alone), strict=True):
-        components.predict(denoiser, noise.float(), torch.full((3,), level), given)
+    alone = family.condition(encoded, sizes[:, 0], cut, components.base.guidance)
+    for level, each in zip(levels, (condition, alone), strict=True):
+        components.predict(denoiser, noise.float(), torch.full((len(prompts),), level), each)
     assert_same_tensors(calls[0], theirs[0], exact=dtype is torch.float32)
     for key in theirs[1]:
         if key.startswith(TEXTS) or key in ("t", "timestep"):  # in the same batch; at a lower level
             assert torch.equal(calls[1][key], theirs[1][key]), key
+    assert_as_known(name, *theirs)
+
+
+def assert_as_known(name: str, first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    """What is special about a family's calls is in them."""
+    assert ("guidance" in first) == (name == "flux")
     if name == "flux":
-        assert theirs[0]["guidance"].tolist() == [3.5] * 3
-        assert theirs[0]["hidden_states"].shape == (3, 16, 4 * CHANNELS)
-        assert theirs[0]["img_ids"][-1].tolist() == [0, 3, 3]
+        assert first["guidance"].tolist() == [3.5] * 3
+        assert first["hidden_states"].shape == (3, 16, 4 * CHANNELS)
+        assert first["img_ids"][-1].tolist() == [0, 3, 3]
     if name == "z_image":
-        assert [len(theirs[0][f"cap_feats.{place}"]) for place in range(3)] == [27, 28, 18]
-        assert theirs[0]["t"].tolist() == [0] * 3
-        assert theirs[1]["t"][0] > 0  # 1 is the image
-    assert ("guidance" in theirs[0]) == (name == "flux")
+        assert [len(first[f"cap_feats.{place}"]) for place in range(3)] == [27, 28, 18]
+        assert first["t"].tolist() == [0] * 3
+        assert second["t"][0] > 0  # 1 is the image
+    if name == "sana":
+        assert first["encoder_attention_mask"].sum(1).tolist() == [1, 1, 1, 11, 12, 3]
 
 
 # --- a step --------------------------------------------------------------------------------------
+
+
+def latents_of(vae: Any, pixels: Tensor, noise: Tensor) -> Tensor:
+    """The latents of an image (side, side, 3), as the VAEs of the tiny models are scaled."""
+    encoded = vae.encode(pixels[None].permute(0, 3, 1, 2) / 127.5 - 1)
+    if not hasattr(encoded, "latent_dist"):  # Sana's
+        return encoded.latent * 0.4
+    return (encoded.latent_dist.mean + encoded.latent_dist.std * noise - 0.06) * 1.5
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -178,7 +203,8 @@ def test_a_step_is_the_formula(bases: dict[str, Path], name: str):
     """ln 2 and margin 0 at first; then, pair by pair, the loss computed from its definition.
 
     sigma = s u / (1 + (s - 1) u) with u = (t + 1) / 1000 and s = 3, but 1 for FLUX.1;
-    x = (1 - sigma) latents + sigma noise; target = noise - latents, latents = (mean - 0.06) 1.5;
+    x = (1 - sigma) latents + sigma noise; target = noise - latents, latents = (mean - 0.06) 1.5,
+    but 0.4 mean for Sana;
     -log sigmoid(beta / 2 ((r_w - r_l) - (e_w - e_l))) with errors that are means.
     """
     components = load(bases[name])
@@ -200,11 +226,8 @@ def test_a_step_is_the_formula(bases: dict[str, Path], name: str):
         condition = components.condition(batch.prompts, batch.size, batch.cut)
 
         def error(model: Any, pair: int, side: int, pixels: Tensor) -> Tensor:
-            posterior = components.vae.encode(pixels[None].permute(0, 3, 1, 2) / 127.5 - 1)
-            raw = (
-                posterior.latent_dist.mean + posterior.latent_dist.std * draws.posterior[pair, side]
-            )
-            latents, noise = (raw - 0.06) * 1.5, draws.noise[pair]
+            latents = latents_of(components.vae, pixels, draws.posterior[pair, side])
+            noise = draws.noise[pair]
             u = (draws.timestep[pair].item() + 1) / 1000
             sigma = shift * u / (1 + (shift - 1) * u)
             one = rows_of(condition, [pair])
@@ -320,6 +343,28 @@ def test_other_processes_are_refused(settings: dict, message: str):
         flow_process("m", INDEX, CLASS, Prediction.epsilon)
 
 
+SOLVER = {
+    "_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True,
+    "prediction_type": "flow_prediction", "flow_shift": 3.0,
+}  # fmt: skip
+
+
+def test_a_solver_of_the_discrete_process_may_sample_from_a_flow():
+    """Sana's: its shift has another name, which a scheduler that is read in its place ignores."""
+    process = sana.FAMILY.process("m", {}, SOLVER)
+    assert (process.training_shift, process.sampling_shift(99)) == (3.0, 3.0)
+    with pytest.raises(ForwardProcessError, match="the discrete process of DDPM; a Stable"):
+        flow_process("m", INDEX, SOLVER)
+    for change, message in {
+        "use_flow_sigmas": "use_flow_sigmas=None; allowed: True, as a flow-matching model needs",
+        "prediction_type": "prediction_type=None; allowed: flow_prediction",
+    }.items():
+        with pytest.raises(ForwardProcessError, match=message):
+            sana.FAMILY.process("m", {}, {k: v for k, v in SOLVER.items() if k != change})
+    with pytest.raises(ForwardProcessError, match="use_dynamic_shifting=True; allowed: false"):
+        sana.FAMILY.process("m", {}, CLASS | {"use_dynamic_shifting": True})
+
+
 # --- settings that mean nothing for a model ------------------------------------------------------
 
 
@@ -369,21 +414,31 @@ def test_half_a_t5_and_other_input_channels_are_refused(bases: dict[str, Path], 
 
 
 @pytest.mark.parametrize(
-    ("part", "change", "message"),
+    ("name", "part", "change", "message"),
     [
-        ("transformer", {"all_patch_size": [4]}, "all_patch_size=.4.; the pipeline takes 2"),
-        ("transformer", {"siglip_feat_dim": 8}, "siglip_feat_dim, which is given images"),
+        ("sana", "transformer", {"guidance_embeds": True}, "guidance_embeds=True; .* have False"),
+        ("sana", "transformer", {"timestep_scale": 1000.0}, "timestep_scale=1000.0; .* have 1"),
+        ("sana", "transformer", {"out_channels": 32}, "out_channels=32; .* have 16"),
+        ("sana", "vae", {"latents_mean": [0.0] * 16}, "SanaPipeline ignores when it decodes"),
         (
-            "vae",
-            {"_class_name": "AutoencoderTiny"},
-            "class AutoencoderTiny; allowed are AutoencoderKL",
+            "z_image",
+            "transformer",
+            {"all_patch_size": [4]},
+            "all_patch_size=.4.; the pipeline takes 2",
         ),
+        (
+            "z_image",
+            "transformer",
+            {"siglip_feat_dim": 8},
+            "siglip_feat_dim, which is given images",
+        ),
+        ("z_image", "vae", {"_class_name": "AutoencoderTiny"}, "Tiny; allowed are AutoencoderKL"),
     ],
 )
-def test_other_parts_of_z_image_are_refused(
-    bases: dict[str, Path], tmp_path: Path, part: str, change: dict, message: str
+def test_other_parts_are_refused(
+    bases: dict[str, Path], tmp_path: Path, name: str, part: str, change: dict, message: str
 ):
-    folder = Path(shutil.copytree(bases["z_image"], tmp_path / "m"))
+    folder = Path(shutil.copytree(bases[name], tmp_path / "m"))
     config = folder / part / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | change))
     with pytest.raises(ValueError, match=message):
@@ -399,6 +454,7 @@ TRANSFORMERS = {
     "FLUX.1 dev": (shapes.FLUX_DEV, flux, 11_901_408_320),
     "FLUX.1 schnell": (shapes.FLUX_SCHNELL, flux, 11_891_178_560),
     "Z-Image": (shapes.Z_IMAGE, z_image, 6_154_908_736),
+    "Sana 1.6B": (shapes.SANA, sana, 1_604_462_752),
 }
 """The published configurations, and how many parameters they have."""
 
@@ -406,6 +462,7 @@ TEXT_SHAPES = {
     sd3: ((1, 333, 4096), (1, 2048)),
     flux: ((1, 333, 4096), (1, 768)),
     z_image: ((1, 512, 2560),),
+    sana: ((1, 300, 2304),),
 }
 """States and, where there are some, pooled states of a prompt."""
 
@@ -421,13 +478,13 @@ def test_the_published_transformers_take_what_we_give_them(name: str):
         model = getattr(diffusers, family.parts["transformer"])(**settings).eval()
         assert sum(p.numel() for p in model.parameters()) == parameters
         text = PromptEmbeds(*map(torch.zeros, TEXT_SHAPES[module]))
-        if module is z_image:
-            text = replace(text, length=torch.full((1,), 333, device="cpu"))
+        if module in (z_image, sana):
+            text = replace(text, length=torch.full((1,), 99, device="cpu"))
         config = ModelConfig(index={}, denoiser=model.config, vae={}, scheduler={})
         guidance = family.guidance(config)
         condition = family.condition(text, torch.full((1, 2), 1024), Size(1024, 1024), guidance)
     shape = (family.latent_channels(config), 128, 128)
-    assert shape == (16, 128, 128)
+    assert shape[0] == (32 if module is sana else 16)
     if name in ("SD3.5 large", "FLUX.1 dev"):
         # Two operations for each weight and patch, but modulations are computed once an image.
         flops = forward_flops(model, family, shape, condition)

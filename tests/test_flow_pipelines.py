@@ -22,7 +22,7 @@ from generate.model_process import check_folder
 from generate.pipelines import left_out
 from generate.sampler import ImageGenerator, initial_noise
 from label.scoring.vae_encoder import VaeEncoder
-from tests.helpers_flow import CHANNELS, WRITERS
+from tests.helpers_flow import CHANNELS, SIDES, WRITERS, flow_scheduler
 from tests.helpers_ranks import run_ranks, shared_place
 from tests.helpers_texts import text_files, write_texts
 from tests.helpers_train import SIDE, WORDS, opened
@@ -37,6 +37,9 @@ from train.export.pipeline import (
     trained_denoiser,
 )
 from train.models.lora import attach, in_diffusers_format
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
+"""Of NumPy, about a scheduler of diffusers."""
 
 PROMPTS = ["a red cat", "a blue cat"]
 
@@ -64,17 +67,19 @@ def generator(folder: Path, adapter: str = "", scheduler: Scheduler = Scheduler.
 # --- sampling ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sd3_without_t5", "flux", "z_image"])
+@pytest.mark.parametrize("name", ["sd3_without_t5", "flux", "z_image", "sana"])
 def test_images_come_from_the_models_own_scheduler(bases: dict[str, Path], name: str):
     """Those of the pipeline from the same noise; they do not depend on the batch."""
-    ours = generator(bases[name])
-    assert type(ours.pipeline.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
+    side = SIDES.get(name, SIDE)
+    ours, scheduler = generator(bases[name], resolution=side), flow_scheduler()
+    solver = "DPMSolverMultistepScheduler" if name == "sana" else type(scheduler).__name__
+    assert type(ours.pipeline.scheduler).__name__ == solver
     whole = ours.sample(PROMPTS, [0, 1]).astype(int)
-    assert whole.shape == (2, SIDE, SIDE, 3)
+    assert whole.shape == (2, side, side, 3)
     assert np.abs(ours.sample(PROMPTS[1:], [1])[0] - whole[1]).max() <= 1
-    noise = initial_noise(PROMPTS, [0, 1], (CHANNELS, SIDE // 2, SIDE // 2))
+    noise = initial_noise(PROMPTS, [0, 1], (CHANNELS, side // 2, side // 2))
     images = pipeline_of(bases[name])(
-        [*PROMPTS], latents=ours.family.pipeline_latents(noise), height=SIDE, width=SIDE,
+        [*PROMPTS], latents=ours.family.pipeline_latents(noise), height=side, width=side,
         num_inference_steps=2, output_type="np", **ours.family.pipeline_options(2, 3.0),
     ).images  # fmt: skip
     assert np.abs(whole - (images * 255).round()).max() <= 1
@@ -138,7 +143,7 @@ def test_a_language_model_may_have_a_head_and_needs_a_chat_template(
 # --- the result ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sd3", "sd3_without_t5", "flux", "z_image"])
+@pytest.mark.parametrize("name", ["sd3", "sd3_without_t5", "flux", "z_image", "sana"])
 @torch.no_grad()
 def test_a_trained_model_is_read_back(bases: dict[str, Path], tmp_path: Path, name: str):
     """All weights: the pipeline's tensors are those given; what was not trained is the base's."""
@@ -156,7 +161,7 @@ def test_a_trained_model_is_read_back(bases: dict[str, Path], tmp_path: Path, na
     assert opened(tmp_path / "p").process == base.process
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux", "z_image"])
+@pytest.mark.parametrize("name", ["sd3", "flux", "z_image", "sana"])
 @torch.no_grad()
 def test_an_adapter_samples_what_the_merged_pipeline_samples(
     bases: dict[str, Path], tmp_path: Path, name: str
@@ -170,7 +175,9 @@ def test_an_adapter_samples_what_the_merged_pipeline_samples(
     export_adapter(base, adapter, tmp_path / "lora", {"step": 1}, "a card")
     export_pipeline(base, merged_denoiser(base, adapter), tmp_path / "p", {"step": 1}, "a card")
     images = [
-        generator(folder, file).sample(PROMPTS[:1], [0]).astype(int)
+        generator(folder, file, resolution=SIDES.get(name, SIDE))
+        .sample(PROMPTS[:1], [0])
+        .astype(int)
         for folder, file in (
             (bases[name], str(tmp_path / "lora" / ADAPTER)),
             (tmp_path / "p", ""),
@@ -193,13 +200,14 @@ def test_an_adapter_of_another_family_is_refused(bases: dict[str, Path], tmp_pat
 # --- stage one's latents -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux", "z_image"])
+@pytest.mark.parametrize("name", ["sd3", "flux", "z_image", "sana"])
 @torch.no_grad()
 def test_latents_of_16_channels_are_written_unscaled_and_read_scaled(
     bases: dict[str, Path], name: str
 ):
     vae, components = find_vae(bases[name]), load(bases[name])
-    assert (vae.channels, vae.factor, vae.force_upcast) == (CHANNELS, 2, name == "sd3")
+    assert (vae.channels, vae.factor, vae.force_upcast) == (CHANNELS, 2, name in ("sd3", "sana"))
+    assert vae.has_posterior == (name != "sana")
     form = LatentFormat(
         vae=vae.sha256, size=SIDE, shape=latent_shape(vae, SIDE), dtype="fp32", moments=True,
         flip=False, compute="fp32",
@@ -211,10 +219,11 @@ def test_latents_of_16_channels_are_written_unscaled_and_read_scaled(
     pixels = torch.from_numpy(image)[None]
     latents = components.encode_images(pixels, posterior)
     assert torch.equal(components.sample_posterior(moments, posterior), latents)
-    expected = (moments[:, 0] + moments[:, 1] * posterior - 0.06) * 1.5
+    shift, factor = (0.0, 0.4) if name == "sana" else (0.06, 1.5)
+    expected = (moments[:, 0] + moments[:, 1] * posterior - shift) * factor
     torch.testing.assert_close(latents, expected)
     decoded = components.decode_latents(latents)
-    theirs = components.vae.decode(latents / 1.5 + 0.06).sample
+    theirs = components.vae.decode(latents / factor + shift).sample
     torch.testing.assert_close(decoded, theirs)
 
 

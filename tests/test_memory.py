@@ -285,6 +285,7 @@ EXPERIMENTS = {
     "sd35_medium": ("SD3.5 medium", "SD3.5 medium at 1024"),
     "flux_dev_lora": ("FLUX.1 dev", "FLUX.1 dev at 1024, LoRA of rank 32"),
     "z_image_lora": ("Z-Image", "Z-Image at 1024, LoRA of rank 32"),
+    "sana_lora": ("Sana 1.6B", "Sana 1.6B at 1024, LoRA of rank 128"),
 }
 """Experiment -> its model in `PUBLISHED`, and in the table of activations."""
 
@@ -302,11 +303,11 @@ def test_experiments_say_what_is_counted(name: str):
     whole = replace(PUBLISHED[model], adapter=adapter)
     if settings.label.texts.write:
         whole = replace(whole, text=0)
-    said = re.search(r"(\d+\.\d) GiB a GPU on (\d+) GPUs with ZeRO-2", text)
+    said = re.search(r"(\d+\.\d) GiB a GPU on (\d+) GPUs with ZeRO-(\d)", text)
     assert said
-    of_stage = {2: said.group(1)}
-    if lower := re.search(r"(\d+\.\d) with ZeRO-3", text):
-        of_stage[3] = lower.group(1)
+    assert int(said.group(3)) == train.zero.stage
+    others = re.findall(r"(\d+\.\d) with ZeRO-(\d)", text)
+    of_stage = {train.zero.stage: said.group(1)} | {int(stage): size for size, stage in others}
     for train.zero.stage, stated in of_stage.items():
         estimate = estimate_memory(whole, train, int(said.group(2)), vae_in_fp32=model in FP32_VAES)
         assert f"{estimate.total / GIB:.1f}" == stated, train.zero.stage

@@ -1,5 +1,6 @@
 """A base in 4 or 8 bits: what its layers compute, and what does not go with it."""
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from train.config import LoraSpec, ModelSpec, Precision, Quantize, TrainSpec, Ze
 from train.models import extras
 from train.models.base_model import check_settings
 from train.models.components import load_components
+from train.models.fit import check_fits, count_parameters, gpu_bytes
 from train.models.lora import POLICY, as_reference, attach, belongs, counts
-from train.models.memory import QUANTIZED_BYTES
+from train.models.memory import QUANTIZED_BYTES, estimate_memory
 from train.models.quantized import QuantizedLinear, in_8_bits, quantized_layers
 from train.run import model_identity
 
@@ -95,7 +97,11 @@ def test_policy_and_reference_agree_on_a_quantized_base(tmp_path: Path, family: 
         assert len(quantized_layers(denoiser)) == len(linear) * (kind is not Quantize.none)
         lora = LoraSpec(rank=2, targets=list(components.base.family.lora_targets))
         attach(denoiser, lora, 0, with_reference=True)
-        noisy = torch.randn(2, *components.latent_shape, generator=torch.Generator().manual_seed(0))
+        noisy = torch.randn(
+            2,
+            *components.latent_shape(components.square),
+            generator=torch.Generator().manual_seed(0),
+        )
         inputs = noisy, torch.tensor([100, 700]), components.condition_of_new(["a cat", "a dog"])
         policy = components.predict(denoiser, *inputs)
         with torch.no_grad():
@@ -137,6 +143,22 @@ def test_what_cannot_be_trained_on_a_quantized_base_is_refused(
         check(Quantize.nf4, TrainSpec(lora=lora))
     monkeypatch.setattr(extras, "find_spec", lambda name: name)
     check(Quantize.nf4, TrainSpec(lora=lora))
+
+
+def test_a_run_that_exceeds_its_gpu_is_refused_before_weights_are_loaded(tmp_path: Path):
+    """The count is that of the loaded denoiser."""
+    base = opened(write_base(tmp_path / "base"))
+    spec = TrainSpec(lora=LoraSpec(rank=4), precision=Precision.fp32)
+    model = ModelSpec(path=str(base.folder), resolution=SIDE, quantize=Quantize.int8)
+    denoiser = load_components(model, Precision.fp32, CPU).denoiser()
+    attach(denoiser, spec.lora, 0, with_reference=True)
+    count = count_parameters(base, Quantize.int8, spec)
+    assert count == replace(counts(denoiser), quantized_bytes=count.quantized)
+    needed = estimate_memory(count, spec, 1).total
+    check_fits(base, model, spec, 1, needed)
+    with pytest.raises(ValueError, match=r"takes 0\.00 GiB .* GPU has 0\.0 GiB; take a preset"):
+        check_fits(base, model, spec, 1, needed - 1)
+    assert gpu_bytes(CPU) is None
 
 
 def test_how_a_base_is_stored_decides_a_run(tmp_path: Path):

@@ -22,7 +22,7 @@ from train.config import (
 )
 from train.distributed.deepspeed_engine import add_gradients_at_once, separate_steps
 from train.distributed.optimizer import check_optimizer, make_optimizer
-from train.distributed.world import World
+from train.distributed.world import World, prepare_gpu
 from train.distributed.zero_config import advice, zero_config
 from train.loader.device_copy import pin
 from train.models.lora import factored
@@ -192,6 +192,15 @@ def test_strided_halves_are_contiguous_before_they_are_pinned(monkeypatch: pytes
     halves = pin(Halves(both[:, 0], both[:, 1]), GPU)
     assert pinned == [True, True]
     assert torch.equal(halves.loser, both[:, 1])
+
+
+def test_attention_on_gpus_is_not_cudnns():
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        prepare_gpu()
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def test_gradients_that_are_added_at_once_are_those_of_deepspeeds_loop():

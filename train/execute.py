@@ -38,7 +38,8 @@ from train.identity import TrainRun
 from train.loader.crops import describe_cuts
 from train.loader.loader import PairStream
 from train.loader.source_choice import advice
-from train.models.base_model import check_buckets, check_settings, open_model
+from train.models.base_model import BaseModel, check_buckets, check_settings, open_model
+from train.models.fit import check_fits, gpu_bytes
 from train.models.lora import in_diffusers_format
 from train.models.lora_start import follow_start
 from train.trainer.build import limit_micro_batch, make_trainer, open_stream
@@ -87,14 +88,8 @@ def train(run: TrainRun, world: World) -> None:
     """Train, and export the result."""
     check_alike(run, world)
     console = Console(quiet=world.rank != 0, highlight=False, soft_wrap=True)
-    base = open_model(run.model)  # refused before any weight is loaded
-    check_settings(base, run.model, run.train)
-    check_buckets(base, run.model.resolution, run.train.buckets)
-    check_optimizer(run.train, world)
-    if run.train.export.single_file:
-        check_single_file(base)
-    lora = follow_start(run.train.lora, base)
-    run = replace(run, train=replace(run.train, lora=lora))
+    base = open_model(run.model)
+    run = checked(run, base, world)
     console.print(f"model: {base.process} ({base.family.name})")
     if run.train.is_beta_auto:
         console.print(f"beta: {beta_description(run.train)}")
@@ -118,6 +113,23 @@ def train(run: TrainRun, world: World) -> None:
     export(trainer)
     summarise(trainer, console)
     world.barrier()
+
+
+def checked(run: TrainRun, base: BaseModel, world: World) -> TrainRun:
+    """The run with the settings of the adapter that it starts from, if it can be trained.
+
+    Raises:
+        ValueError: It cannot; no weight has been loaded yet.
+    """
+    check_settings(base, run.model, run.train)
+    check_buckets(base, run.model.resolution, run.train.buckets)
+    check_optimizer(run.train, world)
+    if run.train.export.single_file:
+        check_single_file(base)
+    run = replace(run, train=replace(run.train, lora=follow_start(run.train.lora, base)))
+    if (available := gpu_bytes(world.device)) is not None:
+        check_fits(base, run.model, run.train, world.world_size, available)
+    return run
 
 
 def check_alike(run: TrainRun, world: World) -> None:

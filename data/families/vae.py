@@ -9,7 +9,7 @@ from typing import Any
 from data.artifacts.atomic import sha256_of
 from data.artifacts.readable import check_readable, read_json_object
 from data.families import find_family
-from data.models.vae_config import check_vae_config, latent_channels, latent_factor
+from data.models.vae_config import check_vae_config, has_posterior, latent_channels, latent_factor
 
 VAE_WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 
@@ -26,6 +26,8 @@ class Vae:
     """Pixels of an image beside one of its latent."""
     force_upcast: bool
     """Whether its activations overflow in fp16 (SDXL's), so that it must run in fp32."""
+    has_posterior: bool
+    """Whether latents have a standard deviation."""
 
 
 def find_vae(model: Path, fingerprint: Callable[[Path], str] = sha256_of) -> Vae:
@@ -48,6 +50,7 @@ def find_vae(model: Path, fingerprint: Callable[[Path], str] = sha256_of) -> Vae
         factor=latent_factor(value),
         # Without a family nobody knows; fp32 is safe.
         force_upcast=family.vae_in_fp32(value) if family else bool(value.get("force_upcast", True)),
+        has_posterior=has_posterior(value),
     )
 
 

@@ -258,12 +258,14 @@ class FlowFamily(Family):
     """A family with a transformer and rectified flow, whose schedulers are no others'."""
 
     denoiser = "transformer"
+    solvers: ClassVar[tuple[str, ...]] = ()
+    """Schedulers of other processes that the pipeline takes, too, if they sample from this one."""
 
     def process(
         self, what: str, index: Json, scheduler: Json, prediction: Prediction | None = None
     ) -> FlowProcess:
         """Rectified flow."""
-        return flow_process(what, index, scheduler, prediction)
+        return flow_process(what, index, scheduler, prediction, self.solvers)
 
     def latent_scale(self, what: str, vae: Json) -> LatentScale:
         """By shift and factor."""

@@ -33,7 +33,7 @@ BUFFERS = ("position_ids",)
 """Ends of names in old files that are no weights."""
 CHAT = ("Qwen3Model",)
 """Language models whose pipelines frame a prompt by the tokenizer's chat template."""
-BY_HEADER = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", *CHAT)
+BY_HEADER = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", "Gemma2Model", *CHAT)
 """Text encoders whose files have the names of the class; others are loaded to be checked."""
 ENDING = ("CLIPTokenizer", "T5Tokenizer")
 """Tokenizers whose end of a prompt the text encoder waits for."""

@@ -17,10 +17,15 @@ class _Names:
     usual_levels: int
     halvings: int
     """Halvings of the image's sides beyond the number of levels."""
+    is_random: bool = True
+    """Whether an image has a distribution of latents."""
 
 
 KINDS = {
     "AutoencoderKL": _Names("latent_channels", 4, "block_out_channels", 1, -1),
+    "AutoencoderDC": _Names(
+        "latent_channels", 32, "encoder_block_out_channels", 6, -1, is_random=False
+    ),
 }
 """The classes whose latents can be trained on."""
 USUAL = "AutoencoderKL"
@@ -58,6 +63,11 @@ def latent_factor(vae: Mapping[str, Any]) -> int:
     names = _names(vae)
     levels = len(vae[names.levels]) if names.levels in vae else names.usual_levels
     return int(2 ** (levels + names.halvings))
+
+
+def has_posterior(vae: Mapping[str, Any]) -> bool:
+    """Whether an image's latents have a standard deviation; else they are always the same."""
+    return _names(vae).is_random
 
 
 def _names(vae: Mapping[str, Any]) -> _Names:

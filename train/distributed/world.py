@@ -68,7 +68,7 @@ def start(device: str, collective_timeout_s: float = COLLECTIVE_TIMEOUT_S) -> Wo
     be_alone()
     if place.type == "cuda":
         os.environ["LOCAL_RANK"] = str(place.index)  # DeepSpeed takes its device from it
-        _prepare_gpu()
+        prepare_gpu()
     else:
         _prepare_cpu()
     library().init_distributed(
@@ -79,7 +79,7 @@ def start(device: str, collective_timeout_s: float = COLLECTIVE_TIMEOUT_S) -> Wo
     return World(dist.get_rank(), dist.get_world_size(), place)
 
 
-def _prepare_gpu() -> None:
+def prepare_gpu() -> None:
     """Compute attention by FlashAttention where cuDNN would be chosen.
 
     cuDNN's backward pass has ended a training of FLUX.1 by an illegal memory access (torch 2.11 on

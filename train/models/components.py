@@ -181,6 +181,14 @@ class ModelComponents:
         return torch.cat(images).float()
 
 
+def empty_denoiser(base: BaseModel) -> Any:
+    """The base's denoiser without numbers, on the meta device."""
+    family = base.family
+    kind = getattr(diffusers, family.parts[family.denoiser])
+    with torch.device("meta"):
+        return kind.from_config(kind.load_config(base.folder, subfolder=family.denoiser))
+
+
 def as_pixels(
     images: Float[Tensor, "image 3 height width"],
 ) -> UInt8[Tensor, "image height width 3"]:
