@@ -31,6 +31,7 @@ MODELS = {
     "sd35_medium": ("SD3.5 medium", "SD3.5 medium at 1024"),
     "sd35_large": ("SD3.5 large", "SD3.5 large at 1024, LoRA of rank 16"),
     "flux_dev": ("FLUX.1 dev", "FLUX.1 dev at 1024, LoRA of rank 32"),
+    "z_image": ("Z-Image", "Z-Image at 1024, LoRA of rank 32"),
 }
 """Choice of `model=` -> its counts, and its activations."""
 SIZES = (12, 24, 48, 80)

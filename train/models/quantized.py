@@ -21,7 +21,7 @@ LARGEST = 127
 
 
 class QuantizedLinear(nn.Linear):
-    """A frozen linear layer whose weight is stored in fewer bits; computes in its input's format.
+    """A frozen linear layer whose weight is stored in fewer bits; computes in its own format.
 
     The weight is a parameter without a gradient, which no checkpoint has; what it takes to restore
     it is none, so that nobody rounds that to another format.
@@ -30,7 +30,7 @@ class QuantizedLinear(nn.Linear):
     def __init__(self, layer: nn.Linear, kind: Quantize, device: torch.device) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
         weight = layer.weight.detach().to(device)
-        self.kind = kind
+        self.kind, self.dtype = kind, weight.dtype
         stored: Tensor
         self.scales: Any
         stored, self.scales = _nf4(weight) if kind is Quantize.nf4 else in_8_bits(weight)
@@ -55,7 +55,8 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Compute input W^T + bias, with the restored W."""
-        product: Tensor = _Product.apply(input, self.bias, self)
+        # Z-Image's timesteps come in fp32, unless the weight is of another floating format.
+        product: Tensor = _Product.apply(input.to(self.dtype), self.bias, self)
         return product
 
 
