@@ -4,15 +4,14 @@
    prompts. Its beta is the one with the best average of the voters' win rates against the base; of
    equal ones the largest, which stays nearest to the base.
 2. With its own beta every arm is trained with further seeds, from 1 on, and judged on test prompts.
-3. Some arms are trained with the same seeds at the two betas between which they are as far from the
-   base as the median arm, and judged on the validation prompts.
+
+What is compared at equal distance are the models of 1.
 """
 
 from collections.abc import Mapping
 from functools import partial
-from math import log
+from math import log, sqrt
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import polars as pl
@@ -36,33 +35,23 @@ def pieces(plan: Plan) -> list[Piece]:
                    partial(work.do_unit, plan, Unit(None, 0), where))
              for where in (VALIDATION, JUDGE)]  # fmt: skip
     first = frozenset(piece.name for piece in [*sets, *bases])
-    tried, final, near = [], [], []
+    tried, final = [], []
     for unit in plan.units():
         if unit.arm and unit.seed == 0:
             job = partial(work.do_unit, plan, unit, VALIDATION)
             tried.append(Piece(unit.name, plan.folder / unit.name / "log.txt", job, first))
-    every = frozenset(piece.name for piece in tried)
     for seed in plan.training_seeds:
         for arm in plan.arms:
             name = f"{arm.name}-{seed}"
             own = frozenset(f"{arm.at(beta).name}-0" for beta in betas(plan))
             path = plan.folder / "logs" / f"{name}.txt"
             final.append(Piece(name, path, partial(do_final, plan, arm, seed), own))
-            if plan.grid and arm.name in plan.grid.near:
-                job, path = partial(do_near, plan, arm, seed), path.with_name(f"near_{name}.txt")
-                near.append(Piece(f"near_{name}", path, job, every | {name}))
-    return [*sets, *bases, *tried, *final, *near]
+    return [*sets, *bases, *tried, *final]
 
 
 def do_final(plan: Plan, arm: Arm, seed: int) -> None:
     """Train an arm with its own beta, and judge it on test prompts."""
     work.do_unit(plan, Unit(arm.at(chosen(plan, arm)), seed), JUDGE)
-
-
-def do_near(plan: Plan, arm: Arm, seed: int) -> None:
-    """Train an arm at the betas next to the common distance, and judge it on validation prompts."""
-    for beta, _ in neighbours(distances(plan, arm), common_distance(plan)):
-        work.do_unit(plan, Unit(arm.at(beta), seed), VALIDATION)
 
 
 def judged(plan: Plan) -> dict[str, Path]:
@@ -85,7 +74,13 @@ def judged(plan: Plan) -> dict[str, Path]:
 def is_chosen(plan: Plan, arm: Arm) -> bool:
     """Whether an arm was judged with every beta."""
     tried = [Unit(None, 0), *(Unit(arm.at(beta), 0) for beta in betas(plan))]
-    return all(work.scores_of(plan, unit, VALIDATION).exists() for unit in tried)
+    return all(is_finished(plan, unit, VALIDATION) for unit in tried)
+
+
+def is_finished(plan: Plan, unit: Unit, where: str) -> bool:
+    """Whether a unit was judged, and its distance measured if it is not the base."""
+    measured = unit.arm is None or distance_file(plan, unit, where).exists()
+    return measured and work.scores_of(plan, unit, where).exists()
 
 
 def betas(plan: Plan) -> tuple[float, ...]:
@@ -131,10 +126,15 @@ def distance(plan: Plan, unit: Unit, where: str) -> float:
 
     It is a fraction of the base's own mean squared error on the same inputs.
     """
-    job = plan.judge_job(where)
-    path = job.folder / job.evaluate.folder / "distance" / f"denoiser-{unit.name}.json"
+    path = distance_file(plan, unit, where)
     facts = read_json(path, "delete it and rerun the command")["facts"]
     return float(np.mean(facts["squared_difference"]) / np.mean(facts["base_error"]))
+
+
+def distance_file(plan: Plan, unit: Unit, where: str) -> Path:
+    """The file of a unit's distance, which is measured last."""
+    job = plan.judge_job(where)
+    return job.folder / job.evaluate.folder / "distance" / f"denoiser-{unit.name}.json"
 
 
 def distances(plan: Plan, arm: Arm) -> dict[float, float]:
@@ -142,9 +142,14 @@ def distances(plan: Plan, arm: Arm) -> dict[float, float]:
     return {beta: distance(plan, Unit(arm.at(beta), 0), VALIDATION) for beta in betas(plan)}
 
 
-def common_distance(plan: Plan) -> float:
-    """The median over the arms of the distance at their own betas."""
-    return median(distances(plan, arm)[chosen(plan, arm)] for arm in plan.arms)
+def middle(one: Mapping[float, float], other: Mapping[float, float]) -> float | None:
+    """The middle, in the logarithm, of the distances that two arms both have; None without one.
+
+    An arm has all distances between its nearest and its furthest model.
+    """
+    nearest = max(min(one.values()), min(other.values()))
+    furthest = min(max(one.values()), max(other.values()))
+    return sqrt(nearest * furthest) if nearest <= furthest else None
 
 
 def neighbours(distances: Mapping[float, float], target: float) -> Neighbours:

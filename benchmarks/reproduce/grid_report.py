@@ -72,10 +72,13 @@ def results(progress: Progress) -> str:
         "The gain is the mean change of the voters' scores, in standard deviations of the base's.",
         grid_tables.against_base(progress, work.decided(plan)),
         "### Arm against arm",
-        f"The common distance is {100 * progress.target:.2f} % of the base's error.",
+        "First with their own betas; then as mixtures of the models of training seed 0, at the "
+        "middle of the distances that both have, in % of the base's error. There the interval is "
+        "over prompts alone.",
         grid_tables.claims(progress),
         "### Against the base, at the common distance",
-        "On validation prompts; with one training seed the interval is over prompts alone.",
+        f"{100 * progress.target:.1f} % of the base's error; training seed 0 on validation "
+        "prompts, so the interval is over prompts alone.",
         grid_tables.at_equal_distance(progress),
     ]
     return "\n\n".join(parts)
@@ -84,7 +87,7 @@ def results(progress: Progress) -> str:
 def save_figures(progress: Progress, folder: Path) -> list[Path]:
     """Write the figures as SVG and PNG; returns the paths of the SVGs."""
     assert progress.plan.grid is not None
-    shown = tuple(arm for arm in progress.arms if arm.name in progress.plan.grid.near)
+    shown = tuple(arm for arm in progress.arms if arm.name in progress.plan.grid.shown)
     plots = {"pareto": grid_figures.pareto(progress), "beta": grid_figures.curves(progress, shown)}
     for name, figure in plots.items():
         save(figure, folder / f"{name}.svg")

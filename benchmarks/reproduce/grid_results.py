@@ -1,12 +1,11 @@
 """What a study with a grid of betas has shown so far: choices, distances and matches."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from benchmarks.reproduce import grid, work
+from benchmarks.reproduce import grid
 from benchmarks.reproduce.match import Match, Side, match
 from benchmarks.reproduce.plan import BASE, JUDGE, VALIDATION, Plan, Unit
 from benchmarks.reproduce.study import Arm
@@ -56,10 +55,6 @@ class Progress:
         units = [Unit(arm.at(self.betas[arm.name]), seed) for seed in self.final_sides(arm)]
         return float(np.mean([grid.distance(self.plan, unit, JUDGE) for unit in units]))
 
-    def weights(self, arm: Arm) -> grid.Neighbours:
-        """The betas between which an arm is at the common distance, and their weights."""
-        return grid.neighbours(self.distances[arm.name], self.target)
-
     # --- sides -----------------------------------------------------------------------------------
 
     def final_sides(self, arm: Arm) -> dict[int, Side]:
@@ -67,21 +62,15 @@ class Progress:
         sides: dict[int, Side] = {}
         for seed in self.plan.training_seeds:
             unit = Unit(arm.at(self.betas[arm.name]), seed)
-            if work.scores_of(self.plan, unit, JUDGE).exists():
+            if grid.is_finished(self.plan, unit, JUDGE):
                 sides[seed] = [(1.0, grid.scores(self.plan, unit, JUDGE))]
         return sides
 
-    def near_sides(self, arm: Arm) -> dict[int, Side]:
-        """Seed -> the arm at the common distance, on validation prompts; seed 0 is the grid's."""
-        weights = self.weights(arm)
-        sides: dict[int, Side] = {}
-        for seed in (0, *self.plan.training_seeds) if weights else ():
-            units = [(weight, Unit(arm.at(beta), seed)) for beta, weight in weights]
-            if all(work.scores_of(self.plan, unit, VALIDATION).exists() for _, unit in units):
-                sides[seed] = [
-                    (weight, grid.scores(self.plan, unit, VALIDATION)) for weight, unit in units
-                ]
-        return sides
+    def side_at(self, arm: Arm, target: float) -> Side:
+        """The arm at a distance, on validation prompts; empty where that is out of its reach."""
+        weights = grid.neighbours(self.distances[arm.name], target)
+        units = [(weight, Unit(arm.at(beta), 0)) for beta, weight in weights]
+        return [(weight, grid.scores(self.plan, unit, VALIDATION)) for weight, unit in units]
 
     def base_sides(self, where: str) -> dict[int, Side]:
         """Every seed -> the base."""
@@ -92,25 +81,46 @@ class Progress:
 
     @cached_property
     def final(self) -> dict[tuple[str, str], Match]:
-        """Matches with each arm's own beta."""
+        """Every arm against the base and as the claims say, each with its own beta."""
         sides = {arm.name: self.final_sides(arm) for arm in self.arms}
-        return self._matches(sides, self.base_sides(JUDGE))
+        everyone = {**sides, BASE: self.base_sides(JUDGE)}
+        wanted = [*((name, BASE) for name in sides), *self.claimed]
+        return {
+            (a, b): match(a, b, everyone[a], everyone[b], self.judges)
+            for a, b in wanted
+            if everyone[a].keys() & everyone[b].keys()
+        }
 
     @cached_property
     def near(self) -> dict[tuple[str, str], Match]:
-        """Matches at the common distance; without the arms that cannot be as far."""
-        sides = {arm.name: self.near_sides(arm) for arm in self.arms}
-        return self._matches(sides, self.base_sides(VALIDATION))
+        """Matches at equal distance, of those arms that can be as far.
 
-    def _matches(
-        self, sides: Mapping[str, dict[int, Side]], base: dict[int, Side]
-    ) -> dict[tuple[str, str], Match]:
-        """Every arm against the base, and the arms that the claims compare."""
-        everyone = {**sides, BASE: base}
-        wanted = [(name, BASE) for name in sides]
-        wanted += [(a, b) for a, others in self.plan.study.claims.values() for b in others]
-        return {
-            (a, b): match(a, b, everyone[a], everyone[b], self.judges)
-            for a, b in dict.fromkeys(wanted)
-            if everyone.get(a, {}).keys() & everyone.get(b, {}).keys()
+        Against the base it is the common distance; of two arms it is one that both have.
+        """
+        base = self.base_sides(VALIDATION)
+        sides = {arm.name: self.side_at(arm, self.target) for arm in self.arms}
+        matches = {
+            (name, BASE): match(name, BASE, {0: side}, base, self.judges)
+            for name, side in sides.items()
+            if side
         }
+        for a, b in self.claimed:
+            if target := self.shared_distance(a, b):
+                one, other = (self.side_at(self.arm(name), target) for name in (a, b))
+                if one and other:
+                    matches[a, b] = match(a, b, {0: one}, {0: other}, self.judges)
+        return matches
+
+    @cached_property
+    def claimed(self) -> list[tuple[str, str]]:
+        """The pairs of arms that the claims compare, of those with a beta of their own."""
+        pairs = [(a, b) for a, others in self.plan.study.claims.values() for b in others]
+        return [pair for pair in dict.fromkeys(pairs) if {*pair} <= self.betas.keys()]
+
+    def shared_distance(self, one: str, other: str) -> float | None:
+        """The middle of the distances that two arms both have."""
+        return grid.middle(self.distances[one], self.distances[other])
+
+    def arm(self, name: str) -> Arm:
+        """The arm of this name."""
+        return next(arm for arm in self.arms if arm.name == name)

@@ -1,8 +1,10 @@
 """Tables of a study in which every arm has its own beta."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from benchmarks.reproduce.grid import neighbours
 from benchmarks.reproduce.grid_results import Progress
 from benchmarks.reproduce.match import AVERAGE, Match
 from benchmarks.reproduce.plan import BASE
@@ -56,7 +58,7 @@ def claims(progress: Progress) -> str:
     """The study's claims at equal steps and at equal distance."""
     titles = {arm.name: arm.title for arm in progress.plan.arms}
     head = ["claim", "against", "own betas, test prompts", "over seeds", "judges better / worse",
-            "it", "at equal distance, validation prompts", "seeds", "it"]  # fmt: skip
+            "it", "distance", "validation prompts at that distance", "one training"]  # fmt: skip
     rows = []
     for claim, (arm, others) in progress.plan.study.claims.items():
         for other in others:
@@ -66,9 +68,9 @@ def claims(progress: Progress) -> str:
             better, worse = final.verdicts
             row = [claim, titles[other], span(final.average), over_seeds(final),
                    f"{better} / {worse}", final.conclusion]  # fmt: skip
-            row += (
-                [span(near.average), str(len(near.seeds)), near.conclusion] if near else ["–"] * 3
-            )
+            shared = progress.shared_distance(arm, other)
+            far = percent(shared or math.nan)
+            row += [far, span(near.average), of_one(near)] if near else ["none", "–", "–"]
             rows.append(row)
     return markdown(head, rows)
 
@@ -77,22 +79,28 @@ def at_equal_distance(progress: Progress) -> str:
     """Every arm against the base at the common distance."""
     others = [judge.metric for judge in progress.judges if judge.role is not Role.VOTER]
     head = ["arm", "between betas", "voters' average", "weakest voter",
-            *(name.replace("_", " ") for name in others), "gain", "seeds"]  # fmt: skip
+            *(name.replace("_", " ") for name in others), "gain"]  # fmt: skip
     rows = []
     for arm in progress.arms:
+        distances = progress.distances[arm.name]
         if (each := progress.near.get((arm.name, BASE))) is None:
             rows.append([arm.title, "out of reach", *["–"] * (len(head) - 2)])
             continue
         rows.append([
             arm.title,
-            " and ".join(f"{beta:g}" for beta, _ in progress.weights(arm)),
+            " and ".join(f"{beta:g}" for beta, _ in neighbours(distances, progress.target)),
             span(each.average),
             f"{percent(each.rates[each.weakest].value)} {each.weakest}",
             *(percent(each.rates[name].value) for name in others),
             f"{each.gain:+.2f}",
-            str(len(each.seeds)),
         ])  # fmt: skip
     return markdown(head, rows)
+
+
+def of_one(each: Match) -> str:
+    """What one training shows, which is nothing about others."""
+    words = {"holds": "better", "is contradicted": "worse"}
+    return words.get(each.conclusion, "not shown")
 
 
 def over_seeds(each: Match) -> str:

@@ -95,8 +95,8 @@ STUDY = Study(
     grid=Grid(
         betas=(500.0, 1500.0, 5000.0, 15000.0),
         prompts=100,
-        near=frozenset({"majority_frozen", "majority_moving", "unanimous_frozen",
-                        "unanimous_moving"}),
+        shown=frozenset({"majority_frozen", "majority_moving", "unanimous_frozen",
+                         "unanimous_moving", "anchor_moving", "sdpo_moving"}),
         quick_betas=(1500.0, 5000.0),
     ),
     arms=ARMS,

@@ -48,8 +48,8 @@ class Grid:
     """From the smallest, which leads furthest from the base, to the largest."""
     prompts: int
     """Validation prompts on which beta is chosen."""
-    near: frozenset[str] = frozenset()
-    """Arms that are trained at equal distance with every training seed, too."""
+    shown: frozenset[str] = frozenset()
+    """Arms whose course from beta to beta is drawn."""
     quick_betas: tuple[float, ...]
 
 
