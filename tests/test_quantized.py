@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.helpers_flow import write_flux, write_sd3
+from tests.helpers_flow import SIDES, write_flux, write_sana, write_sd3, write_z_image
 from tests.helpers_train import SIDE, opened, write_base, write_sdxl_base
 from train.config import LoraSpec, ModelSpec, Precision, Quantize, TrainSpec, ZeroSpec
 from train.models import extras
@@ -22,7 +22,8 @@ from train.models.quantized import QuantizedLinear, in_8_bits, quantized_layers
 from train.run import model_identity
 
 CPU = torch.device("cpu")
-WRITERS = {"sd": write_base, "sdxl": write_sdxl_base, "sd3": write_sd3, "flux": write_flux}
+WRITERS = {"sd": write_base, "sdxl": write_sdxl_base, "sd3": write_sd3, "flux": write_flux,
+           "z_image": write_z_image, "sana": write_sana}  # fmt: skip
 NEEDS_PACKAGE = pytest.mark.skipif(not find_spec("bitsandbytes"), reason="needs bitsandbytes")
 KINDS = [Quantize.int8, pytest.param(Quantize.nf4, marks=NEEDS_PACKAGE)]
 BOTH = pytest.mark.parametrize("kind", KINDS)
@@ -90,7 +91,7 @@ def test_policy_and_reference_agree_on_a_quantized_base(tmp_path: Path, family: 
     """To the bit, in every family; the adapter alone has gradients."""
     folder, predictions, sizes = WRITERS[family](tmp_path / "base"), [], set()
     for kind in (Quantize.none, Quantize.int8, *[Quantize.nf4][: bool(find_spec("bitsandbytes"))]):
-        spec = ModelSpec(path=str(folder), resolution=SIDE, quantize=kind)
+        spec = ModelSpec(path=str(folder), resolution=SIDES.get(family, SIDE), quantize=kind)
         components = load_components(spec, Precision.bf16, CPU)
         denoiser = components.denoiser()
         linear = [layer for layer in denoiser.modules() if isinstance(layer, nn.Linear)]
