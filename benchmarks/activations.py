@@ -16,8 +16,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.shapes import FLUX_DEV, SD15, SD21, SD35_MEDIUM, SDXL
-from data.families import flux, sd1, sd3, sdxl
+from benchmarks.shapes import FLUX_DEV, SANA, SD15, SD21, SD35_LARGE, SD35_MEDIUM, SDXL, Z_IMAGE
+from data.families import flux, sana, sd1, sd3, sdxl, z_image
 from data.models.family import Condition, Family, ModelConfig
 from train.config import ActivationCheckpointing, LoraSpec
 from train.models.activation_checkpointing import checkpoint_activations
@@ -60,8 +60,21 @@ MODELS = {
     "SD3.5 medium at 1024": TrainedModel(
         family=sd3.FAMILY, config=SD35_MEDIUM, side=128, tokens=CLIP_TOKENS + sd3.T5_TOKENS
     ),
+    "SD3.5 large at 1024, LoRA of rank 16": TrainedModel(
+        family=sd3.FAMILY,
+        config=SD35_LARGE,
+        side=128,
+        tokens=CLIP_TOKENS + sd3.T5_TOKENS,
+        lora_rank=16,
+    ),
     "FLUX.1 dev at 1024, LoRA of rank 32": TrainedModel(
         family=flux.FAMILY, config=FLUX_DEV, side=128, tokens=flux.T5_TOKENS, lora_rank=32
+    ),
+    "Z-Image at 1024, LoRA of rank 32": TrainedModel(
+        family=z_image.FAMILY, config=Z_IMAGE, side=128, tokens=z_image.TOKENS, lora_rank=32
+    ),
+    "Sana 1.6B at 1024, LoRA of rank 128": TrainedModel(
+        family=sana.FAMILY, config=SANA, side=32, tokens=sana.TOKENS, lora_rank=128
     ),
 }
 COUNTED = {
@@ -69,10 +82,15 @@ COUNTED = {
     "SD2.1 at 768": (3.91, 2.58, 0.65),
     "SDXL at 1024": (12.83, 8.28, 1.09),
     "SD3.5 medium at 1024": (22.04, 8.30, 0.68),
+    "SD3.5 large at 1024, LoRA of rank 16": (27.62, 22.98, 1.56),
     "FLUX.1 dev at 1024, LoRA of rank 32": (49.37, 46.32, 3.06),
+    "Z-Image at 1024, LoRA of rank 32": (65.44, 34.63, 2.19),
+    "Sana 1.6B at 1024, LoRA of rank 128": (6.52, 4.55, 0.18),
 }
 """What `table` prints, for those who have no time to count."""
-WORLDS = {"sd15": "SD1.5 at 512", "sdxl": "SDXL at 1024"}
+WORLDS = {
+    "sd15": "SD1.5 at 512", "sdxl": "SDXL at 1024", "sd35_medium": "SD3.5 medium at 1024",
+}  # fmt: skip
 """Benchmark shape -> the model that it is."""
 
 
@@ -120,6 +138,13 @@ def bytes_kept(model: TrainedModel, denoiser: Any, images: int, dtype: torch.dty
 
 def empty_condition(config: Any, images: int, tokens: int, dtype: torch.dtype) -> Condition:
     """A condition of zeros, in the shapes that a denoiser takes."""
+    if "cap_feat_dim" in config:
+        states = torch.zeros(images, tokens, config.cap_feat_dim, dtype=dtype)
+        return Condition(states, lengths=(tokens,) * images)
+    if "caption_channels" in config:
+        states = torch.zeros(images, tokens, config.caption_channels, dtype=dtype)
+        mask = torch.ones(images, tokens, dtype=torch.long)
+        return Condition(states, {"encoder_attention_mask": mask})
     is_transformer = "joint_attention_dim" in config
     width = config.joint_attention_dim if is_transformer else config.cross_attention_dim
     states = torch.zeros(images, tokens, width, dtype=dtype)

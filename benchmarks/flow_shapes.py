@@ -1,4 +1,4 @@
-"""Reduced SD3 and FLUX.1, as diffusers folders with random weights."""
+"""SD3 and FLUX.1, published and reduced, as diffusers folders with random weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +13,12 @@ from torch import nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from benchmarks.random_weights import build_place
-from benchmarks.shapes import Tower, clip_tokenizer, text_encoder
+from benchmarks.shapes import FLUX_DEV, SD35_MEDIUM, VAE, Tower, clip_tokenizer, text_encoder
 from data.families import flux, sd3
 from data.models.family import Family
 
+T5_WIDTH = 4096
+"""Of the published one, which is what a transformer takes by default."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -32,7 +34,15 @@ class FlowShape:
     """Channels of the VAE's levels; three halvings."""
 
 
+SD3_TOWERS = Tower(width=768, layers=12, pooled=768), Tower(width=1280, layers=32, pooled=1280)
 FLOW_SHAPES = {
+    "sd35_medium": FlowShape(
+        family=sd3.FAMILY, t5_layers=1, vae=VAE, transformer=SD35_MEDIUM, towers=SD3_TOWERS
+    ),
+    "flux_third": FlowShape(
+        family=flux.FAMILY, t5_layers=1, vae=VAE, towers=(Tower(width=768, layers=12),),
+        transformer=FLUX_DEV | {"num_layers": 6, "num_single_layers": 13},
+    ),
     "reduced_sd3": FlowShape(
         family=sd3.FAMILY, t5_layers=2, vae=(24, 48, 96, 96),
         transformer={
@@ -52,6 +62,15 @@ FLOW_SHAPES = {
         },
         towers=(Tower(width=256, layers=2),),
     ),
+    "quick_sd3": FlowShape(
+        family=sd3.FAMILY, t5_layers=1, vae=(8, 8, 8, 8),
+        transformer={
+            "sample_size": 8, "num_layers": 2, "attention_head_dim": 16, "num_attention_heads": 2,
+            "caption_projection_dim": 32, "joint_attention_dim": 64, "pos_embed_max_size": 8,
+            "pooled_projection_dim": 64, "qk_norm": "rms_norm",
+        },
+        towers=(Tower(width=32, layers=1, pooled=32), Tower(width=32, layers=1, pooled=32)),
+    ),
     "quick_flux": FlowShape(
         family=flux.FAMILY, t5_layers=1, vae=(8, 8, 8, 8),
         transformer={
@@ -62,7 +81,8 @@ FLOW_SHAPES = {
         towers=(Tower(width=32, layers=1),),
     ),
 }  # fmt: skip
-"""The reduced ones have about a fifth of the width and a third of the depth or less."""
+"""`flux_third` has the width of FLUX.1 dev and a third of its blocks. The reduced ones have about a
+fifth of the width and a third of the depth or less. A T5 has fewer layers than the published."""
 
 
 def write_flow_model(shape: FlowShape, folder: Path) -> None:
@@ -88,7 +108,7 @@ def write_flow_model(shape: FlowShape, folder: Path) -> None:
 
 
 def _t5(shape: FlowShape) -> T5EncoderModel:
-    width = int(shape.transformer["joint_attention_dim"])
+    width = int(shape.transformer.get("joint_attention_dim", T5_WIDTH))
     config = T5Config(
         vocab_size=64, d_model=width, d_kv=64, d_ff=2 * width, num_layers=shape.t5_layers,
         num_heads=max(1, width // 64), feed_forward_proj="gated-gelu", pad_token_id=0,

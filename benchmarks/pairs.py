@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.label import machine, table
 from data.devices import Dtype, choose_device
 from data.distributed import Rank
+from data.images import Size
 from data.miniature import scenes
 from generate.config import GenerateSpec, ImageFormat
 from generate.image_files import Model
@@ -48,7 +49,7 @@ def plan_of(folder: Path, num_prompts: int, given: argparse.Namespace, **setting
         spec=GenerateSpec(**(spec | settings)),
         models=(Model(name="base", path=given.model, revision=given.revision),),
         prompts=PromptSet("bench", prompts, empty=0, repeated=0),
-        resolution=given.resolution,
+        size=Size(given.resolution, given.resolution),
         seed=0,
     )
 
@@ -96,8 +97,8 @@ def bare(pipeline: Any, plan: PairPlan, most: int | None = None) -> float:
                 prompt=[image.prompt.text for image in batch],
                 num_inference_steps=batch[0].steps,
                 guidance_scale=batch[0].guidance,
-                height=plan.resolution,
-                width=plan.resolution,
+                height=plan.size.height,
+                width=plan.size.width,
                 output_type="pil",
             )
         if most:

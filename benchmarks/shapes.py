@@ -56,6 +56,10 @@ SD35_LARGE = SD3_MEDIUM | {
 FLUX_SCHNELL: dict[str, Any] = {}
 FLUX_DEV = {"guidance_embeds": True}
 """The published transformers, as `FluxTransformer2DModel` takes them; its defaults are theirs."""
+Z_IMAGE: dict[str, Any] = {}
+"""The published transformer, as `ZImageTransformer2DModel` takes it; it has the default shape."""
+SANA: dict[str, Any] = {}
+"""Sana of 1.6 billion parameters, as `SanaTransformer2DModel` takes it; its defaults are theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)

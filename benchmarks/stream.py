@@ -30,7 +30,7 @@ from rich.table import Table
 from data.artifacts.latents import KIND, GroupWriter, LatentFormat, LatentSet
 from data.artifacts.manifest import Manifest, describe, part_name
 from data.artifacts.parquet_io import write_table
-from data.images import decode, encode_jpeg, fit_square
+from data.images import Size, decode, encode_jpeg, fit_square
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import PairShard, PairSource
@@ -41,6 +41,7 @@ from train.loader.loader import PairStream, StreamPlan
 from train.loader.order import Position, deal, epoch_order
 
 SIDE, PIXELS, GROUP = 512, 768, 64
+SIZES = (Size(SIDE, SIDE),)
 FORM = LatentFormat(
     vae="0" * 64, size=SIDE, shape=(4, 64, 64), dtype="fp16", moments=False, flip=False,
     compute="fp32",
@@ -58,7 +59,7 @@ class World:
     def stream(self, *, latents: bool, threads: int, window: int, batch: int = 8) -> PairStream:
         """From the images or from their latents."""
         payload = latents_of(self.latents, self.pairs, mirrored=False) if latents else None
-        plan = StreamPlan(seed=0, batch=batch, micro_batch=8, window=window, side=SIDE,
+        plan = StreamPlan(seed=0, batch=batch, micro_batch=8, window=window, sizes=SIZES,
                           workers=threads)  # fmt: skip
         return PairStream(self.pairs, self.source, plan, payload)
 
@@ -239,8 +240,12 @@ class Nothing:
         self.reads += 1
         return group
 
+    def row(self, pair: int, group: int) -> int:
+        """None of it."""
+        return group
+
     def take(
-        self, pairs: np.ndarray, labels: Sequence[Any], groups: Sequence[int], threads: Executor
+        self, pairs: np.ndarray, labels: Sequence[Any], rows: Sequence[int], threads: Executor
     ) -> tuple[Images, Images]:
         """No image."""
         side = torch.zeros(len(pairs), 1, 1, 1, 1, 1)
@@ -259,7 +264,7 @@ def going_on(num_pairs: int) -> dict[str, float]:
     shard = PairShard(0, "", "", num_pairs, 0)
     groups = tuple(RowGroup(shard, number, 0) for number in range(int(group[-1]) + 1))
     pairs = DecidedPairs(table, "bench", group, np.arange(num_pairs) % 1500, groups)
-    plan = StreamPlan(seed=0, batch=2048, micro_batch=8, window=16, side=SIDE)
+    plan = StreamPlan(seed=0, batch=2048, micro_batch=8, window=16, sizes=SIZES)
     times_ms = {}
     for share in (0.0, 0.5, 0.99):
         stream = PairStream(pairs, _NoSource(), plan, Nothing(np.arange(num_pairs) // GROUP))

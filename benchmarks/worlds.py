@@ -1,6 +1,6 @@
 """Models with random weights and pairs to train them on, for measuring: nothing is downloaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from data.devices import choose_device
 from data.distributed import Rank
 from data.families.text import find_text
 from data.families.vae import find_vae, latent_shape
-from data.images import decode, encode_jpeg, fit_square
+from data.images import Size, decode, encode_jpeg, fit_square
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import image_key, pair_key
@@ -61,9 +61,12 @@ WORLDS = {
         World(name="reduced_flux", resolution=256, image=384),
         World(name="quick", resolution=64, image=80),
         World(name="quick_xl", resolution=64, image=80),
+        World(name="quick_sd3", resolution=64, image=80),
         World(name="quick_flux", resolution=64, image=80),
         World(name="sd15", resolution=512, image=768),
         World(name="sdxl", resolution=1024, image=1024),
+        World(name="sd35_medium", resolution=1024, image=1024),
+        World(name="flux_third", resolution=1024, image=1024),
     )
 }
 
@@ -81,8 +84,8 @@ def model_folder(world: World, root: Path) -> Path:
 def write_world(world: World, root: Path, pairs: int) -> tuple[Path, Path]:
     """The model's folder and that of its pairs, which have labels; what is there stays."""
     at = root / world.name
-    write_pairs(at / "pairs", world.image, pairs)
-    write_labels(at / "labels", at / "pairs", world.image)
+    write_pairs(at / "pairs", (Size(world.image, world.image),), pairs)
+    write_labels(at / "labels", at / "pairs")
     return model_folder(world, root), at / "pairs"
 
 
@@ -183,8 +186,11 @@ def training_run(
 # --- pairs and their labels ----------------------------------------------------------------------
 
 
-def write_pairs(root: Path, side: int, count: int) -> Path:
-    """A pair file in Pick-a-Pic's schema: soft random images, a prompt for every two pairs."""
+def write_pairs(root: Path, sizes: Sequence[Size], count: int) -> Path:
+    """A pair file in Pick-a-Pic's schema: soft random images, a prompt for every two pairs.
+
+    Pairs have these sizes, over and over.
+    """
     if (root / "train-0.parquet").exists():
         return root
     prompts = [f"a {WORDS[i // 2 % 8]} {WORDS[i // 16 % 8]}" for i in range(count)]
@@ -192,8 +198,8 @@ def write_pairs(root: Path, side: int, count: int) -> Path:
         "caption": prompts,
         "image_0_uid": [f"u{i}" for i in range(count)],
         "image_1_uid": [f"v{i}" for i in range(count)],
-        "jpg_0": [_image(2 * i, side) for i in range(count)],
-        "jpg_1": [_image(2 * i + 1, side) for i in range(count)],
+        "jpg_0": [_image(2 * i, sizes[i % len(sizes)]) for i in range(count)],
+        "jpg_1": [_image(2 * i + 1, sizes[i % len(sizes)]) for i in range(count)],
         "label_0": [1.0] * count,
         "label_1": [0.0] * count,
     }
@@ -201,16 +207,17 @@ def write_pairs(root: Path, side: int, count: int) -> Path:
     return root
 
 
-def _image(seed: int, side: int) -> bytes:
+def _image(seed: int, size: Size) -> bytes:
     """Soft blobs with a little noise: about as many bytes as a photograph."""
     random = np.random.default_rng(seed)
     coarse = torch.from_numpy(random.uniform(0, 255, (1, 3, 12, 12)).astype(np.float32))
-    smooth = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic")[0]
-    noisy = smooth.permute(1, 2, 0).numpy() + random.normal(0, 6, (side, side, 3))
+    shape = size.height, size.width
+    smooth = torch.nn.functional.interpolate(coarse, size=shape, mode="bicubic")[0]
+    noisy = smooth.permute(1, 2, 0).numpy() + random.normal(0, 6, (*shape, 3))
     return encode_jpeg(noisy.clip(0, 255).astype(np.uint8))
 
 
-def write_labels(folder: Path, pairs: Path, side: int) -> Path:
+def write_labels(folder: Path, pairs: Path) -> Path:
     """A label set in which image 0 wins every pair."""
     if (folder / "manifest.json").exists():
         return folder
@@ -219,15 +226,18 @@ def write_labels(folder: Path, pairs: Path, side: int) -> Path:
     for shard in source.shards:
         rows = pa.concat_tables(source.read(shard)).to_pylist()
         path = folder / part_name(shard.index)
-        table = pa.Table.from_pylist([_label(shard.name, row, side) for row in rows], schema=schema)
+        table = pa.Table.from_pylist([_label(shard.name, row) for row in rows], schema=schema)
         write_table(path, table, {"vote": "benchmark"})
         files.append(describe(path))
     write_manifest(folder, Manifest(kind="labels", settings={"vote": "benchmark"}, files=files))
     return folder
 
 
-def _label(source: str, row: dict[str, Any], side: int) -> dict[str, Any]:
-    sizes = dict.fromkeys(("width_0", "height_0", "width_1", "height_1"), side)
+def _label(source: str, row: dict[str, Any]) -> dict[str, Any]:
+    images = [decode(row[f"image_{side}"]) for side in (0, 1)]
+    sizes = {
+        f"{name}_{i}": getattr(images[i], name) for name in ("width", "height") for i in (0, 1)
+    }
     key = pair_key(image_key(row["image_0"]), image_key(row["image_1"]), row["prompt"])
     return sizes | {
         "pair_id": f"{key}-0", "prompt": row["prompt"], "source": source, "row": row["row"],

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from conf.command_line import as_text, spelling
 from conf.numbers import check_lists, check_numbers
+from conf.presets import about, with_preset
 from data.distributed import Rank, adopt_srun, without_local_rank
 from data.pairs.config import PairsSpec
 from data.storage.base import UnreachableError
@@ -197,7 +198,10 @@ def entry(main: Callable[[Job], None]) -> Callable[[], None]:
 
 def _compose_command_line(arguments: Sequence[str]) -> list[Any]:
     """The configuration of a command line; none for --help and --cfg, which only print."""
+    arguments = sys.argv[1:] = with_preset(arguments, _chosen_model)
     if not any(re.match(r"-|[+~]*hydra\b", argument) for argument in arguments):
+        if (chosen := about(arguments)) and Rank.from_environment().is_first:
+            print(chosen)
         return [_compose(arguments)]
     # Hydra's own command line composes twice, which takes 0.16 s more.
     ConfigStore.instance().store(name="job_schema", node=schema())
@@ -225,14 +229,19 @@ def schema() -> Any:
 
 def composed(overrides: Sequence[str]) -> Job:
     """The job that a command line with these overrides asks for; for programs and tests."""
-    return checked(_compose(as_text(overrides, Job)))
+    return checked(_compose(with_preset(as_text(overrides, Job), _chosen_model)))
 
 
-def _compose(overrides: Sequence[str]) -> Any:
-    """The configuration with these overrides, each in Hydra's grammar."""
+def _chosen_model(overrides: Sequence[str]) -> str:
+    """The choice of the group `model`."""
+    return str(_compose(overrides, choices=True).hydra.runtime.choices["model"])
+
+
+def _compose(overrides: Sequence[str], *, choices: bool = False) -> Any:
+    """The configuration with these overrides, each in Hydra's grammar; with Hydra's `choices`."""
     ConfigStore.instance().store(name="job_schema", node=schema())
     with hydra.initialize_config_dir(str(FOLDER), version_base="1.3"):
-        return hydra.compose("job", overrides=list(overrides))
+        return hydra.compose("job", overrides=list(overrides), return_hydra_config=choices)
 
 
 def checked(config: Any) -> Job:

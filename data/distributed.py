@@ -64,12 +64,12 @@ def _number(environment: Mapping[str, str], name: str, default: int) -> int:
     return int(text)
 
 
-def num_workers(wanted: int | None, rank: Rank | None = None) -> int:
-    """Threads of this process: as many as wanted, or its part of the machine's cores."""
+def num_workers(wanted: int | None, rank: Rank | None = None, *, most: int = MOST_WORKERS) -> int:
+    """Workers of this process: as many as wanted, or its part of the machine's cores."""
     if wanted is not None:
         return wanted
     rank = rank or Rank.from_environment()
-    return max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0)) // rank.local_world_size))
+    return max(1, min(most, len(os.sched_getaffinity(0)) // rank.local_world_size))
 
 
 def work_order(count: int, rank: Rank) -> list[int]:

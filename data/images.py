@@ -40,6 +40,15 @@ class Size:
     width: int
     height: int
 
+    @property
+    def recorded(self) -> int | str:
+        """The side of a square, or words: what settings and reports say of it."""
+        return self.width if self.width == self.height else str(self)
+
+    def __str__(self) -> str:
+        """As in `640x384`, the width first."""
+        return f"{self.width}x{self.height}"
+
 
 def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an encoded image to RGB, whatever its name says; animations give their first frame.
@@ -64,6 +73,15 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise UnreadableImageError(UNIDENTIFIED) from error
     except Exception as error:  # PIL's plugins raise nearly anything on damaged bytes
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
+
+
+def size_of(content: bytes) -> Size | None:
+    """The size that an encoded image's header says; None where none can be read."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return Size(*image.size)
+    except Exception:  # what `decode` says of it is kept
+        return None
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
@@ -113,22 +131,36 @@ def encode_webp(pixels: np.ndarray) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Square:
-    """Where an image's central square lies after its shortest side was resized; all in pixels."""
+class Crop:
+    """Where the middle of a resized image lies that is kept; all in pixels."""
 
     width: int
     """Size of the resized image."""
     height: int
     left: int
-    """Cut from the resized image before the square begins."""
+    """Cut from the resized image before the kept part begins."""
     top: int
 
 
-def central_square(width: int, height: int, side: int) -> Square:
-    """How an image of this size becomes a square of `side` pixels."""
-    scale = side / min(width, height)
-    wide, tall = (max(side, round(length * scale)) for length in (width, height))
-    return Square(wide, tall, (wide - side) // 2, (tall - side) // 2)
+def central_crop(image: Size, target: Size) -> Crop:
+    """How an image becomes one of the target's size: resized to cover it, the rest cut evenly."""
+    scale = max(target.width / image.width, target.height / image.height)
+    wide = max(target.width, round(image.width * scale))
+    tall = max(target.height, round(image.height * scale))
+    return Crop(wide, tall, (wide - target.width) // 2, (tall - target.height) // 2)
+
+
+def fit(image: Image.Image, target: Size) -> np.ndarray:
+    """The middle of an image as uint8 array (height, width, 3) of the target's size.
+
+    Nothing is changed where the image has this size already.
+    """
+    if image.size != (target.width, target.height):
+        cut = central_crop(Size(*image.size), target)
+        resized = image.resize((cut.width, cut.height), Image.Resampling.BILINEAR)  # antialiased
+        right, bottom = cut.left + target.width, cut.top + target.height
+        image = resized.crop((cut.left, cut.top, right, bottom))
+    return to_pixels(image)
 
 
 def fit_square(image: Image.Image, side: int) -> np.ndarray:
@@ -136,8 +168,4 @@ def fit_square(image: Image.Image, side: int) -> np.ndarray:
 
     Nothing is changed where the image has this size already.
     """
-    if image.size != (side, side):
-        cut = central_square(*image.size, side)
-        resized = image.resize((cut.width, cut.height), Image.Resampling.BILINEAR)  # antialiased
-        image = resized.crop((cut.left, cut.top, cut.left + side, cut.top + side))
-    return to_pixels(image)
+    return fit(image, Size(side, side))

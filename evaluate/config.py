@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from data.devices import Dtype, check_device
+from data.images import Size
 from data.pairs.config import PairsSpec
-from generate.config import PromptsSpec, Scheduler
+from generate.config import PromptsSpec, Scheduler, check_sides
 
 OTHER_STAGES = ("scores", "latents", "texts", "labels", "train")
 """Folders of a run that the stages before write."""
@@ -47,6 +48,10 @@ class EvaluateSpec:
     """The format of the models' weights and activations."""
     guidance: float = 7.5
     """Classifier-free guidance scale; 1 switches it off."""
+    width: int | None = None
+    """Width of the images in pixels; null is `model.resolution`."""
+    height: int | None = None
+    """Height of the images in pixels; null is `model.resolution`."""
     batch: int = 16
     """Images sampled together; halved when the device runs out of memory. Results do not depend
     on it."""
@@ -78,11 +83,16 @@ class EvaluateSpec:
     """Recompute statistics and report from the existing `scores.parquet`; needs no model and no
     judge's weights, and images only for the galleries."""
 
+    def size(self, resolution: int) -> Size:
+        """The size of the images; `resolution` is the model's."""
+        return Size(self.width or resolution, self.height or resolution)
+
     def __post_init__(self) -> None:
         for name in ("seeds", "steps", "batch", "judge_batch", "resamples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluate.{name}={getattr(self, name)}; it must be at least 1")
         check_device("evaluate.device", self.device)
+        check_sides("evaluate", self.width, self.height)
         if self.guidance < 1:
             raise ValueError(f"evaluate.guidance={self.guidance}; it must be at least 1")
         for name in ("gallery_pairs", "judge_workers", "distance_images"):

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from data.images import Size
 from evaluate.config import EvaluateSpec
 from evaluate.statistics.winrate import Judge
 from generate.image_files import Model, Sample, list_samples
@@ -28,8 +29,8 @@ class ComparisonPlan:
     """A line for each judge that cannot read the prompts."""
     metrics: Mapping[str, Any]
     """Each judge's settings and the hash of its weights, as JSON values."""
-    resolution: int
-    """The side of the images in pixels."""
+    size: Size
+    """The size of the images."""
     seed: int
     recorded: Mapping[str, Any] | None = None
     """The settings in an existing `scores.parquet` that is used as it is
@@ -91,7 +92,7 @@ class ComparisonPlan:
             model.name: {
                 "model": model.fingerprint(),
                 "prompts": {"name": self.prompts.name, "sha256": self.prompts.sha256},
-                "resolution": self.resolution,
+                "resolution": self.size.recorded,
                 "steps": self.spec.steps,
                 "guidance": self.spec.guidance,
                 "scheduler": self.spec.scheduler.value,

@@ -25,6 +25,7 @@ from evaluate.reporting.results import finished, report
 from evaluate.statistics.winrate import Judge
 from evaluate.steps import measure_distances, reused_samples, sample_images, score_images
 from generate.image_files import Model, model_at
+from generate.model_process import check_folder
 from generate.prompts.prompt_set import PromptSet, load_prompts
 from generate.run import base_model
 from label.metrics.registry import definition_of, resolve_all, score_settings, settle_dtypes
@@ -73,10 +74,12 @@ def check(job: Job) -> None:
         return
     if job.evaluate.reuse:
         reused_samples(job.evaluate)
+    models = models_of(job) if job.evaluate.models else [base_of(job)]
     if job.evaluate.models:
-        check_models(job.evaluate, [model.name for model in models_of(job)])
-    else:
-        base_of(job)
+        check_models(job.evaluate, [model.name for model in models])
+    size = job.evaluate.size(job.model.resolution)
+    for model in models:
+        check_folder(model, job.evaluate.scheduler, job.evaluate.steps, size)
     prompts = load_prompts(replace(job.evaluate.prompts, exclude_trained=False), job.pairs)
     judges, _ = readers(job, prompts)
     resolve_all({judge.metric: job.metrics[judge.metric] for judge in judges})
@@ -106,7 +109,7 @@ def plan_of(job: Job, models: list[Model]) -> ComparisonPlan:
         judges=tuple(judges),
         left_out=tuple(left_out),
         metrics=score_settings(specs, job.folder / "scores" / "weights.json"),
-        resolution=job.model.resolution,
+        size=job.evaluate.size(job.model.resolution),
         seed=job.seed,
     )
 
@@ -137,7 +140,7 @@ def recorded_plan(job: Job) -> ComparisonPlan:
         prompts=load_prompts(spec.prompts, job.pairs),
         judges=tuple(judges),
         metrics=recorded["metrics"],
-        resolution=job.model.resolution,
+        size=job.evaluate.size(job.model.resolution),
         seed=job.seed,
         recorded=recorded,
     )

@@ -56,7 +56,7 @@ def sample_images(plan: ComparisonPlan, console: Console, rank: int, world_size:
     dead, so that no image is missing at the end.
     """
     for model in plan.models:
-        assumed = check_folder(model, plan.spec.scheduler, plan.spec.steps, plan.resolution)
+        assumed = check_folder(model, plan.spec.scheduler, plan.spec.steps, plan.size)
         check_sample_folder(plan, model)
         if assumed and rank == 0:
             console.print(assumed, highlight=False, soft_wrap=True, markup=False)
@@ -115,7 +115,7 @@ def sample_models(
         from generate.pipelines import check_model
 
         for model in plan.models:
-            check_hub_model(model, plan.spec.scheduler, plan.spec.steps, plan.resolution)
+            check_hub_model(model, plan.spec.scheduler, plan.spec.steps, plan.size)
             check_model(model)
     for model in plan.models:
         if missing(images[model.name]):
@@ -141,7 +141,7 @@ def load_model(plan: ComparisonPlan, model: Model) -> "ImageGenerator":
         choose_device("evaluate.device", spec.device, Rank.from_environment()),
         scheduler=spec.scheduler,
         dtype=spec.dtype,
-        resolution=plan.resolution,
+        size=plan.size,
         steps=spec.steps,
         guidance=spec.guidance,
         offload=spec.cpu_offload,

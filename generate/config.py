@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Any
 
 from data.devices import Dtype, check_device
+from data.images import Size
 
 
 class PromptsKind(Enum):
@@ -77,6 +78,20 @@ class ImageFormat(Enum):
         return {"jpeg": "jpg"}.get(self.value, self.value)
 
 
+def check_sides(section: str, width: int | None, height: int | None) -> None:
+    """Refuse images that no model samples.
+
+    Raises:
+        ValueError: Names the setting.
+    """
+    for name, side in (("width", width), ("height", height)):
+        if side is not None and side < 8:
+            raise ValueError(
+                f"{section}.{name}={side}; it must be at least 8 pixels, or null for "
+                "model.resolution"
+            )
+
+
 MOST_IMAGES = 1000
 """Of a prompt; the seeds of two runs with neighbouring `seed` lie so far apart."""
 
@@ -102,6 +117,10 @@ class GenerateSpec:
     """The scheduler that images are sampled with."""
     dtype: Dtype = Dtype.fp32
     """The format of the models' weights and activations."""
+    width: int | None = None
+    """Width of the images in pixels; null is `model.resolution`."""
+    height: int | None = None
+    """Height of the images in pixels; null is `model.resolution`."""
     pairing: str = "all"
     """Which images of a prompt form pairs: `all`, `adjacent` (image k and k + 1), or `random:n` (n
     different pairs a prompt, drawn from `seed` and the prompt)."""
@@ -124,7 +143,12 @@ class GenerateSpec:
     """Keep only the part of a model on the GPU that is running: slower, for models that do not fit.
     It changes no image."""
 
+    def size(self, resolution: int) -> Size:
+        """The size of the images; `resolution` is the model's."""
+        return Size(self.width or resolution, self.height or resolution)
+
     def __post_init__(self) -> None:
+        check_sides("generate", self.width, self.height)
         self.steps = _listed("steps", self.steps, int)
         self.guidance = _listed("guidance", self.guidance, float)
         for name in ("batch", "shard_prompts"):

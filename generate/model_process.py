@@ -10,6 +10,7 @@ from typing import Any
 
 from data.artifacts.readable import read_json_object
 from data.families import find_family
+from data.images import Size
 from data.models.family import FlowFamily, ModelConfig, Process
 from data.models.forward_process import CONFIG, ProcessKind, forward_process, process_kind
 from data.models.latent_scale import CONFIG as VAE
@@ -24,7 +25,7 @@ Json = Mapping[str, Any]
 
 
 def check_folder(
-    model: Model, scheduler: Scheduler, steps: int, resolution: int, section: str = "evaluate"
+    model: Model, scheduler: Scheduler, steps: int, size: Size, section: str = "evaluate"
 ) -> str:
     """Check a local model before it is loaded; returns what is assumed of it, or "".
 
@@ -35,11 +36,11 @@ def check_folder(
     """
     if not model.is_local:
         return ""
-    return _check_configs(model, scheduler, steps, resolution, Path(model.path), section)
+    return _check_configs(model, scheduler, steps, size, Path(model.path), section)
 
 
 def check_hub_model(
-    model: Model, scheduler: Scheduler, steps: int, resolution: int, section: str = "evaluate"
+    model: Model, scheduler: Scheduler, steps: int, size: Size, section: str = "evaluate"
 ) -> None:
     """Check a hub id by its configuration files, before any weight is fetched.
 
@@ -50,16 +51,20 @@ def check_hub_model(
         return
     files = Wanted(patterns=[["*/*.json", INDEX]], refresh=True)
     folder = resolve(f"models.{model.name}", model.path, model.revision, files)
-    _check_configs(model, scheduler, steps, resolution, folder, section)
+    _check_configs(model, scheduler, steps, size, folder, section)
 
 
 def _check_configs(
-    model: Model, scheduler: Scheduler, steps: int, resolution: int, folder: Path, section: str
+    model: Model, scheduler: Scheduler, steps: int, size: Size, folder: Path, section: str
 ) -> str:
     what = f"model {model.name!r}"
     index, own, vae = (read_json_object(folder / name, what) for name in (INDEX, CONFIG, VAE))
     process = check_process(model, scheduler, index=index, own=own, vae=vae, section=section)
-    _check_resolution(what, resolution, folder, index, vae)
+    sides = {f"{section}.width": size.width, f"{section}.height": size.height}
+    if size.width == size.height:
+        sides = {"model.resolution": size.width}
+    for setting, side in sides.items():
+        _check_side(what, setting, side, folder, index, vae)
     if process is not None and steps > process.num_timesteps:
         raise SamplesError(
             f"{section}.steps={steps}: {what} ({model.path}) has {process.num_timesteps} "
@@ -71,16 +76,15 @@ def _check_configs(
     return f"{what} ({model.path}): {process}" if process.is_assumed or is_set else ""
 
 
-def _check_resolution(what: str, resolution: int, folder: Path, index: Json, vae: Json) -> None:
+def _check_side(what: str, setting: str, side: int, folder: Path, index: Json, vae: Json) -> None:
     family, channels = find_family(index), vae.get("block_out_channels")
     if isinstance(family, FlowFamily):
         denoiser = read_json_object(folder / family.denoiser / "config.json", what)
         config = ModelConfig(index=index, denoiser=denoiser, vae=vae, scheduler={})
-        family.check_resolution("model.resolution", resolution, config)
-    elif isinstance(channels, list) and resolution % (factor := 2 ** max(len(channels) - 1, 3)):
+        family.check_resolution(setting, side, config)
+    elif isinstance(channels, list) and side % (factor := 2 ** max(len(channels) - 1, 3)):
         raise SamplesError(
-            f"model.resolution={resolution} is no multiple of {factor}, of which the images of "
-            f"{what} are"
+            f"{setting}={side} is no multiple of {factor}, of which the images of {what} are"
         )
 
 

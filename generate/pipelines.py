@@ -12,6 +12,7 @@ from safetensors import safe_open
 from data.artifacts.readable import read_json_object
 from data.devices import Dtype
 from data.families import check_whole, families, find_family
+from data.images import Size
 from data.models.adapter import check_adapter, down_matrices
 from data.models.family import Family, FlowFamily, ModelConfig
 from generate.image_files import Model, SamplesError
@@ -79,14 +80,14 @@ def denoiser_of(pipeline: Any) -> Any:
     return getattr(pipeline, "unet" if family is None else family.denoiser)
 
 
-def latent_shape(pipeline: Any, resolution: int) -> tuple[int, int, int]:
-    """Channels, height and width of a pipeline's latents."""
+def latent_shape(pipeline: Any, size: Size) -> tuple[int, int, int]:
+    """Channels, height and width of a pipeline's latents of images of a size."""
     family, config = family_of_pipeline(pipeline), denoiser_of(pipeline).config
-    side = resolution // pipeline.vae_scale_factor
+    height, width = (side // pipeline.vae_scale_factor for side in (size.height, size.width))
     if family is None:
-        return config.in_channels, side, side
+        return config.in_channels, height, width
     files = ModelConfig(index={}, denoiser=config, vae={}, scheduler={})
-    return family.latent_channels(files), side, side
+    return family.latent_channels(files), height, width
 
 
 def keep_latents_in_fp32(pipeline: Any) -> None:
@@ -108,12 +109,19 @@ def _to_own_format(
     """The first argument, which the pipelines of transformers pass by its name."""
     dtype = next(module.parameters()).dtype
     if args:
-        return (args[0].to(dtype), *args[1:]), kwargs
-    return args, kwargs | {"hidden_states": kwargs["hidden_states"].to(dtype)}
+        return (_cast(args[0], dtype), *args[1:]), kwargs
+    return args, kwargs | {"hidden_states": _cast(kwargs["hidden_states"], dtype)}
 
 
 def _to_fp32(_: torch.nn.Module, __: tuple[Any, ...], output: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (output[0].float(), *output[1:])
+    return (_cast(output[0], torch.float32), *output[1:])
+
+
+def _cast(latents: Any, dtype: torch.dtype) -> Any:
+    """Latents in a number format; Z-Image's are a list of images."""
+    if isinstance(latents, list):
+        return [one.to(dtype) for one in latents]
+    return latents.to(dtype)
 
 
 def _download(model: Model) -> str:

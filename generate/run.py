@@ -72,7 +72,7 @@ def plan_of(job: Job) -> PairPlan:
         spec=job.generate,
         models=tuple(models_of(job)),
         prompts=prompts_of(job),
-        resolution=job.model.resolution,
+        size=job.generate.size(job.model.resolution),
         seed=job.seed,
     )
 
@@ -148,8 +148,8 @@ def generate(plan: PairPlan, rank: Rank, console: Console) -> None:
     """Generate this rank's images and write its files, then whatever other ranks have not done."""
     for model in plan.models:
         steps = max(plan.spec.steps)
-        check_hub_model(model, plan.spec.scheduler, steps, plan.resolution, "generate")
-        assumed = check_folder(model, plan.spec.scheduler, steps, plan.resolution, "generate")
+        check_hub_model(model, plan.spec.scheduler, steps, plan.size, "generate")
+        assumed = check_folder(model, plan.spec.scheduler, steps, plan.size, "generate")
         if assumed and rank.is_first:
             console.print(assumed, highlight=False, soft_wrap=True, markup=False)
     if rank.is_first:

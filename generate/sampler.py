@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from data.artifacts.atomic import write_bytes
 from data.devices import Dtype, is_out_of_memory
-from data.images import encode_png
+from data.images import Size, encode_png
 from data.models.forward_process import DiscreteProcess
 from generate.config import Scheduler
 from generate.image_files import Model, Sample, SamplesError, missing
@@ -78,7 +78,7 @@ class ImageGenerator:
         device: torch.device,
         *,
         model: str,
-        resolution: int,
+        size: Size,
         steps: int,
         guidance: float,
         section: str = "evaluate",
@@ -99,14 +99,15 @@ class ImageGenerator:
         pipeline.vae.decoder.register_forward_hook(self._note_finite)
         self.pipeline.set_progress_bar_config(disable=True)
         self.settings = {
-            "height": resolution,
-            "width": resolution,
+            "height": size.height,
+            "width": size.width,
             "num_inference_steps": steps,
             "guidance_scale": guidance,
         }
         self.family = family_of_pipeline(pipeline)
-        self.shape = latent_shape(pipeline, resolution)
-        if resolution >= SLICED_ABOVE:
+        self.size = size
+        self.shape = latent_shape(pipeline, size)
+        if max(size.width, size.height) >= SLICED_ABOVE:
             pipeline.vae.enable_slicing()
 
     @classmethod
@@ -117,7 +118,7 @@ class ImageGenerator:
         *,
         scheduler: Scheduler,
         dtype: Dtype,
-        resolution: int,
+        size: Size,
         steps: int,
         guidance: float,
         section: str = "evaluate",
@@ -135,7 +136,7 @@ class ImageGenerator:
                 f"{section}.cpu_offload=true moves parts of a model between a GPU and the CPU, but "
                 f"the device is {device}; set it to false"
             )
-        check_folder(model, scheduler, steps, resolution, section)
+        check_folder(model, scheduler, steps, size, section)
         for library in (logging, transformers_logging):
             library.disable_progress_bar()
             library.set_verbosity_error()  # else every truncated prompt gives a warning
@@ -147,7 +148,7 @@ class ImageGenerator:
             pipeline,
             device,
             model=model.name,
-            resolution=resolution,
+            size=size,
             steps=steps,
             guidance=guidance,
             section=section,
@@ -180,16 +181,18 @@ class ImageGenerator:
         `settings` of the pipeline replace those of the generator.
         """
         self._finite.clear()
-        noise = initial_noise(prompts, seeds, self.shape)
+        noise, options = initial_noise(prompts, seeds, self.shape), self.settings | settings
         if self.family is not None:
             noise = self.family.pipeline_latents(noise)
+            guidance = options.pop("guidance_scale")
+            options |= self.family.pipeline_options(len(prompts), guidance)
         steps = [generator(p, s, "steps") for p, s in zip(prompts, seeds, strict=True)]
         output = self.pipeline(
             prompt=list(prompts),
             latents=noise.to(self.device),
             generator=steps,  # for schedulers that add noise at every step
             output_type="pt",
-            **(self.settings | settings),
+            **options,
         ).images
         pixels = (output.float() * 255).round().clamp(0, 255).to(torch.uint8)
         finite: list[bool] = torch.cat(self._finite).tolist()

@@ -234,8 +234,8 @@ class LabelSpec:
     """Images per forward pass, fewer for a set that has not so many in any file; halved when the
     device runs out of memory."""
     workers: int | None = None
-    """Threads that decode and resize images before the networks need them; 0 decodes in the main
-    thread, null takes a process's part of the machine's cores, at most 8."""
+    """Threads, or above 4 processes, that decode and resize images before the networks need them; 0
+    decodes in the main thread, null takes a process's part of the machine's cores, at most 16."""
     cache_mb: int = 1024
     """Memory of each process for embeddings of images and prompts that may occur again, in MB:
     about 13 kB an image with the paper's four metrics."""

@@ -121,7 +121,19 @@ def latent_format(job: Job, fingerprints: Fingerprints) -> LatentFormat | None:
     spec = job.label.latents
     if not spec.write:
         return None
-    vae = find_vae(model_folder(job), fingerprints)
+    vae, buckets = find_vae(model_folder(job), fingerprints), job.train.buckets
+    if spec.moments and not vae.has_posterior:
+        raise ValueError(
+            f"label.latents.moments=true keeps a standard deviation, but an image has always the "
+            f"same latents in the autoencoder of model.path={job.model.path}; set it to false"
+        )
+    sizes = buckets.sizes(job.model.resolution)
+    for size in sizes if len(sizes) > 1 else ():
+        if size.width % vae.factor or size.height % vae.factor:
+            raise ValueError(
+                f"buckets={buckets.kind.value} has images of {size} pixels, which are no multiples "
+                f"of {vae.factor}, the VAE's factor; change train.buckets.step"
+            )
     return LatentFormat(
         vae=vae.sha256,
         size=job.model.resolution,
@@ -130,6 +142,7 @@ def latent_format(job: Job, fingerprints: Fingerprints) -> LatentFormat | None:
         moments=spec.moments,
         flip=spec.flip,
         compute=(Dtype.fp32 if vae.force_upcast else spec.compute).value,
+        buckets=sizes if len(sizes) > 1 else (),
     )
 
 

@@ -20,10 +20,11 @@ SLOW_FILES = (
     "test_evaluate_cli", "test_label_cli",  # run a stage
     "test_latents", "test_pair_stages", "test_parity", "test_reproduce", "test_score.py",
     "test_blip", "test_golden", "test_hps_v3", "test_lora", "test_metrics",  # networks
-    "test_miniature_world", "test_mps", "test_report", "test_generate_pairs", "test_passes",
-    "test_spoiled_models", "test_stores", "test_flow", "test_texts",
+    "test_miniature_world", "test_mps", "test_quantized", "test_report", "test_generate_pairs",
+    "test_passes", "test_spoiled_models", "test_stores", "test_flow", "test_texts",
     # import diffusers, transformers or open_clip, which takes longer than their tests
-    "test_activation_checkpointing", "test_bench", "test_channels_last", "test_checkpoint",
+    "test_activation_checkpointing", "test_bench", "test_bucket_runs", "test_channels_last",
+    "test_checkpoint",
     "test_components", "test_devices", "test_distance", "test_export", "test_finite_images",
     "test_flops",
     "test_forward_process", "test_gpu", "test_judge", "test_kills", "test_label_failures",

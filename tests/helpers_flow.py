@@ -1,4 +1,4 @@
-"""Tiny flow-matching models with random weights: SD3's shape and FLUX.1's."""
+"""Tiny flow-matching models with random weights, a writer for each family."""
 
 from pathlib import Path
 from typing import Any
@@ -95,9 +95,101 @@ def write_flux(folder: Path, *, guidance: bool = True) -> Path:
     return folder
 
 
+def tiny_qwen_tokenizer(template: bool = True) -> Any:
+    """Single letters, with the marks and the template of a chat."""
+    from transformers import Qwen2Tokenizer
+
+    vocab = {letter: index for index, letter in enumerate([*LETTERS, "Ġ", "Ċ"])}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab, merges=[], eos_token="<|im_end|>", model_max_length=512,
+        additional_special_tokens=["<|im_start|>"],
+    )  # fmt: skip
+    frame = "<|im_start|>user\n{{ messages[0].content }}<|im_end|>\n<|im_start|>assistant\n"
+    tokenizer.chat_template = frame if template else None
+    return tokenizer
+
+
+def write_z_image(folder: Path) -> Path:
+    """Z-Image; its padding of text and image is used, since 16 patches are not a multiple of 32."""
+    import torch
+    from diffusers import ZImagePipeline, ZImageTransformer2DModel
+    from transformers import Qwen3Config, Qwen3Model
+
+    torch.manual_seed(0)
+    transformer = ZImageTransformer2DModel(
+        in_channels=CHANNELS, dim=32, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2,
+        cap_feat_dim=16, axes_dims=(8, 4, 4), axes_lens=(600, 16, 16),
+    )  # fmt: skip
+    with torch.no_grad():
+        transformer.x_pad_token.normal_()
+        transformer.cap_pad_token.normal_()
+    text = Qwen3Config(
+        vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=2, head_dim=8,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=512,
+    )  # fmt: skip
+    ZImagePipeline(
+        transformer=transformer, vae=flow_vae(), scheduler=flow_scheduler(shift=3.0),
+        text_encoder=Qwen3Model(text), tokenizer=tiny_qwen_tokenizer(),
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def tiny_gemma_tokenizer() -> Any:
+    """Single letters after a beginning."""
+    from transformers import GemmaTokenizer
+
+    marks = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+    vocab = {token: index for index, token in enumerate([*marks, *LETTERS, "▁"])}
+    return GemmaTokenizer(vocab=vocab, merges=[], model_max_length=8192, add_bos_token=True)
+
+
+def write_sana(folder: Path) -> Path:
+    """Sana, with the scheduler that it is published with."""
+    import torch
+    from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline
+    from diffusers import SanaTransformer2DModel as Transformer
+    from transformers import Gemma2Config, Gemma2Model
+
+    torch.manual_seed(0)
+    transformer = Transformer(
+        in_channels=CHANNELS, out_channels=CHANNELS, num_layers=1, num_attention_heads=2,
+        attention_head_dim=8, num_cross_attention_heads=2, cross_attention_head_dim=8,
+        cross_attention_dim=16, caption_channels=8, sample_size=32,
+    )  # fmt: skip
+    blocks: dict[str, Any] = {
+        f"{part}_{name}": value
+        for part in ("encoder", "decoder")
+        for name, value in {
+            "block_types": ("ResBlock", "EfficientViTBlock"), "block_out_channels": (16, 16),
+            "qkv_multiscales": ((), (5,)), "layers_per_block": (1, 1),
+        }.items()
+    }  # fmt: skip
+    vae = AutoencoderDC(
+        latent_channels=CHANNELS, attention_head_dim=8, downsample_block_type="conv",
+        upsample_block_type="interpolate", scaling_factor=0.4, **blocks,
+    )  # fmt: skip
+    text = Gemma2Config(
+        vocab_size=40, hidden_size=8, intermediate_size=16, num_hidden_layers=1, head_dim=8,
+        num_attention_heads=1, num_key_value_heads=1,
+    )  # fmt: skip
+    scheduler = DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
+    )
+    SanaPipeline(
+        transformer=transformer, vae=vae, scheduler=scheduler, text_encoder=Gemma2Model(text),
+        tokenizer=tiny_gemma_tokenizer(),
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+SIDES = {"sana": 32}
+"""Sides of images where the pipeline takes no smaller ones."""
+
 WRITERS = {
     "sd3": write_sd3,
     "sd3_without_t5": lambda folder: write_sd3(folder, t5=False, dual=False),
     "flux": write_flux,
     "flux_schnell": lambda folder: write_flux(folder, guidance=False),
+    "z_image": write_z_image,
+    "sana": write_sana,
 }

@@ -37,7 +37,10 @@ def environment() -> dict[str, str]:
         "DS_ACCELERATOR": "cpu",
         "COLUMNS": "200",
     }
-    return own | {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
+    path = os.pathsep.join(
+        dict.fromkeys([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    )
+    return own | {"PYTHONPATH": path.rstrip(os.pathsep), "TQDM_DISABLE": "1"}
 
 
 @cache

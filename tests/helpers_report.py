@@ -8,7 +8,7 @@ from data.artifacts import schemas
 from data.artifacts.atomic import write_bytes
 from data.artifacts.parquet_io import write_table
 from data.artifacts.schemas import Role
-from data.images import encode_png
+from data.images import Size, encode_png
 from evaluate.config import EvaluateSpec
 from evaluate.plan import ComparisonPlan
 from evaluate.reporting.report import write_report
@@ -53,7 +53,7 @@ def finished_comparison(folder):
         prompts=PromptSet(name="set", prompts=prompts, empty=0, repeated=1),
         judges=JUDGES,
         metrics={},
-        resolution=64,
+        size=Size(64, 64),
         seed=0,
     )  # fmt: skip
     comparison = compare(scores, JUDGES, "base", "new", resamples=200, seed=0)

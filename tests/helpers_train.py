@@ -9,12 +9,13 @@ import pyarrow as pa
 from data.artifacts import schemas
 from data.artifacts.manifest import FileEntry, Manifest, describe, part_name, write_manifest
 from data.artifacts.parquet_io import write_table
-from data.images import encode_png
+from data.images import Size, encode_png, size_of
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import image_key, pair_key
 
 SIDE = 16
+SQUARE = Size(SIDE, SIDE)
 METRICS = ("clip", "hps")
 WORDS = ("red", "green", "blue", "grey")
 
@@ -118,12 +119,18 @@ def tiny_scheduler(prediction: str) -> Any:
     )  # fmt: skip
 
 
-def image(seed: int, side: int = SIDE) -> bytes:
-    return encode_png(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8))
+def image(seed: int, shape: Size = SQUARE) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (shape.height, shape.width, 3), np.uint8)
+    return encode_png(pixels)
 
 
-def write_pairs(root: Path, sizes: tuple[int, ...] = (20, 16), group: int = 6) -> Path:
-    """Pair files of these many rows in Pick-a-Pic's schema."""
+def write_pairs(
+    root: Path,
+    sizes: tuple[int, ...] = (20, 16),
+    group: int = 6,
+    shapes: tuple[Size, ...] = (SQUARE,),
+) -> Path:
+    """Pair files of these many rows in Pick-a-Pic's schema, whose images have these shapes."""
     first = 0
     for index, rows in enumerate(sizes):
         ids = range(first, first + rows)
@@ -132,8 +139,8 @@ def write_pairs(root: Path, sizes: tuple[int, ...] = (20, 16), group: int = 6) -
                 "caption": [f"a {WORDS[i % 4]} cat" for i in ids],
                 "image_0_uid": [f"u{i}" for i in ids],
                 "image_1_uid": [f"v{i}" for i in ids],
-                "jpg_0": [image(2 * i) for i in ids],
-                "jpg_1": [image(2 * i + 1) for i in ids],
+                "jpg_0": [image(2 * i, shapes[i % len(shapes)]) for i in ids],
+                "jpg_1": [image(2 * i + 1, shapes[i % len(shapes)]) for i in ids],
                 "label_0": [1.0] * rows,
                 "label_1": [0.0] * rows,
             }
@@ -153,13 +160,15 @@ def write_labels(folder: Path, root: Path, undecided: int = 7) -> Path:
         rows = []
         for pair in pa.concat_tables(source.read(shard)).to_pylist():
             key = pair_key(image_key(pair["image_0"]), image_key(pair["image_1"]), pair["prompt"])
+            both = [size_of(pair[f"image_{side}"]) or SQUARE for side in (0, 1)]
             winner = None if number % undecided == undecided - 1 else number % 2
             rows.append(
                 dict.fromkeys(schema.names)
                 | {
                     "pair_id": f"{key}-0", "prompt": pair["prompt"], "source": shard.name,
                     "row": pair["row"], "image_0": pair["uid_0"], "image_1": pair["uid_1"],
-                    "width_0": SIDE, "height_0": SIDE, "width_1": SIDE, "height_1": SIDE,
+                    "width_0": both[0].width, "height_0": both[0].height,
+                    "width_1": both[1].width, "height_1": both[1].height,
                     "winner": winner, "margin": 1 + number % 3, "decided_by": "majority",
                     "status": "ok", "reason": "",
                 }

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from data.images import Size
 from data.pairs.config import PairsSpec
-from tests.helpers_train import SIDE, write_base, write_labels
+from tests.helpers_train import SIDE, SQUARE, write_base, write_labels
 from train.config import (
     LoraSpec,
     ModelSpec,
@@ -25,11 +26,18 @@ from train.config import (
 from train.distributed.deepspeed_engine import NonFiniteError, Policy, partitions
 from train.distributed.policy_average import AverageFiles, PolicyAverage, make_average
 from train.distributed.world import World, start
-from train.dpo.draws import DrawRule, draw
+from train.dpo.draws import DrawRule
 from train.dpo.loss import dpo_losses
 from train.dpo.objectives import dpo, margin_dpo
 from train.dpo.reference import Reference, make_reference
-from train.dpo.step import Models, draw_noise, prefetch_noise, prepare_inputs, step
+from train.dpo.step import (
+    Models,
+    draw_noise,
+    draws_of,
+    prefetch_noise,
+    prepare_inputs,
+    step,
+)
 from train.identity import TrainRun
 from train.loader.loader import PairBatch
 from train.loader.order import Position
@@ -49,7 +57,9 @@ def pair_batch(rank: int = 0, pairs: int = 4) -> PairBatch:
     ids = tuple(f"{rank}-{i}" for i in range(pairs))
     prompts = tuple(["a red cat", "a blue cat", "a red cat", ""][:pairs])
     margin, size = torch.ones(pairs, dtype=torch.int64), torch.full((pairs, 2, 2), SIDE)
-    return PairBatch(0, ids, prompts, winner, loser, margin, torch.ones(pairs), size)
+    return PairBatch(
+        (0,) * pairs, ids, prompts, winner, loser, margin, torch.ones(pairs), size, SQUARE
+    )
 
 
 def spec_of(stage: int, precision: str, refresh: str, world: int, rank: int = 0) -> TrainSpec:
@@ -286,8 +296,11 @@ def gaps_by_hand(base: Path, unet: torch.nn.Module, batch: PairBatch) -> torch.T
 
     pipeline = StableDiffusionPipeline.from_pretrained(base)
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-    shape = (4, SIDE // 2, SIDE // 2)
-    draws = draw(DrawRule(seed=0, num_timesteps=1000, latent_shape=shape), 0, batch.pair_ids)
+
+    def shape(cut: Size) -> tuple[int, int, int]:
+        return 4, cut.height // 2, cut.width // 2
+
+    draws = draws_of(batch, DrawRule(seed=0, num_timesteps=1000, latent_shape=shape))
     gaps = []
     for i, prompt in enumerate(batch.prompts):
         states, _ = pipeline.encode_prompt(prompt, "cpu", 1, False)

@@ -26,6 +26,9 @@ def check(tmp_path: Path, stage: str, *more: str) -> None:
         (["evaluate.prompts.path=/nope", "prompts=lines"], r"evaluate\.prompts\.path=/nope is no"),
         (["metrics.held_out.weights=/nope"], r"metrics\.held_out\.weights=/nope"),
         (["+evaluate.models={base: /nope, ours: /nope}"], "'base': /nope is no folder"),
+        (["buckets=free"], r"no size but the square of model\.resolution=64 .*step=64"),
+        (["evaluate.width=100"], r"evaluate\.width=100 is no multiple of 8"),
+        (["evaluate.steps=5000"], r"evaluate\.steps=5000: model 'base' .* has 1000 timesteps"),
     ],
 )
 def test_paths_of_later_stages_are_checked_before_labels_are_made(

@@ -12,14 +12,15 @@ from torch import Tensor
 from benchmarks.shapes import SD15, SD21, SDXL
 from data.families import sd1, sdxl
 from data.families.sdxl import time_ids
+from data.images import Size
 from data.models.family import Condition
 from data.models.text_encoders import encode_distinct
 from tests.helpers_ranks import run_ranks, shared_place
-from tests.helpers_train import SIDE, write_base, write_sdxl_base
+from tests.helpers_train import SIDE, SQUARE, write_base, write_sdxl_base
 from train.config import ModelSpec, Precision
-from train.dpo.draws import DrawRule, draw
+from train.dpo.draws import DrawRule
 from train.dpo.objectives import dpo
-from train.dpo.step import Models, draw_noise, step
+from train.dpo.step import Models, draw_noise, draws_of, step
 from train.loader.loader import PairBatch
 from train.models.base_model import open_model
 from train.models.components import ModelComponents, load_components
@@ -122,7 +123,7 @@ def test_each_distinct_prompt_is_encoded_once(bases: dict[str, Path]):
 def test_time_ids_are_each_images_own():
     """Height, width, top, left, target height and width. 20x40 becomes 16x32 and loses 8 columns on
     each side; 48x17 becomes 45x16 and loses 14 rows at the top."""
-    ids = time_ids(SIZES[:2].flatten(0, 1), SIDE)
+    ids = time_ids(SIZES[:2].flatten(0, 1), SQUARE)
     assert ids.tolist() == [
         [20, 40, 0, 8, 16, 16],
         [16, 16, 0, 0, 16, 16],
@@ -132,16 +133,21 @@ def test_time_ids_are_each_images_own():
     assert ids.dtype is torch.float32
 
 
+def test_time_ids_follow_the_size_that_an_image_is_cut_to():
+    """20x40 becomes 16x32 for a size of 8x32 and loses 4 rows at the top."""
+    assert time_ids(SIZES[0, :1], Size(32, 8)).tolist() == [[20, 40, 4, 0, 8, 32]]
+
+
 def test_a_pair_shares_its_text_and_not_its_sizes(bases: dict[str, Path]):
     components = load(bases["sdxl"], Precision.bf16)
-    condition = components.condition(PROMPTS, SIZES)
+    condition = components.condition(PROMPTS, SIZES, SQUARE)
     assert condition.added is not None
     for tensor in (condition.states, condition.added["text_embeds"]):
         assert torch.equal(tensor[:4], tensor[4:])
         assert tensor.dtype is torch.bfloat16
-    sides = time_ids(SIZES[:, 0], SIDE), time_ids(SIZES[:, 1], SIDE)
+    sides = time_ids(SIZES[:, 0], SQUARE), time_ids(SIZES[:, 1], SQUARE)
     assert torch.equal(condition.added["time_ids"], torch.cat(sides))  # winners, then losers
-    assert load(bases["sd"]).condition(PROMPTS, SIZES).added is None
+    assert load(bases["sd"]).condition(PROMPTS, SIZES, SQUARE).added is None
 
 
 # --- the VAE -------------------------------------------------------------------------------------
@@ -158,9 +164,9 @@ def test_a_vae_that_overflows_stays_in_fp32(
     assert components.vae.dtype is expected
     assert components.denoiser().dtype is torch.bfloat16
     pixels = torch.zeros(2, SIDE, SIDE, 3, dtype=torch.uint8)
-    latents = components.encode_images(pixels, torch.zeros(2, *components.latent_shape))
+    latents = components.encode_images(pixels, torch.zeros(2, *components.latent_shape(SQUARE)))
     assert latents.dtype is torch.float32
-    assert latents.shape[1:] == components.latent_shape
+    assert latents.shape[1:] == components.latent_shape(SQUARE)
 
 
 # --- a step --------------------------------------------------------------------------------------
@@ -171,7 +177,7 @@ def pair_batch() -> PairBatch:
     winner, loser = torch.randint(0, 256, (2, 4, SIDE, SIDE, 3), generator=generator).byte()
     ids = tuple(f"pair-{i}" for i in range(4))
     margin = torch.ones(4, dtype=torch.int64)
-    return PairBatch(0, ids, PROMPTS, winner, loser, margin, torch.ones(4), SIZES)
+    return PairBatch((0,) * 4, ids, PROMPTS, winner, loser, margin, torch.ones(4), SIZES, SQUARE)
 
 
 @pytest.mark.parametrize("name", ["sd", "sd_v", "sdxl", "sdxl_empty_text"])
@@ -210,7 +216,7 @@ def test_a_step_of_sdxl_is_the_formula_with_the_pipelines_own_parts(bases: dict[
     output = step(draw_noise(batch, rule), Models(components, policy, reference), dpo(5000.0))
     pipeline = StableDiffusionXLPipeline.from_pretrained(bases["sdxl"])
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-    draws = draw(rule, 0, batch.pair_ids)
+    draws = draws_of(batch, rule)
 
     def error(unet: Any, pair: int, side: int, pixels: Tensor) -> Tensor:
         states, empty, pooled, empty_pooled = pipeline.encode_prompt(

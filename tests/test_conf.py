@@ -14,6 +14,7 @@ from label.metrics.registry import resolve
 from label.metrics.weights import WeightsError
 from label.run import main
 from tests import helpers_compose
+from train.config import OptimizerKind, Quantize
 from train.run import check as check_training
 
 ROOT = Path(__file__).parent.parent
@@ -88,7 +89,7 @@ def test_published_weights_are_asked_for_by_commit(panel: str):
     assert ("image_reward" in config.panel.held_out) == (panel == "extended")
 
 
-@pytest.mark.parametrize("name", ["sd35_medium", "flux_dev_lora"])
+@pytest.mark.parametrize("name", ["sd35_medium", "flux_dev_lora", "z_image_lora", "sana_lora"])
 def test_models_without_a_known_commit_ask_for_one(name: str):
     """Before anything is loaded; `make eval` asks before stage one, too."""
     config = job(f"experiment={name}", "pairs.root=/x")
@@ -97,6 +98,50 @@ def test_models_without_a_known_commit_ask_for_one(name: str):
     config.model.path = "/models/mine"
     with pytest.raises(ValueError, match=r"model\.path=/models/mine"):
         check_training(config)
+
+
+def test_a_preset_is_that_of_the_model_whoever_chose_it():
+    """It outranks the experiment, which chose the model, and the command line outranks it."""
+    config = job("experiment=flux_dev_lora", "+preset=12gb", "pairs.root=/x", "latents=none")
+    assert config.model.quantize is Quantize.nf4
+    assert (config.train.micro_batch, config.train.lora.rank) == (1, 32)
+    assert not config.label.latents.write
+    assert config.label.texts.write
+    config = job("+preset='48gb'", "model=sdxl", "train.micro_batch=2", "model.path=/models/x=1")
+    assert config.train.optimizer.kind is OptimizerKind.adamw8bit
+    assert (config.train.micro_batch, config.train.lora.rank) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["+preset=24gb"], "no settings for model=miniature; there are some for flux_dev, sd15"),
+        (["+preset=16gb", "model=sd15"], r"'16gb' for model=sd15; did you mean .*: 12gb, 24gb, "),
+        (
+            ["+preset=24gb", "preset=48gb", "model=sd15"],
+            "preset=24gb and preset=48gb are several",
+        ),
+        (["+preset/sd15=24gb", "model=sdxl"], "is for model=sd15, but the model is sdxl; write"),
+        (
+            ["+preset=24gb", "model=sdxl", "tuning=full"],
+            "SDXL .*: LoRA.* rate .*train.lr",
+        ),
+    ],
+)
+def test_a_preset_that_is_not_there_is_refused(line: list[str], says: str):
+    with pytest.raises(ValueError, match=says):
+        job(*line)
+
+
+def test_a_command_says_which_preset_it_took(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["train", "+preset=24gb", "model=sdxl", "train.beta=x"])
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(SystemExit):
+        entry(main)()
+    words = "preset: conf/preset/sdxl/24gb.yaml: SDXL at 1024 pixels on one GPU of 24 GB: LoRA."
+    assert words in capsys.readouterr().out
 
 
 def test_the_command_line_has_the_last_word():

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from data.artifacts.atomic import write_bytes
 from data.devices import Dtype
-from data.images import encode_png
+from data.images import Size, encode_png
 from data.models.forward_process import Prediction
 from evaluate import steps
 from evaluate.config import EvaluateSpec
@@ -31,7 +31,7 @@ from generate.prompts.prompt_set import PromptSet
 from generate.sampler import ImageGenerator, generator
 from label.metrics.preprocessing import ImageTransform, ResizeMode
 from tests.helpers_evaluate import SIDE, tiny_pipeline, write_tiny_model
-from tests.helpers_flow import write_flux, write_sd3
+from tests.helpers_flow import write_flux, write_sana, write_sd3, write_z_image
 from tests.helpers_train import write_sdxl_base
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,7 +123,7 @@ def test_levels_are_averaged_and_compared_with_the_bases_error():
 def loaded(folder: Path, name: str = "m") -> Probe:
     model = Model(name=name, path=str(folder))
     whole = ImageGenerator.load(
-        model, CPU, scheduler=Scheduler.ddim, dtype=Dtype.fp32, resolution=SIDE, steps=2,
+        model, CPU, scheduler=Scheduler.ddim, dtype=Dtype.fp32, size=Size(SIDE, SIDE), steps=2,
         guidance=1.0,
     )  # fmt: skip
     return Probe(whole, model, Scheduler.ddim)
@@ -138,8 +138,12 @@ def inputs_of(probe: Probe, folder: Path) -> Inputs:
 
 
 @pytest.mark.parametrize(
-    "write", [lambda folder: write_tiny_model(folder, 0), write_sdxl_base, write_sd3, write_flux]
-)
+    "write",
+    [
+        lambda folder: write_tiny_model(folder, 0),
+        write_sdxl_base, write_sd3, write_flux, write_z_image, write_sana,
+    ],
+)  # fmt: skip
 def test_a_denoiser_is_asked_as_in_training(write: Callable[[Path], Path], tmp_path: Path):
     """Latents, noise, timesteps and conditions of every family are those of stage two's code."""
     from train.config import ModelSpec, Precision
@@ -152,14 +156,14 @@ def test_a_denoiser_is_asked_as_in_training(write: Callable[[Path], Path], tmp_p
     spec = ModelSpec(path=str(folder), resolution=SIDE)
     ours = load_components(spec, Precision.fp32, CPU, shift=1.0)
     pixels = torch.from_numpy(np.stack([read_pixels(sample.path) for sample in inputs.samples]))
-    latents = ours.encode_images(pixels, torch.zeros(len(pixels), *ours.latent_shape))
+    latents = ours.encode_images(pixels, torch.zeros(len(pixels), *ours.latent_shape(ours.square)))
     torch.testing.assert_close(inputs.latents, latents, rtol=1e-4, atol=1e-4)
     condition = ours.condition_of_new([*WORDS])
-    denoiser = ours.denoiser()
+    denoiser, shape = ours.denoiser(), ours.latent_shape(ours.square)
     for index, level in enumerate(LEVELS):
         noise = torch.stack(
             [
-                torch.randn(ours.latent_shape, generator=generator(word, 0, f"distance/{index}"))
+                torch.randn(shape, generator=generator(word, 0, f"distance/{index}"))
                 for word in WORDS
             ]
         )
@@ -201,7 +205,7 @@ def plan_of(tmp_path: Path, models: dict[str, Path]) -> ComparisonPlan:
     plan = ComparisonPlan(
         folder=tmp_path / "evaluate", spec=spec, prompts=PROMPTS, judges=(), metrics={},
         models=tuple(Model(name=name, path=str(path)) for name, path in models.items()),
-        resolution=SIDE, seed=0,
+        size=Size(SIDE, SIDE), seed=0,
     )  # fmt: skip
     rng = np.random.default_rng(1)
     for samples in plan.images.values():

@@ -24,6 +24,7 @@ NEEDED = {
     "vote.votes=": ["vote.rule=at_least"],
     "vote.tie_rule=metric": ["vote.tie_metric=clip"],
     "pairs.columns.": ["pairs=parquet"],
+    "+preset=": ["model=sdxl"],
     "panel.held_out=[image_reward": ["panel=extended"],
 }
 """Settings that another one, by how it begins, needs beside it."""

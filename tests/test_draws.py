@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
 
+from data.images import Size
 from train.config import TimestepSpec
+from train.dpo import draws
 from train.dpo.draws import (
     Bucketed,
     DrawRule,
@@ -19,12 +21,15 @@ from train.dpo.draws import (
     LogitNormal,
     TimestepRule,
     coprime_stride,
-    draw,
     uniform,
 )
 
-RULE = DrawRule(seed=7, num_timesteps=1000, latent_shape=(4, 4, 4))
+RULE = DrawRule(seed=7, num_timesteps=1000, latent_shape=lambda _: (4, 4, 4))
 IDS = [f"pair-{i}" for i in range(12)]
+
+
+def draw(rule: DrawRule, epoch: int, ids: list[str]) -> Draws:
+    return draws.draw(rule, [epoch] * len(ids), ids, Size(32, 32))
 
 
 def assert_equal(left: Draws, right: Draws) -> None:
@@ -72,22 +77,22 @@ def test_flips_and_dropped_captions_leave_the_noise_alone():
 
 def test_rates_are_as_asked():
     ids = [str(i) for i in range(4000)]
-    draws = draw(DrawRule(seed=0, num_timesteps=10, latent_shape=(1, 2, 2), flip=True,
+    drawn = draw(DrawRule(seed=0, num_timesteps=10, latent_shape=lambda _: (1, 2, 2), flip=True,
                           caption_dropout=0.2), 0, ids)  # fmt: skip
-    assert draws.flip.float().mean().item() == pytest.approx(0.5, abs=0.04)
-    assert draws.drop_caption.float().mean().item() == pytest.approx(0.2, abs=0.03)
-    counts = torch.bincount(draws.timestep, minlength=10)
+    assert drawn.flip.float().mean().item() == pytest.approx(0.5, abs=0.04)
+    assert drawn.drop_caption.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    counts = torch.bincount(drawn.timestep, minlength=10)
     assert counts.shape == (10,)  # 0 .. 9, nothing beyond
     assert (counts - 400).abs().max() < 100  # five standard deviations
-    assert draws.noise.mean().item() == pytest.approx(0, abs=0.05)
-    assert draws.noise.std().item() == pytest.approx(1, abs=0.05)
+    assert drawn.noise.mean().item() == pytest.approx(0, abs=0.05)
+    assert drawn.noise.std().item() == pytest.approx(1, abs=0.05)
     every = draw(replace(RULE, caption_dropout=1.0), 0, ids)
     assert every.drop_caption.all()
 
 
 def test_winner_and_loser_have_their_own_place_in_the_posterior():
-    draws = draw(RULE, 0, IDS)
-    assert (draws.posterior[:, 0] != draws.posterior[:, 1]).any(dim=(1, 2, 3)).all()
+    drawn = draw(RULE, 0, IDS)
+    assert (drawn.posterior[:, 0] != drawn.posterior[:, 1]).any(dim=(1, 2, 3)).all()
 
 
 # --- timesteps -----------------------------------------------------------------------------------
@@ -97,7 +102,7 @@ RULES = [uniform, Importance((1.0, 0.0, 2.0)), Bucketed(7), LogitNormal(0.0, 1.0
 
 def timesteps(rule: TimestepRule, pairs: int, epoch: int = 0, num_timesteps: int = 1000) -> Tensor:
     draw_rule = DrawRule(
-        seed=3, num_timesteps=num_timesteps, latent_shape=(1, 1, 1), timesteps=rule
+        seed=3, num_timesteps=num_timesteps, latent_shape=lambda _: (1, 1, 1), timesteps=rule
     )
     return draw(draw_rule, epoch, [f"pair-{i}" for i in range(pairs)]).timestep
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.devices import Dtype
+from data.images import Size
 from data.models.forward_process import CONFIG, Prediction
 from generate.config import Scheduler
 from generate.image_files import Model, SamplesError, list_samples, model_at
@@ -47,7 +48,7 @@ def spoil_vae(folder: Path, value: float = float("nan")) -> Path:
 def load(folder: Path, dtype: Dtype = Dtype.fp32) -> ImageGenerator:
     return ImageGenerator.load(
         Model(name="ours", path=str(folder)), torch.device("cpu"), scheduler=Scheduler.ddim,
-        dtype=dtype, resolution=SIDE, steps=2, guidance=1.0,
+        dtype=dtype, size=Size(SIDE, SIDE), steps=2, guidance=1.0,
     )  # fmt: skip
 
 

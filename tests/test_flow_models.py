@@ -1,4 +1,4 @@
-"""SD3 and FLUX.1 are told what their own pipelines tell them, and train by the formula."""
+"""Flow models are told what their own pipelines tell them, and train by the formula."""
 
 import inspect
 import json
@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from benchmarks import shapes
-from data.families import flux, sd3
-from data.models.family import ModelConfig, ModelError, PromptEmbeds
+from data.families import flux, sana, sd3, z_image
+from data.images import Size
+from data.models.family import Condition, ModelConfig, ModelError, PromptEmbeds
 from data.models.forward_process import ForwardProcessError, Prediction
 from data.models.noise_schedule import rectified_flow
 from data.models.rectified_flow import flow_process
 from generate.pipelines import left_out
-from tests.helpers_flow import CHANNELS, WRITERS, flow_scheduler
-from tests.helpers_train import SIDE, write_base
+from tests.helpers_flow import CHANNELS, SIDES, WRITERS, flow_scheduler
+from tests.helpers_train import SIDE, SQUARE, write_base
 from tests.test_components import pair_batch
 from train.config import (
     ActivationCheckpointing,
@@ -33,14 +34,17 @@ from train.config import (
 )
 from train.dpo.draws import DrawRule, draw
 from train.dpo.objectives import dpo, timestep_rule
-from train.dpo.step import Models, draw_noise, step
+from train.dpo.step import Models, draw_noise, draws_of, step
 from train.models.activation_checkpointing import checkpoint_activations
 from train.models.base_model import check_settings, open_model
 from train.models.components import ModelComponents, load_components
 from train.models.flops import forward_flops
 from train.models.lora import attach, counts
-from train.models.memory import ADAPTERS, PUBLISHED
+from train.models.memory import ADAPTERS, LINEAR, PUBLISHED
 from train.run import model_identity
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
+"""Of NumPy, about a scheduler of diffusers."""
 
 CPU = torch.device("cpu")
 BETA = 500.0
@@ -55,7 +59,15 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(base: Path, precision: Precision = Precision.fp32, **spec: Any) -> ModelComponents:
-    return load_components(ModelSpec(path=str(base), resolution=SIDE, **spec), precision, CPU)
+    spec = {"resolution": SIDE} | spec
+    return load_components(ModelSpec(path=str(base), **spec), precision, CPU)
+
+
+def rows_of(condition: Condition, rows: list[int]) -> Condition:
+    """The condition of some images."""
+    added = condition.added and {key: value[rows] for key, value in condition.added.items()}
+    lengths = condition.lengths and tuple(condition.lengths[row] for row in rows)
+    return replace(condition, states=condition.states[rows], added=added, lengths=lengths)
 
 
 def rule_of(components: ModelComponents) -> DrawRule:
@@ -66,29 +78,42 @@ def rule_of(components: ModelComponents) -> DrawRule:
 
 
 def spy(model: Any) -> list[dict[str, Tensor]]:
-    """The tensors of each call of a model's forward pass from now on, by their names."""
+    """The tensors of each call of a model's forward pass from now on, by their names.
+
+    Those of a list have its name and their place in it.
+    """
     forward, calls = model.forward, []
 
     def noted(*args: Any, **kwargs: Any) -> Any:
-        bound = inspect.signature(type(model).forward).bind(model, *args, **kwargs)
-        calls.append({k: v for k, v in bound.arguments.items() if isinstance(v, Tensor)})
+        bound = inspect.signature(type(model).forward).bind(model, *args, **kwargs).arguments
+        given = {k: v for k, v in bound.items() if isinstance(v, Tensor)}
+        for name, value in bound.items():
+            if isinstance(value, list):
+                given |= {f"{name}.{place}": v for place, v in enumerate(value)}
+        calls.append(given)
         return forward(*args, **kwargs)
 
     model.forward = noted
     return calls
 
 
-def pipeline_call(base: Path, prompts: list[str], noisy: Tensor, **options: Any) -> dict[str, Any]:
-    """The tensors of the first call that the family's pipeline makes."""
+def pipeline_calls(
+    base: Path, prompts: list[str], noisy: Tensor, *, side: int, **options: Any
+) -> tuple[list[dict[str, Tensor]], list[float]]:
+    """The tensors of the two calls that the family's pipeline makes, and their timesteps."""
     from diffusers import DiffusionPipeline
 
     dtype = options.pop("dtype", torch.float32)
     pipeline = DiffusionPipeline.from_pretrained(base, dtype=dtype, **left_out(str(base)))
     pipeline.set_progress_bar_config(disable=True)
     calls = spy(pipeline.transformer)
-    pipeline(prompts, latents=noisy, height=SIDE, width=SIDE, num_inference_steps=2,
+    pipeline([*prompts], latents=noisy, height=side, width=side, num_inference_steps=2,
              output_type="latent", **options)  # fmt: skip
-    return calls[0]
+    return calls, [float(level) for level in pipeline.scheduler.timesteps]
+
+
+TEXTS = ("encoder_hidden_states", "pooled_projections", "cap_feats.")
+"""Names of encoded text."""
 
 
 def assert_same_tensors(ours: dict[str, Tensor], theirs: dict[str, Tensor], exact: bool) -> None:
@@ -97,7 +122,7 @@ def assert_same_tensors(ours: dict[str, Tensor], theirs: dict[str, Tensor], exac
     tolerance = 1e-5 if exact else 2e-2
     for key, value in theirs.items():
         assert ours[key].dtype is value.dtype, key
-        if key in ("encoder_hidden_states", "pooled_projections"):
+        if key.startswith(TEXTS):
             torch.testing.assert_close(ours[key], value, rtol=tolerance, atol=tolerance)
         else:
             assert torch.equal(ours[key], value), key
@@ -109,6 +134,8 @@ def assert_same_tensors(ours: dict[str, Tensor], theirs: dict[str, Tensor], exac
         *((name, torch.float32) for name in WRITERS),
         ("sd3", torch.bfloat16),
         ("flux", torch.bfloat16),
+        ("z_image", torch.bfloat16),
+        ("sana", torch.bfloat16),
     ],
 )
 @torch.no_grad()
@@ -117,43 +144,67 @@ def test_the_denoiser_is_told_what_the_pipeline_tells_it(
 ):
     """Every tensor of the call, to the bit: latents, timestep, text, pooled, ids, guidance."""
     precision = Precision.fp32 if dtype is torch.float32 else Precision.bf16
-    components = load(bases[name], precision)
+    side = SIDES.get(name, SIDE)
+    components = load(bases[name], precision, resolution=side)
     family = components.base.family
-    noise = torch.randn(3, *components.latent_shape, generator=torch.Generator().manual_seed(1))
-    noise, prompts = noise.to(dtype), ["a red cat", "a blue cat", ""]
-    options = {"guidance_scale": 3.5 if name == "flux" else 1.0}
+    shape = components.latent_shape(Size(side, side))
+    noise = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
+    noise, prompts = noise.to(dtype), ["a red cat", "a blue cat", " A " if name == "sana" else ""]
+    options = family.pipeline_options(3, 3.5 if name in ("flux", "sana") else 1.0)
     latents = family.pipeline_latents(noise)
-    theirs = pipeline_call(bases[name], prompts, latents, dtype=dtype, **options)
+    theirs, levels = pipeline_calls(
+        bases[name], prompts, latents, side=side, dtype=dtype, **options
+    )
     denoiser = components.denoiser()
     calls = spy(denoiser)
-    sizes = torch.full((3, 2, 2), SIDE)
-    both = components.condition(prompts, sizes)
-    condition = replace(both, states=both.states[:3], added={
-        key: value[:3] for key, value in (both.added or {}).items()
-    })  # fmt: skip
-    timestep = torch.full((3,), 1000.0)
-    components.predict(denoiser, noise.float(), timestep, condition)
-    (ours,) = calls
-    assert_same_tensors(ours, theirs, exact=dtype is torch.float32)
+    if name == "sana":  # its pipeline encodes only the negative prompt as an empty one
+        noise, prompts = torch.cat([noise, noise]), ["", "", "", *prompts]
+    sizes, cut = torch.full((len(prompts), 2, 2), side), Size(side, side)
+    condition = rows_of(components.condition(prompts, sizes, cut), [*range(len(prompts))])
     encoded = family.encode(components.text.args[0], prompts, components.base.config)  # type: ignore[attr-defined]
-    assert torch.equal(encoded.states, theirs["encoder_hidden_states"])  # in the same batch
-    assert torch.equal(encoded.pooled, theirs["pooled_projections"])
+    alone = family.condition(encoded, sizes[:, 0], cut, components.base.guidance)
+    for level, each in zip(levels, (condition, alone), strict=True):
+        components.predict(denoiser, noise.float(), torch.full((len(prompts),), level), each)
+    assert_same_tensors(calls[0], theirs[0], exact=dtype is torch.float32)
+    for key in theirs[1]:
+        if key.startswith(TEXTS) or key in ("t", "timestep"):  # in the same batch; at a lower level
+            assert torch.equal(calls[1][key], theirs[1][key]), key
+    assert_as_known(name, *theirs)
+
+
+def assert_as_known(name: str, first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    """What is special about a family's calls is in them."""
+    assert ("guidance" in first) == (name == "flux")
     if name == "flux":
-        assert theirs["guidance"].tolist() == [3.5] * 3
-        assert theirs["hidden_states"].shape == (3, 16, 4 * CHANNELS)
-        assert theirs["img_ids"][-1].tolist() == [0, 3, 3]
-    assert ("guidance" in theirs) == (name == "flux")
+        assert first["guidance"].tolist() == [3.5] * 3
+        assert first["hidden_states"].shape == (3, 16, 4 * CHANNELS)
+        assert first["img_ids"][-1].tolist() == [0, 3, 3]
+    if name == "z_image":
+        assert [len(first[f"cap_feats.{place}"]) for place in range(3)] == [27, 28, 18]
+        assert first["t"].tolist() == [0] * 3
+        assert second["t"][0] > 0  # 1 is the image
+    if name == "sana":
+        assert first["encoder_attention_mask"].sum(1).tolist() == [1, 1, 1, 11, 12, 3]
 
 
 # --- a step --------------------------------------------------------------------------------------
+
+
+def latents_of(vae: Any, pixels: Tensor, noise: Tensor) -> Tensor:
+    """The latents of an image (side, side, 3), as the VAEs of the tiny models are scaled."""
+    encoded = vae.encode(pixels[None].permute(0, 3, 1, 2) / 127.5 - 1)
+    if not hasattr(encoded, "latent_dist"):  # Sana's
+        return encoded.latent * 0.4
+    return (encoded.latent_dist.mean + encoded.latent_dist.std * noise - 0.06) * 1.5
 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_step_is_the_formula(bases: dict[str, Path], name: str):
     """ln 2 and margin 0 at first; then, pair by pair, the loss computed from its definition.
 
-    sigma = s u / (1 + (s - 1) u) with u = (t + 1) / 1000 and s = 3 for SD3, 1 for FLUX.1;
-    x = (1 - sigma) latents + sigma noise; target = noise - latents, latents = (mean - 0.06) 1.5;
+    sigma = s u / (1 + (s - 1) u) with u = (t + 1) / 1000 and s = 3, but 1 for FLUX.1;
+    x = (1 - sigma) latents + sigma noise; target = noise - latents, latents = (mean - 0.06) 1.5,
+    but 0.4 mean for Sana;
     -log sigmoid(beta / 2 ((r_w - r_l) - (e_w - e_l))) with errors that are means.
     """
     components = load(bases[name])
@@ -171,19 +222,15 @@ def test_a_step_is_the_formula(bases: dict[str, Path], name: str):
         for parameter in policy.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
         output = step(draw_noise(batch, rule), models, dpo(BETA))
-        draws, shift = draw(rule, 0, batch.pair_ids), 1.0 if name.startswith("flux") else 3.0
-        condition = components.condition(batch.prompts, batch.size)
+        draws, shift = draws_of(batch, rule), 1.0 if name.startswith("flux") else 3.0
+        condition = components.condition(batch.prompts, batch.size, batch.cut)
 
         def error(model: Any, pair: int, side: int, pixels: Tensor) -> Tensor:
-            posterior = components.vae.encode(pixels[None].permute(0, 3, 1, 2) / 127.5 - 1)
-            raw = (
-                posterior.latent_dist.mean + posterior.latent_dist.std * draws.posterior[pair, side]
-            )
-            latents, noise = (raw - 0.06) * 1.5, draws.noise[pair]
+            latents = latents_of(components.vae, pixels, draws.posterior[pair, side])
+            noise = draws.noise[pair]
             u = (draws.timestep[pair].item() + 1) / 1000
             sigma = shift * u / (1 + (shift - 1) * u)
-            added = {key: value[[pair]] for key, value in (condition.added or {}).items()}
-            one = replace(condition, states=condition.states[[pair]], added=added)
+            one = rows_of(condition, [pair])
             level = torch.tensor([1000 * sigma])
             predicted = components.predict(model, (1 - sigma) * latents + sigma * noise, level, one)
             return (predicted - (noise - latents)).double().pow(2).mean()
@@ -239,10 +286,11 @@ def test_a_shift_above_1_and_a_mean_above_0_mean_more_noise():
     flow = rectified_flow(1000, 3.0, 1.0, CPU)
     assert flow.sigmas[499].item() == pytest.approx(0.75)
     assert bool((flow.sigmas.diff() > 0).all())
-    rule = DrawRule(seed=0, num_timesteps=1000, latent_shape=(1, 1, 1))
+    rule = DrawRule(seed=0, num_timesteps=1000, latent_shape=lambda _: (1, 1, 1))
     spec = TimestepSpec(kind=TimestepKind.logit_normal, mean=0.7, std=0.6)
     rule = replace(rule, timesteps=timestep_rule(spec))
-    drawn = draw(rule, 0, [str(index) for index in range(1500)]).timestep
+    names = [str(index) for index in range(1500)]
+    drawn = draw(rule, [0] * 1500, names, SQUARE).timestep
     logits = ((drawn + 0.5) / 1000).logit()
     assert logits.mean().item() == pytest.approx(0.7, abs=0.05)
     assert logits.std().item() == pytest.approx(0.6, abs=0.05)
@@ -295,17 +343,39 @@ def test_other_processes_are_refused(settings: dict, message: str):
         flow_process("m", INDEX, CLASS, Prediction.epsilon)
 
 
+SOLVER = {
+    "_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True,
+    "prediction_type": "flow_prediction", "flow_shift": 3.0,
+}  # fmt: skip
+
+
+def test_a_solver_of_the_discrete_process_may_sample_from_a_flow():
+    """Sana's: its shift has another name, which a scheduler that is read in its place ignores."""
+    process = sana.FAMILY.process("m", {}, SOLVER)
+    assert (process.training_shift, process.sampling_shift(99)) == (3.0, 3.0)
+    with pytest.raises(ForwardProcessError, match="the discrete process of DDPM; a Stable"):
+        flow_process("m", INDEX, SOLVER)
+    for change, message in {
+        "use_flow_sigmas": "use_flow_sigmas=None; allowed: True, as a flow-matching model needs",
+        "prediction_type": "prediction_type=None; allowed: flow_prediction",
+    }.items():
+        with pytest.raises(ForwardProcessError, match=message):
+            sana.FAMILY.process("m", {}, {k: v for k, v in SOLVER.items() if k != change})
+    with pytest.raises(ForwardProcessError, match="use_dynamic_shifting=True; allowed: false"):
+        sana.FAMILY.process("m", {}, CLASS | {"use_dynamic_shifting": True})
+
+
 # --- settings that mean nothing for a model ------------------------------------------------------
 
 
 def test_settings_of_other_models_are_refused(bases: dict[str, Path], tmp_path: Path):
     base = open_model(ModelSpec(path=str(bases["sd3"]), resolution=SIDE))
     with pytest.raises(ModelError, match="train.channels_last=true is for .* set it to false"):
-        check_settings(base, TrainSpec(channels_last=True))
-    check_settings(base, TrainSpec(timesteps=TimestepSpec(shift=2.0)))
+        check_settings(base, ModelSpec(), TrainSpec(channels_last=True))
+    check_settings(base, ModelSpec(), TrainSpec(timesteps=TimestepSpec(shift=2.0)))
     sd1 = open_model(ModelSpec(path=str(write_base(tmp_path / "sd")), resolution=SIDE))
     with pytest.raises(ModelError, match=r"train.timesteps.shift=2 moves .*: set it to null"):
-        check_settings(sd1, TrainSpec(timesteps=TimestepSpec(shift=2.0)))
+        check_settings(sd1, ModelSpec(), TrainSpec(timesteps=TimestepSpec(shift=2.0)))
     with pytest.raises(ModelError, match="model.guidance=2 is what .*; model.path=.* is none"):
         open_model(ModelSpec(path=str(bases["flux_schnell"]), resolution=SIDE, guidance=2.0))
     guided = ModelSpec(path=str(bases["flux"]), resolution=SIDE, guidance=2.0)
@@ -321,6 +391,7 @@ def test_settings_of_other_models_are_refused(bases: dict[str, Path], tmp_path: 
         ("sd3", 18, "model.resolution=18 is no multiple of 4, the pixels of a patch of latents"),
         ("flux", 18, "model.resolution=18 is no multiple of 4"),
         ("sd3", 64, "model.resolution=64 is more than 32, for which the transformer has positions"),
+        ("z_image", 128, "model.resolution=128 is more than 64, for which the transformer has pos"),
     ],
 )
 def test_the_resolution_must_fit(bases: dict[str, Path], name: str, resolution: int, message: str):
@@ -342,6 +413,38 @@ def test_half_a_t5_and_other_input_channels_are_refused(bases: dict[str, Path], 
         open_model(ModelSpec(path=str(folder), resolution=SIDE))
 
 
+@pytest.mark.parametrize(
+    ("name", "part", "change", "message"),
+    [
+        ("sana", "transformer", {"guidance_embeds": True}, "guidance_embeds=True; .* have False"),
+        ("sana", "transformer", {"timestep_scale": 1000.0}, "timestep_scale=1000.0; .* have 1"),
+        ("sana", "transformer", {"out_channels": 32}, "out_channels=32; .* have 16"),
+        ("sana", "vae", {"latents_mean": [0.0] * 16}, "SanaPipeline ignores when it decodes"),
+        (
+            "z_image",
+            "transformer",
+            {"all_patch_size": [4]},
+            "all_patch_size=.4.; the pipeline takes 2",
+        ),
+        (
+            "z_image",
+            "transformer",
+            {"siglip_feat_dim": 8},
+            "siglip_feat_dim, which is given images",
+        ),
+        ("z_image", "vae", {"_class_name": "AutoencoderTiny"}, "Tiny; allowed are AutoencoderKL"),
+    ],
+)
+def test_other_parts_are_refused(
+    bases: dict[str, Path], tmp_path: Path, name: str, part: str, change: dict, message: str
+):
+    folder = Path(shutil.copytree(bases[name], tmp_path / "m"))
+    config = folder / part / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        open_model(ModelSpec(path=str(folder), resolution=SIDE))
+
+
 # --- real shapes ---------------------------------------------------------------------------------
 
 TRANSFORMERS = {
@@ -350,8 +453,18 @@ TRANSFORMERS = {
     "SD3.5 large": (shapes.SD35_LARGE, sd3, 8_056_627_520),
     "FLUX.1 dev": (shapes.FLUX_DEV, flux, 11_901_408_320),
     "FLUX.1 schnell": (shapes.FLUX_SCHNELL, flux, 11_891_178_560),
+    "Z-Image": (shapes.Z_IMAGE, z_image, 6_154_908_736),
+    "Sana 1.6B": (shapes.SANA, sana, 1_604_462_752),
 }
 """The published configurations, and how many parameters they have."""
+
+TEXT_SHAPES = {
+    sd3: ((1, 333, 4096), (1, 2048)),
+    flux: ((1, 333, 4096), (1, 768)),
+    z_image: ((1, 512, 2560),),
+    sana: ((1, 300, 2304),),
+}
+"""States and, where there are some, pooled states of a prompt."""
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
@@ -364,19 +477,21 @@ def test_the_published_transformers_take_what_we_give_them(name: str):
     with torch.device("meta"):
         model = getattr(diffusers, family.parts["transformer"])(**settings).eval()
         assert sum(p.numel() for p in model.parameters()) == parameters
-        text = PromptEmbeds(
-            torch.zeros(1, 333, 4096), torch.zeros(1, 768 if module is flux else 2048)
-        )
+        text = PromptEmbeds(*map(torch.zeros, TEXT_SHAPES[module]))
+        if module in (z_image, sana):
+            text = replace(text, length=torch.full((1,), 99, device="cpu"))
         config = ModelConfig(index={}, denoiser=model.config, vae={}, scheduler={})
         guidance = family.guidance(config)
-        condition = family.condition(text, torch.full((1, 2), 1024), 1024, guidance)
+        condition = family.condition(text, torch.full((1, 2), 1024), Size(1024, 1024), guidance)
     shape = (family.latent_channels(config), 128, 128)
-    assert shape == (16, 128, 128)
+    assert shape[0] == (32 if module is sana else 16)
     if name in ("SD3.5 large", "FLUX.1 dev"):
         # Two operations for each weight and patch, but modulations are computed once an image.
         flops = forward_flops(model, family, shape, condition)
         assert 0.4 < flops / (2 * parameters * 64 * 64) < 2
     if name in PUBLISHED:
         assert PUBLISHED[name].denoiser == parameters
+        linear = (layer for layer in model.modules() if isinstance(layer, torch.nn.Linear))
+        assert LINEAR[name] == sum(layer.weight.numel() for layer in linear)
         attach(model, LoraSpec(rank=1, targets=list(family.lora_targets)), 0, with_reference=False)
         assert ADAPTERS[name] == 16 * counts(model).adapter

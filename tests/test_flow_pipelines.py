@@ -1,4 +1,4 @@
-"""SD3 and FLUX.1 beyond the step: sampled, exported, read back, and their latents written."""
+"""Flow models beyond the step: sampled, exported, read back, and their latents written."""
 
 import json
 import shutil
@@ -14,14 +14,15 @@ from safetensors.torch import load_file, save_file
 from data.artifacts.latents import LatentFormat
 from data.devices import Dtype
 from data.families.vae import find_vae, latent_shape
-from data.models.folder import check_model_folder
+from data.images import Size
+from data.models.folder import check_model_folder, check_part
 from generate.config import Scheduler
 from generate.image_files import Model, SamplesError
 from generate.model_process import check_folder
 from generate.pipelines import left_out
 from generate.sampler import ImageGenerator, initial_noise
 from label.scoring.vae_encoder import VaeEncoder
-from tests.helpers_flow import CHANNELS, WRITERS
+from tests.helpers_flow import CHANNELS, SIDES, WRITERS, flow_scheduler
 from tests.helpers_ranks import run_ranks, shared_place
 from tests.helpers_texts import text_files, write_texts
 from tests.helpers_train import SIDE, WORDS, opened
@@ -36,6 +37,9 @@ from train.export.pipeline import (
     trained_denoiser,
 )
 from train.models.lora import attach, in_diffusers_format
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
+"""Of NumPy, about a scheduler of diffusers."""
 
 PROMPTS = ["a red cat", "a blue cat"]
 
@@ -55,7 +59,7 @@ def pipeline_of(folder: Path) -> Any:
 
 
 def generator(folder: Path, adapter: str = "", scheduler: Scheduler = Scheduler.ddim, **more: Any):
-    settings = {"resolution": SIDE, "steps": 2, "guidance": 3.0, "dtype": Dtype.fp32} | more
+    settings = {"size": Size(SIDE, SIDE), "steps": 2, "guidance": 3.0, "dtype": Dtype.fp32} | more
     model = Model(name="m", path=str(folder), adapter=adapter)
     return ImageGenerator.load(model, CPU, scheduler=scheduler, **settings)
 
@@ -63,31 +67,33 @@ def generator(folder: Path, adapter: str = "", scheduler: Scheduler = Scheduler.
 # --- sampling ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sd3_without_t5", "flux"])
+@pytest.mark.parametrize("name", ["sd3_without_t5", "flux", "z_image", "sana"])
 def test_images_come_from_the_models_own_scheduler(bases: dict[str, Path], name: str):
     """Those of the pipeline from the same noise; they do not depend on the batch."""
-    ours = generator(bases[name])
-    assert type(ours.pipeline.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
+    side = SIDES.get(name, SIDE)
+    ours, scheduler = generator(bases[name], resolution=side), flow_scheduler()
+    solver = "DPMSolverMultistepScheduler" if name == "sana" else type(scheduler).__name__
+    assert type(ours.pipeline.scheduler).__name__ == solver
     whole = ours.sample(PROMPTS, [0, 1]).astype(int)
-    assert whole.shape == (2, SIDE, SIDE, 3)
+    assert whole.shape == (2, side, side, 3)
     assert np.abs(ours.sample(PROMPTS[1:], [1])[0] - whole[1]).max() <= 1
-    noise = initial_noise(PROMPTS, [0, 1], (CHANNELS, SIDE // 2, SIDE // 2))
+    noise = initial_noise(PROMPTS, [0, 1], (CHANNELS, side // 2, side // 2))
     images = pipeline_of(bases[name])(
-        PROMPTS, latents=ours.family.pipeline_latents(noise), height=SIDE, width=SIDE,
-        num_inference_steps=2, guidance_scale=3.0, output_type="np",
+        [*PROMPTS], latents=ours.family.pipeline_latents(noise), height=side, width=side,
+        num_inference_steps=2, output_type="np", **ours.family.pipeline_options(2, 3.0),
     ).images  # fmt: skip
     assert np.abs(whole - (images * 255).round()).max() <= 1
 
 
 def test_what_cannot_be_sampled_is_refused(bases: dict[str, Path]):
     with pytest.raises(ValueError, match="resolution=18 is no multiple of 4"):
-        generator(bases["flux"], resolution=18)
+        generator(bases["flux"], size=Size(18, 18))
     with pytest.raises(SamplesError, match="cpu_offload=true moves .* the device is cpu"):
         generator(bases["flux"], offload=True)
     model = Model(name="m", path=str(bases["sd3"]), adapter=str(bases["sd3"] / "x.safetensors"))
     with pytest.raises(ValueError, match="model 'm': .*x.safetensors"):
         ImageGenerator.load(model, CPU, scheduler=Scheduler.own, dtype=Dtype.fp32,
-                            resolution=SIDE, steps=1, guidance=1.0)  # fmt: skip
+                            size=Size(SIDE, SIDE), steps=1, guidance=1.0)  # fmt: skip
 
 
 def test_a_folder_that_does_not_fit_is_refused_before_it_is_loaded(
@@ -100,7 +106,7 @@ def test_a_folder_that_does_not_fit_is_refused_before_it_is_loaded(
     scheduler.write_text(json.dumps({"_class_name": "EDMEulerScheduler"}))
     for choice in Scheduler:
         with pytest.raises(SamplesError, match="EDMEulerScheduler, which means the process of EDM"):
-            check_folder(Model(name="m", path=str(folder)), choice, 2, SIDE)
+            check_folder(Model(name="m", path=str(folder)), choice, 2, Size(SIDE, SIDE))
     scheduler.write_text(before)
     weights = folder / "text_encoder_3/model.safetensors"
     tensors = load_file(weights)
@@ -116,10 +122,28 @@ def test_a_folder_that_does_not_fit_is_refused_before_it_is_loaded(
         check_model_folder(folder, "m")
 
 
+def test_a_language_model_may_have_a_head_and_needs_a_chat_template(
+    bases: dict[str, Path], tmp_path: Path
+):
+    """Saved with its head, its names begin with `model.`; the head is not needed."""
+    folder = Path(shutil.copytree(bases["z_image"], tmp_path / "m"))
+    weights = folder / "text_encoder/model.safetensors"
+    tensors = {f"model.{name}": tensor for name, tensor in load_file(weights).items()}
+    save_file(tensors | {"lm_head.weight": torch.ones(40, 16)}, weights, {"format": "pt"})
+    check_model_folder(folder, "m")
+    tensors.pop("model.norm.weight")
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"text_encoder/model.safetensors .* missing norm.weight"):
+        check_model_folder(folder, "m")
+    (folder / "tokenizer/chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer has no chat template, .*chat_template.jinja"):
+        check_part(folder, "tokenizer", "m")
+
+
 # --- the result ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sd3", "sd3_without_t5", "flux"])
+@pytest.mark.parametrize("name", ["sd3", "sd3_without_t5", "flux", "z_image", "sana"])
 @torch.no_grad()
 def test_a_trained_model_is_read_back(bases: dict[str, Path], tmp_path: Path, name: str):
     """All weights: the pipeline's tensors are those given; what was not trained is the base's."""
@@ -137,7 +161,7 @@ def test_a_trained_model_is_read_back(bases: dict[str, Path], tmp_path: Path, na
     assert opened(tmp_path / "p").process == base.process
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux"])
+@pytest.mark.parametrize("name", ["sd3", "flux", "z_image", "sana"])
 @torch.no_grad()
 def test_an_adapter_samples_what_the_merged_pipeline_samples(
     bases: dict[str, Path], tmp_path: Path, name: str
@@ -151,7 +175,9 @@ def test_an_adapter_samples_what_the_merged_pipeline_samples(
     export_adapter(base, adapter, tmp_path / "lora", {"step": 1}, "a card")
     export_pipeline(base, merged_denoiser(base, adapter), tmp_path / "p", {"step": 1}, "a card")
     images = [
-        generator(folder, file).sample(PROMPTS[:1], [0]).astype(int)
+        generator(folder, file, resolution=SIDES.get(name, SIDE))
+        .sample(PROMPTS[:1], [0])
+        .astype(int)
         for folder, file in (
             (bases[name], str(tmp_path / "lora" / ADAPTER)),
             (tmp_path / "p", ""),
@@ -174,28 +200,30 @@ def test_an_adapter_of_another_family_is_refused(bases: dict[str, Path], tmp_pat
 # --- stage one's latents -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux"])
+@pytest.mark.parametrize("name", ["sd3", "flux", "z_image", "sana"])
 @torch.no_grad()
 def test_latents_of_16_channels_are_written_unscaled_and_read_scaled(
     bases: dict[str, Path], name: str
 ):
     vae, components = find_vae(bases[name]), load(bases[name])
-    assert (vae.channels, vae.factor, vae.force_upcast) == (CHANNELS, 2, name == "sd3")
+    assert (vae.channels, vae.factor, vae.force_upcast) == (CHANNELS, 2, name in ("sd3", "sana"))
+    assert vae.has_posterior == (name != "sana")
     form = LatentFormat(
         vae=vae.sha256, size=SIDE, shape=latent_shape(vae, SIDE), dtype="fp32", moments=True,
         flip=False, compute="fp32",
     )  # fmt: skip
     image = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     raw = VaeEncoder(bases[name], form, CPU, 2)([image])
-    moments = raw.view(torch.float32).view(1, 2, *components.latent_shape)
-    posterior = torch.randn(1, *components.latent_shape)
+    moments = raw.view(torch.float32).view(1, 2, *components.latent_shape(components.square))
+    posterior = torch.randn(1, *components.latent_shape(components.square))
     pixels = torch.from_numpy(image)[None]
     latents = components.encode_images(pixels, posterior)
     assert torch.equal(components.sample_posterior(moments, posterior), latents)
-    expected = (moments[:, 0] + moments[:, 1] * posterior - 0.06) * 1.5
+    shift, factor = (0.0, 0.4) if name == "sana" else (0.06, 1.5)
+    expected = (moments[:, 0] + moments[:, 1] * posterior - shift) * factor
     torch.testing.assert_close(latents, expected)
     decoded = components.decode_latents(latents)
-    theirs = components.vae.decode(latents / 1.5 + 0.06).sample
+    theirs = components.vae.decode(latents / factor + shift).sample
     torch.testing.assert_close(decoded, theirs)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from data.families.sdxl import FAMILY
+from data.images import Size
 from data.models.forward_process import (
     BETA_SCHEDULES,
     CONFIG,
@@ -22,7 +23,8 @@ from data.models.forward_process import (
     forward_process,
 )
 from data.models.latent_scale import LatentScaleError
-from generate.config import Scheduler
+from evaluate.config import EvaluateSpec
+from generate.config import GenerateSpec, Scheduler
 from generate.image_files import Model, SamplesError
 from generate.model_process import check_folder
 from tests.helpers_train import SIDE, write_base, write_sdxl_base
@@ -199,7 +201,7 @@ def test_generating_refuses_it_alike(copy: Any, settings: dict):
     edit(folder / CONFIG, **settings)
     model = Model(name="ours", path=str(folder))
     with pytest.raises(SamplesError, match=r"model 'ours' \(.*scheduler"):
-        check_folder(model, Scheduler.ddim, 2, SIDE)
+        check_folder(model, Scheduler.ddim, 2, Size(SIDE, SIDE))
 
 
 @pytest.mark.parametrize(
@@ -213,13 +215,13 @@ def test_a_scheduler_of_its_own_may_know_what_ddim_does_not(
     edit(folder / CONFIG, **settings)
     model, way_out = Model(name="ours", path=str(folder)), "evaluate.scheduler=own"
     with pytest.raises(SamplesError) as refusal:
-        check_folder(model, Scheduler.ddim, 2, SIDE)
+        check_folder(model, Scheduler.ddim, 2, Size(SIDE, SIDE))
     assert str(refusal.value).endswith(way_out) == is_allowed
     if is_allowed:
-        assert check_folder(model, Scheduler.own, 2, SIDE) == ""
+        assert check_folder(model, Scheduler.own, 2, Size(SIDE, SIDE)) == ""
     else:
         with pytest.raises(SamplesError):
-            check_folder(model, Scheduler.own, 2, SIDE)
+            check_folder(model, Scheduler.own, 2, Size(SIDE, SIDE))
 
 
 # --- no signal at the end ------------------------------------------------------------------------
@@ -258,7 +260,7 @@ def test_a_model_without_signal_at_the_end_is_sampled(copy: Any):
     assert load(folder).schedule.num_timesteps == 1000
     generator = ImageGenerator.load(
         Model(name="m", path=str(folder)), CPU, scheduler=Scheduler.ddim, dtype=Dtype.fp32,
-        resolution=SIDE, steps=3, guidance=2.0,
+        size=Size(SIDE, SIDE), steps=3, guidance=2.0,
     )  # fmt: skip
     assert generator.pipeline.scheduler.alphas_cumprod[-1] == 0
     assert generator.sample(["a cat"], [0]).std() > 1
@@ -274,19 +276,19 @@ def test_sampling_begins_where_no_signal_is_left(copy: Any, spacing: str | None)
     edit(folder / CONFIG, "timestep_spacing")
     edit(folder / CONFIG, rescale_betas_zero_snr=True, **said)
     model = Model(name="m", path=str(folder))
-    line = check_folder(model, Scheduler.ddim, 3, SIDE)
+    line = check_folder(model, Scheduler.ddim, 3, Size(SIDE, SIDE))
     assert "no signal at the end, sampled with timestep_spacing=trailing" in line
     scheduler = ImageGenerator.load(
-        model, CPU, scheduler=Scheduler.ddim, dtype=Dtype.fp32, resolution=SIDE, steps=3,
+        model, CPU, scheduler=Scheduler.ddim, dtype=Dtype.fp32, size=Size(SIDE, SIDE), steps=3,
         guidance=2.0,
     ).pipeline.scheduler  # fmt: skip
     scheduler.set_timesteps(3)
     assert scheduler.timesteps[0] == 999
     if spacing == "linspace":  # begins there, too
-        assert check_folder(model, Scheduler.own, 3, SIDE) == ""
+        assert check_folder(model, Scheduler.own, 3, Size(SIDE, SIDE)) == ""
         return
     with pytest.raises(SamplesError, match="DDIMScheduler has timestep_spacing=leading, so that"):
-        check_folder(model, Scheduler.own, 3, SIDE)
+        check_folder(model, Scheduler.own, 3, Size(SIDE, SIDE))
 
 
 def test_a_scheduler_that_ignores_rescaled_betas_does_not_sample_them(copy: Any):
@@ -294,20 +296,29 @@ def test_a_scheduler_that_ignores_rescaled_betas_does_not_sample_them(copy: Any)
     edit(folder / CONFIG, _class_name="PNDMScheduler", **ZERO_SNR)
     edit(folder / "model_index.json", scheduler=["diffusers", "PNDMScheduler"])
     model = Model(name="m", path=str(folder))
-    assert check_folder(model, Scheduler.ddim, 3, SIDE) == ""
+    assert check_folder(model, Scheduler.ddim, 3, Size(SIDE, SIDE)) == ""
     with pytest.raises(SamplesError, match=r"PNDMScheduler ignores it.*evaluate\.scheduler=ddim"):
-        check_folder(model, Scheduler.own, 3, SIDE)
+        check_folder(model, Scheduler.own, 3, Size(SIDE, SIDE))
 
 
 def test_no_size_that_latents_do_not_have(copy: Any):
     model = Model(name="m", path=str(copy("sd")))
     with pytest.raises(SamplesError, match=r"model\.resolution=20 is no multiple of 8"):
-        check_folder(model, Scheduler.ddim, 3, 20)
+        check_folder(model, Scheduler.ddim, 3, Size(20, 20))
+    with pytest.raises(SamplesError, match=r"evaluate\.width=20 is no multiple of 8"):
+        check_folder(model, Scheduler.ddim, 3, Size(20, 16))
+    with pytest.raises(SamplesError, match=r"generate\.height=12 is no multiple of 8"):
+        check_folder(model, Scheduler.ddim, 3, Size(16, 12), "generate")
+    with pytest.raises(ValueError, match=r"evaluate\.height=4; it must be at least 8 pixels"):
+        EvaluateSpec(height=4)
+    assert EvaluateSpec(width=32).size(16) == Size(32, 16)
+    assert GenerateSpec(height=32).size(16).recorded == "16x32"
+    assert GenerateSpec().size(16).recorded == 16
 
 
 def test_no_more_steps_than_timesteps(copy: Any):
     with pytest.raises(SamplesError, match=r"evaluate\.steps=1001: .* has 1000 timesteps"):
-        check_folder(Model(name="m", path=str(copy("sd"))), Scheduler.ddim, 1001, SIDE)
+        check_folder(Model(name="m", path=str(copy("sd"))), Scheduler.ddim, 1001, Size(SIDE, SIDE))
 
 
 # --- what is predicted ---------------------------------------------------------------------------
@@ -352,7 +363,7 @@ def test_the_prediction_that_was_set_is_sampled_with(copy: Any, scheduler: Sched
     def pipeline(prediction: Prediction | None) -> Any:
         model = Model(name="m", path=str(folder), prediction_type=prediction)
         return ImageGenerator.load(
-            model, CPU, scheduler=scheduler, dtype=Dtype.fp32, resolution=SIDE, steps=2,
+            model, CPU, scheduler=scheduler, dtype=Dtype.fp32, size=Size(SIDE, SIDE), steps=2,
             guidance=1.0,
         ).pipeline  # fmt: skip
 
@@ -360,7 +371,7 @@ def test_the_prediction_that_was_set_is_sampled_with(copy: Any, scheduler: Sched
         assert pipeline(prediction).scheduler.config.prediction_type == prediction.value
     assert pipeline(None).scheduler.config.prediction_type == "epsilon"
     model = Model(name="m", path=str(folder))
-    assert "(assumed: " in check_folder(model, scheduler, 2, SIDE)
+    assert "(assumed: " in check_folder(model, scheduler, 2, Size(SIDE, SIDE))
 
 
 # --- the latents' scale --------------------------------------------------------------------------
@@ -373,7 +384,7 @@ def test_latents_are_normalised_as_sdxls_pipeline_does(copy: Any):
     edit(folder / "vae/config.json", latents_mean=mean, latents_std=std, force_upcast=False)
     components, pipeline = load(folder), diffusers.StableDiffusionXLPipeline.from_pretrained(folder)
     pixels = torch.randint(0, 256, (2, SIDE, SIDE, 3), generator=torch.Generator().manual_seed(0))
-    posterior = torch.zeros(2, *components.latent_shape)
+    posterior = torch.zeros(2, *components.latent_shape(components.square))
     latents = components.encode_images(pixels.byte(), posterior)
     raw = pipeline.vae.encode(pixels.permute(0, 3, 1, 2) / 127.5 - 1).latent_dist.mean
     shift, spread = (torch.tensor(values).view(1, 4, 1, 1) for values in (mean, std))
@@ -391,7 +402,7 @@ def test_what_the_pipeline_would_ignore_is_refused(copy: Any):
         with pytest.raises(LatentScaleError, match="which StableDiffusionPipeline ignores"):
             load(folder)
         with pytest.raises(LatentScaleError, match="'ours' .* which StableDiffusionPipeline ign"):
-            check_folder(model, Scheduler.own, 2, SIDE)
+            check_folder(model, Scheduler.own, 2, Size(SIDE, SIDE))
 
 
 @pytest.mark.parametrize(

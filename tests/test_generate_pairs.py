@@ -19,7 +19,7 @@ from data.artifacts import atomic
 from data.artifacts.atomic import ShardError
 from data.artifacts.schemas import OWN_PAIRS
 from data.devices import Dtype
-from data.images import decode, to_pixels
+from data.images import Size, decode, to_pixels
 from data.pairs import open_pairs
 from evaluate.run import main as evaluate_main
 from generate.config import ImageFormat, Scheduler
@@ -118,7 +118,7 @@ def test_an_image_is_what_the_sampler_makes_of_prompt_and_seed(world: Path) -> N
     whole = composed_once(world)
     generator = ImageGenerator.load(
         Model(name="base", path=f"{world}/model"), torch.device("cpu"), scheduler=Scheduler.ddim,
-        dtype=Dtype.fp32, resolution=SIDE, steps=2, guidance=3.0,
+        dtype=Dtype.fp32, size=Size(SIDE, SIDE), steps=2, guidance=3.0,
     )  # fmt: skip
     row = pl.read_parquet(whole.folder / "pairs" / "train-00001-of-00003.parquet").row(
         1, named=True

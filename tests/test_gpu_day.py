@@ -15,11 +15,12 @@ from tests.helpers_ranks import context
 
 GROUPS = {
     "one": ("labels", "scoring", "labels compiled"),
-    "two": ("sd15", "sd15 floor", "sd15 zero1", "sd15 compile"),
+    "two": ("sd15", "sd15 floor", "sd15 zero2", "sd15 compile"),
     "three": ("sdxl", "sdxl floor", "sdxl full"),
     "four": ("sdxl channels_last", "sdxl selective", "sdxl sampling"),
     "five": ("win rates",),
     "six": ("tests",),
+    "seven": ("sd35", "flux"),
 }
 """A part for every function, model and option; `make gpu-day ARGS=--dry` runs all others, too."""
 
@@ -58,7 +59,7 @@ def test_parts_run_dry(group: str, tmp_path: Path, forks: Any, capsys: pytest.Ca
 def test_the_groups_have_every_function_model_and_option():
     def kind(part: Part) -> set[tuple[str, str]]:
         settings = part.on_gpu
-        varied = [*settings.get("options", {}).values(), settings.get("zero", 2)]
+        varied = [*settings.get("options", {}).values(), settings.get("zero", 1)]
         return {(part.function, str(settings.get("world")))} | {("", str(v)) for v in varied}
 
     tested = [part for part in PARTS if part.name in sum(GROUPS.values(), ())]

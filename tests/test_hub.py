@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from data.images import Size
 from data.storage import open_store
 from data.storage.hub import HubError, cached, fetch, unreachable
 from generate.config import PromptsKind, PromptsSpec, Scheduler
@@ -89,9 +90,9 @@ def test_a_model_that_cannot_be_trained_is_told_by_its_configuration(alone: Path
         model()
     judged = Model(name="ours", path="owner/name", revision=COMMIT)
     with pytest.raises(ValueError, match="means flow matching"):
-        check_hub_model(judged, Scheduler.ddim, 2, 64)
+        check_hub_model(judged, Scheduler.ddim, 2, Size(64, 64))
     scheduler.write_text(json.dumps(described))
-    check_hub_model(judged, Scheduler.ddim, 2, 64)
+    check_hub_model(judged, Scheduler.ddim, 2, Size(64, 64))
 
 
 @pytest.mark.parametrize("path", ["a/b/c", "a b/c", "name"])

@@ -9,7 +9,10 @@ import pickle
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import threading
+import time
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -25,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from label.metrics.preprocessing import ImageTransform, ResizeMode
 from label.scoring.decode_pool import DecodePool
 from tests import helpers_label as tiny
+from tests.helpers_ranks import context
 
 NUM_KILLS = 20
 
@@ -154,17 +158,56 @@ def test_want_of_memory_says_what_to_do(workers: int, monkeypatch: pytest.Monkey
         decoder.submit([])()
 
 
-def test_threads_give_every_image_the_same_reason() -> None:
-    """Damaged, huge and good images, decoded by four threads at once, as by one."""
+def test_threads_and_processes_give_every_image_the_same_reason() -> None:
+    """Damaged, huge and good images, decoded by four threads or two processes, as by one."""
     contents = [content for content, _ in IMAGES.values()] * 20
     chunks = [[(content, [ImageTransform(ResizeMode.PAD, 16)])] for content in contents]
     outcomes = []
-    for workers in (0, 4):
-        with DecodePool(workers) as decoder:
+    context()  # the processes' server is that of the other tests
+    for workers, most_threads in ((0, 0), (4, 4), (2, 0)):
+        with DecodePool(workers, most_threads) as decoder:
             results = [decoder.submit(chunk) for chunk in chunks]
             outcomes.append([(one.status, one.reason) for wait in results for one in wait()])
-    assert outcomes[0] == outcomes[1]
+    assert outcomes[0] == outcomes[1] == outcomes[2]
     assert len(set(outcomes[0])) >= 5
+
+
+def test_a_killed_decoder_says_what_to_do() -> None:
+    context()
+    with DecodePool(1, most_threads=0) as decoder:
+        decoder.submit([])()
+        (worker,) = decoder._executor._processes
+        os.kill(worker, signal.SIGKILL)
+        results = (decoder.submit([])() for _ in range(10_000))  # noticed when its pipe breaks
+        with pytest.raises(ValueError, match=r"was killed, .* lower label\.workers"):
+            list(results)
+
+
+USE = """
+import time
+from label.scoring.decode_pool import DecodePool
+if __name__ == "__main__":
+    pool = DecodePool(1, most_threads=0)
+    pool.submit([])()
+    print(*pool._executor._processes, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_decoder_ends_with_its_run_even_if_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "use.py").write_text(USE)
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    command = [sys.executable, str(tmp_path / "use.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        worker = Path("/proc", process.stdout.readline().strip())
+        assert worker.is_dir()
+        process.kill()
+    for _ in range(100):
+        if not worker.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{worker} is still there")
 
 
 # --- a full disk ---------------------------------------------------------------------------------

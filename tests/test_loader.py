@@ -18,7 +18,7 @@ from data.artifacts.parquet_io import read_table, write_table
 from data.images import decode, encode_png, fit_square
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
-from tests.helpers_train import SIDE, image, write_labels, write_pairs
+from tests.helpers_train import SIDE, SQUARE, image, write_labels, write_pairs
 from train.loader.dataset import decided_pairs
 from train.loader.loader import PairBatch, PairStream, StreamPlan
 from train.loader.order import Position
@@ -35,7 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stream(root: Path, **kwargs: int) -> PairStream:
-    plan = {"seed": 1, "batch": 8, "micro_batch": 2, "window": 2, "side": SIDE} | kwargs
+    plan = {"seed": 1, "batch": 8, "micro_batch": 2, "window": 2, "sizes": (SQUARE,)} | kwargs
     source = open_pairs(PairsSpec(root=str(root / "pairs")))
     return PairStream(decided_pairs(root / "labels", source), source, StreamPlan(**plan))
 
@@ -98,7 +98,7 @@ def test_an_epoch_is_cut_to_whole_batches_and_then_the_next_order_begins(root: P
     first, second = ids(batches[:12]), ids(batches[12:])
     assert len(set(first)) == len(set(second)) == 24
     assert first != second
-    assert [batch.epoch for batch in batches] == [0] * 12 + [1] * 12
+    assert [batch.epochs for batch in batches] == [(0, 0)] * 12 + [(1, 1)] * 12
     assert pairs.after(Position(0, 2)) == Position(1, 0)
     assert pairs.after(Position(1, 0)) == Position(1, 1)
 
@@ -148,7 +148,7 @@ def test_no_more_than_two_windows_are_in_memory(root: Path):
     pairs = stream(root, window=1, micro_batch=1)
     widest = 0
     for _ in islice(pairs.batches(Position()), 48):
-        widest = max(widest, len({group for _, group in pairs._open}))
+        widest = max(widest, len(pairs._open))
     assert len(pairs.pairs.groups) == 7
     assert 1 <= widest <= 2
 

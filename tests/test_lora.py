@@ -29,7 +29,7 @@ from train.models.lora import (
     layers,
     of_reference,
 )
-from train.models.memory import ADAPTERS, ParameterCounts
+from train.models.memory import ADAPTERS, LINEAR, ParameterCounts
 
 LORA = ("tuning=lora", "train.lora.rank=4")
 
@@ -151,6 +151,8 @@ def test_adapters_of_the_published_unets_have_the_known_size(
     assert sum(p.numel() for p in unet.parameters() if p.requires_grad) == parameters
     assert sum(p.numel() for p in of_reference(unet).values()) == parameters
     assert ADAPTERS[known] == 16 // 4 * parameters
+    linear = (m for m in published_unet(name).modules() if isinstance(m, torch.nn.Linear))
+    assert LINEAR[known] == sum(layer.weight.numel() for layer in linear)
 
 
 def test_a_target_that_is_not_there_is_named(base: Path):

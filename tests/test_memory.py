@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import presets
+from benchmarks.activations import COUNTED
 from tests.helpers_ranks import ROOT, run_ranks
 from tests.test_components import PUBLISHED as UNETS
 from train.config import (
@@ -20,6 +22,7 @@ from train.config import (
     OptimizerKind,
     OptimizerSpec,
     Precision,
+    Quantize,
     ReferenceSpec,
     Refresh,
     TrainSpec,
@@ -37,15 +40,18 @@ from train.models.memory import (
     PUBLISHED,
     ParameterCounts,
     estimate_memory,
+    published,
     published_table,
 )
+from train.models.quantized import quantize
 
 CASES = [
     (0, "fp32", 0), (0, "bf16", 0), (1, "fp32", 0), (1, "bf16", 0), (2, "fp32", 0), (2, "bf16", 0),
     (3, "fp32", 0), (3, "bf16", 0), (2, "bf16", 8), (3, "fp32", 8), (2, "bf16", 0, "optimizer"),
-    (3, "bf16", 0, "parameters"), (0, "bf16", 0, "none", "adafactor"),
+    (3, "bf16", 0, "parameters"), (0, "bf16", 0, "none", "adafactor"), (2, "bf16", 8, "int8"),
 ]  # fmt: skip
-"""ZeRO stage, precision, rank of LoRA, and what is offloaded, and the optimizer, if another."""
+"""ZeRO stage, precision, rank of LoRA, and what is offloaded or how the base is stored, and the
+optimizer, if another."""
 
 
 def spec_of(
@@ -54,24 +60,30 @@ def spec_of(
     micro_batches = 1 if (stage, precision) == (0, "bf16") else 2
     return TrainSpec(
         steps=4, batch=micro_batches * world, micro_batch=1, precision=Precision(precision),
-        zero=ZeroSpec(stage=stage, offload=Offload(offload)), lora=LoraSpec(rank=rank),
+        zero=ZeroSpec(stage=stage, offload=Offload(offload.replace("int8", "none"))),
+        lora=LoraSpec(rank=rank),
         optimizer=OptimizerSpec(kind=OptimizerKind(kind)), device="cpu",
         reference=ReferenceSpec(refresh=Refresh.snapshot, every=1), ema=0.9 if stage else 0.0,
     )  # fmt: skip
 
 
-def small_unet(widths: tuple[int, ...], precision: str) -> torch.nn.Module:
+def small_unet(
+    widths: tuple[int, ...], precision: str, *, in_8_bits: bool = False
+) -> torch.nn.Module:
     """One block down and up of each width; a single one has nothing between them."""
     from diffusers import UNet2DConditionModel as UNet
 
     torch.manual_seed(0)
-    return UNet(
+    unet = UNet(
         sample_size=8, block_out_channels=widths, layers_per_block=1, norm_num_groups=8,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D")[:len(widths)],
         mid_block_type="UNetMidBlock2DCrossAttn" if len(widths) > 1 else None,
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")[:len(widths)],
         cross_attention_dim=64, attention_head_dim=8,
     ).to(torch.bfloat16 if precision == "bf16" else torch.float32).eval()  # fmt: skip
+    if in_8_bits:
+        quantize(unet, Quantize.int8, torch.device("cpu"))
+    return unet
 
 
 def backward_passes(policy: Policy, spec: TrainSpec, world: int) -> Iterator[None]:
@@ -108,7 +120,7 @@ def counted_is_held() -> None:
         (stage, precision, rank), before = case[:3], storages()
         spec = spec_of(world.world_size, *case)
         widths = (96,) if stage == 3 else (48, 96)  # stage 3 takes long for each layer
-        unet = small_unet(widths, precision)
+        unet = small_unet(widths, precision, in_8_bits="int8" in case)
         parameters = sum(parameter.numel() for parameter in unet.parameters())
         if rank:
             attach(unet, spec.lora, 0, with_reference=True)
@@ -242,12 +254,38 @@ def test_the_table_of_the_guide_is_this_one():
     assert published_table() in (ROOT / "docs/models.md").read_text()
 
 
+PRESETS = [(model, size) for model in presets.MODELS for size in presets.SIZES]
+
+
+@pytest.mark.parametrize(("model", "size"), PRESETS)
+def test_a_preset_fits_its_gpu_and_no_better_one_does(model: str, size: int):
+    """LoRA where all weights fit in no way that presets have; a rounded base where no whole one."""
+    preset, most = presets.read_preset(model, size), presets.USABLE * size
+    assert preset.gib <= most
+    name, shape = presets.MODELS[model]
+    least = COUNTED[shape][-1]  # one pair, blocks recomputed
+    kinds = list(Quantize)
+    rounded = kinds.index(Quantize(preset.trained.partition(" on ")[2] or "none"))
+    in_8_bits = TrainSpec(optimizer=OptimizerSpec(kind=OptimizerKind.adamw8bit))
+    better = [(published(name, text=0, vae=0), in_8_bits)] * preset.trained.startswith("LoRA")
+    better += [(published(name, 16, kind, text=0, vae=0), TrainSpec()) for kind in kinds[:rounded]]
+    assert all(estimate_memory(*one, 1).total / GIB + least > most for one in better)
+
+
+def test_every_preset_is_in_the_table_of_the_guide():
+    files = {(path.parent.name, path.stem) for path in (ROOT / "conf/preset").rglob("*.yaml")}
+    assert files == {(model, f"{size}gb") for model, size in PRESETS}
+    assert presets.table() in (ROOT / "docs/models.md").read_text()
+
+
 EXPERIMENTS = {
     "sd15_pickapic": ("SD1.5", "SD1.5 at 512"),
     "sd21_pickapic": ("SD2.1", "SD2.1 at 768"),
     "sdxl_pickapic": ("SDXL", "SDXL at 1024"),
     "sd35_medium": ("SD3.5 medium", "SD3.5 medium at 1024"),
     "flux_dev_lora": ("FLUX.1 dev", "FLUX.1 dev at 1024, LoRA of rank 32"),
+    "z_image_lora": ("Z-Image", "Z-Image at 1024, LoRA of rank 32"),
+    "sana_lora": ("Sana 1.6B", "Sana 1.6B at 1024, LoRA of rank 128"),
 }
 """Experiment -> its model in `PUBLISHED`, and in the table of activations."""
 
@@ -255,7 +293,6 @@ EXPERIMENTS = {
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_say_what_is_counted(name: str):
     """The GiB in a header are those of the file's own settings, on the GPUs that it names."""
-    from benchmarks.activations import COUNTED
     from tests.test_conf import job
 
     model, shape = EXPERIMENTS[name]
@@ -266,11 +303,11 @@ def test_experiments_say_what_is_counted(name: str):
     whole = replace(PUBLISHED[model], adapter=adapter)
     if settings.label.texts.write:
         whole = replace(whole, text=0)
-    said = re.search(r"(\d+\.\d) GiB a GPU on (\d+) GPUs with ZeRO-2", text)
+    said = re.search(r"(\d+\.\d) GiB a GPU on (\d+) GPUs with ZeRO-(\d)", text)
     assert said
-    of_stage = {2: said.group(1)}
-    if lower := re.search(r"(\d+\.\d) with ZeRO-3", text):
-        of_stage[3] = lower.group(1)
+    assert int(said.group(3)) == train.zero.stage
+    others = re.findall(r"(\d+\.\d) with ZeRO-(\d)", text)
+    of_stage = {train.zero.stage: said.group(1)} | {int(stage): size for size, stage in others}
     for train.zero.stage, stated in of_stage.items():
         estimate = estimate_memory(whole, train, int(said.group(2)), vae_in_fp32=model in FP32_VAES)
         assert f"{estimate.total / GIB:.1f}" == stated, train.zero.stage

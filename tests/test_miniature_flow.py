@@ -12,6 +12,7 @@ from transformers import CLIPTextModelWithProjection
 from conf.job import composed
 from data.devices import Dtype
 from data.families.sd3 import T5_TOKENS
+from data.images import Size
 from data.miniature import scenes
 from data.miniature.build import WEIGHTS
 from data.miniature.oracle import oracle
@@ -70,8 +71,9 @@ def test_the_experiment_takes_the_embedded_weights_and_the_given_pairs():
 def test_its_images_show_what_was_asked():
     """Far better than the prompts of other images would fit them."""
     model = Model(name="flow", path=str(FOLDER))
+    size = Size(scenes.SIDE, scenes.SIDE)
     sampler = ImageGenerator.load(model, CPU, scheduler=Scheduler.own, dtype=Dtype.fp32,
-                                  resolution=scenes.SIDE, steps=6, guidance=2.0)  # fmt: skip
+                                  size=size, steps=6, guidance=2.0)  # fmt: skip
     prompts = scenes.prompts("validation")[:8]
     images = sampler.sample(prompts, [0] * len(prompts))
     own = np.mean([oracle(*pair) for pair in zip(images, prompts, strict=True)])
@@ -88,8 +90,8 @@ def test_it_trains_from_ln_2_and_knows_the_images_of_its_world():
     images = [np.stack([scenes.imagine(p, rng).pixels for p in prompts]) for _ in range(2)]
     winner, loser = map(torch.from_numpy, images)
     batch = PairBatch(
-        0, tuple(prompts), tuple(prompts), winner, loser, torch.ones(8, dtype=torch.int64),
-        torch.ones(8), torch.full((8, 2, 2), scenes.SIDE),
+        (0,) * 8, tuple(prompts), tuple(prompts), winner, loser, torch.ones(8, dtype=torch.int64),
+        torch.ones(8), torch.full((8, 2, 2), scenes.SIDE), components.square,
     )  # fmt: skip
     rule = DrawRule(seed=0, num_timesteps=1000, latent_shape=components.latent_shape)
     output = step(draw_noise(batch, rule), Models(components, policy, reference), dpo(1000.0))

@@ -1,24 +1,13 @@
 """The order of pairs: properties over drawn row groups, windows, batches and numbers of ranks."""
 
-from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.pairs.schema import PairShard, PairSource
-from train.loader.dataset import DecidedPairs
-from train.loader.image_source import Images, RowGroup
-from train.loader.loader import PairStream, StreamPlan
+from tests.helpers_stream import Case, cases, global_batches, ids
 from train.loader.order import (
     Position,
     deal,
@@ -105,136 +94,20 @@ def test_a_row_group_is_due_before_its_first_use_and_within_the_window_before(
 
 
 def test_the_next_epochs_first_window_is_read_during_this_ones_last():
-    """Two windows of 4 pairs in an epoch: groups 0 and 1, then 2 and 3."""
+    """Two windows of 4 pairs in an epoch: groups 0 and 1, then 2 and 3; later 0 and 2 first."""
     window = np.repeat([0, 1], 4)
     now = reading(np.array([0, 1, 0, 1, 2, 3, 3, 2]), window, 0)
-    later = reading(np.array([3, 2, 2, 3, 0, 1, 0, 1]), window, 4)
-    at = [open_groups(now, later, 5, place, 2, 8) for place in (0, 2, 4, 6)]
-    assert at == [
-        [(5, 0), (5, 1), (5, 2)],
-        [(5, 0), (5, 1), (5, 2), (5, 3)],
-        [(5, 2), (5, 3), (6, 3)],
-        [(5, 2), (5, 3), (6, 3), (6, 2)],
-    ]
+    later = reading(np.array([0, 2, 2, 0, 3, 1, 3, 1]), window, 4)
+    at = [open_groups(now, later, place, 2, 8) for place in (0, 2, 4, 6)]
+    assert at == [[0, 1, 2], [0, 1, 2, 3], [2, 3, 0], [2, 3, 0]]
 
 
-@pytest.mark.parametrize(
-    ("window", "stretch", "most"),
-    [
-        (1, 2, 9 + 7),  # two windows of one row group: used up, and read
-        (1, 4, 9 + 7 + 5),  # a window has 2 pairs at least: 4 pairs may lie in three of them
-        (1, 8, 9 + 7 + 5 + 3),  # all there are
-        (2, 2, 9 + 7 + 5 + 3),
-    ],
-)
-def test_the_bound_of_memory_counts_the_windows_that_a_stretch_touches(
-    window: int, stretch: int, most: int
-):
-    sizes, num_pairs = np.array([3, 9, 5, 7]), np.array([4, 2, 3, 2])
-    assert most_open_bytes(sizes, num_pairs, window, stretch) == most
+def test_the_bound_of_memory_counts_two_windows():
+    sizes = np.array([3, 9, 5, 7])
+    assert [most_open_bytes(sizes, window) for window in (1, 2)] == [9 + 7, 9 + 7 + 5 + 3]
 
 
 # --- the stream, without files -------------------------------------------------------------------
-
-
-@dataclass
-class Counted:
-    """A payload that counts what is asked of it."""
-
-    group: np.ndarray
-    reads: Counter = field(default_factory=Counter)
-    taken: int = 0
-
-    def bytes_of(self, group: int) -> int:
-        return 1 + group % 3
-
-    def read(self, group: int) -> int:
-        self.reads[group] += 1
-        return group
-
-    def take(
-        self, pairs: np.ndarray, labels: Sequence[Any], groups: Sequence[int], threads: Executor
-    ) -> tuple[Images, Images]:
-        assert list(groups) == self.group[pairs].tolist()
-        self.taken += 1
-        side = torch.tensor(pairs).view(-1, 1, 1, 1, 1, 1).float()
-        return side, side
-
-
-class NoFiles(PairSource):
-    """The stream reads its payload, and no pair file."""
-
-    root, shards = Path(), ()
-
-
-@dataclass(frozen=True)
-class Case:
-    """Row groups of pair files, each with so many decided pairs, cut into so many of latents."""
-
-    sizes: tuple[int, ...]
-    parts: int
-    window: int
-    world: int
-    each: int
-    micro: int
-    seed: int
-
-    @property
-    def batch(self) -> int:
-        return self.world * self.each * self.micro
-
-    def stream(self, rank: int = 0, **change: int) -> PairStream:
-        group = np.repeat(np.arange(len(self.sizes)), self.sizes)
-        inside = np.concatenate([np.arange(size) for size in self.sizes]) // self.parts
-        _, unit = np.unique(group * 1000 + inside, return_inverse=True)
-        count = len(group)
-        table = pa.table(
-            {
-                "pair_id": [str(i) for i in range(count)],
-                "prompt": [""] * count,
-                **dict.fromkeys(("margin", "votes_0", "votes_1"), [1] * count),
-                "winner": [0] * count,
-                **dict.fromkeys(("width_0", "height_0", "width_1", "height_1"), [512] * count),
-            }
-        )
-        shard = PairShard(0, "", "", count, 0)
-        groups = tuple(RowGroup(shard, i, 0) for i in range(len(self.sizes)))
-        pairs = DecidedPairs(table, "rows", group, np.arange(count), groups)
-        plan = StreamPlan(
-            seed=self.seed, batch=self.batch, micro_batch=self.micro, window=self.window, side=8,
-            rank=rank, world_size=self.world,
-        )  # fmt: skip
-        return PairStream(pairs, NoFiles(), replace(plan, **change), Counted(unit))
-
-
-@st.composite
-def cases(draw: st.DrawFn) -> Case:
-    sizes = tuple(draw(st.lists(st.integers(1, 12), min_size=1, max_size=12)))
-    world, each, micro = draw(
-        st.tuples(st.integers(1, 4), st.integers(1, 2), st.integers(1, 3)).filter(
-            lambda sizes_drawn: np.prod(sizes_drawn) <= sum(sizes)
-        )
-    )
-    return Case(sizes, draw(st.integers(1, 5)), draw(st.integers(1, 4)), world, each, micro,
-                draw(st.integers(0, 3)))  # fmt: skip
-
-
-def ids(stream: PairStream, count: int, at: Position | None = None) -> list[tuple[str, ...]]:
-    return [batch.pair_ids for batch in islice(stream.batches(at or Position()), count)]
-
-
-def global_batches(case: Case, epochs: int = 1) -> list[set[str]]:
-    """The pairs of each global batch, put together from all ranks."""
-    count = case.stream().epoch_batches * epochs
-    batches: list[set[str]] = [set() for _ in range(count)]
-    for rank in range(case.world):
-        mine = ids(case.stream(rank), count * case.each)
-        assert {len(one) for one in mine} == {case.micro}  # equal parts, equal numbers of them
-        for number, one in enumerate(mine):
-            assert not batches[number // case.each] & set(one)
-            batches[number // case.each] |= set(one)
-    assert {len(one) for one in batches} == {case.batch}
-    return batches
 
 
 @settings(max_examples=40, deadline=None)
@@ -261,7 +134,8 @@ def test_resuming_anywhere_gives_the_rest_and_repeats_no_work(case: Case, data: 
     first = next(stream.batches(at)).pair_ids
     assert first == straight[done * case.each]
     assert stream.payload.taken == 1  # type: ignore[attr-defined]
-    assert stream.payload.reads.total() <= len(stream._open)  # type: ignore[attr-defined]
+    needed = set(stream.payload.group[list(map(int, first))].tolist())
+    assert set(stream.payload.reads) <= needed | stream._open.keys()  # type: ignore[attr-defined]
     rest = ids(case.stream(rank), (2 * per_epoch + 1 - done) * case.each, at)
     assert rest == straight[done * case.each :]
 
@@ -275,8 +149,7 @@ def test_memory_stays_within_what_is_said_and_nothing_is_read_twice(
     payload = stream.payload
     epochs = 3
     for _ in islice(stream.batches(Position()), epochs * stream.epoch_batches * case.each):
-        open_groups = {id(future): group for (_, group), future in stream._open.items()}
-        assert sum(map(payload.bytes_of, open_groups.values())) <= stream.window_bytes
+        assert sum(map(payload.bytes_of, stream._open)) <= stream.window_bytes
     reads = payload.reads  # type: ignore[attr-defined]
     assert max(reads.values()) <= epochs + 1  # the next epoch has begun to be read
 

@@ -12,6 +12,7 @@ import pytest
 from conf.job import Goal, Job, composed
 from data.artifacts.atomic import ShardError, write_json
 from data.artifacts.config_diff import refuse_other_settings
+from data.images import Size
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import PairsError
@@ -59,7 +60,7 @@ def plan(tmp_path: Path, *, num_prompts: int = 5, **settings: object) -> PairPla
         spec=GenerateSpec(**settings),
         models=(Model(name="a", path="/a"), Model(name="b", path="/b")),
         prompts=PromptSet("set", prompts, empty=0, repeated=0),
-        resolution=16,
+        size=Size(16, 16),
         seed=3,
     )
 

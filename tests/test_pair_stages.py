@@ -18,7 +18,7 @@ from data.artifacts.manifest import read_manifest
 from data.artifacts.parquet_io import read_settings, read_table
 from data.artifacts.schemas import Status
 from data.distributed import Rank
-from data.images import UnreadableImageError, decode, fit_square
+from data.images import Size, UnreadableImageError, decode, fit_square
 from data.pairs import open_pairs
 from data.pairs.config import PairsSpec
 from data.pairs.schema import BLOBS, PairSource
@@ -142,7 +142,7 @@ def test_labels_and_training_need_no_parquet(tmp_path: Path, kind: str):
     assert [group.index for group in decided.groups] == [0, 1]
     assert len(decided) == sum(row["winner"] is not None for row in labels.values()) > 200
     stream = PairStream(decided, source, StreamPlan(
-        seed=1, batch=32, micro_batch=8, window=1, side=SIDE))  # fmt: skip
+        seed=1, batch=32, micro_batch=8, window=1, sizes=(Size(SIDE, SIDE),)))  # fmt: skip
     pixels = {f"{i}.jpg": fit_square(decode(tiny.image(i)), SIDE) for i in range(IMAGES)}
     seen = set()
     for batch in islice(stream.batches(Position()), 4 * stream.epoch_batches):
@@ -172,7 +172,7 @@ def test_labels_and_training_from_an_object_store(
     assert tiny.hashes(tmp_path / "remote") == tiny.hashes(tmp_path / "local")
     assert len(tiny.hashes(tmp_path / "remote")) == 3
     assert read_settings(sets.path(FACTS, remote.shards[0]))["source"]["sha256"]
-    plan_ = StreamPlan(seed=1, batch=32, micro_batch=8, window=1, side=SIDE)
+    plan_ = StreamPlan(seed=1, batch=32, micro_batch=8, window=1, sizes=(Size(SIDE, SIDE),))
     batches = [
         next(PairStream(decided_pairs(labels, source), source, plan_).batches(Position()))
         for labels, source in ((folder, local), (remote_folder, remote))
@@ -190,7 +190,7 @@ def test_scores_of_other_sides_are_not_taken_for_these(tmp_path: Path):
         plan(ScoreSets(sets.folder, other.shards, sets.metrics), Rank())
     decided = decided_pairs(folder, other)
     stream = PairStream(decided, other, StreamPlan(
-        seed=1, batch=32, micro_batch=8, window=1, side=SIDE))  # fmt: skip
+        seed=1, batch=32, micro_batch=8, window=1, sizes=(Size(SIDE, SIDE),)))  # fmt: skip
     with pytest.raises(ShardError, match="was labelled with the images"):
         next(stream.batches(Position()))
 
@@ -204,6 +204,6 @@ def test_an_image_that_is_gone_since_labelling_names_its_pair(tmp_path: Path):
         archive.addfile(info, io.BytesIO(tiny.image(0)))
     source = open_pairs(spec)
     stream = PairStream(decided_pairs(folder, source), source, StreamPlan(
-        seed=1, batch=32, micro_batch=8, window=1, side=SIDE))  # fmt: skip
+        seed=1, batch=32, micro_batch=8, window=1, sizes=(Size(SIDE, SIDE),)))  # fmt: skip
     with pytest.raises(ShardError, match=r"image \d of pair .* of train\.json#00000\) cannot be"):
         next(stream.batches(Position()))

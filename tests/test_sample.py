@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler
 
 from data.artifacts.atomic import ShardError
 from data.devices import Dtype
-from data.images import decode, encode_png, to_pixels
+from data.images import Size, decode, encode_png, to_pixels
 from generate import image_files
 from generate.config import PromptsSpec, Scheduler
 from generate.image_files import (
@@ -30,6 +30,7 @@ from tests.helpers_evaluate import SIDE, tiny_pipeline, write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+SQUARE = Size(SIDE, SIDE)
 PROMPTS = ("red cat", "a dog", "big tree", "moon", "hat on cat", "sun")
 
 
@@ -43,11 +44,17 @@ def generator(model):
     return load(model)
 
 
-def load(model, scheduler=Scheduler.ddim, guidance=1.5):
+def load(model, scheduler=Scheduler.ddim, guidance=1.5, size=SQUARE):
     return ImageGenerator.load(
-        model, torch.device("cpu"), scheduler=scheduler, dtype=Dtype.fp32, resolution=SIDE,
-        steps=3, guidance=guidance,
+        model, torch.device("cpu"), scheduler=scheduler, dtype=Dtype.fp32, size=size, steps=3,
+        guidance=guidance,
     )  # fmt: skip
+
+
+def test_images_have_the_size_that_is_wanted(model):
+    """Twice as wide as high, whatever the model's own resolution."""
+    pixels = load(model, size=Size(2 * SIDE, SIDE)).sample(["red cat"], [0])
+    assert pixels.shape == (1, SIDE, 2 * SIDE, 3)
 
 
 @pytest.fixture
@@ -159,8 +166,8 @@ def test_latents_are_stepped_in_fp32_whatever_the_networks_compute_in(model, mon
 
     monkeypatch.setattr(DDIMScheduler, "step", watched)
     half = ImageGenerator.load(
-        model, torch.device("cpu"), scheduler=Scheduler.ddim, dtype=Dtype.bf16, resolution=SIDE,
-        steps=3, guidance=1.5,
+        model, torch.device("cpu"), scheduler=Scheduler.ddim, dtype=Dtype.bf16,
+        size=Size(SIDE, SIDE), steps=3, guidance=1.5,
     )  # fmt: skip
     inputs = []
     half.pipeline.unet.conv_in.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))

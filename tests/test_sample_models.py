@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from data.devices import Dtype
+from data.images import Size
 from generate.config import Scheduler
 from generate.image_files import Model, SamplesError, adapter_at, model_at
 from generate.run import base_model
@@ -36,7 +37,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def load(model: Model, scheduler: Scheduler = Scheduler.ddim) -> ImageGenerator:
     return ImageGenerator.load(
-        model, torch.device("cpu"), scheduler=scheduler, dtype=Dtype.fp32, resolution=SIDE,
+        model, torch.device("cpu"), scheduler=scheduler, dtype=Dtype.fp32, size=Size(SIDE, SIDE),
         steps=2, guidance=3.0,
     )  # fmt: skip
 

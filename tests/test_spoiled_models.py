@@ -17,6 +17,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from data.devices import Dtype
+from data.images import Size
 from generate.config import Scheduler
 from generate.image_files import Model
 from generate.sampler import ImageGenerator
@@ -156,7 +157,7 @@ def sample(folder: Path) -> Any:
 def generator(model: Model) -> ImageGenerator:
     model.check("give a model")
     return ImageGenerator.load(
-        model, CPU, scheduler=Scheduler.ddim, dtype=Dtype.fp32, resolution=SIDE, steps=2,
+        model, CPU, scheduler=Scheduler.ddim, dtype=Dtype.fp32, size=Size(SIDE, SIDE), steps=2,
         guidance=3.0,
     )  # fmt: skip
 

@@ -288,7 +288,7 @@ def compare(job: Job) -> Any:
     if (summary := finished(plan)) is None:
         facts = label_facts(job.folder / "labels" / "majority")
         for model in plan.models:
-            check_folder(model, plan.spec.scheduler, plan.spec.steps, plan.resolution)
+            check_folder(model, plan.spec.scheduler, plan.spec.steps, plan.size)
             check_sample_folder(plan, model)
         if any(map(missing, plan.images.values())):
             raise AgainError

@@ -20,10 +20,10 @@ from data.models.family import ModelError
 from label.scoring import text_files as files_module
 from label.scoring import text_writer
 from label.scoring.score_sets import FACTS
-from tests.helpers_flow import write_flux, write_sd3
+from tests.helpers_flow import write_flux, write_sana, write_sd3, write_z_image
 from tests.helpers_label import hashes
 from tests.helpers_texts import CPU, sets_of, text_files, write_as, write_texts
-from tests.helpers_train import SIDE, write_base, write_labels, write_pairs, write_sdxl_base
+from tests.helpers_train import SIDE, SQUARE, write_base, write_labels, write_pairs, write_sdxl_base
 from tests.test_components import pair_batch
 from train.config import CacheUse, ModelSpec, Precision
 from train.dpo.draws import DrawRule
@@ -42,6 +42,8 @@ BASES = {
     "sd3": write_sd3,
     "sd3_without_t5": lambda folder: write_sd3(folder, t5=False, dual=False),
     "flux": write_flux,
+    "z_image": write_z_image,
+    "sana": write_sana,
 }
 PROMPTS = ("", "a red cat", "a green cat", "a blue cat", "a grey cat")
 
@@ -89,9 +91,10 @@ def test_texts_are_what_the_encoders_say(root: Path, tmp_path: Path, name: str):
     cached = open_texts(texts, PROMPTS, [])
     assert tuple(cached.rows) == PROMPTS
     wanted = [PROMPTS[at] for at in (3, 0, 1, 3, 4)]
-    ours = load(root, name, cached).condition(wanted, torch.full((5, 2, 2), SIDE))
-    theirs = load(root, name).condition(wanted, torch.full((5, 2, 2), SIDE))
+    ours = load(root, name, cached).condition(wanted, torch.full((5, 2, 2), SIDE), SQUARE)
+    theirs = load(root, name).condition(wanted, torch.full((5, 2, 2), SIDE), SQUARE)
     assert torch.equal(ours.states, theirs.states)
+    assert ours.lengths == theirs.lengths
     assert (ours.added or {}).keys() == (theirs.added or {}).keys()
     for key, value in (theirs.added or {}).items():
         assert torch.equal(ours.added[key], value), key

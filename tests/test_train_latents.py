@@ -27,10 +27,10 @@ from label.scoring.shard_scorer import ScoringTools, score_shards
 from label.scoring.vae_encoder import VaeEncoder
 from tests.helpers_ranks import Place, make_place
 from tests.helpers_texts import text_files, write_texts
-from tests.helpers_train import SIDE, write_base, write_labels, write_pairs
+from tests.helpers_train import SIDE, SQUARE, write_base, write_labels, write_pairs
 from train.config import CacheUse, ModelSpec, Precision
-from train.dpo.draws import DrawRule, draw
-from train.dpo.step import encode
+from train.dpo.draws import DrawRule
+from train.dpo.step import draws_of, encode
 from train.loader.dataset import decided_pairs
 from train.loader.latent_source import latents_of
 from train.loader.loader import PairStream, StreamPlan
@@ -60,6 +60,11 @@ def write_latents(root: Path, **change: object) -> LatentSet:
     vae = find_vae(root / "base")
     given = {"dtype": "fp32", "moments": True, "flip": True, "compute": "fp32"} | change
     form = LatentFormat(vae=vae.sha256, size=SIDE, shape=latent_shape(vae, SIDE), **given)
+    return write_set(root, form)
+
+
+def write_set(root: Path, form: LatentFormat) -> LatentSet:
+    """The set of a format in `root/latents`, as stage one writes it."""
     pairs = open_pairs(PairsSpec(root=str(root / "pairs")))
     sets = ScoreSets(root / "scores", pairs.shards, {}, form)
     encoder = VaeEncoder(root / "base", form, CPU, 8)
@@ -101,7 +106,7 @@ def stream(
     flip: bool = False,
     **change: int,
 ) -> PairStream:
-    given = {"seed": 1, "batch": 8, "micro_batch": 4, "window": 2, "side": SIDE}
+    given = {"seed": 1, "batch": 8, "micro_batch": 4, "window": 2, "sizes": (SQUARE,)}
     pairs = decided_pairs(root / "labels", source)
     latents = latents_of(latent_set, pairs, mirrored=flip) if latent_set else None
     return PairStream(pairs, source, StreamPlan(**given | change), latents)
@@ -133,8 +138,8 @@ def test_a_step_is_given_the_same_latents_to_the_last_bit(
         for images, latents in zip(*both, strict=True):
             assert images.pair_ids == latents.pair_ids
             assert images.prompts == latents.prompts
-            assert images.epoch == latents.epoch
-            draws = draw(rule_of(components, flip=flip), images.epoch, images.pair_ids)
+            assert images.epochs == latents.epochs
+            draws = draws_of(images, rule_of(components, flip=flip))
             flipped += int(draws.flip.sum())
             right, _ = encode(images, components, draws)
             given, _ = encode(latents, components, draws)
@@ -158,7 +163,7 @@ def test_the_mean_in_half_precision_differs_by_its_rounding(
     everything = np.arange(30)
     images = stream(root, source, None).pick(everything)
     latents = stream(root, source, rough).pick(everything)
-    draws = draw(rule_of(components, flip=False), 0, images.pair_ids)
+    draws = draws_of(images, rule_of(components, flip=False))
     draws = replace(draws, posterior=torch.zeros_like(draws.posterior))
     right, _ = encode(images, components, draws)
     given, _ = encode(latents, components, draws)
@@ -172,10 +177,10 @@ def test_without_the_vae_its_settings_are_still_known(
 ) -> None:
     spec = ModelSpec(path=str(root / "base"), resolution=SIDE)
     bare = load_components(spec, Precision.fp32, CPU, with_vae=False)
-    assert bare.latent_shape == components.latent_shape
+    assert bare.latent_shape(SQUARE) == components.latent_shape(SQUARE)
     assert bare.vae.config.scaling_factor == components.vae.config.scaling_factor
     assert all(parameter.is_meta for parameter in bare.vae.parameters())
-    moments, posterior = (torch.randn(1, *axes, *bare.latent_shape) for axes in ((2,), ()))
+    moments, posterior = (torch.randn(1, *axes, *bare.latent_shape(SQUARE)) for axes in ((2,), ()))
     assert torch.equal(
         bare.sample_posterior(moments, posterior), components.sample_posterior(moments, posterior)
     )
@@ -209,7 +214,13 @@ def test_memory_is_stated_and_kept_while_the_shards_grow(
 
 
 def need(root: Path, **change: object) -> LatentsNeeded:
-    given = {"folder": root / "latents", "model": root / "base", "resolution": SIDE, "flip": True}
+    given = {
+        "folder": root / "latents",
+        "model": root / "base",
+        "resolution": SIDE,
+        "buckets": (),
+        "flip": True,
+    }
     return LatentsNeeded(**given | change)
 
 

@@ -4,6 +4,8 @@ import importlib.machinery
 import sys
 import types
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +20,9 @@ from train.config import (
     TrainSpec,
     ZeroSpec,
 )
-from train.distributed.deepspeed_engine import separate_steps
+from train.distributed.deepspeed_engine import add_gradients_at_once, separate_steps
 from train.distributed.optimizer import check_optimizer, make_optimizer
-from train.distributed.world import World
+from train.distributed.world import World, prepare_gpu
 from train.distributed.zero_config import advice, zero_config
 from train.loader.device_copy import pin
 from train.models.lora import factored
@@ -68,7 +70,11 @@ def test_stage_3_on_one_gpu_is_advised_against():
     spec = TrainSpec(zero=ZeroSpec(stage=3))
     assert "take zero=stage2" in advice(spec, World(0, 1, GPU))
     assert advice(spec, World(0, 2, GPU)) == advice(spec, World(0, 1, CPU)) == ""
-    assert advice(TrainSpec(), World(0, 1, GPU)) == ""
+    in_fp32 = TrainSpec(precision=Precision.fp32)
+    assert advice(in_fp32, World(0, 1, GPU)) == ""
+    in_bf16 = [TrainSpec(precision=Precision.bf16, zero=ZeroSpec(stage=n)) for n in (1, 2)]
+    assert advice(in_bf16[0], World(0, 1, GPU)) == ""
+    assert "take zero=stage1" in advice(in_bf16[1], World(0, 2, GPU))
 
 
 def test_gradients_are_clipped_unless_null():
@@ -186,3 +192,51 @@ def test_strided_halves_are_contiguous_before_they_are_pinned(monkeypatch: pytes
     halves = pin(Halves(both[:, 0], both[:, 1]), GPU)
     assert pinned == [True, True]
     assert torch.equal(halves.loser, both[:, 1])
+
+
+def test_attention_on_gpus_is_not_cudnns():
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        prepare_gpu()
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def test_gradients_that_are_added_at_once_are_those_of_deepspeeds_loop():
+    """With a gradient that is missing, one that is channels-last, and several micro-batches."""
+    from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+
+    shapes = [(4, 3, 3, 3), (7,), (5, 2)]
+
+    def stand_in() -> SimpleNamespace:
+        return SimpleNamespace(
+            immediate_grad_update=False,
+            autoep_folding_tp_group=None,
+            bf16_groups=[
+                [nn.Parameter(torch.zeros(shape, dtype=torch.bfloat16)) for shape in shapes]
+            ],
+            fp32_groups_gradients=[[torch.zeros(shape) for shape in shapes]],
+            fp32_groups_has_gradients=[[False] * len(shapes)],
+        )
+
+    theirs, ours = stand_in(), stand_in()
+    theirs._update_hp_grad = partial(BF16_Optimizer._update_hp_grad, theirs)
+    ours.update_hp_grads = None
+    add_gradients_at_once(ours)
+    random = torch.Generator().manual_seed(0)
+    for missing in (1, None):
+        new = [torch.randn(shape, generator=random).bfloat16() for shape in shapes]
+        new[0] = new[0].contiguous(memory_format=torch.channels_last)
+        for optimizer in (theirs, ours):
+            for index, weight in enumerate(optimizer.bf16_groups[0]):
+                weight.grad = None if index == missing else new[index].clone()
+        BF16_Optimizer.update_hp_grads(theirs, clear_lp_grads=True)
+        ours.update_hp_grads(clear_lp_grads=True)
+        for one, two in zip(
+            theirs.fp32_groups_gradients[0], ours.fp32_groups_gradients[0], strict=True
+        ):
+            assert torch.equal(one, two)
+        assert theirs.fp32_groups_has_gradients == ours.fp32_groups_has_gradients
+        assert not any(w.grad.any() for w in ours.bf16_groups[0] if w.grad is not None)
+    assert ours.fp32_groups_gradients[0][1].any()

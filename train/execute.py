@@ -14,7 +14,8 @@ from data.artifacts.atomic import write_json
 from data.artifacts.config_diff import differences
 from data.artifacts.manifest import code_revision
 from data.distributed import Rank
-from train.config import CacheUse, Objective, TrainSpec
+from data.images import Size
+from train.config import BucketKind, BucketSpec, CacheUse, Objective, TrainSpec
 from train.distributed.optimizer import check_optimizer
 from train.distributed.policy_average import PolicyAverage
 from train.distributed.world import (
@@ -34,9 +35,11 @@ from train.export.pipeline import (
 )
 from train.export.single_file import check_single_file, export_single_file
 from train.identity import TrainRun
+from train.loader.crops import describe_cuts
 from train.loader.loader import PairStream
 from train.loader.source_choice import advice
-from train.models.base_model import check_settings, open_model
+from train.models.base_model import BaseModel, check_buckets, check_settings, open_model
+from train.models.fit import check_fits, gpu_bytes
 from train.models.lora import in_diffusers_format
 from train.models.lora_start import follow_start
 from train.trainer.build import limit_micro_batch, make_trainer, open_stream
@@ -85,13 +88,8 @@ def train(run: TrainRun, world: World) -> None:
     """Train, and export the result."""
     check_alike(run, world)
     console = Console(quiet=world.rank != 0, highlight=False, soft_wrap=True)
-    base = open_model(run.model)  # refused before any weight is loaded
-    check_settings(base, run.train)
-    check_optimizer(run.train, world)
-    if run.train.export.single_file:
-        check_single_file(base)
-    lora = follow_start(run.train.lora, base)
-    run = replace(run, train=replace(run.train, lora=lora))
+    base = open_model(run.model)
+    run = checked(run, base, world)
     console.print(f"model: {base.process} ({base.family.name})")
     if run.train.is_beta_auto:
         console.print(f"beta: {beta_description(run.train)}")
@@ -104,7 +102,7 @@ def train(run: TrainRun, world: World) -> None:
         f"an epoch · up to {stream.window_bytes / 2**20:.0f} MiB of pairs in memory a process"
     )
     arithmetic = batch_arithmetic(run.train, stream, world)
-    for line in (arithmetic, *run.sources, latent_advice(run, stream)):
+    for line in (*cut_lines(run, stream), arithmetic, *run.sources, latent_advice(run, stream)):
         if line:
             console.print(line)
     trainer = make_trainer(run, world, stream, console)
@@ -115,6 +113,23 @@ def train(run: TrainRun, world: World) -> None:
     export(trainer)
     summarise(trainer, console)
     world.barrier()
+
+
+def checked(run: TrainRun, base: BaseModel, world: World) -> TrainRun:
+    """The run with the settings of the adapter that it starts from, if it can be trained.
+
+    Raises:
+        ValueError: It cannot; no weight has been loaded yet.
+    """
+    check_settings(base, run.model, run.train)
+    check_buckets(base, run.model.resolution, run.train.buckets)
+    check_optimizer(run.train, world)
+    if run.train.export.single_file:
+        check_single_file(base)
+    run = replace(run, train=replace(run.train, lora=follow_start(run.train.lora, base)))
+    if (available := gpu_bytes(world.device)) is not None:
+        check_fits(base, run.model, run.train, world.world_size, available)
+    return run
 
 
 def check_alike(run: TrainRun, world: World) -> None:
@@ -155,6 +170,16 @@ def batch_arithmetic(spec: TrainSpec, stream: PairStream, world: World) -> str:
         f"micro-batches of {spec.micro_batch}, gradient accumulation {each // spec.micro_batch} · "
         f"{spec.steps * spec.batch} pairs seen, {spec.steps / stream.epoch_batches:.2f} epochs"
     )
+
+
+def cut_lines(run: TrainRun, stream: PairStream) -> list[str]:
+    """How much of the images is cut and how they are scaled, with buckets and without."""
+    side, buckets = run.model.resolution, run.train.buckets
+    others: tuple[Size, ...] = (Size(side, side),)
+    if buckets.kind is BucketKind.none:
+        usual = BucketSpec(kind=BucketKind.free)
+        others = usual.sizes(side) if side % usual.step == 0 else ()
+    return describe_cuts(stream.pairs.table, stream.plan.sizes, others, buckets.unit)
 
 
 def latent_advice(run: TrainRun, stream: PairStream) -> str:

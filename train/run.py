@@ -16,7 +16,7 @@ from data.artifacts.fingerprints import Fingerprints
 from data.artifacts.manifest import read_manifest
 from data.distributed import Rank
 from data.storage.paths import user_path
-from train.config import ModelSpec, resumable_fields
+from train.config import ModelSpec, Quantize, resumable_fields
 from train.identity import TrainRun, checked_start, fingerprint
 from train.loader.source_choice import (
     ImageSource,
@@ -25,7 +25,7 @@ from train.loader.source_choice import (
     choose_source,
     choose_texts,
 )
-from train.models.base_model import check_settings, find_configs, find_model
+from train.models.base_model import check_buckets, check_settings, find_configs, find_model
 from train.models.base_model import describe as describe_model
 
 ABOUT = "pipeline/balanceddpo.json"
@@ -61,7 +61,8 @@ def check(job: Job) -> None:
         return
     folder = find_configs(job.model)
     base = describe_model(job.model, folder, whole=folder == user_path(job.model.path))
-    check_settings(base, job.train)
+    check_settings(base, job.model, job.train)
+    check_buckets(base, job.model.resolution, job.train.buckets)
     if job.train.lora.start is not None:
         checked_start(job.train.lora.start)
 
@@ -138,6 +139,8 @@ def model_identity(model: ModelSpec) -> dict[str, Any]:
     }
     if model.prediction_type is not None:
         identity["prediction_type"] = model.prediction_type.value
+    if model.quantize is not Quantize.none:
+        identity["quantize"] = model.quantize.value
     for name in ("guidance", "vae_tile"):
         if getattr(model, name) is not None:
             identity[name] = getattr(model, name)
@@ -154,10 +157,12 @@ def sources_of(job: Job, folder: Path) -> tuple[ImageSource, TextSource, dict[st
         identity = identity_of(begun.get("latents"), begun.get("texts"))
         return ImageSource(None, ""), TextSource(None, ""), identity
     model = find_model(job.model)
+    sizes = job.train.buckets.sizes(job.model.resolution)
     need = LatentsNeeded(
         folder=job.folder / "latents",
         model=model,
         resolution=job.model.resolution,
+        buckets=sizes if len(sizes) > 1 else (),
         flip=job.train.flip,
     )
     images = choose_source(job.train.latents, need, begun)

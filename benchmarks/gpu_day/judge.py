@@ -16,7 +16,7 @@ from benchmarks.worlds import WORDS, WORLDS, model_folder
 from data.devices import Dtype, choose_device
 from data.distributed import Rank, num_workers
 from data.families import sd1
-from data.images import decode, encode_png
+from data.images import Size, decode, encode_png
 from data.models.family import Condition
 from evaluate.config import EvaluateSpec
 from generate.config import Scheduler
@@ -38,7 +38,7 @@ def sampling(folder: Path, *, world: str, steps: int, images: int) -> dict[str, 
         device,
         scheduler=Scheduler.ddim,
         dtype=Dtype.bf16 if device.type == "cuda" else Dtype.fp32,
-        resolution=WORLDS[world].resolution,
+        size=Size(WORLDS[world].resolution, WORLDS[world].resolution),
         steps=WARM_UP_STEPS,
         guidance=EvaluateSpec().guidance,
     )

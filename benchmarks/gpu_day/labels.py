@@ -30,7 +30,7 @@ from label.metrics.preprocessing import ResizeMode
 from label.metrics.protocols import EmbeddingMetric
 from label.metrics.registry import settle_dtypes
 from label.scoring.batching import Batch
-from label.scoring.decode_pool import DecodePool
+from label.scoring.decode_pool import MOST_DECODERS, DecodePool
 from label.scoring.panel import Panel
 from label.scoring.runner import PARTS, check_compiler
 from train.models.flops import peak_flops
@@ -64,10 +64,11 @@ def measure(
     source, results = open_pairs(PairsSpec(root=str(root))), dict[str, Any]()
     for name, changes in variants.items():
         spec = LabelSpec(**{"compile": compiled, **changes})
-        with DecodePool(num_workers(spec.workers)) as decoder:
+        workers = num_workers(spec.workers, most=MOST_DECODERS)
+        with DecodePool(workers) as decoder:
             bench = Bench(folder, specs, loaded, source, decoder, Batch(spec.batch), device)
             results[name] = whole(bench) | alone(bench, source)
-            results[name]["settings"] = {"batch": spec.batch, "threads": num_workers(spec.workers)}
+            results[name]["settings"] = {"batch": spec.batch, "workers": workers}
     flops = image_flops(bench)
     rows = [row(name, result, flops, device) for name, result in results.items()]
     return {"rows": rows, "gflop_an_image": flops / 1e9, "variants": results}

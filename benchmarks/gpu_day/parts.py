@@ -40,11 +40,17 @@ def part(name: str) -> Part:
 SHAPES: Mapping[str, dict[str, Any]] = {
     "sd15": {"world": "sd15", "micro_batch": 8, "accumulation": 4, "steps": 4},
     "sdxl": {"world": "sdxl", "micro_batch": 2, "accumulation": 4, "steps": 3},
-}
+    "sd35": {"world": "sd35_medium", "micro_batch": 4, "accumulation": 2, "steps": 3, "texts": True,
+             "options": {"gradient_checkpointing": "full"}},
+    "flux": {"world": "flux_third", "micro_batch": 2, "accumulation": 4, "steps": 3, "texts": True,
+             "options": {"gradient_checkpointing": "full", "lora_rank": 32}},
+}  # fmt: skip
 """The experiments' micro-batches, on one GPU."""
 REDUCED = {
     "sd15": {"world": "quick", "micro_batch": 1, "accumulation": 2, "steps": 1},
     "sdxl": {"world": "quick_xl", "micro_batch": 1, "accumulation": 1, "steps": 1},
+    "sd35": {"world": "quick_sd3", "micro_batch": 1, "accumulation": 1, "steps": 1},
+    "flux": {"world": "quick_flux", "micro_batch": 1, "accumulation": 1, "steps": 1},
 }
 
 
@@ -54,7 +60,7 @@ def training(shape: str, what: str = "", **more: Any) -> Part:
     return Part(
         name=f"{shape} {what}".strip(),
         function=f"{TRAINING}.measure",
-        expected_s=(60 if compiles else 0) + (20 if shape == "sd15" else 30),
+        expected_s=(60 if compiles else 0) + (20 if shape == "sd15" else 35),
         limit_s=180 if compiles else 120,
         on_gpu={**SHAPES[shape], **more},
         reduced=REDUCED[shape],
@@ -92,7 +98,7 @@ def labels(name: str, expected_s: float, variants: dict[str, Any], **more: Any) 
     small = {variant: {"batch": 4 * number} for number, variant in enumerate(variants, start=1)}
     return Part(
         name=name, function=f"{LABELS}.measure", expected_s=expected_s, limit_s=240,
-        on_gpu={"size": "paper", "pairs": 1024, "side": 768, "variants": variants, **more},
+        on_gpu={"size": "paper", "pairs": 512, "side": 768, "variants": variants, **more},
         reduced={"size": "tiny", "pairs": 6, "side": 96, "variants": small},
     )  # fmt: skip
 
@@ -112,19 +118,20 @@ PARTS: tuple[Part, ...] = (
         on_gpu={}, reduced={},
     ),
     labels(
-        "labels", 70,
+        "labels", 45,
         {
             "defaults": {},
-            "all cores": {"workers": CORES},
-            "large batches": {"workers": CORES, "batch": 256},
+            "threads": {"workers": 4},
         },
     ),
-    training("sd15"),
     training("sdxl"),
-    floor("sd15"),
+    training("flux"),
+    training("sd15"),
+    training("sd35"),
     floor("sdxl"),
-    training("sd15", "zero1", zero=1),
-    training("sdxl", "zero1", zero=1),
+    floor("sd15"),
+    training("sdxl", "zero2", zero=2),
+    training("sd15", "zero2", zero=2),
     sampling("sdxl", 8, 35),
     Part(
         name="scoring", function=f"{JUDGE}.scoring", expected_s=20, limit_s=90,

@@ -19,9 +19,16 @@ from rich.console import Console
 from benchmarks.activations import gib_a_pair
 from benchmarks.memory import reset_peak, used_mib
 from benchmarks.train import floor_step
-from benchmarks.worlds import WORLDS, World, random_latents, training_run, write_world
+from benchmarks.worlds import (
+    WORLDS,
+    World,
+    random_latents,
+    training_run,
+    write_texts,
+    write_world,
+)
 from data.storage.prefetch import prefetch
-from train.config import ActivationCheckpointing, TrainSpec
+from train.config import ActivationCheckpointing, LoraSpec, TrainSpec
 from train.distributed.world import World as Ranks
 from train.distributed.world import start, stop
 from train.dpo.step import BatchWithNoise, prefetch_noise, prepare_inputs
@@ -43,16 +50,22 @@ def measure(
     micro_batch: int,
     accumulation: int,
     steps: int,
-    zero: int = 2,
+    zero: int = 1,
+    texts: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Time `steps` optimizer steps after a first one; `options` are further training settings."""
+    """Time `steps` optimizer steps after a first one; `options` are further training settings.
+
+    With `texts`, prompts are encoded beforehand, and no text encoder is loaded.
+    """
     here = start("auto")
     run = run_of(folder, WORLDS[world], micro_batch, accumulation, zero, options or {})
+    if texts:
+        run = replace(run, texts=write_texts(WORLDS[world], folder))
     stream = open_stream(run, here)
     began = time.perf_counter()
     trainer = make_trainer(run, here, stream, Console(quiet=True))
-    with batches_of(run, here, stream, trainer.draw_rule) as ready:
+    with batches_of(here, stream, trainer.draw_rule) as ready:
         first_s = seconds_of(lambda: trainer.optimizer_step(ready), here)
         built_s = time.perf_counter() - began
         reset_peak(here.device)
@@ -60,13 +73,13 @@ def measure(
     components = trainer.models.components
     memory = estimate_memory(counts(trainer.policy.module), run.train, here.world_size)
     counted = replace(memory, others=components.frozen_bytes)
-    activations = micro_batch * (gib_a_pair(world, run.train.gradient_checkpointing) or 0.0)
+    a_pair = gib_a_pair(world, run.train.gradient_checkpointing)
     figures = speed(here, run.train, seconds, trainer.pair_flops) | {
         "first_step_s": first_s,
         "built_s": built_s,
         "counted_parts": str(counted),
-        "counted_activations_gib": activations,
-        "counted_gib": counted.total / GIB + activations,
+        "counted_activations_gib": a_pair and micro_batch * a_pair,
+        "counted_gib": counted.total / GIB + micro_batch * (a_pair or 0.0),
     }
     stop()
     return {"rows": [row_of(figures)], **figures}
@@ -77,10 +90,10 @@ def floor(folder: Path, *, world: str, micro_batch: int, accumulation: int, step
 ):  # fmt: skip
     """Time what cannot be avoided: bare passes and AdamW on inputs that lie ready."""
     here = start("auto")
-    run = run_of(folder, WORLDS[world], micro_batch, accumulation, 2, {})
+    run = run_of(folder, WORLDS[world], micro_batch, accumulation, 1, {})
     stream = open_stream(run, here)
     components = load_components(run.model, run.train.precision, here.device, with_vae=False)
-    with batches_of(run, here, stream, draw_rule_of(run, components)) as ready:
+    with batches_of(here, stream, draw_rule_of(run, components)) as ready:
         taken = [next(ready).on(here.device) for _ in range(2)]
         inputs = [prepare_inputs(batch, components) for batch in taken]
     policy, reference = components.denoiser(), components.denoiser()
@@ -96,7 +109,7 @@ def floor(folder: Path, *, world: str, micro_batch: int, accumulation: int, step
     reset_peak(here.device)
     seconds = [seconds_of(whole_step, here) for _ in range(steps)]
     family, condition = components.base.family, components.condition_of_new([""])
-    forward = forward_flops(policy, family, components.latent_shape, condition)
+    forward = forward_flops(policy, family, components.latent_shape(components.square), condition)
     figures = speed(here, run.train, seconds, pair_flops(forward, uses_reference=True))
     stop()
     return {"rows": [row_of(figures)], **figures}
@@ -116,16 +129,18 @@ def run_of(
     settings = dict[str, Any]({"channels_last": False}) | dict(options)
     if kind := settings.get("gradient_checkpointing"):
         settings["gradient_checkpointing"] = ActivationCheckpointing(kind)
+    if rank := settings.pop("lora_rank", 0):
+        settings["lora"] = LoraSpec(rank=rank)
     run = training_run(world, folder, batch=batch, micro_batch=micro_batch, stage=zero, **settings)
     return replace(run, latents=random_latents(world, folder))
 
 
 @contextmanager
 def batches_of(
-    run: TrainRun, here: Ranks, stream: PairStream, draw_rule: Any
+    here: Ranks, stream: PairStream, draw_rule: Any
 ) -> Iterator[Iterator[BatchWithNoise]]:
     """Micro-batches with noise, read by a thread as in training."""
-    batches = prefetch_noise(stream.batches(Position()), draw_rule, here.device)
+    batches = prefetch_noise(stream.batches(Position()), draw_rule, here.device, stream.texts)
     with prefetch(batches, READ_AHEAD) as ready:
         yield ready
 

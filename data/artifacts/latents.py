@@ -1,12 +1,17 @@
 """VAE latents of a pair set on disk: their identity, their format, and how they are written.
 
-A set `latents/<vae>-<size>/` has one file per pair shard, row for row beside it. A latent is the
-VAE's own number, before the model's scaling and shift; a row's bytes are its mean, followed by its
-standard deviation where both are kept, each (channel, height, width) in little-endian order.
+A set `latents/<vae>-<size>/` has one file per pair shard, row for row beside it; one with aspect
+buckets is `latents/<vae>-<size>-<digest of the sizes>/`, and its rows say which size they have. A
+latent is the VAE's own number, before the model's scaling and shift; a row's bytes are its mean,
+followed by its standard deviation where both are kept, each (channel, height, width) in
+little-endian order.
 """
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +23,14 @@ from data.artifacts.config_diff import Settings
 from data.artifacts.manifest import Manifest, read_manifest
 from data.artifacts.parquet_io import SETTINGS_KEY
 from data.artifacts.schemas import latents as schema_of
+from data.images import Size
 
 KIND = "latents"
 GROUP_ROWS = 64
 """Rows of a row group: 4 MiB of 512-pixel pairs in fp16, small enough to keep many open."""
 
 CROP = "shortest side bilinear on uint8, center crop"
-"""What `images.fit_square` does."""
+"""What `images.fit` does; of several sizes the side that fits the size is the shortest."""
 
 BYTES_OF = {"fp16": 2, "bf16": 2, "fp32": 4}
 """Number formats on disk, and bytes of a number."""
@@ -39,7 +45,7 @@ class LatentFormat:
     size: int
     """Side of the square images in pixels."""
     shape: tuple[int, int, int]
-    """Channels, height and width of a latent."""
+    """Channels, height and width of a square image's latent."""
     dtype: str
     """Format on disk: fp16, bf16 or fp32."""
     moments: bool
@@ -48,31 +54,47 @@ class LatentFormat:
     """Whether the mirrored images' latents are kept, too; a mirrored latent is none of them."""
     compute: str
     """Format in which the VAE ran."""
+    buckets: tuple[Size, ...] = ()
+    """The sizes of images, of which each pair has that which fits it best; none are squares."""
 
     @property
     def name(self) -> str:
         """The set's folder below `latents/`."""
-        return set_name(self.vae, self.size)
+        return set_name(self.vae, self.size, self.buckets)
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """The sizes of images."""
+        return self.buckets or (Size(self.size, self.size),)
+
+    def shape_of(self, size: Size) -> tuple[int, int, int]:
+        """Channels, height and width of the latent of an image of a size."""
+        factor = self.size // self.shape[1]
+        return self.shape[0], size.height // factor, size.width // factor
+
+    def bytes_of(self, size: Size) -> int:
+        """Bytes of one image of a size in one orientation."""
+        return (1 + self.moments) * math.prod(self.shape_of(size)) * BYTES_OF[self.dtype]
 
     @property
     def bytes(self) -> int:
-        """Bytes of one image in one orientation."""
-        channels, height, width = self.shape
-        return (1 + self.moments) * channels * height * width * BYTES_OF[self.dtype]
+        """Bytes of one image in one orientation, at most."""
+        return max(map(self.bytes_of, self.sizes))
 
     @property
     def record(self) -> int:
-        """Bytes of one image in all orientations that are kept."""
+        """Bytes of one image in all orientations that are kept, at most."""
         return self.bytes * (1 + self.flip)
 
     @property
     def schema(self) -> pa.Schema:
         """The columns of the set's files."""
-        return schema_of(self.bytes, flip=self.flip)
+        return schema_of(None if self.buckets else self.bytes, flip=self.flip)
 
     @property
     def settings(self) -> dict[str, Any]:
         """As JSON, for footers and the manifest; equal settings give equal bytes."""
+        buckets = [[size.width, size.height] for size in self.buckets]
         return {
             "kind": KIND,
             "vae": self.vae,
@@ -83,7 +105,7 @@ class LatentFormat:
             "moments": self.moments,
             "flip": self.flip,
             "compute": self.compute,
-        }
+        } | ({"buckets": buckets} if buckets else {})
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "LatentFormat":
@@ -93,36 +115,44 @@ class LatentFormat:
             ValueError: The images were cut in another way, or a value is missing.
         """
         try:
-            names = [name for name in cls.__slots__ if name != "shape"]
+            names = [name for name in cls.__slots__ if name not in ("shape", "buckets")]
             if settings["crop"] != CROP:
                 raise ValueError(f"its images were cut by {settings['crop']!r}, not {CROP!r}")
             values = {name: settings[name] for name in names}
-            shape = settings["shape"]
+            shape, buckets = settings["shape"], settings.get("buckets", [])
         except KeyError as error:
             raise ValueError(f"its settings lack {error}") from error
         sizes = [*shape, values["size"]] if isinstance(shape, list) else []
+        sides = [side for size in buckets for side in size] if isinstance(buckets, list) else [0]
         flags = [values["moments"], values["flip"]]
         if (
             len(sizes) != 4
-            or not all(type(size) is int and size > 0 for size in sizes)
+            or not all(type(size) is int and size > 0 for size in (*sizes, *sides))
+            or len(sides) != 2 * len(buckets)
             or not all(isinstance(flag, bool) for flag in flags)
             or not all(isinstance(values[name], str) for name in ("vae", "dtype", "compute"))
             or values["dtype"] not in BYTES_OF
         ):
             raise ValueError(f"its settings contradict themselves: {dict(settings)}")
-        return cls(shape=(shape[0], shape[1], shape[2]), **values)
+        pairs = tuple(Size(*size) for size in buckets)
+        return cls(shape=(shape[0], shape[1], shape[2]), buckets=pairs, **values)
 
     def __str__(self) -> str:
         """The format in words: `4x64x64 fp16 mean, 32 KiB an image`."""
         what = "mean and std" if self.moments else "mean"
         both = ", both orientations" if self.flip else ""
-        shape, each = "x".join(map(str, self.shape)), self.record / 1024
-        return f"{shape} {self.dtype} {what}{both}, {each:g} KiB an image"
+        shape, each = "x".join(map(str, self.shape)), f"{self.record / 1024:g} KiB an image"
+        if self.buckets:
+            shape, each = f"{len(self.buckets)} sizes, {shape} and less,", f"up to {each}"
+        return f"{shape} {self.dtype} {what}{both}, {each}"
 
 
-def set_name(vae: str, size: int) -> str:
+def set_name(vae: str, size: int, buckets: Sequence[Size] = ()) -> str:
     """The folder of the latents of a VAE, given by its SHA-256, at a size in pixels."""
-    return f"{vae[:12]}-{size}"
+    name = f"{vae[:12]}-{size}"
+    if not buckets:
+        return name
+    return f"{name}-{sha256(' '.join(map(str, buckets)).encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +197,8 @@ class GroupWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._partial = path, partial_path(path)
         footer = {SETTINGS_KEY: json.dumps(settings, sort_keys=True).encode()}
-        blobs = [field.name for field in schema if pa.types.is_fixed_size_binary(field.type)]
+        kinds = pa.types.is_fixed_size_binary, pa.types.is_binary
+        blobs = [field.name for field in schema if any(kind(field.type) for kind in kinds)]
         plain = [name for name in schema.names if name not in blobs]
         self._writer = pq.ParquetWriter(
             self._partial,

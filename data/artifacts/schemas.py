@@ -58,25 +58,29 @@ PAIR_FACTS = pa.schema(
 """What the scoring pass learns of a pair apart from any metric (`scores/pairs/`), row for row."""
 
 
-def latents(num_bytes: int, *, flip: bool) -> pa.Schema:
+def latents(num_bytes: int | None, *, flip: bool) -> pa.Schema:
     """VAE latents of a pair shard, row for row: `num_bytes` of each image, null where it is bad.
 
     Both images' are null where the pair's status is not ok; `flipped_` are those of the mirrored
-    images.
+    images. None is for sets of several sizes: `width` and `height` are those of the pair's, in
+    pixels.
     """
     names = ["latent_0", "latent_1", *(["flipped_0", "flipped_1"] if flip else [])]
-    blobs = [pa.field(name, pa.binary(num_bytes)) for name in names]
-    return pa.schema([("pair_id", pa.string()), ("status", pa.string()), *blobs])
+    kind = pa.binary() if num_bytes is None else pa.binary(num_bytes)
+    sizes = [("width", pa.int32()), ("height", pa.int32())] if num_bytes is None else []
+    blobs = [pa.field(name, kind) for name in names]
+    return pa.schema([("pair_id", pa.string()), ("status", pa.string()), *sizes, *blobs])
 
 
 TEXT_PROMPTS = pa.schema([("prompt", pa.string())])
 """The prompts of a set of texts, in the order of its rows."""
 
 
-def texts(states: int, pooled: int) -> pa.Schema:
-    """Encoded prompts: so many bytes of states and, unless 0, of the pooled form."""
+def texts(states: int, pooled: int, *, length: bool = False) -> pa.Schema:
+    """Encoded prompts: so many bytes of states and, unless 0, of the pooled form; and `length`."""
     kinds = {"states": states, "pooled": pooled}
-    return pa.schema([(name, pa.binary(size)) for name, size in kinds.items() if size])
+    blobs = [(name, pa.binary(size)) for name, size in kinds.items() if size]
+    return pa.schema([*blobs, ("length", pa.int32())] if length else blobs)
 
 
 def labels(metrics: Sequence[str]) -> pa.Schema:

@@ -4,7 +4,7 @@ A set `texts/<family>-<encoders>/` has each distinct prompt of the pairs that co
 in their order, after the empty prompt. `prompts.parquet` lists them, and each of
 `part-00000.parquet`, ... has the next `PART_PROMPTS` of them. A row's bytes are what the family's
 `encode` returns: the states, (token, width), and the pooled form where the family has one, in
-little-endian order.
+little-endian order. Where the family tells tokens from padding, `length` is their number.
 """
 
 import hashlib
@@ -70,11 +70,14 @@ class TextShape:
     """Tokens and width."""
     pooled: int = 0
     """Width of the pooled form; 0 where the family has none."""
+    length: bool = False
+    """Whether each prompt has its number of tokens."""
 
     @property
     def settings(self) -> dict[str, Any]:
         """As JSON, for the manifest."""
-        return {"states": list(self.states), "pooled": self.pooled}
+        shape = {"states": list(self.states), "pooled": self.pooled}
+        return shape | ({"length": True} if self.length else {})
 
     def num_bytes(self, dtype: str) -> tuple[int, int]:
         """Bytes of a prompt's states and of its pooled form."""
@@ -129,4 +132,7 @@ def _described(settings: Settings) -> tuple[TextFormat, TextShape]:
         raise ValueError(f"states={settings['states']}, pooled={settings['pooled']}")
     if values["dtype"] not in BYTES_OF or not all(isinstance(v, str) for v in values.values()):
         raise ValueError(f"dtype={values['dtype']}")
-    return TextFormat(**values), TextShape(states=(tokens, width), pooled=settings["pooled"])
+    shape = TextShape(
+        states=(tokens, width), pooled=settings["pooled"], length=settings.get("length") is True
+    )
+    return TextFormat(**values), shape

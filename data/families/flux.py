@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxtyping import Float, Int
 
+from data.images import Size
 from data.models.family import (
     Condition,
     Encoders,
@@ -67,7 +68,7 @@ class Flux(FlowFamily):
         return PromptEmbeds(encoders["text_encoder_2"](prompts, length=T5_TOKENS)[0], pooled)
 
     def condition(
-        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], side: int, guidance: float | None
+        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], cut: Size, guidance: float | None
     ) -> Condition:
         """The text, its pooled form, and the guidance if the transformer is told one."""
         import torch

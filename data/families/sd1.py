@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxtyping import Int
 
+from data.images import Size
 from data.models.family import (
     Condition,
     Encoders,
@@ -67,7 +68,7 @@ class StableDiffusion(Family):
         return PromptEmbeds(encoders["text_encoder"](prompts)[0])
 
     def condition(
-        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], side: int, guidance: float | None
+        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], cut: Size, guidance: float | None
     ) -> Condition:
         """The text alone."""
         return Condition(text.states)

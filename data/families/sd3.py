@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxtyping import Int
 
+from data.images import Size
 from data.models.family import (
     Condition,
     Encoders,
@@ -99,7 +100,7 @@ class StableDiffusion3(FlowFamily):
         return PromptEmbeds(states, torch.cat([output.text_embeds for output in clips], dim=-1))
 
     def condition(
-        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], side: int, guidance: float | None
+        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], cut: Size, guidance: float | None
     ) -> Condition:
         """The text and its pooled form."""
         assert text.pooled is not None

@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 
 from data.devices import to_device
 from data.families.sd1 import StableDiffusion
-from data.images import central_square
+from data.images import Size, central_crop
 from data.models.family import Condition, Encoders, Json, ModelConfig, PromptEmbeds, Tensor
 from data.models.latent_scale import NORMALISATION, LatentScale, latent_scale
 
@@ -62,16 +62,14 @@ class StableDiffusionXL(StableDiffusion):
         return PromptEmbeds(states, pooled)
 
     def condition(
-        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], side: int, guidance: float | None
+        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], cut: Size, guidance: float | None
     ) -> Condition:
         """The text, its pooled form, and each image's own time ids."""
         assert text.pooled is not None
-        return Condition(
-            text.states, {"text_embeds": text.pooled, "time_ids": time_ids(size, side)}
-        )
+        return Condition(text.states, {"text_embeds": text.pooled, "time_ids": time_ids(size, cut)})
 
 
-def time_ids(size: Int[Tensor, "image 2"], side: int) -> Float[Tensor, "image 6"]:
+def time_ids(size: Int[Tensor, "image 2"], cut: Size) -> Float[Tensor, "image 6"]:
     """SDXL's size and crop conditioning (Podell et al. 2023, section 2.2).
 
     Original height and width; top and left of the crop, counted in pixels of the resized image
@@ -83,8 +81,8 @@ def time_ids(size: Int[Tensor, "image 2"], side: int) -> Float[Tensor, "image 6"
 
     rows = []
     for height, width in size.tolist():
-        cut = central_square(width, height, side)
-        rows.append([height, width, cut.top, cut.left, side, side])
+        crop = central_crop(Size(width, height), cut)
+        rows.append([height, width, crop.top, crop.left, cut.height, cut.width])
     return torch.tensor(rows, dtype=torch.float32).view(-1, 6)
 
 

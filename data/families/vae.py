@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from data.artifacts.atomic import sha256_of
-from data.artifacts.readable import UnreadableError, check_readable, read_json_object
+from data.artifacts.readable import check_readable, read_json_object
 from data.families import find_family
+from data.models.vae_config import check_vae_config, has_posterior, latent_channels, latent_factor
 
 VAE_WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 
@@ -25,6 +26,8 @@ class Vae:
     """Pixels of an image beside one of its latent."""
     force_upcast: bool
     """Whether its activations overflow in fp16 (SDXL's), so that it must run in fp32."""
+    has_posterior: bool
+    """Whether latents have a standard deviation."""
 
 
 def find_vae(model: Path, fingerprint: Callable[[Path], str] = sha256_of) -> Vae:
@@ -39,20 +42,15 @@ def find_vae(model: Path, fingerprint: Callable[[Path], str] = sha256_of) -> Vae
         raise ValueError(f"model.path={model} has no VAE to make latents with: no {lacks}")
     value = read_json_object(config, f"model.path={model}")
     check_readable(weights, f"model.path={model}")
-    channels = value.get("block_out_channels", [64])  # diffusers' default
-    latent_channels = value.get("latent_channels", 4)
-    if not isinstance(channels, list) or not isinstance(latent_channels, int):
-        raise UnreadableError(
-            f"model.path={model}: {config} has block_out_channels={channels!r} and "
-            f"latent_channels={latent_channels!r}; needed are a list and a number"
-        )
+    check_vae_config(value, f"model.path={model}: {config}")
     family = find_family(_index(model))
     return Vae(
         sha256=fingerprint(weights),
-        channels=latent_channels,
-        factor=2 ** (len(channels) - 1),
+        channels=latent_channels(value),
+        factor=latent_factor(value),
         # Without a family nobody knows; fp32 is safe.
         force_upcast=family.vae_in_fp32(value) if family else bool(value.get("force_upcast", True)),
+        has_posterior=has_posterior(value),
     )
 
 

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Float, Int
 
+from data.images import Size
 from data.models.forward_process import DiscreteProcess, Prediction
 from data.models.latent_scale import SHIFT, LatentScale, latent_scale
 from data.models.rectified_flow import FlowProcess, flow_process
+from data.models.vae_config import latent_channels, latent_factor
 
 if TYPE_CHECKING:
     import torch
@@ -31,9 +33,8 @@ Json = Mapping[str, Any]
 Process = DiscreteProcess | FlowProcess
 """A forward process that a model can be trained with."""
 
-Encoders = Mapping[str, Callable[..., Any]]
-"""Folder of a text encoder -> a call that tokenizes prompts, cut or padded to `length` tokens or to
-the encoder's own context, and returns the encoder's output."""
+Encoders = Mapping[str, Any]
+"""Folder of a text encoder -> a `TextEncoder`, or whatever else is called as one."""
 
 NO_PART = [None, None]
 """What `model_index.json` says of a part that a folder does without."""
@@ -57,7 +58,7 @@ class ModelConfig:
     @property
     def vae_factor(self) -> int:
         """Pixels of an image's side for one of its latents."""
-        return int(2 ** (len(self.vae.get("block_out_channels", [64])) - 1))  # diffusers' default
+        return latent_factor(self.vae)
 
     def has(self, part: str) -> bool:
         """Whether the folder has a part."""
@@ -71,20 +72,47 @@ class PromptEmbeds:
     states: Float[Tensor, "prompt token width"]
     pooled: Float[Tensor, "prompt pooled"] | None = None
     """A summary of each whole prompt, where the family has one."""
+    length: Int[Tensor, " prompt"] | None = None
+    """Tokens of each prompt, which are its first, where the denoiser tells them from padding; on
+    the CPU."""
+
+    @classmethod
+    def masked(
+        cls,
+        states: Float[Tensor, "prompt given width"],
+        mask: Int[Tensor, "prompt given"],
+        tokens: int,
+        drop: int = 0,
+    ) -> "PromptEmbeds":
+        """The states of the tokens in a mask but the first `drop`, and zeros up to `tokens`."""
+        import torch
+        from torch.nn.functional import pad
+
+        order = mask.argsort(dim=1, descending=True, stable=True)
+        states = states.gather(1, order[..., None].expand_as(states))[:, drop:]
+        length = mask.sum(1) - drop
+        beyond = torch.arange(states.shape[1], device=mask.device) >= length[:, None]
+        states = states.masked_fill(beyond[..., None], 0)
+        return cls(pad(states, (0, 0, 0, tokens - states.shape[1])), length=length.cpu())
 
     def rows(self, index: Int[Tensor, " row"]) -> "PromptEmbeds":
         """Some rows, in any order and number."""
-        return PromptEmbeds(self.states[index], None if self.pooled is None else self.pooled[index])
+        return PromptEmbeds(
+            self.states[index],
+            None if self.pooled is None else self.pooled[index],
+            None if self.length is None else self.length[index.to(self.length.device)],
+        )
 
     def to(self, device: "torch.device", dtype: "torch.dtype") -> "PromptEmbeds":
         """On a device and in a number format."""
         pooled = None if self.pooled is None else self.pooled.to(device, dtype)
-        return PromptEmbeds(self.states.to(device, dtype), pooled)
+        return PromptEmbeds(self.states.to(device, dtype), pooled, self.length)
 
     def twice(self) -> "PromptEmbeds":
         """All rows for the winners, and once more for the losers."""
         pooled = None if self.pooled is None else self.pooled.repeat(2, 1)
-        return PromptEmbeds(self.states.repeat(2, 1, 1), pooled)
+        length = None if self.length is None else self.length.repeat(2)
+        return PromptEmbeds(self.states.repeat(2, 1, 1), pooled, length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +122,8 @@ class Condition:
     states: Float[Tensor, "image token width"]
     added: dict[str, Tensor] | None = None
     """Further tensors, by the names under which the family passes them."""
+    lengths: tuple[int, ...] | None = None
+    """Tokens of each image's text, where the denoiser gets no padding."""
 
 
 class Family(ABC):
@@ -138,7 +168,7 @@ class Family(ABC):
         Raises:
             ModelError: Says what the model is, and what to give instead.
         """
-        latent, channels = config.vae.get("latent_channels", 4), self.latent_channels(config)
+        latent, channels = latent_channels(config.vae), self.latent_channels(config)
         if channels != latent:
             raise ModelError(
                 f"{what} has a denoiser with {channels} input channels for latents of {latent}: an "
@@ -193,6 +223,11 @@ class Family(ABC):
         del config
         return {}
 
+    def pipeline_options(self, prompts: int, guidance: float) -> dict[str, Any]:
+        """What the pipeline is called with for a guidance scale, of which 1 is none."""
+        del prompts
+        return {"guidance_scale": guidance}
+
     @abstractmethod
     def encode(
         self, encoders: Encoders, prompts: Sequence[str], config: ModelConfig
@@ -201,9 +236,9 @@ class Family(ABC):
 
     @abstractmethod
     def condition(
-        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], side: int, guidance: float | None
+        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], cut: Size, guidance: float | None
     ) -> Condition:
-        """The condition of images of height and width `size`, cut to squares of `side` pixels."""
+        """The condition of images of height and width `size` in pixels, cut to the size `cut`."""
 
     @abstractmethod
     def predict(
@@ -223,12 +258,14 @@ class FlowFamily(Family):
     """A family with a transformer and rectified flow, whose schedulers are no others'."""
 
     denoiser = "transformer"
+    solvers: ClassVar[tuple[str, ...]] = ()
+    """Schedulers of other processes that the pipeline takes, too, if they sample from this one."""
 
     def process(
         self, what: str, index: Json, scheduler: Json, prediction: Prediction | None = None
     ) -> FlowProcess:
         """Rectified flow."""
-        return flow_process(what, index, scheduler, prediction)
+        return flow_process(what, index, scheduler, prediction, self.solvers)
 
     def latent_scale(self, what: str, vae: Json) -> LatentScale:
         """By shift and factor."""

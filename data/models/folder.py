@@ -4,6 +4,7 @@ Every part's weights are compared with its architecture by names and shapes: tho
 header with those of the configured class on the meta device. It takes a second and no memory.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,17 @@ NOT_NEEDED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that neither training nor sampling from prompts uses."""
 BUFFERS = ("position_ids",)
 """Ends of names in old files that are no weights."""
-BY_HEADER = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
+CHAT = ("Qwen3Model",)
+"""Language models whose pipelines frame a prompt by the tokenizer's chat template."""
+BY_HEADER = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", "Gemma2Model", *CHAT)
 """Text encoders whose files have the names of the class; others are loaded to be checked."""
-READ_BY = {"CLIPTokenizer": transformers.CLIPTextModel, "T5Tokenizer": transformers.T5EncoderModel}
-"""Tokenizer -> a text encoder whose configuration says how many words it knows."""
-CLIP_PREFIX = "text_model."
-"""Begins the names of CLIP's text model in some versions of transformers and not in others."""
+ENDING = ("CLIPTokenizer", "T5Tokenizer")
+"""Tokenizers whose end of a prompt the text encoder waits for."""
+PREFIX = re.compile(r"^(text_model\.|model\.)")
+"""Begins the names of a text encoder in some versions of transformers and not in others, and where
+it was saved with a head."""
+HEAD = "lm_head.weight"
+"""A language model's head, which encoding does not need."""
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 
 
@@ -109,10 +115,18 @@ def _check_tokenizer(part: Path, kind: Any, what: str) -> None:
     check_vocabulary(part, what, vocabulary_files(part))
     encoder = part.with_name(part.name.replace("tokenizer", "text_encoder"))
     tokenizer = load_tokenizer(kind, part, what)
-    read_by = READ_BY.get(kind.__name__.removesuffix("Fast"))
-    if read_by is not None and encoder.is_dir():
-        config = _config(encoder, read_by, "transformers", what)
-        check_size(tokenizer, config, part, what)
+    entry = read_json_object(part.parent / INDEX, what).get(encoder.name)
+    reader = getattr(transformers, str(entry[1]), None) if isinstance(entry, list) else None
+    if reader is None or reader.__name__ not in BY_HEADER or not encoder.is_dir():
+        return
+    config = _config(encoder, reader, "transformers", what).get_text_config()
+    ends = kind.__name__.removesuffix("Fast") in ENDING
+    check_size(tokenizer, config, part, what, ends=ends)
+    if reader.__name__ in CHAT and not tokenizer.chat_template:
+        raise UnreadableError(
+            f"{what}: {part} has no chat template, which frames each prompt; it needs "
+            "chat_template.jinja, or chat_template in tokenizer_config.json: fetch it again"
+        )
 
 
 def _check_scheduler(part: Path, kind: Any, what: str) -> None:
@@ -143,6 +157,8 @@ def _check_weights(part: Path, library: str, kind: Any, what: str) -> None:
         actual = dict(empty._fix_state_dict_keys_on_load(actual))  # names of old attention layers
     else:
         actual, wanted = _without_prefix(actual), _without_prefix(wanted)
+        if HEAD not in wanted:
+            actual.pop(HEAD, None)
     if problem := misfit(actual, wanted) or quantised(actual):
         raise UnreadableError(f"{what}: {path} {problem}")
 
@@ -212,4 +228,4 @@ def _config(part: Path, kind: Any, library: str, what: str) -> Any:
 
 
 def _without_prefix(tensors: dict[str, Any]) -> dict[str, Any]:
-    return {name.removeprefix(CLIP_PREFIX): tensor for name, tensor in tensors.items()}
+    return {PREFIX.sub("", name): tensor for name, tensor in tensors.items()}

@@ -5,6 +5,7 @@ grid of `num_timesteps`; a shift s moves them towards noise: s sigma / (1 + (s -
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.models.forward_process import (
@@ -24,6 +25,8 @@ from data.models.forward_process import (
 
 SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 """Schedulers of diffusers that sample from this process."""
+SOLVING = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+"""The settings with which schedulers of the discrete process do, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,15 +69,22 @@ class FlowProcess:
 
 
 def flow_process(
-    what: str, index: Json, scheduler: Json, prediction: Prediction | None = None
+    what: str,
+    index: Json,
+    scheduler: Json,
+    prediction: Prediction | None = None,
+    solvers: Sequence[str] = (),
 ) -> FlowProcess:
     """The process of a model that is to be a flow-matching one; parameters as `forward_process`.
+
+    `solvers` are schedulers that sample from this process where their settings say so.
 
     Raises:
         ForwardProcessError: It has another process, or settings that are not known here.
     """
-    if reason := _other_process(index, scheduler):
-        names = ", ".join(name.removesuffix("Scheduler") for name in SCHEDULERS)
+    known = (*SCHEDULERS, *solvers)
+    if reason := _other_process(index, scheduler, known):
+        names = ", ".join(name.removesuffix("Scheduler") for name in known)
         raise ForwardProcessError(
             f"{what}: {reason}; a {index.get('_class_name')} needs {ProcessKind.flow.value}, with "
             f"one of {names}. Restore the scheduler that it came with"
@@ -87,20 +97,24 @@ def flow_process(
     given = stated(scheduler)
     if flag(what, given, "invert_sigmas"):
         raise refuse(what, "invert_sigmas", True, "false")
+    is_solver = bool(set(solvers) & set(scheduler_classes(index, scheduler).values()))
+    for name, value in SOLVING.items() if is_solver else ():
+        if given.get(name) != value:
+            raise refuse(what, name, given.get(name), f"{value}, as a flow-matching model needs")
     return FlowProcess(
         num_timesteps=timesteps_of(what, given),
-        shift=_number(what, given, "shift", 1.0),
+        shift=_number(what, given, "flow_shift" if is_solver else "shift", 1.0),
         dynamic=_dynamic(what, given),
     )
 
 
-def _other_process(index: Json, scheduler: Json) -> str:
+def _other_process(index: Json, scheduler: Json, known: Sequence[str]) -> str:
     """Which scheduler means another process, and which; empty if all are known here."""
     classes = scheduler_classes(index, scheduler)
     if not classes:
         return f"{CONFIG} has no _class_name, which means {ProcessKind.unknown.value}"
     for file, name in classes.items():
-        if name not in SCHEDULERS:
+        if name not in known:
             kind, _ = process_kind({}, {"_class_name": name})
             other = ProcessKind.unknown if kind is ProcessKind.flow else kind
             return f"{file} names the scheduler {name}, which means {other.value}"

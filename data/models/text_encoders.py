@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 import transformers
+from jaxtyping import Int
+from torch import Tensor
 
 from data.devices import to_device
 from data.models.family import Family, ModelConfig, PromptEmbeds
@@ -33,14 +35,22 @@ class TextEncoder:
 
     def __call__(self, prompts: Sequence[str], length: int | None = None, **options: bool) -> Any:
         """The model's output for whole prompts, cut or padded to `length` or to its context."""
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=length or self.context,
-            return_tensors="pt",
-        )
+        tokens = self._tokens(prompts, max_length=length or self.context, padding="max_length")
         return self.model(to_device(tokens.input_ids, self.model.device), **options)
+
+    def masked(
+        self, texts: Sequence[str], *, output_hidden_states: bool = False, **tokenizing: Any
+    ) -> tuple[Any, Int[Tensor, "text token"]]:
+        """The output of a model that is told which tokens are padding, and its mask: 1 or 0."""
+        tokens = self._tokens(texts, **tokenizing)
+        ids, mask = (
+            to_device(one, self.model.device) for one in (tokens.input_ids, tokens.attention_mask)
+        )
+        options = {"output_hidden_states": True} if output_hidden_states else {}
+        return self.model(input_ids=ids, attention_mask=mask, **options), mask
+
+    def _tokens(self, texts: Sequence[str], **tokenizing: Any) -> Any:
+        return self.tokenizer(list(texts), truncation=True, return_tensors="pt", **tokenizing)
 
 
 def load_text_encoders(

@@ -73,8 +73,10 @@ def check_settings(folder: Path, what: str) -> None:
         )
 
 
-def check_size(tokenizer: Any, config: Any, where: Path, what: str) -> None:
+def check_size(tokenizer: Any, config: Any, where: Path, what: str, *, ends: bool = True) -> None:
     """Refuse a loaded tokenizer that is another than its text encoder was trained with.
+
+    `ends`: whether the text encoder waits for a token that ends a prompt.
 
     Raises:
         UnreadableError: It has more words than the text encoder, or ends a prompt otherwise.
@@ -85,10 +87,10 @@ def check_size(tokenizer: Any, config: Any, where: Path, what: str) -> None:
             f"{what}: {where} has {words} words, but its text encoder knows {known}; give the "
             "tokenizer that the text encoder was trained with"
         )
-    ends, end = tokenizer.eos_token_id, config.eos_token_id
-    if end not in (2, ends):  # 2 in CLIP's old configurations: the highest token is the end
+    own, end = tokenizer.eos_token_id, config.eos_token_id
+    if ends and end not in (2, own):  # 2 in CLIP's old configurations: the highest token is the end
         raise UnreadableError(
-            f"{what}: {where} ends a prompt with token {ends}, but its text encoder waits for "
+            f"{what}: {where} ends a prompt with token {own}, but its text encoder waits for "
             f"{end} (eos_token_id); give the tokenizer that the text encoder was trained with"
         )
 

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from data.devices import to_device
+from data.models.autoencoder import encode_moments
 from data.models.family import Condition, Family, ModelConfig, Process
 from data.models.forward_process import DiscreteProcess
 from data.models.latent_scaling import scale_latents
@@ -80,7 +81,7 @@ class Probe:
         pipeline = loaded.pipeline
         self.model, self.pipeline, self.device = model, pipeline, loaded.device
         self.denoiser, self.dtype = loaded.denoiser, loaded.denoiser.dtype
-        self.side, self.latent_shape = int(loaded.settings["height"]), loaded.shape
+        self.size, self.latent_shape = loaded.size, loaded.shape
         if loaded.family is None:
             raise NotComparableError(
                 f"{model.name} is a {type(pipeline).__name__}, whose denoiser is only known to "
@@ -124,8 +125,8 @@ class Probe:
         latents = []
         for sample in samples:
             signed = torch.tensor(read_pixels(sample.path)).permute(2, 0, 1)[None] / 127.5 - 1
-            moments = vae.encode(to_device(signed, self.device)).latent_dist
-            latents.append(scale_latents(moments.mode().float(), scale).cpu())
+            moments = encode_moments(vae, to_device(signed, self.device))
+            latents.append(scale_latents(moments[:, 0].float(), scale).cpu())
         return torch.cat(latents)
 
     def predictions(self, inputs: Inputs, batch: int) -> Predictions:
@@ -186,9 +187,9 @@ class Probe:
         }
         encode = partial(self.family.encode, encoders, config=self.config)
         text = encode_distinct(encode, prompts).to(self.device, self.dtype)
-        size = torch.full((len(prompts), 2), self.side)
+        size = torch.tensor([[self.size.height, self.size.width]] * len(prompts))
         guidance = self.family.guidance(self.config)
-        condition = self.family.condition(text, size, self.side, guidance)
+        condition = self.family.condition(text, size, self.size, guidance)
         if condition.added is None:
             return condition
         added = {name: to_device(value, self.device) for name, value in condition.added.items()}

@@ -198,7 +198,7 @@ def report(
     write_json(plan.folder / "rounds.json", {"rounds": values, "stopped": stopped, **facts})
     path = write_rounds_report(
         plan.folder, values, images, run=plan.run, count=plan.spec.count, stopped=stopped,
-        resolution=job.model.resolution, settings=facts,
+        resolution=job.evaluate.size(job.model.resolution).recorded, settings=facts,
     )  # fmt: skip
     print_rounds(console, values)
     say(console, f"report: {path}")

@@ -46,7 +46,7 @@ class ImageMaker:
             choose_device("generate.device", spec.device, rank),
             scheduler=spec.scheduler,
             dtype=spec.dtype,
-            resolution=plan.resolution,
+            size=plan.size,
             steps=spec.steps[0],
             guidance=spec.guidance[0],
             section=SECTION,

@@ -12,6 +12,7 @@ from typing import Any
 
 from data.artifacts.config_diff import differences
 from data.artifacts.manifest import Manifest, read_manifest
+from data.images import Size
 from data.pairs.own import KIND
 from generate.config import MOST_IMAGES, GenerateSpec
 from generate.image_files import Model
@@ -57,8 +58,8 @@ class PairPlan:
     spec: GenerateSpec
     models: tuple[Model, ...]
     prompts: PromptSet
-    resolution: int
-    """The side of the images in pixels."""
+    size: Size
+    """The size of the images."""
     seed: int
 
     @cached_property
@@ -82,7 +83,7 @@ class PairPlan:
             "guidance": spec.guidance,
             "scheduler": spec.scheduler.value,
             "dtype": spec.dtype.value,
-            "resolution": self.resolution,
+            "resolution": self.size.recorded,
             "format": spec.format.value,
             **({"quality": spec.quality} if spec.format is spec.format.jpeg else {}),
             "pairing": spec.pairing,

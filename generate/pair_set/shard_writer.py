@@ -91,7 +91,7 @@ def _pair(
         "has_label": False,
         "ranking_id": images[0].prompt.id,
         "scheduler": plan.spec.scheduler.value,
-        "resolution": plan.resolution,
+        "resolution": plan.size.width if plan.size.width == plan.size.height else None,
         "status": str(Status.NOT_FINITE_IMAGE if bad else Status.OK),
         "reason": "; ".join(bad),
     }
@@ -114,7 +114,7 @@ def image_uid(plan: PairPlan, image: PlannedImage) -> str:
     quality = spec.quality if spec.format is ImageFormat.jpeg else ""
     parts = (
         plan.fingerprints[image.model], image.prompt.text, image.seed, image.steps, image.guidance,
-        spec.scheduler.value, spec.dtype.value, plan.resolution, spec.format.value, quality,
+        spec.scheduler.value, spec.dtype.value, plan.size.recorded, spec.format.value, quality,
     )  # fmt: skip
     key = blake2b("\0".join(map(str, parts)).encode(), digest_size=16).digest()
     return str(uuid.UUID(bytes=key, version=4))

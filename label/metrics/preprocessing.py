@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from data.artifacts.schemas import Status
-from data.images import TooLargeImageError, UnreadableImageError, decode, fit_square, to_pixels
+from data.images import Size, TooLargeImageError, UnreadableImageError, decode, fit, to_pixels
 
 BICUBIC = 3
 """PIL.Image.Resampling.BICUBIC; PIL itself is imported by data/images.py alone."""
@@ -49,8 +49,6 @@ class ResizeMode(Enum):
     """HPSv2 and v2.1: bicubic on [0, 1] floats, not clamped."""
     AREA = "bicubic on uint8 to an area, both sides multiples of 28, nothing cut off"
     """HPSv3: what Qwen2-VL reads, an area of about `side` x `side` pixels."""
-    SQUARE = "shortest side bilinear on uint8, center crop"
-    """The trainer's, for latents: `images.fit_square`."""
     NONE = "as it is"
     """Every pixel, at the image's own size."""
 
@@ -78,10 +76,23 @@ class ImageTransform:
             return to_pixels(center_crop(small, self.side, self.mode))  # type: ignore[arg-type]
         if self.mode is ResizeMode.AREA:
             return fill_area(image, self.side)
-        if self.mode is ResizeMode.SQUARE:
-            return fit_square(image, self.side)  # type: ignore[arg-type]
         pixels = to_pixels(image)  # type: ignore[arg-type]
         return pad_to(pixels, self.side, self.antialias) if self.mode is ResizeMode.PAD else pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """An image's middle at a size: the trainer's transform, for latents."""
+
+    size: Size
+
+    def __call__(self, image: PilImage) -> np.ndarray:
+        """The image as uint8 (height, width, 3)."""
+        return fit(image, self.size)  # type: ignore[arg-type]
+
+
+Transform = ImageTransform | Cut
+"""Any way to prepare an image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +103,10 @@ class ProcessedImage:
     reason: str = ""
     width: int | None = None
     height: int | None = None
-    arrays: dict[ImageTransform, np.ndarray] = field(default_factory=dict)
+    arrays: dict[Transform, np.ndarray] = field(default_factory=dict)
 
 
-def process_image(content: bytes, transforms: Sequence[ImageTransform]) -> ProcessedImage:
+def process_image(content: bytes, transforms: Sequence[Transform]) -> ProcessedImage:
     """Decode an image once and apply all transforms; a bad image is a result, not an error."""
     try:
         image = decode(content)
@@ -103,13 +114,15 @@ def process_image(content: bytes, transforms: Sequence[ImageTransform]) -> Proce
         return ProcessedImage(Status.TOO_LARGE, _without_addresses(str(error)))
     except UnreadableImageError as error:
         return ProcessedImage(Status.UNREADABLE_IMAGE, _without_addresses(str(error)))
-    sides = {transform.side for transform in transforms if transform.mode in CROPS}
+    own = [one for one in transforms if isinstance(one, ImageTransform)]
+    sides = {transform.side for transform in own if transform.mode in CROPS}
     small = {side: resize_short_side(image, side) for side in sides}  # once for both crops
-    arrays = {transform: transform(image, small.get(transform.side)) for transform in transforms}
+    arrays: dict[Transform, np.ndarray] = {one: one(image, small.get(one.side)) for one in own}
+    arrays |= {cut: cut(image) for cut in transforms if isinstance(cut, Cut)}
     return ProcessedImage(Status.OK, "", image.width, image.height, arrays)
 
 
-def process_images(items: Sequence[tuple[bytes, Sequence[ImageTransform]]]) -> list[ProcessedImage]:
+def process_images(items: Sequence[tuple[bytes, Sequence[Transform]]]) -> list[ProcessedImage]:
     """`process_image` for several images: the unit of work of a decoder."""
     return [process_image(content, transforms) for content, transforms in items]
 

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from label.metrics.preprocessing import ImageTransform, ProcessedImage
+from label.metrics.preprocessing import Cut, ProcessedImage, Transform
 
 OVERHEAD = 1280
 """Bytes in memory besides the embeddings; measured for an image with three (a prompt has 930)."""
@@ -22,9 +22,11 @@ class CachedImage:
 
     processed: ProcessedImage | None = None
     """Status, reason and size, without the arrays; None while it is being decoded."""
-    embeddings: dict[tuple[int, ImageTransform], np.ndarray] = field(default_factory=dict)
+    embeddings: dict[tuple[int, Transform], np.ndarray] = field(default_factory=dict)
     """By backbone and transform, fp32 of length 1, and latents as bytes; empty for an image that
     cannot be read."""
+    cuts: frozenset[Cut] = frozenset()
+    """Those whose latents are computed, or are about to be."""
     judged: dict[str, dict[str, np.float32]] = field(default_factory=dict)
     """Prompt -> metric -> score, of metrics that see both together."""
 

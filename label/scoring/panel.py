@@ -76,7 +76,7 @@ class Panel:
         Returns:
             Metric -> float32 scores in the order of `images`; NaN where one is unreadable.
         """
-        with DecodePool(workers) as pool:
+        with DecodePool(workers, most_threads=workers) as pool:
             scoring = self.start(pool, Batch(batch, is_checked=False))
             rows = [scoring.add(*row) for row in zip(images, prompts, strict=True)]
             scoring.flush()

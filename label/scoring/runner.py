@@ -15,7 +15,7 @@ from data.distributed import num_workers
 from data.pairs.schema import PairSource
 from label.config import LabelSpec, MetricSpec
 from label.scoring.batching import Batch, batch_for
-from label.scoring.decode_pool import DecodePool
+from label.scoring.decode_pool import MOST_DECODERS, DecodePool
 from label.scoring.panel import Panel
 from label.scoring.progress import PairCount
 from label.scoring.score_sets import ScoreSets, ShardTask
@@ -62,7 +62,7 @@ class ScoringRunner:
             if self.make_encoder and LATENTS in self._absent():
                 encoder = self.make_encoder()
                 encoder.batch = batch_for(chunk_images(self.sets.shards), encoder.batch.size)
-        with DecodePool(num_workers(self.spec.workers)) as decoder:
+        with DecodePool(num_workers(self.spec.workers, most=MOST_DECODERS)) as decoder:
             cache_bytes = self.spec.cache_mb * 2**20
             tools = ScoringTools(
                 self.pairs, panel, self.sets, decoder, self.batch, self.clock, cache_bytes,

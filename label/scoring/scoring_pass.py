@@ -21,7 +21,7 @@ from torch import Tensor
 from data.artifacts.schemas import Status
 from data.pairs.schema import image_key
 from label.metrics.backbones import Backbone
-from label.metrics.preprocessing import ImageTransform, ProcessedImage
+from label.metrics.preprocessing import Cut, ImageTransform, ProcessedImage, Transform
 from label.metrics.protocols import CrossMetric, EmbeddingMetric, Metric
 from label.scoring.batching import Batch, Batcher, Request
 from label.scoring.decode_pool import DecodePool
@@ -65,21 +65,28 @@ class _Submitted:
     image: CachedImage
     prompt: str
     new: bool
-    """Whether the image is new; otherwise only its prompt is."""
+    """Whether the image is new; otherwise only its prompt is, or its cut."""
+    is_judged: bool
+    """Whether the image and its prompt are new together."""
+    cut: Cut | None
+    """How it is cut for the encoder, where that is new."""
 
 
 @runtime_checkable
 class ImageEncoder(Protocol):
     """A network besides the metrics', whose output for each image a pass computes, too."""
 
-    key: tuple[int, ImageTransform]
-    """Its output's key among an image's embeddings, and how it wants images prepared."""
+    cuts: tuple[Cut, ...]
+    """The ways in which it wants images prepared; a row says which."""
     batch: Batch
     """Its own batch size."""
 
+    def key_of(self, cut: Cut) -> tuple[int, Cut]:
+        """Its output's key among an image's embeddings."""
+
     @property
     def num_bytes(self) -> int:
-        """Size of the output for an image."""
+        """Size of the output for an image, at most."""
 
     def __call__(self, images: list[np.ndarray]) -> Tensor:
         """Encode images; one row an image."""
@@ -103,20 +110,24 @@ class ScoringPass:
         """
         self._metrics, self._decoder, self._clock = metrics, decoder, clock
         self._images: dict[tuple[int, ImageTransform], Batcher] = {}
+        self._cuts: dict[Cut, Batcher] = {}
         self._texts: dict[int, Batcher] = {}
         self._judges: dict[str, tuple[ImageTransform, Batcher]] = {}
         for name, metric in metrics.items():
             self._add_batchers(name, metric, batch)
         dims = {key: metric.backbone.dim for key, metric in self._embedding_metrics()}
+        floats = 4 * sum(dims.values())
+        self._encoder = encoder
         if encoder is not None:
-            self._images[encoder.key] = Batcher(encoder.key, encoder, encoder.batch, "latents")
-            dims[encoder.key] = encoder.num_bytes // 4  # as floats
+            floats += encoder.num_bytes
+            for cut in encoder.cuts:
+                key = encoder.key_of(cut)
+                self._cuts[cut] = Batcher(key, encoder, encoder.batch, "latents")
         self._judge_transforms = tuple(dict.fromkeys(one for one, _ in self._judges.values()))
         of_images = [transform for _, transform in self._images]
         self._transforms = tuple(dict.fromkeys([*of_images, *self._judge_transforms]))
-        floats = 4 * sum(dims.values())
         self._cache = EmbeddingCache(cache_bytes, OVERHEAD + floats, OVERHEAD + floats)
-        self._to_submit: list[tuple[_Submitted, bytes, tuple[ImageTransform, ...]]] = []
+        self._to_submit: list[tuple[_Submitted, bytes, tuple[Transform, ...]]] = []
         self._in_flight: deque[tuple[list[_Submitted], Callable[[], list[ProcessedImage]]]] = (
             deque()
         )
@@ -141,8 +152,13 @@ class ScoringPass:
             if isinstance(metric, EmbeddingMetric) and not isinstance(metric, CrossMetric):
                 yield (id(metric.backbone), metric.resolved.transform), metric
 
-    def add(self, image: bytes, prompt: str, key: bytes | None = None) -> Row:
-        """Take a row. `key` is the image's `image_key`, where the caller has it already."""
+    def add(
+        self, image: bytes, prompt: str, key: bytes | None = None, cut: Cut | None = None
+    ) -> Row:
+        """Take a row. `key` is the image's `image_key`, where the caller has it already.
+
+        `cut` is one of the encoder's, where the image is to be encoded.
+        """
         cached, new = self._cache.image(key or image_key(image))
         text, unread = self._cache.prompt(prompt)
         if unread:
@@ -153,9 +169,16 @@ class ScoringPass:
         unjudged = bool(self._judges) and prompt not in cached.judged
         if unjudged:
             cached.judged[prompt] = {}
-        if new or unjudged:
-            transforms = self._transforms if new else self._judge_transforms
-            self._send(_Submitted(self.num_rows, cached, prompt, new), image, transforms)
+        if cut in cached.cuts:
+            cut = None
+        if new or unjudged or cut:
+            transforms: tuple[Transform, ...] = self._judge_transforms if unjudged else ()
+            transforms = self._transforms if new else transforms
+            sent = _Submitted(self.num_rows, cached, prompt, new, unjudged, cut)
+            if cut is not None:
+                cached.cuts |= {cut}
+                transforms = (*transforms, cut)
+            self._send(sent, image, transforms)
         self.num_rows += 1
         return Row(cached, text)
 
@@ -215,12 +238,11 @@ class ScoringPass:
 
     def _batchers(self) -> Iterator[Batcher]:
         yield from self._images.values()
+        yield from self._cuts.values()
         yield from self._texts.values()
         yield from (batcher for _, batcher in self._judges.values())
 
-    def _send(
-        self, sent: _Submitted, content: bytes, transforms: tuple[ImageTransform, ...]
-    ) -> None:
+    def _send(self, sent: _Submitted, content: bytes, transforms: tuple[Transform, ...]) -> None:
         self._to_submit.append((sent, content, transforms))
         if len(self._to_submit) == DECODE_IMAGES:
             self._submit()
@@ -253,7 +275,12 @@ class ScoringPass:
             for key, batcher in self._images.items():
                 pixels = processed.arrays[key[1]]
                 batcher.waiting.append(Request(sent.row, pixels, sent.image.embeddings, key))
-        for name, (transform, batcher) in self._judges.items():
+        if sent.cut is not None:
+            assert self._encoder is not None
+            pixels, of_cut = processed.arrays[sent.cut], self._encoder.key_of(sent.cut)
+            request = Request(sent.row, pixels, sent.image.embeddings, of_cut)
+            self._cuts[sent.cut].waiting.append(request)
+        for name, (transform, batcher) in self._judges.items() if sent.is_judged else ():
             judged, content = (
                 sent.image.judged[sent.prompt],
                 (processed.arrays[transform], sent.prompt),

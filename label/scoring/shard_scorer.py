@@ -6,7 +6,7 @@ computed.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -14,9 +14,10 @@ from typing import Any
 
 from data.artifacts.latents import KIND as LATENTS
 from data.artifacts.parquet_io import write_table
+from data.images import size_of
 from data.pairs.schema import PairShard, PairSource, image_key
 from data.storage.prefetch import prefetch
-from label.metrics.preprocessing import ProcessedImage
+from label.metrics.preprocessing import Cut, ProcessedImage
 from label.scoring.batching import Batch
 from label.scoring.decode_pool import DecodePool
 from label.scoring.panel import Panel
@@ -189,13 +190,24 @@ class ShardScorer:
         for pair, keys in zip(batch.pairs, batch.keys, strict=True):
             shard.columns.read(pair, keys)
             chunk, prompt = self._open_chunk(shard), pair["prompt"] or ""
-            left = self._pass.add(pair["image_0"] or b"", prompt, keys[0])
-            right = self._pass.add(pair["image_1"] or b"", prompt, keys[1])
+            images = [pair[f"image_{side}"] or b"" for side in (0, 1)]
+            cut = self._cut_of(images)
+            left, right = (
+                self._pass.add(image, prompt, key, cut)
+                for image, key in zip(images, keys, strict=True)
+            )
             chunk.rows.append((left, right))
         self._tools.on_read(batch.task.shard, len(batch.pairs))
         shard.is_read = batch.is_last
         if batch.is_last and shard.chunks and shard.chunks[-1].end is None:
             self._close(shard.chunks[-1])
+
+    def _cut_of(self, images: Sequence[bytes]) -> Cut | None:
+        """How a pair's images are cut for their latents, where these are made."""
+        if self._encoder is None:
+            return None
+        sizes = [size_of(image) if len(self._encoder.cuts) > 1 else None for image in images]
+        return self._encoder.cut_of(*sizes)
 
     def _open_shard(self, task: ShardTask) -> OpenShard:
         """The shard that takes the pairs of a task: the last one, or a new one."""

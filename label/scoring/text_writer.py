@@ -30,6 +30,7 @@ class PromptEncoder:
         self._files, self._batch = files, Batch(batch)
         self._dtype = Dtype(files.form.dtype).torch
         self._encoders: dict[str, TextEncoder] = {}
+        self._num_bytes = 0  # of a prompt's numbers, known when the encoders are loaded
 
     def check(self) -> None:
         """Refuse parts that are damaged or of another architecture; loads none.
@@ -48,7 +49,13 @@ class PromptEncoder:
         )
         embeds = self.encode([""])
         pooled = 0 if embeds.pooled is None else embeds.pooled.shape[1]
-        return TextShape(states=(embeds.states.shape[1], embeds.states.shape[2]), pooled=pooled)
+        shape = TextShape(
+            states=(embeds.states.shape[1], embeds.states.shape[2]),
+            pooled=pooled,
+            length=embeds.length is not None,
+        )
+        self._num_bytes = sum(shape.num_bytes(self._files.form.dtype))
+        return shape
 
     @torch.inference_mode()
     def encode(self, prompts: list[str]) -> PromptEmbeds:
@@ -58,7 +65,7 @@ class PromptEncoder:
         return embeds.to(embeds.states.device, self._dtype)
 
     def rows(self, prompts: tuple[str, ...]) -> Iterator[bytes]:
-        """The bytes of each prompt: states, then the pooled form.
+        """The bytes of each prompt: states, the pooled form, the number of tokens in 32 bits.
 
         Every forward pass has the same size, so a row depends on nothing but its file's prompts.
 
@@ -69,8 +76,8 @@ class PromptEncoder:
         while todo:
             some, todo = todo[: self._batch.size], todo[self._batch.size :]
             encoded = run_halving(self._bytes, some, self._batch).cpu()
-            form, finite = self._files.form, encoded.view(self._dtype).isfinite().all(1).tolist()
-            if not all(finite):
+            form, numbers = self._files.form, encoded[:, : self._num_bytes].view(self._dtype)
+            if not all(finite := numbers.isfinite().all(1).tolist()):
                 raise ValueError(
                     f"the text encoders of model.path={self._files.model} give numbers that "
                     f"are not finite in {form.compute} or {form.dtype} for the prompt "
@@ -81,7 +88,9 @@ class PromptEncoder:
 
     def _bytes(self, prompts: list[str]) -> UInt8[Tensor, "prompt byte"]:
         embeds = self.encode(prompts)
-        kinds = [embeds.states.flatten(1), *([] if embeds.pooled is None else [embeds.pooled])]
+        states, pooled, length = embeds.states.flatten(1), embeds.pooled, embeds.length
+        count = None if length is None else length.int()[:, None].to(states.device)
+        kinds = [kind for kind in (states, pooled, count) if kind is not None]
         return torch.cat([kind.contiguous().view(torch.uint8) for kind in kinds], 1)
 
 
@@ -140,11 +149,12 @@ def check_room(
 
 def _write_part(files: TextFiles, index: int, encoder: PromptEncoder, shape: TextShape) -> None:
     states, pooled = shape.num_bytes(files.form.dtype)
-    schema = schema_of(states, pooled)
+    numbers, schema = states + pooled, schema_of(states, pooled, length=shape.length)
     settings = files.settings(index) | shape.settings
     with table_writer(
         files.path(index), schema, settings, schema.names, compression=COMPRESSION
     ) as writer:
         for row in encoder.rows(files.prompts_of(index)):
-            values = {"states": row[:states], "pooled": row[states:]}
+            count = int.from_bytes(row[numbers:], "little")
+            values = {"states": row[:states], "pooled": row[states:numbers], "length": count}
             writer.write_table(pa.Table.from_pylist([values], schema=schema))

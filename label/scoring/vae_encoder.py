@@ -5,6 +5,7 @@ batches of one shape. A shard's file grows by row groups as its pairs are comput
 """
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +17,63 @@ from torch import Tensor
 
 from data.artifacts.config_diff import Settings
 from data.artifacts.latents import GROUP_ROWS, GroupWriter, LatentFormat
+from data.artifacts.readable import read_json_object
 from data.artifacts.schemas import Status
 from data.devices import Dtype
+from data.images import Size
+from data.models.autoencoder import encode_moments
+from data.models.buckets import best_sizes
 from data.models.folder import check_part
-from label.metrics.preprocessing import ImageTransform, ResizeMode
+from data.models.vae_config import USUAL
+from label.metrics.preprocessing import Cut
 from label.scoring.batching import Batch
 from label.scoring.embedding_cache import CachedImage
-
-VAE = ["diffusers", "AutoencoderKL"]
-"""Library and class of the model's part that encodes."""
 
 
 class VaeEncoder:
     """The encoder of a VAE, for latents of one format."""
 
     def __init__(self, model: Path, form: LatentFormat, device: torch.device, batch: int) -> None:
-        from diffusers import AutoencoderKL  # takes seconds, and only some runs write latents
+        import diffusers  # takes seconds, and only some runs write latents
         from diffusers.utils import logging
 
         logging.disable_progress_bar()
-        check_part(model, "vae", f"model.path={model}", VAE)
+        what = f"model.path={model}"
+        name = read_json_object(model / "vae" / "config.json", what).get("_class_name", USUAL)
+        check_part(model, "vae", what, ["diffusers", name])
         dtype = Dtype(form.compute).torch
         self.form, self.batch, self._device = form, Batch(batch), device
-        self.key = id(self), ImageTransform(ResizeMode.SQUARE, form.size)
-        """Names its latents among the embeddings of an image."""
+        self.cuts = tuple(map(Cut, form.sizes))
         self.dtype = Dtype(form.dtype).torch
-        self._vae = AutoencoderKL.from_pretrained(
+        self._vae = getattr(diffusers, name).from_pretrained(
             model, subfolder="vae", torch_dtype=dtype, use_safetensors=True
         )
         self._vae.to(device).eval().requires_grad_(requires_grad=False)
-        self._vae.decoder = None  # half of the weights, and not needed
+        self._vae.decoder = torch.nn.Identity()  # half of the weights, and not needed
 
     @property
     def num_bytes(self) -> int:
-        """Size of an image's latents."""
+        """Size of an image's latents, at most."""
         return self.form.record
+
+    def key_of(self, cut: Cut) -> tuple[int, Cut]:
+        """Names latents among the embeddings of an image."""
+        return id(self), cut
+
+    def cut_of(self, left: Size | None, right: Size | None) -> Cut | None:
+        """How the images of a pair are cut that have these sizes; None where one cannot be read.
+
+        Where all images become squares, no size needs to be known.
+        """
+        if len(self.cuts) == 1:
+            return self.cuts[0]
+        if left is None or right is None:
+            return None
+        return self.cuts[_best(self.form.sizes, left, right)]
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> UInt8[Tensor, "image byte"]:
-        """Square images (side, side, 3), uint8 -> the bytes of their latents in the format.
+        """Images of one size (height, width, 3), uint8 -> the bytes of their latents in the format.
 
         First those of the image, then, where they are kept, of its mirror image; in each the
         mean and, where it is kept, the standard deviation.
@@ -66,9 +85,22 @@ class VaeEncoder:
         return latents.contiguous().view(torch.uint8).flatten(1)
 
     def _moments(self, signed: Tensor) -> Tensor:
-        posterior = self._vae.encode(signed).latent_dist
-        kept = [posterior.mean, posterior.std] if self.form.moments else [posterior.mean]
-        return torch.stack(kept, 1).to(self.dtype)
+        return encode_moments(self._vae, signed)[:, : 1 + self.form.moments].to(self.dtype)
+
+
+@cache
+def _best(sizes: tuple[Size, ...], left: Size, right: Size) -> int:
+    images = np.array([[[left.height, left.width], [right.height, right.width]]])
+    return int(best_sizes(images, sizes)[0])
+
+
+def _size(image: CachedImage) -> Size:
+    """The size of an image that could be read."""
+    processed = image.processed
+    assert processed is not None
+    assert processed.width is not None
+    assert processed.height is not None
+    return Size(processed.width, processed.height)
 
 
 class LatentFile:
@@ -103,10 +135,15 @@ class LatentFile:
         row: dict[str, Any] = {"pair_id": name, "status": str(status)}
         if status is not Status.OK:
             return row
-        records = [image.embeddings[self._encoder.key].tobytes() for image in images]
+        cut = self._encoder.cut_of(*map(_size, images))
+        assert cut is not None
+        key, form = self._encoder.key_of(cut), self._encoder.form
+        records = [image.embeddings[key].tobytes() for image in images]
+        if form.buckets:
+            row |= {"width": cut.size.width, "height": cut.size.height}
         if not all(self._is_finite(record) for record in records):
             return row | {"status": str(Status.NOT_FINITE_LATENT)}
-        each = self._encoder.form.bytes
+        each = form.bytes_of(cut.size)
         for side, record in enumerate(records):
             row |= {f"latent_{side}": record[:each], f"flipped_{side}": record[each:]}
         return row

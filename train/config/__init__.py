@@ -4,12 +4,14 @@ import math
 from dataclasses import dataclass, field, fields
 from enum import Enum
 
+from train.config.buckets import BucketKind, BucketSpec
 from train.config.model import (
     ActivationCheckpointing,
     LoraSpec,
     ModelSpec,
     Offload,
     Precision,
+    Quantize,
     ZeroSpec,
 )
 from train.config.monitoring import ExportSpec, SampleSpec, ValidationSpec
@@ -28,9 +30,9 @@ from train.config.optimizer import OptimizerKind, OptimizerSpec
 
 __all__ = [
     "AUTO", "COLLECTIVE_TIMEOUT_S", "LOGISTIC", "ActivationCheckpointing", "AutoBetaSpec",
-    "CacheUse", "ExportSpec", "LoraSpec", "LrSchedule", "ModelSpec", "Objective", "ObjectiveSpec",
-    "Offload", "OptimizerKind",
-    "OptimizerSpec", "Precision", "ReferenceSpec", "Refresh", "SampleSpec", "TimestepKind",
+    "BucketKind", "BucketSpec", "CacheUse", "ExportSpec", "LoraSpec", "LrSchedule", "ModelSpec",
+    "Objective", "ObjectiveSpec", "Offload", "OptimizerKind", "OptimizerSpec",
+    "Precision", "Quantize", "ReferenceSpec", "Refresh", "SampleSpec", "TimestepKind",
     "TimestepSpec", "TrainSpec", "ValidationSpec", "ZeroSpec", "resumable_fields",
 ]  # fmt: skip
 
@@ -77,6 +79,8 @@ class TrainSpec:
     """What is done with the gradients."""
     objective: ObjectiveSpec = field(default_factory=ObjectiveSpec)
     """The loss."""
+    buckets: BucketSpec = field(default_factory=BucketSpec)
+    """The sizes to which images are cut."""
     timesteps: TimestepSpec = field(default_factory=TimestepSpec)
     """Where in the noise schedule pairs are compared."""
     validation: ValidationSpec = field(default_factory=ValidationSpec)
@@ -195,6 +199,7 @@ class TrainSpec:
                 f"train.batch={self.batch} is no multiple of train.micro_batch={self.micro_batch}; "
                 "change one of them"
             )
+        self.buckets.check_batches(self.batch, self.micro_batch)
         self._check_lr_schedule()
         self._check_reference()
 

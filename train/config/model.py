@@ -26,6 +26,17 @@ class ActivationCheckpointing(Enum):
     """Those of whole blocks: least memory, a quarter more arithmetic."""
 
 
+class Quantize(Enum):
+    """How the weights of linear layers are stored, where they are not trained."""
+
+    none = "none"
+    """As they are."""
+    int8 = "int8"
+    """Integers of 8 bits, and a unit for each row."""
+    nf4 = "nf4"
+    """NormalFloat of 4 bits with double quantization (Dettmers et al. 2023), by bitsandbytes."""
+
+
 @dataclass(kw_only=True, slots=True)
 class ModelSpec:
     """The model to align: a diffusers folder of one of the families in data/families/."""
@@ -43,6 +54,9 @@ class ModelSpec:
     vae_tile: int | None = None
     """Side in pixels of the tiles in which the VAE encodes and decodes in training, for less memory
     and numbers that differ a little at the seams; null takes images whole."""
+    quantize: Quantize = Quantize.none
+    """For LoRA: stores the linear layers of the frozen denoiser in fewer bits. Both policy and
+    reference compute with the rounded weights; the result is the adapter on the whole ones."""
     prediction_type: Prediction | None = None
     """What the denoiser predicts, where the folder's `scheduler_config.json` does not say; without
     either, epsilon is assumed, and the run says so."""

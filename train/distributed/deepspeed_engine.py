@@ -59,6 +59,7 @@ class Policy:
             self.engine = library().initialize(model=denoiser, optimizer=optimizer, config=config)[
                 0
             ]
+        add_gradients_at_once(self.engine.optimizer)
         self._optimizer = optimizer  # DeepSpeed puts its fp32 partitions in the parameters' place
         self.engine.module.eval()  # with dropout, policy and reference would differ
         self.sharded = spec.zero.stage == 3
@@ -211,6 +212,31 @@ class Policy:
         return {
             names[parameter]: master for parameter, master in zip(rounded, masters, strict=True)
         }
+
+
+def add_gradients_at_once(optimizer: Any) -> None:
+    """Let DeepSpeed's bf16 optimizer of stage 1 add a micro-batch's gradients in one call.
+
+    Its own loop runs some Python and two kernels for each parameter: 54 of SDXL's 411 ms a
+    micro-batch on an H200, in which the GPU waits. The sums are the same.
+    """
+    if not hasattr(optimizer, "update_hp_grads") or optimizer.immediate_grad_update:
+        return
+
+    @torch.no_grad()
+    def update_hp_grads(clear_lp_grads: bool = False) -> None:
+        for number, group in enumerate(optimizer.bf16_groups):
+            sums = optimizer.fp32_groups_gradients[number]
+            some = [index for index, weight in enumerate(group) if weight.grad is not None]
+            new = [group[index].grad.view(sums[index].shape) for index in some]
+            torch._foreach_add_([sums[index] for index in some], new)
+            for index in some:
+                group[index]._hp_grad = sums[index]
+                optimizer.fp32_groups_has_gradients[number][index] = True
+            if clear_lp_grads and new:
+                torch._foreach_zero_(new)
+
+    optimizer.update_hp_grads = update_hp_grads
 
 
 def separate_steps(optimizer: torch.optim.Optimizer) -> None:

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable
 from importlib import import_module
-from importlib.util import find_spec
 
 import torch
 from torch import nn
 
 from train.config import Offload, OptimizerKind, TrainSpec
 from train.distributed.world import World
+from train.models.extras import check_bitsandbytes
 
 IN_8_BITS = {
     OptimizerKind.adamw8bit: "AdamW8bit",
@@ -33,11 +33,7 @@ def check_optimizer(spec: TrainSpec, world: World) -> None:
         )
     if kind not in IN_8_BITS:
         return
-    if find_spec("bitsandbytes") is None:
-        raise ValueError(
-            f"{what} needs the package bitsandbytes, which is not installed: `.venv/bin/uv pip "
-            "install --python .venv/bin/python bitsandbytes`, or choose optimizer=adamw"
-        )
+    check_bitsandbytes(what, "optimizer=adamw")
     if world.device.type != "cuda" or spec.zero.offload is not Offload.none:
         raise ValueError(
             f"{what} takes its steps on a GPU, but train.device is {world.device.type} and "

@@ -35,7 +35,8 @@ class World:
 
     def barrier(self) -> None:
         """Wait for every process."""
-        dist.barrier()
+        on_gpu = self.device.type == "cuda"  # else NCCL guesses which one, and says so
+        dist.barrier(device_ids=[self.device.index] if on_gpu else None)
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over all processes, in place; every process gets the sum."""
@@ -67,6 +68,7 @@ def start(device: str, collective_timeout_s: float = COLLECTIVE_TIMEOUT_S) -> Wo
     be_alone()
     if place.type == "cuda":
         os.environ["LOCAL_RANK"] = str(place.index)  # DeepSpeed takes its device from it
+        prepare_gpu()
     else:
         _prepare_cpu()
     library().init_distributed(
@@ -75,6 +77,15 @@ def start(device: str, collective_timeout_s: float = COLLECTIVE_TIMEOUT_S) -> Wo
         verbose=False,
     )
     return World(dist.get_rank(), dist.get_world_size(), place)
+
+
+def prepare_gpu() -> None:
+    """Compute attention by FlashAttention where cuDNN would be chosen.
+
+    cuDNN's backward pass has ended a training of FLUX.1 by an illegal memory access (torch 2.11 on
+    an H200), and gives NaN for some lengths (pytorch#196678).
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _prepare_cpu() -> None:

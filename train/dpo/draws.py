@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from data.images import Size
+
 
 @dataclass(frozen=True, slots=True)
 class Draws:
@@ -135,8 +137,8 @@ class DrawRule:
 
     seed: int
     num_timesteps: int
-    latent_shape: tuple[int, int, int]
-    """Channels, height and width."""
+    latent_shape: Callable[[Size], tuple[int, int, int]]
+    """Channels, height and width of the latents of images of a size."""
     timesteps: TimestepRule = uniform
     """How timesteps are distributed."""
     flip: bool = False
@@ -151,21 +153,22 @@ def pair_generator(seed: int, epoch: int, pair_id: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
 
 
-def draw(rule: DrawRule, epoch: int, pair_ids: Sequence[str]) -> Draws:
-    """Draw for every pair of a batch.
+def draw(rule: DrawRule, epochs: Sequence[int], pair_ids: Sequence[str], cut: Size) -> Draws:
+    """Draw for every pair of a batch, each in its epoch; images are cut to one size.
 
     Every quantity is drawn whether it is used or not, so that switching flips on, or another
     distribution of timesteps, leaves the noise as it was.
     """
     timesteps, noises, posteriors, coins = [], [], [], []
-    for pair_id in pair_ids:
+    shape = rule.latent_shape(cut)
+    for epoch, pair_id in zip(epochs, pair_ids, strict=True):
         generator = pair_generator(rule.seed, epoch, pair_id)
         drawn = int(torch.randint(rule.num_timesteps, (), generator=generator))
         visit = Visit(rule.seed, epoch, pair_id)
         timesteps.append(rule.timesteps(visit, drawn, rule.num_timesteps))
         coins.append(torch.rand(2, generator=generator))
-        noises.append(torch.randn(rule.latent_shape, generator=generator))
-        posteriors.append(torch.randn((2, *rule.latent_shape), generator=generator))
+        noises.append(torch.randn(shape, generator=generator))
+        posteriors.append(torch.randn((2, *shape), generator=generator))
     mirror, empty = torch.stack(coins).unbind(1)
     return Draws(
         timestep=torch.tensor(timesteps),

@@ -61,9 +61,14 @@ class BatchWithNoise:
         return BatchWithNoise(batch, draws, text)
 
 
+def draws_of(batch: PairBatch, draw_rule: DrawRule) -> Draws:
+    """The random choices of a batch."""
+    return draw(draw_rule, batch.epochs, batch.pair_ids, batch.cut)
+
+
 def draw_noise(batch: PairBatch, draw_rule: DrawRule) -> BatchWithNoise:
     """Draw the random choices of a batch."""
-    return BatchWithNoise(batch, draw(draw_rule, batch.epoch, batch.pair_ids))
+    return BatchWithNoise(batch, draws_of(batch, draw_rule))
 
 
 def prefetch_noise(
@@ -79,7 +84,7 @@ def prefetch_noise(
     if device.type == "cuda":
         torch.cuda.set_device(device)  # each thread has its own
     for batch in batches:
-        draws = draw(draw_rule, batch.epoch, batch.pair_ids)
+        draws = draws_of(batch, draw_rule)
         text = None
         if texts is not None:
             text = pin(encode_distinct(texts, captions(batch, draws)), device)
@@ -165,7 +170,7 @@ def encode(
     cached = images.is_floating_point()
     encode_side = components.sample_posterior if cached else components.encode_images
     latents = encode_side(images, posterior)
-    return latents, components.condition(captions(batch, draws), batch.size, text)
+    return latents, components.condition(captions(batch, draws), batch.size, batch.cut, text)
 
 
 def captions(batch: PairBatch, draws: Draws) -> list[str]:

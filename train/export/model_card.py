@@ -3,7 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from train.config import LoraSpec, LrSchedule, Objective, ObjectiveSpec, TrainSpec
+from train.config import (
+    BucketKind,
+    LoraSpec,
+    LrSchedule,
+    Objective,
+    ObjectiveSpec,
+    Quantize,
+    TrainSpec,
+)
+from train.identity import TrainRun
 from train.trainer.metrics_log import read_lines
 from train.trainer.trainer import Trainer
 
@@ -37,7 +46,7 @@ pipeline("a prompt").images[0].save("image.png")
 | objective, timesteps | {objective}, {timesteps} |
 | beta, lr | {beta}, {lr:g} |
 | warm-up, schedule | {warmup} steps, {schedule} |
-| resolution | {resolution} pixels |
+| resolution | {resolution} |
 | precision, ZeRO stage | {precision}, {zero} |
 | processes, device | {processes}, {device} |
 | seed | {seed} |
@@ -76,7 +85,7 @@ def model_card(trainer: Trainer, *, averaged: str = "") -> str:
         batch=spec.batch,
         labels=run.labels.name,
         pairs=len(trainer.stream.pairs),
-        trained=_trained(spec.lora) + averaged,
+        trained=_trained(spec.lora, run.model.quantize) + averaged,
         process=trainer.models.components.base.process,
         reference=moved if trainer.reference.version else f"{_start(spec.lora)}, frozen",
         objective=_objective(spec.objective),
@@ -85,7 +94,7 @@ def model_card(trainer: Trainer, *, averaged: str = "") -> str:
         lr=spec.lr,
         warmup=spec.warmup,
         schedule=_schedule(spec),
-        resolution=run.model.resolution,
+        resolution=_resolution(run),
         precision=spec.precision.value,
         zero=spec.zero.stage,
         processes=trainer.world.world_size,
@@ -94,6 +103,12 @@ def model_card(trainer: Trainer, *, averaged: str = "") -> str:
         more="".join(f"| {name} | {value} |\n" for name, value in _known(trainer, lines).items()),
         **{name: value for name, value in last_tenth(lines).items() if name != "pairs_per_s"},
     )
+
+
+def _resolution(run: TrainRun) -> str:
+    kind = run.train.buckets.kind
+    buckets = "" if kind is BucketKind.none else f", buckets={kind.value}"
+    return f"{run.model.resolution} pixels{buckets}"
 
 
 def _known(trainer: Trainer, lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -119,11 +134,12 @@ def _objective(objective: ObjectiveSpec) -> str:
     return " + ".join([objective.kind.value, *(text for text, is_on in added.items() if is_on)])
 
 
-def _trained(lora: LoraSpec) -> str:
-    """Return what was trained, and from where."""
+def _trained(lora: LoraSpec, stored: Quantize) -> str:
+    """Return what was trained, from where, and on what if that is not the base itself."""
     if not lora.rank:
         return "all weights of the denoiser"
-    return f"LoRA of rank {lora.rank}" + (f", from {_start(lora)}" if lora.start else "")
+    rounded = "" if stored is Quantize.none else f", on the base rounded to {stored.value}"
+    return f"LoRA of rank {lora.rank}{rounded}" + (f", from {_start(lora)}" if lora.start else "")
 
 
 def _start(lora: LoraSpec) -> str:

@@ -23,6 +23,7 @@ from data.models.forward_process import CONFIG as SCHEDULER
 from data.models.safetensors_header import read_header
 from train.export.kohya import in_kohya_format
 from train.models.base_model import OTHER_PARTS, BaseModel
+from train.models.components import empty_denoiser
 from train.models.lora import merge
 
 ABOUT = "balanceddpo.json"
@@ -85,10 +86,7 @@ def trained_denoiser(base: BaseModel, weights: Mapping[str, Tensor]) -> Any:
     The base's weights are not loaded: SDXL's UNet in fp32 would take another 10 GB of memory. Only
     what is saved with them but not trained is: the grid of positions of SD3.
     """
-    family = base.family
-    kind = getattr(diffusers, family.parts[family.denoiser])
-    with torch.device("meta"):
-        denoiser = kind.from_config(kind.load_config(base.folder, subfolder=family.denoiser))
+    denoiser = empty_denoiser(base)
     constants = denoiser.state_dict().keys() - weights.keys()
     denoiser.load_state_dict(dict(weights) | _read(base, constants), assign=True)
     return denoiser

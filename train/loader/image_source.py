@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from data.artifacts.atomic import ShardError
-from data.images import UnreadableImageError, decode, fit_square
+from data.images import Size, UnreadableImageError, decode, fit
 from data.pairs.schema import PairShard, PairSource
 
 Pixels = UInt8[Tensor, "pair height width 3"]
@@ -51,14 +51,17 @@ class PairImages(Protocol):
     def read(self, group: int) -> Any:
         """Read a row group into memory."""
 
+    def row(self, pair: int, group: Any) -> Any:
+        """The part of a row group that a pair needs; it keeps nothing else of it in memory."""
+
     def take(
         self,
         pairs: np.ndarray,
         labels: Sequence[Mapping[str, Any]],
-        groups: Sequence[Any],
+        rows: Sequence[Any],
         threads: Executor,
     ) -> tuple[Images, Images]:
-        """Winners and losers of pairs, which have these labels and are in these groups."""
+        """Winners and losers of pairs of one size, which have these labels and rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +72,11 @@ class PairFileImages:
     groups: tuple[RowGroup, ...]
     group: np.ndarray
     """Each pair's row group, as index into `groups`."""
-    row: np.ndarray
+    row_of: np.ndarray
     """Each pair's row in its row group."""
-    side: int
-    """Pixels of the square images."""
+    size: np.ndarray
+    """The size that each pair's images are cut to, as index into `sizes`."""
+    sizes: tuple[Size, ...]
 
     def bytes_of(self, group: int) -> int:
         """Uncompressed bytes of the row group."""
@@ -83,11 +87,16 @@ class PairFileImages:
         row_group = self.groups[group]
         return self.source.read_row_group(row_group.shard, row_group.index)
 
+    def row(self, pair: int, group: pa.Table) -> Mapping[str, Any]:
+        """The pair's columns, with both images encoded."""
+        columns: Mapping[str, Any] = group.slice(int(self.row_of[pair]), 1).to_pylist()[0]
+        return columns
+
     def take(
         self,
         pairs: np.ndarray,
         labels: Sequence[Mapping[str, Any]],
-        groups: Sequence[pa.Table],
+        rows: Sequence[Mapping[str, Any]],
         threads: Executor,
     ) -> tuple[Images, Images]:
         """Decode both images of each pair.
@@ -96,11 +105,11 @@ class PairFileImages:
             ShardError: An image is not the one that was labelled, or is no longer readable.
         """
         contents: list[tuple[bytes, str]] = []
-        for index, label, table in zip(pairs.tolist(), labels, groups, strict=True):
-            pair = table.slice(int(self.row[index]), 1).to_pylist()[0]
+        for index, label, row in zip(pairs.tolist(), labels, rows, strict=True):
             shard = self.groups[int(self.group[index])].shard
-            contents += _winner_loser(pair, label, shard.name)
-        pixels = np.stack(list(threads.map(_square, contents, [self.side] * len(contents))))
+            contents += _winner_loser(row, label, shard.name)
+        size = self.sizes[int(self.size[pairs[0]])]
+        pixels = np.stack(list(threads.map(_cut, contents, [size] * len(contents))))
         both = torch.from_numpy(pixels).view(len(pairs), 2, *pixels.shape[1:])
         return both[:, 0], both[:, 1]
 
@@ -125,10 +134,10 @@ def winner_first(label: Mapping[str, Any]) -> tuple[int, int]:
     return (0, 1) if label["winner"] == 0 else (1, 0)
 
 
-def _square(content: tuple[bytes, str], side: int) -> np.ndarray:
+def _cut(content: tuple[bytes, str], size: Size) -> np.ndarray:
     encoded, name = content
     try:
-        return fit_square(decode(encoded), side)
+        return fit(decode(encoded), size)
     except UnreadableImageError as error:
         raise ShardError(
             f"{name} cannot be read any more ({error}), though it was scored; "

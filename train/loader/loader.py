@@ -1,4 +1,4 @@
-"""Reads this rank's batches of pairs, in the order that `order.py` computes."""
+"""Reads this rank's batches of pairs, in the order that `order.py` and `units.py` compute."""
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -12,27 +12,30 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from data.artifacts.atomic import ShardError
+from data.images import Size
 from data.pairs.schema import PairSource
+from train.loader.crops import choose_sizes
 from train.loader.dataset import DecidedPairs
+from train.loader.epoch import Epoch, plan_epoch
 from train.loader.image_source import Images, PairFileImages, PairImages, winner_first
 from train.loader.order import (
     Position,
-    Reading,
     deal,
     epoch_order,
     most_open_bytes,
     open_groups,
-    reading,
     windows_of,
 )
 from train.loader.text_source import CachedTexts
+from train.loader.units import Batches, UnitOrder, deal_units
 
 
 @dataclass(frozen=True, slots=True)
 class PairBatch:
-    """Pairs for one forward pass; images are square, or their latents."""
+    """Pairs for one forward pass; images have one size, or are their latents."""
 
-    epoch: int
+    epochs: tuple[int, ...]
+    """The epoch of which each pair is a visit."""
     pair_ids: tuple[str, ...]
     prompts: tuple[str, ...]
     winner: Images
@@ -42,12 +45,14 @@ class PairBatch:
     vote_fraction: Float[Tensor, " pair"]
     """The winner's fraction of the votes cast, in [0, 1]; 1 where none was cast."""
     size: Int[Tensor, "pair 2 2"]
-    """Height and width of winner and loser in pixels, before they were made square."""
+    """Height and width of winner and loser in pixels, before they were cut."""
+    cut: Size
+    """The size to which they were cut."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamPlan:
-    """How pairs become batches; only `seed`, `batch` and `window` decide the order."""
+    """How pairs become batches; `seed`, `batch`, `window`, `sizes` and `unit` decide the order."""
 
     seed: int
     batch: int
@@ -55,26 +60,16 @@ class StreamPlan:
     micro_batch: int
     """Pairs in a forward pass on one rank."""
     window: int
-    side: int
-    """Pixels of the square images."""
+    sizes: tuple[Size, ...]
+    """The sizes to which images are cut; each pair has that which fits it best."""
+    unit: int = 1
+    """With several sizes: pairs of one that are dealt together."""
     rank: int = 0
     world_size: int = 1
     workers: int = 1
     """Threads that decode; another one reads."""
     memory_mb: int = 8192
     """Most MiB of row groups in memory on each rank."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Epoch:
-    """This rank's part of an epoch."""
-
-    number: int
-    pairs: np.ndarray
-    """Its pairs of each global batch, (batch, pair)."""
-    reading: Reading
-    last_window: int
-    """Number of its pairs in the last window."""
 
 
 @dataclass(slots=True)
@@ -88,15 +83,27 @@ class PairStream:
     """Read instead of the images, if there are any."""
     texts: CachedTexts | None = None
     """Reads the encoded prompts of the pairs, if there are any."""
+    size: np.ndarray = field(init=False)
+    """The size of each pair, as index into `plan.sizes`."""
     payload: PairImages = field(init=False)
     """Where the images or latents are read from."""
-    _open: dict[tuple[int, int], Future[Any]] = field(default_factory=dict)
-    """(epoch, row group) -> the row group, in memory or being read."""
+    units: UnitOrder | None = field(init=False)
+    """The order of pairs of several sizes; None where all have one."""
+    _open: dict[int, Future[Any]] = field(default_factory=dict)
+    """Number of a row group -> the row group, in memory or being read."""
 
     def __post_init__(self) -> None:
         pairs, plan = self.pairs, self.plan
-        images = PairFileImages(self.source, pairs.groups, pairs.group, pairs.row, plan.side)
-        self.payload = self.latents or images
+        self.size, self.units = choose_sizes(pairs.table, plan.sizes), None
+        self.payload = self.latents or PairFileImages(
+            self.source, pairs.groups, pairs.group, pairs.row, self.size, plan.sizes
+        )
+        if len(plan.sizes) > 1:
+            _, numbers = np.unique(self.size, return_inverse=True)
+            per_batch = plan.batch // plan.unit
+            self.units = UnitOrder(
+                pairs.group, numbers, plan.window, plan.unit, per_batch, self._key
+            )
         self._check()
 
     def _check(self) -> None:
@@ -117,6 +124,11 @@ class PairStream:
                 f"train.batch={plan.batch} is no multiple of train.micro_batch={plan.micro_batch} "
                 f"x {plan.world_size} processes; change one of them (processes: NPROC=...)"
             )
+        if self.units is not None and plan.unit % plan.micro_batch:
+            raise ValueError(
+                f"train.buckets.unit={plan.unit} is no multiple of a process's micro-batch of "
+                f"{plan.micro_batch}, whose pairs have one size; lower train.micro_batch"
+            )
         if self.window_bytes > plan.memory_mb << 20:
             smaller = "" if self.latents else ", or write latents (docs/latents.md)"
             raise ValueError(
@@ -127,90 +139,142 @@ class PairStream:
 
     @property
     def epoch_batches(self) -> int:
-        """Whole global batches of an epoch; the remaining pairs wait for the next order."""
+        """Whole global batches of an epoch, of several sizes on average.
+
+        Where all pairs have one size, the remaining ones wait for the next order.
+        """
         return len(self.pairs) // self.plan.batch
 
     @property
     def window_bytes(self) -> int:
-        """An upper bound of the bytes of row groups in memory; see `most_open_bytes`."""
+        """An upper bound of the bytes of row groups in memory; see `most_open_bytes`.
+
+        Of several sizes it includes the rows that wait until their unit is complete, which are as
+        large as rows are on average.
+        """
         units, first = np.unique(self.payload.group, return_index=True)
         sizes = np.zeros(len(self.pairs.groups), np.int64)
         bytes_of = [self.payload.bytes_of(unit) for unit in units.tolist()]
         np.add.at(sizes, self.pairs.group[first], bytes_of)
-        num_pairs = np.unique(self.pairs.group, return_counts=True)[1]
-        alone = self.plan.world_size == 1  # else a rank's pairs may lie anywhere in a batch
-        stretch = self.plan.micro_batch if alone else self.plan.batch
-        return most_open_bytes(sizes, num_pairs, self.plan.window, stretch)
+        waiting = self.most_waiting * int(sizes.sum()) // len(self.pairs)
+        return most_open_bytes(sizes, self.plan.window) + waiting
+
+    @property
+    def most_waiting(self) -> int:
+        """Most pairs of several sizes whose rows wait: of two units of each size, and of a batch.
+
+        The two are one of the epoch's own pairs and one with those that earlier epochs left over;
+        a batch has whole units that were left over, and with several ranks this rank's part of one
+        batch waits until its micro-batches are complete.
+        """
+        plan = self.plan
+        if self.units is None:
+            return 0
+        parts = plan.batch // plan.world_size if plan.world_size > 1 else 0
+        return 2 * len(np.unique(self.size)) * plan.unit + plan.batch + parts
+
+    @property
+    def relative_area(self) -> float:
+        """Pixels of the pairs' images on average, relative to the largest of the sizes."""
+        areas = np.array([size.width * size.height for size in self.plan.sizes])
+        return float(areas[self.size].mean() / areas.max())
+
+    def num_batches(self, epoch: int) -> int:
+        """Global batches of an epoch."""
+        return self.epoch_batches if self.units is None else self.units.num_batches(epoch)
 
     def after(self, position: Position) -> Position:
         """The position one global batch later."""
-        done = position.batches + 1
-        if done == self.epoch_batches:
-            return Position(position.epoch + 1, 0)
-        return Position(position.epoch, done)
+        position = self._at(position)
+        return self._at(Position(position.epoch, position.batches + 1))
+
+    def _at(self, position: Position) -> Position:
+        """The position of the next batch, which may be in a later epoch."""
+        while position.batches >= self.num_batches(position.epoch):
+            position = Position(position.epoch + 1, 0)
+        return position
 
     def batches(self, position: Position) -> Iterator[PairBatch]:
         """This rank's batches of `micro_batch` pairs from a position on."""
-        size = self.plan.micro_batch
         with ThreadPoolExecutor(max(1, self.plan.workers)) as threads, _one_reader() as reader:
             self._open = {}
-            now = self._epoch(position.epoch)
-            later = self._epoch(position.epoch + 1, now)
+            now = self._epoch(self._at(position))
             while True:
-                if position.epoch != now.number:
-                    now, later = later, self._epoch(position.epoch + 1, later)
-                mine = now.pairs[position.batches]
-                for start in range(0, len(mine), size):
-                    place = position.batches * len(mine) + start
-                    self._open_due(now, later, place, reader)
-                    indices = mine[start : start + size]
-                    numbers = self.payload.group[indices].tolist()
-                    groups = [self._open[now.number, number].result() for number in numbers]
-                    yield self._load(indices, now.number, groups, threads)
-                position = self.after(position)
+                later = self._epoch(self._at(Position(now.number + 1)), now)
+                yield from self._of_epoch(now, later, threads, reader)
+                now = later
 
-    def _epoch(self, number: int, before: _Epoch | None = None) -> _Epoch:
-        """Plan this rank's part of an epoch; it costs the same wherever a run resumes.
+    def _of_epoch(
+        self, now: Epoch, later: Epoch, threads: Executor, reader: Executor
+    ) -> Iterator[PairBatch]:
+        """The batches of an epoch, while the first row groups of the next one are read."""
+        place, rows = 0, dict[int, Any]()
+        each = zip(now.visit.tolist(), now.batches.pairs, now.batches.epochs, strict=True)
+        for visits, pairs, epochs in each:
+            while place <= max(visits):
+                chunk = now.chunk(place, max(visits) + 1, self.plan.micro_batch)
+                self._open_due(now, later, chunk, reader)
+                for number in chunk:
+                    pair = int(now.visits[number])
+                    group = self._open[int(self.payload.group[pair])]
+                    rows[number] = self.payload.row(pair, group.result())
+                place = chunk.stop
+            yield self._load(pairs, epochs, [rows.pop(number) for number in visits], threads)
+
+    def _key(self, epoch: int) -> str:
+        return f"{self.pairs.identity}/{self.plan.seed}/{epoch}"
+
+    def _epoch(self, position: Position, before: Epoch | None = None) -> Epoch:
+        """Plan this rank's part of an epoch from a position on; it costs the same wherever that is.
 
         Its first row groups are read in the last window of the epoch before.
         """
-        plan, key = self.plan, f"{self.pairs.identity}/{self.plan.seed}/{number}"
+        plan, key = self.plan, self._key(position.epoch)
         order = epoch_order(self.pairs.group, plan.window, key)
-        mine = deal(order, plan.batch, plan.rank, plan.world_size)
-        window = windows_of(self.pairs.group, plan.window, key)[mine.ravel()]
-        last_window = int((window == window[-1]).sum())
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        mine = self._mine(position.epoch, order, place)
+        done = position.batches * (plan.batch // (plan.micro_batch * plan.world_size))
+        left = Batches(mine.pairs[done:], mine.epochs[done:])
+        window = windows_of(self.pairs.group, plan.window, key)
         lead = before.last_window if before else 0
-        group = self.payload.group[mine.ravel()]
-        return _Epoch(number, mine, reading(group, window, lead), last_window)
+        return plan_epoch(position.epoch, left, place, window, self.payload.group, lead)
 
-    def _open_due(self, now: _Epoch, later: _Epoch, place: int, reader: Executor) -> None:
+    def _mine(self, epoch: int, order: np.ndarray, place: np.ndarray) -> Batches:
+        """This rank's micro-batches of an epoch, which visits the pairs in this order."""
+        plan = self.plan
+        if self.units is None:
+            pairs = deal(order, plan.batch, plan.rank, plan.world_size)
+            pairs = pairs.reshape(-1, plan.micro_batch)
+            return Batches(pairs, np.full_like(pairs, epoch))
+        batches = self.units.batches(epoch, place)
+        return deal_units(batches, self.size, place, plan.micro_batch, plan.rank, plan.world_size)
+
+    def _open_due(self, now: Epoch, later: Epoch, chunk: range, reader: Executor) -> None:
         """Keep the row groups of `open_groups`, start to read new ones, and drop all others."""
-        due = open_groups(
-            now.reading, later.reading, now.number, place, self.plan.micro_batch, now.pairs.size
-        )
+        due = open_groups(now.reading, later.reading, chunk.start, len(chunk), len(now.visits))
         before, self._open = self._open, {}
-        for epoch, group in due:
-            same = (  # read for this epoch, or for the one before
-                before.get((epoch, group))
-                or self._open.get((epoch - 1, group))
-                or before.get((epoch - 1, group))
-            )
-            self._open[epoch, group] = same or reader.submit(self.payload.read, group)
+        for group in due:
+            self._open[group] = before.get(group) or reader.submit(self.payload.read, group)
 
     def pick(self, indices: np.ndarray) -> PairBatch:
-        """Read some pairs as one batch of the first epoch, independently of the stream."""
+        """Read some pairs of one size as a batch of the first epoch, apart from the stream."""
         numbers = self.payload.group[indices].tolist()
         groups = {number: self.payload.read(number) for number in dict.fromkeys(numbers)}
+        rows = [
+            self.payload.row(pair, groups[number])
+            for pair, number in zip(indices.tolist(), numbers, strict=True)
+        ]
         with ThreadPoolExecutor(max(1, self.plan.workers)) as threads:
-            return self._load(indices, 0, [groups[number] for number in numbers], threads)
+            return self._load(indices, np.zeros_like(indices), rows, threads)
 
     def _load(
-        self, indices: np.ndarray, epoch: int, groups: list[Any], threads: Executor
+        self, pairs: np.ndarray, epochs: np.ndarray, rows: list[Any], threads: Executor
     ) -> PairBatch:
-        labels = self.pairs.table.take(indices).to_pylist()
-        winner, loser = self.payload.take(indices, labels, groups, threads)
+        labels = self.pairs.table.take(pairs).to_pylist()
+        winner, loser = self.payload.take(pairs, labels, rows, threads)
         return PairBatch(
-            epoch,
+            tuple(epochs.tolist()),
             tuple(label["pair_id"] for label in labels),
             tuple(label["prompt"] for label in labels),
             winner,
@@ -218,6 +282,7 @@ class PairStream:
             torch.tensor([label["margin"] for label in labels]),
             torch.tensor([_vote_fraction(label) for label in labels]),
             torch.tensor([_sizes(label) for label in labels]),
+            self.plan.sizes[int(self.size[pairs[0]])],
         )
 
 

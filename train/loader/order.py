@@ -24,25 +24,31 @@ def windows_of(group: np.ndarray, window: int, key: str) -> np.ndarray:
     """Return the window that visits each pair, from 0; `group` is each pair's row group."""
     counts = np.bincount(group)
     present, place = np.flatnonzero(counts), np.zeros(len(counts), np.int64)
-    place[present[_permutation(len(present), f"{key}/groups")]] = np.arange(len(present))
+    permuted = present[np.argsort(_bits(len(present), f"{key}/groups"), kind="stable")]
+    place[permuted] = np.arange(len(present))
     window_of: np.ndarray = place[group] // window
     return window_of
 
 
-def epoch_order(group: np.ndarray, window: int, key: str) -> np.ndarray:
+def epoch_order(
+    group: np.ndarray, window: int, key: str, among: np.ndarray | None = None
+) -> np.ndarray:
     """The order in which an epoch visits the pairs, as indices; a pure function of its arguments.
 
     `group` is each pair's row group. Row groups are permuted; pairs are permuted among those whose
     row groups fall into the same `window` of consecutive ones, so that few are open at a time.
+    `among` are the pairs that are wanted, ascending; None wants all.
     """
-    mixed = _permutation(len(group), f"{key}/rows")
-    return mixed[np.argsort(windows_of(group, window, key)[mixed], kind="stable")]
+    windows, bits = windows_of(group, window, key), _bits(len(group), f"{key}/rows")
+    if among is None:
+        return np.lexsort((bits, windows))
+    return among[np.lexsort((bits[among], windows[among]))]
 
 
-def _permutation(length: int, key: str) -> np.ndarray:
-    """Return the permutation of a key; it sorts raw bits, whose stream NumPy promises to keep."""
+def _bits(length: int, key: str) -> np.ndarray:
+    """Return the random bits of a key, whose stream NumPy promises to keep; sorted they permute."""
     seed = int.from_bytes(blake2b(key.encode(), digest_size=16).digest(), "little")
-    return np.argsort(np.random.PCG64(seed).random_raw(length), kind="stable")
+    return np.random.PCG64(seed).random_raw(length)
 
 
 def deal(order: np.ndarray, batch: int, rank: int, world_size: int) -> np.ndarray:
@@ -101,37 +107,26 @@ def reading(group: np.ndarray, window: np.ndarray, lead: int) -> Reading:
     return Reading(present, due, first, last)
 
 
-def open_groups(
-    now: Reading, later: Reading, epoch: int, place: int, count: int, length: int
-) -> list[tuple[int, int]]:
-    """The (epoch, row group) to have in memory, or to read, for `count` pairs from a place on.
+def open_groups(now: Reading, later: Reading, place: int, count: int, length: int) -> list[int]:
+    """The row groups to have in memory, or to read, for `count` pairs from a place on.
 
-    `now` is the reading of `epoch`, which has `length` pairs on this rank, and `later` that of the
-    next epoch. Its first windows are read while this epoch's last one is used up, so a place in
-    this epoch is also one before the next, counted from its beginning:
+    `now` and `later` are the readings of two consecutive epochs, of which the first reads `length`
+    pairs on this rank. The second's first windows are read while the first's last one is used up,
+    so a place in this epoch is also one before the next, counted from its beginning:
 
         this epoch   |---- window ----|---- window ----|
         place        0                   ^ place       length
         next epoch                       ^ place - length (< 0)  |---- window ----|
         memory                        [ used up here, and read for the next window ]
     """
-    due = [(epoch, group) for group in now.due_at(place, count)]
-    return due + [(epoch + 1, group) for group in later.due_at(place - length, count)]
+    groups = [*now.due_at(place, count), *later.due_at(place - length, count)]
+    return list(dict.fromkeys(groups))
 
 
-def most_open_bytes(sizes: np.ndarray, num_pairs: np.ndarray, window: int, stretch: int) -> int:
+def most_open_bytes(sizes: np.ndarray, window: int) -> int:
     """An upper bound of the bytes of row groups in memory at a time.
 
-    `sizes` and `num_pairs` are the bytes and the pairs of each row group. The pairs of a forward
-    pass lie within `stretch` consecutive pairs of the order. With at least `fewest` pairs in a
-    window, these touch at most 2 + (stretch - 2) // fewest windows:
-
-        order      |-- window --|-- window --|-- window --|-- window --|
-        stretch              [===================]
-
-    Two windows are open in any case, since the next one is read while one is used up. These windows
-    may have the largest row groups, so the bound is the size of that many of them.
+    `sizes` are the bytes of each row group. Two windows are open, since the next one is read while
+    one is used up. They may have the largest row groups, so the bound is the size of that many.
     """
-    fewest = int(np.sort(num_pairs)[:window].sum())
-    windows = 2 + max(0, stretch - 2) // fewest
-    return int(np.sort(sizes)[::-1][: windows * window].sum())
+    return int(np.sort(sizes)[::-1][: 2 * window].sum())

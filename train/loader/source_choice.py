@@ -14,6 +14,7 @@ from data.artifacts.latents import LatentSet, read_set, set_name
 from data.artifacts.texts import TextSet
 from data.families.text import find_text
 from data.families.vae import find_vae
+from data.images import Size
 from train.config import CacheUse
 
 Set = TypeVar("Set", LatentSet, TextSet)
@@ -32,6 +33,8 @@ class LatentsNeeded:
     """The model's folder; its VAE's weights name the set."""
     resolution: int
     """Pixels of the square images."""
+    buckets: tuple[Size, ...]
+    """The sizes of images where they are several; else none."""
     flip: bool
     """Whether images are mirrored."""
 
@@ -140,9 +143,11 @@ def find_latents(need: LatentsNeeded) -> LatentSet | str:
     sets = sorted(path.name for path in need.folder.glob("*-*") if path.is_dir())
     if not sets:
         return f"there are no latents in {need.folder}"
-    name = set_name(find_vae(need.model).sha256, need.resolution)
+    name = set_name(find_vae(need.model).sha256, need.resolution, need.buckets)
     if name not in sets:
-        return f"{need.folder} has {', '.join(sets)}, but this VAE and resolution are {name}"
+        return (
+            f"{need.folder} has {', '.join(sets)}, but this VAE, resolution and buckets are {name}"
+        )
     latents = read_set(need.folder / name)
     if latents is None:
         return f"the latents in {need.folder / name} are not complete"

@@ -48,9 +48,13 @@ class CachedTexts:
             ShardError: A file is damaged, or the set lacks a prompt.
         """
         self.check(prompts)
-        states, pooled = zip(*(self._read(self.rows[prompt]) for prompt in prompts), strict=True)
+        rows = [self._read(self.rows[prompt]) for prompt in prompts]
+        states, pooled, length = zip(*rows, strict=True)
+        shape = self.text_set.shape
         return PromptEmbeds(
-            torch.stack(states), torch.stack(pooled) if self.text_set.shape.pooled else None
+            torch.stack(states),
+            torch.stack(pooled) if shape.pooled else None,
+            torch.tensor(length) if shape.length else None,
         )
 
     def check(self, prompts: Sequence[str], hint: str = "") -> None:
@@ -64,8 +68,8 @@ class CachedTexts:
             if prompt not in self.rows:
                 raise ShardError(f"{folder} lacks the prompt {prompt!r}; {hint or _again(folder)}")
 
-    def _read(self, row: int) -> tuple[Tensor, Tensor]:
-        """The states and the pooled form of a row; the latter is empty where there is none."""
+    def _read(self, row: int) -> tuple[Tensor, Tensor, int]:
+        """States, pooled form and number of tokens of a row; empty and 0 where there is none."""
         part, index = divmod(row, PART_PROMPTS)
         try:
             table = self._file(part).read_row_group(index, use_threads=False)
@@ -74,9 +78,10 @@ class CachedTexts:
             raise ShardError(f"{path} cannot be read ({error}); {_again(path.parent)}") from error
         dtype, shape = Dtype(self.text_set.form.dtype).torch, self.text_set.shape
         states = blob_bytes(table["states"]).view(dtype).view(shape.states)
-        if not shape.pooled:
-            return states, states.new_empty(0)
-        return states, blob_bytes(table["pooled"]).view(dtype).view(shape.pooled)
+        pooled = states.new_empty(0)
+        if shape.pooled:
+            pooled = blob_bytes(table["pooled"]).view(dtype).view(shape.pooled)
+        return states, pooled, table["length"][0].as_py() if shape.length else 0
 
     def _file(self, part: int) -> pq.ParquetFile:
         if part not in self._open:

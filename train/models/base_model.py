@@ -4,15 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.artifacts.readable import UnreadableError, read_json_object
+from data.artifacts.readable import read_json_object
 from data.families import families, family_of
 from data.models.family import Family, ModelConfig, ModelError, Process
 from data.models.forward_process import CONFIG as SCHEDULER
 from data.models.latent_scale import LatentScale
 from data.models.rectified_flow import FlowProcess
+from data.models.vae_config import check_vae_config
 from data.storage.hub import Wanted, resolve
 from data.storage.paths import user_path
-from train.config import ModelSpec, TrainSpec
+from train.config import BucketKind, BucketSpec, ModelSpec, Quantize, TrainSpec
+from train.models.extras import check_bitsandbytes
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -29,7 +31,8 @@ WANTED = (
         f"{part}/{name}"
         for part in dict.fromkeys([part for one in families() for part in one.parts])
         for name in (
-            "*.json", "*.txt", "spiece.model", *(f"{stem}{end}" for stem in WEIGHTS for end in ENDS)
+            "*.json", "*.txt", "*.jinja", "spiece.model", "tokenizer.model",
+            *(f"{stem}{end}" for stem in WEIGHTS for end in ENDS)
         )
     ),
     *(f"{part}/*.json" for part in OTHER_PARTS),
@@ -99,11 +102,7 @@ def describe(spec: ModelSpec, folder: Path, *, whole: bool = True) -> BaseModel:
     denoiser, vae = (
         read_json_object(folder / part / "config.json", what) for part in (family.denoiser, "vae")
     )
-    if not isinstance(vae.get("block_out_channels", []), list):
-        raise UnreadableError(
-            f"{what}: {folder}/vae/config.json has block_out_channels="
-            f"{vae['block_out_channels']!r}; needed is a list of numbers of channels"
-        )
+    check_vae_config(vae, f"{what}: {folder}/vae/config.json")
     scheduler = read_json_object(folder / SCHEDULER, what)
     config = ModelConfig(index=index, denoiser=denoiser, vae=vae, scheduler=scheduler)
     process = family.process(what, index, scheduler, spec.prediction_type)
@@ -161,7 +160,7 @@ def check_classes(spec: ModelSpec, base: BaseModel) -> None:
             )
 
 
-def check_settings(base: BaseModel, spec: TrainSpec) -> None:
+def check_settings(base: BaseModel, model: ModelSpec, spec: TrainSpec) -> None:
     """Refuse settings of training that mean nothing for this model.
 
     Raises:
@@ -178,6 +177,54 @@ def check_settings(base: BaseModel, spec: TrainSpec) -> None:
             "train.channels_last=true is for the convolutions of a UNet; "
             f"{base.family.parts[base.family.denoiser]} is a transformer: set it to false"
         )
+    if model.quantize is not Quantize.none:
+        _check_quantize(f"model.quantize={model.quantize.value}", model.quantize, spec)
+
+
+def _check_quantize(what: str, kind: Quantize, spec: TrainSpec) -> None:
+    if spec.lora.rank == 0:
+        raise ModelError(
+            f"{what} rounds weights that stay as they are, but train.lora.rank=0 trains all of "
+            "them; choose tuning=lora, or model.quantize=none"
+        )
+    if spec.zero.stage == 3:
+        raise ModelError(
+            f"{what} with zero.stage=3, which cuts weights into parts that cannot be restored; "
+            "choose zero=stage2, or model.quantize=none"
+        )
+    if spec.compile:
+        raise ModelError(
+            f"{what} with train.compile=true: weights are restored before each product, which "
+            "cuts compiled blocks to pieces; set one of the two to its default"
+        )
+    if kind is Quantize.nf4:
+        check_bitsandbytes(what, "model.quantize=int8")
+
+
+def check_buckets(base: BaseModel, resolution: int, spec: BucketSpec) -> None:
+    """Refuse sizes of images that the model cannot take, and buckets that are the square alone.
+
+    Raises:
+        ValueError: Names a size, and says which settings to change.
+    """
+    if spec.kind is BucketKind.none:
+        return
+    sizes = spec.sizes(resolution)
+    if len(sizes) == 1:
+        raise ModelError(
+            f"buckets={spec.kind.value} has no size but the square of model.resolution={resolution}"
+            f" with train.buckets.step={spec.step} and train.buckets.aspect={spec.aspect:g}; lower "
+            "the step, raise the aspect, or choose buckets=none"
+        )
+    for size in sizes:
+        for side in (size.width, size.height):
+            try:
+                base.family.check_resolution("the side", side, base.config)
+            except ModelError as error:
+                raise ModelError(
+                    f"buckets={spec.kind.value} has images of {size} pixels, of which {error}; "
+                    "choose other sizes: buckets=free, train.buckets.step, train.buckets.aspect"
+                ) from error
 
 
 # --- where it is ---------------------------------------------------------------------------------

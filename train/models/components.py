@@ -12,7 +12,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler
+from diffusers import DDPMScheduler
 from diffusers.utils import logging as diffusers_logging
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
@@ -20,13 +20,17 @@ from transformers.utils import logging as transformers_logging
 
 from data.devices import Dtype, to_device
 from data.families import check_whole
+from data.images import Size
+from data.models.autoencoder import decode_latents, encode_moments, encode_tiles
 from data.models.family import Condition, PromptEmbeds
 from data.models.forward_process import DiscreteProcess
 from data.models.latent_scaling import scale_latents, unscale_latents
 from data.models.noise_schedule import ForwardProcess, NoiseSchedule, rectified_flow
 from data.models.text_encoders import EncodePrompts, encode_distinct, load_text_encoders
-from train.config import ModelSpec, Precision
+from data.models.vae_config import latent_channels
+from train.config import ModelSpec, Precision, Quantize
 from train.models.base_model import BaseModel, check_classes, open_model
+from train.models.quantized import quantize
 
 SLICED_ABOVE = 512
 """Sides in pixels above which the VAE takes one image at a time, to bound its memory."""
@@ -47,18 +51,26 @@ class ModelComponents:
     device: torch.device
     dtype: torch.dtype
     """The format of the denoiser and the text encoders."""
-    vae: AutoencoderKL
+    vae: Any
+    """The VAE, or its configuration without weights."""
     text: EncodePrompts
     """Encodes prompts, or reads them encoded."""
     schedule: ForwardProcess
     frozen_bytes: int
     """Memory of VAE and text encoders, as far as they are loaded."""
+    quantize: Quantize = Quantize.none
+    """How the denoiser's linear layers are stored."""
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of a training image's latents."""
-        side = self.resolution // self.base.vae_factor
-        return (self.vae.config.latent_channels, side, side)
+    def square(self) -> Size:
+        """The size of the images where it is one, and of samples."""
+        return Size(self.resolution, self.resolution)
+
+    def latent_shape(self, size: Size) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of images of a size."""
+        factor = self.base.vae_factor
+        channels = latent_channels(self.base.config.vae)
+        return (channels, size.height // factor, size.width // factor)
 
     @property
     def num_timesteps(self) -> int:
@@ -74,6 +86,8 @@ class ModelComponents:
             torch_dtype=self.dtype,
             use_safetensors=True,
         )
+        if self.quantize is not Quantize.none:
+            quantize(denoiser, self.quantize, self.device)
         return denoiser.to(self.device).eval()
 
     def predict(
@@ -98,8 +112,7 @@ class ModelComponents:
     ) -> Float[Tensor, "image channel height_8 width_8"]:
         """Encode to scaled latents, drawn from the posterior by the noise `posterior`."""
         signed = pixels.to(self.device).permute(0, 3, 1, 2).to(self.vae.dtype) / 127.5 - 1
-        moments = self.vae.encode(signed).latent_dist
-        return self.sample_posterior(torch.stack([moments.mean, moments.std], 1), posterior)
+        return self.sample_posterior(encode_moments(self.vae, signed), posterior)
 
     def sample_posterior(
         self,
@@ -121,15 +134,17 @@ class ModelComponents:
         self,
         prompts: Sequence[str],
         size: Int[Tensor, "pair 2 2"],
+        cut: Size,
         text: PromptEmbeds | None = None,
     ) -> Condition:
         """The condition of winners, then losers; each distinct prompt is encoded once.
 
-        `size` is `PairBatch.size`; `text` are the prompts encoded, where they are already.
+        `size` and `cut` are those of a `PairBatch`; `text` are the prompts encoded, where they are
+        already.
         """
         text = text or encode_distinct(self.text, prompts)
         both = size.transpose(0, 1).reshape(-1, 2)
-        return self._condition(text.twice(), both, self.base.guidance)
+        return self._condition(text.twice(), both, cut, self.base.guidance)
 
     @torch.no_grad()
     def condition_of_new(self, prompts: Sequence[str], guidance: float | None = None) -> Condition:
@@ -140,13 +155,14 @@ class ModelComponents:
         text = encode_distinct(self.text, prompts)
         size = torch.full((len(prompts), 2), self.resolution)
         usual = self.base.guidance
-        return self._condition(text, size, usual if None in (guidance, usual) else guidance)
+        guidance = usual if None in (guidance, usual) else guidance
+        return self._condition(text, size, self.square, guidance)
 
     def _condition(
-        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], guidance: float | None
+        self, text: PromptEmbeds, size: Int[Tensor, "image 2"], cut: Size, guidance: float | None
     ) -> Condition:
         text = text.to(self.device, self.dtype)
-        condition = self.base.family.condition(text, size, self.resolution, guidance)
+        condition = self.base.family.condition(text, size, cut, guidance)
         if condition.added is None:
             return condition
         added = {name: to_device(value, self.device) for name, value in condition.added.items()}
@@ -161,8 +177,16 @@ class ModelComponents:
         What is not finite stays so: `as_pixels` would make black or white of it.
         """
         raw = unscale_latents(latents, self.base.latent_scale)
-        images = [self.vae.decode(one[None].to(self.vae.dtype))[0] for one in raw]
+        images = [decode_latents(self.vae, one[None].to(self.vae.dtype)) for one in raw]
         return torch.cat(images).float()
+
+
+def empty_denoiser(base: BaseModel) -> Any:
+    """The base's denoiser without numbers, on the meta device."""
+    family = base.family
+    kind = getattr(diffusers, family.parts[family.denoiser])
+    with torch.device("meta"):
+        return kind.from_config(kind.load_config(base.folder, subfolder=family.denoiser))
 
 
 def as_pixels(
@@ -201,8 +225,9 @@ def load_components(
         encoders = load_text_encoders(base.folder, base.family, base.config, device, dtype)
         texts = partial(base.family.encode, encoders, config=base.config)
         parts += [encoder.model for encoder in encoders.values()]
+    kind = getattr(diffusers, base.family.parts["vae"])
     if with_vae:
-        vae = AutoencoderKL.from_pretrained(
+        vae = kind.from_pretrained(
             base.folder,
             subfolder="vae",
             torch_dtype=torch.float32 if base.vae_in_fp32 else dtype,
@@ -211,15 +236,15 @@ def load_components(
         parts.append(vae.to(device).eval().requires_grad_(requires_grad=False))
     else:
         with torch.device("meta"):  # takes no memory, computes nothing
-            vae = AutoencoderKL.from_config(AutoencoderKL.load_config(base.folder, subfolder="vae"))
+            vae = kind.from_config(kind.load_config(base.folder, subfolder="vae"))
     if spec.resolution > SLICED_ABOVE:
         vae.enable_slicing()
     if spec.vae_tile is not None:
-        vae.enable_tiling()
-        vae.tile_sample_min_size = spec.vae_tile
-        vae.tile_latent_min_size = spec.vae_tile // base.vae_factor
+        encode_tiles(vae, spec.vae_tile, base.vae_factor)
     frozen = sum(parameter.nbytes for one in parts for parameter in one.parameters())
-    return ModelComponents(base, spec.resolution, device, dtype, vae, texts, schedule, frozen)
+    return ModelComponents(
+        base, spec.resolution, device, dtype, vae, texts, schedule, frozen, spec.quantize
+    )
 
 
 def make_forward_process(

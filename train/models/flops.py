@@ -42,7 +42,9 @@ def forward_flops(
         noisy, timestep = torch.empty(1, *latent_shape), torch.zeros(1)
     added = condition.added and {name: _shape_of(value) for name, value in condition.added.items()}
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        family.predict(empty, noisy, timestep, Condition(_shape_of(condition.states), added))
+        first = condition.lengths and condition.lengths[:1]
+        shape = Condition(_shape_of(condition.states), added, first)
+        family.predict(empty, noisy, timestep, shape)
     return int(counter.get_total_flops())
 
 

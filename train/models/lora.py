@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from data.models.family import Family
 from train.config import LoraSpec
 from train.models.memory import ParameterCounts
+from train.models.quantized import quantized_layers
 
 POLICY = "policy"
 REFERENCE = "reference"
@@ -41,14 +42,15 @@ def attach(denoiser: nn.Module, spec: LoraSpec, seed: int, *, with_reference: bo
         target_modules=list(targets),
         init_lora_weights="gaussian",
     )
-    dtype = next(denoiser.parameters()).dtype
+    dtype = next(p.dtype for p in denoiser.parameters() if p.is_floating_point())
     for name in (POLICY, REFERENCE) if with_reference else (POLICY,):
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # drawn on the CPU
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # the other adapter
             torch.manual_seed(seed)
             inject_adapter_in_model(config, denoiser, adapter_name=name)
     for name, parameter in denoiser.named_parameters():
-        parameter.data = parameter.data.to(dtype)  # peft's are fp32; DeepSpeed has the masters
+        if parameter.is_floating_point():  # peft's are fp32; DeepSpeed has the masters
+            parameter.data = parameter.data.to(dtype)
         parameter.requires_grad_(belongs(name, POLICY))
     choose(layers(denoiser), POLICY)
     denoiser.eval()  # new layers are in training mode
@@ -82,11 +84,15 @@ def belongs(parameter: str, adapter: str) -> bool:
 def counts(denoiser: nn.Module) -> ParameterCounts:
     """Count the parameters of the base and of the policy's adapter."""
     sizes = {name: parameter.numel() for name, parameter in denoiser.named_parameters()}
+    quantized = quantized_layers(denoiser)
+    sizes |= {name: layer.in_features * layer.out_features for name, layer in quantized.items()}
     trained = (p.shape for p in denoiser.parameters() if p.requires_grad)
     return ParameterCounts(
         denoiser=sum(size for name, size in sizes.items() if ".lora_" not in name),
         adapter=sum(size for name, size in sizes.items() if belongs(name, POLICY)),
         factored=sum(map(factored, trained)),
+        quantized=sum(sizes[name] for name in quantized),
+        quantized_bytes=sum(layer.nbytes for layer in quantized.values()),
     )
 
 

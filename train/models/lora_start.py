@@ -22,6 +22,7 @@ from data.models.safetensors_header import read_header, some
 from train.config import LoraSpec
 from train.identity import checked_start
 from train.models.base_model import BaseModel
+from train.models.components import empty_denoiser
 from train.models.lora import POLICY, REFERENCE, attach, belongs
 
 MATRIX = re.compile(r"(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
@@ -163,9 +164,7 @@ def _single(what: str, name: str, values: set[float]) -> float:
 
 def _check_layers(what: str, base: BaseModel, spec: LoraSpec, start: StartAdapter) -> None:
     """Compare layers and shapes with those that would be trained, on the meta device."""
-    kind = getattr(diffusers, base.family.parts[base.family.denoiser])
-    with torch.device("meta"):
-        denoiser = kind.from_config(kind.load_config(base.folder, subfolder=base.family.denoiser))
+    denoiser = empty_denoiser(base)
     in_model = {name for name, _ in denoiser.named_modules()}
     if strange := sorted(start.layers - in_model):
         raise StartError(

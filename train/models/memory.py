@@ -10,7 +10,16 @@ kernels, nor what lives for a moment: a bucket in flight, a gathered layer, the 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
-from train.config import Objective, Offload, OptimizerKind, Precision, Refresh, TrainSpec
+from train.config import (
+    Objective,
+    Offload,
+    OptimizerKind,
+    Precision,
+    Quantize,
+    Refresh,
+    TrainSpec,
+    ZeroSpec,
+)
 
 BUCKET = 50_000_000
 """Elements of a communication bucket, at most; DeepSpeed's default would take 4 GB on any model."""
@@ -27,6 +36,10 @@ OFFLOADED = {
 }
 """The parts that lie in the machine's memory, besides gradients."""
 
+QUANTIZED_BYTES = {Quantize.int8: 1.0, Quantize.nf4: 1 / 2 + 1 / 64 + FP32 / (64 * 256)}
+"""Bytes of a weight in fewer bits: of nf4 with a scale of 8 bits for each block of 64, and one in
+fp32 for 256 of those. The units of int8's rows are left out, below 1 % of the published models."""
+
 GIB = 2**30
 
 
@@ -40,6 +53,10 @@ class ParameterCounts:
     """Parameters of a LoRA adapter; 0 trains the denoiser."""
     factored: int = 0
     """Sums over rows and columns that Adafactor keeps of the trained parameters."""
+    quantized: int = 0
+    """Parameters of the base that are stored in fewer bits (`model.quantize`)."""
+    quantized_bytes: int = 0
+    """What they take."""
     text: int = 0
     """Parameters of all text encoders."""
     vae: int = 0
@@ -57,14 +74,23 @@ PUBLISHED = {
     "SD3.5 medium": ParameterCounts(denoiser=2_243_171_520, text=5_580_620_800, vae=83_819_683),
     "SD3.5 large": ParameterCounts(denoiser=8_056_627_520, text=5_580_620_800, vae=83_819_683),
     "FLUX.1 dev": ParameterCounts(denoiser=11_901_408_320, text=4_885_371_136, vae=83_819_683),
+    "Z-Image": ParameterCounts(denoiser=6_154_908_736, text=4_022_468_096, vae=83_819_683),
+    "Sana 1.6B": ParameterCounts(denoiser=1_604_462_752, text=2_614_341_888, vae=312_250_275),
 }
 """With T5, where the family has it."""
 ADAPTERS = {
     "SD1.5": 3_188_736, "SD2.1": 3_319_808, "SDXL": 23_224_320, "SD3.5 medium": 9_388_032,
-    "SD3.5 large": 23_580_672, "FLUX.1 dev": 44_826_624,
+    "SD3.5 large": 23_580_672, "FLUX.1 dev": 44_826_624, "Z-Image": 16_711_680,
+    "Sana 1.6B": 8_601_600,
 }  # fmt: skip
 """LoRA of rank 16 on the layers that the family adapts by default."""
-FP32_VAES = ("SDXL", "SD3.5 medium", "SD3.5 large")
+LINEAR = {
+    "SD1.5": 270_049_280, "SD2.1": 301_219_840, "SDXL": 2_232_647_680,
+    "SD3.5 medium": 2_241_822_720, "SD3.5 large": 8_053_694_464, "FLUX.1 dev": 11_898_322_944,
+    "Z-Image": 6_153_863_168, "Sana 1.6B": 848_762_880,
+}  # fmt: skip
+"""Weights of the denoiser's linear layers: what `model.quantize` stores in fewer bits."""
+FP32_VAES = ("SDXL", "SD3.5 medium", "SD3.5 large", "Sana 1.6B")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +133,9 @@ def estimate_memory(
     """Estimate the memory of one of `world_size` processes."""
     width = FP32 if spec.precision is Precision.fp32 else 2
     partitions = world_size if spec.zero.stage == 3 else 1
-    weights = counts.denoiser + counts.adapter
+    weights = counts.denoiser - counts.quantized + counts.adapter
     whole = MemoryEstimate(
-        policy=width * weights // partitions,
+        policy=(width * weights + counts.quantized_bytes) // partitions,
         gradients=_gradients(counts, spec, world_size, width),
         optimizer=_optimizer(counts, spec, world_size),
         reference=_reference(counts, spec, width) // partitions,
@@ -164,23 +190,32 @@ def _reference(counts: ParameterCounts, spec: TrainSpec, width: int) -> int:
 # --- the published models ------------------------------------------------------------------------
 
 
+def published(
+    name: str, rank: int = 0, kind: Quantize = Quantize.none, **parts: int
+) -> ParameterCounts:
+    """The parameters of a published model with an adapter of this rank, on a base stored so.
+
+    `parts` are counts to replace, as `text=0` where no text encoder is loaded.
+    """
+    counts = replace(PUBLISHED[name], adapter=ADAPTERS[name] * rank // 16, **parts)
+    if kind is Quantize.none:
+        return counts
+    size = int(QUANTIZED_BYTES[kind] * LINEAR[name])
+    return replace(counts, quantized=LINEAR[name], quantized_bytes=size)
+
+
 def published_rows() -> Iterator[tuple[str, str, MemoryEstimate]]:
     """Yield model, training and memory; always in bf16 with a snapshot reference."""
-    for name, whole in PUBLISHED.items():
-        lora = ParameterCounts(
-            denoiser=whole.denoiser, adapter=ADAPTERS[name], text=whole.text, vae=whole.vae
-        )
+    for name in PUBLISHED:
+        in_fp32 = name in FP32_VAES
         for stage, world_size in ((2, 1), (1, 8), (2, 8), (3, 8)):
-            spec = TrainSpec()
-            spec.zero.stage = stage
+            spec = TrainSpec(zero=ZeroSpec(stage=stage))
             how = f"all weights, ZeRO-{stage}, {world_size} GPU{'s' if world_size > 1 else ''}"
-            yield name, how, estimate_memory(whole, spec, world_size, vae_in_fp32=name in FP32_VAES)
-        spec = TrainSpec()
-        yield (
-            name,
-            "LoRA of rank 16, 1 GPU",
-            estimate_memory(lora, spec, 1, vae_in_fp32=name in FP32_VAES),
-        )
+            yield name, how, estimate_memory(published(name), spec, world_size, vae_in_fp32=in_fp32)
+        for kind, base in ((Quantize.none, ""), (Quantize.nf4, " on nf4")):
+            counts = published(name, 16, kind)
+            memory = estimate_memory(counts, TrainSpec(), 1, vae_in_fp32=in_fp32)
+            yield name, f"LoRA of rank 16{base}, 1 GPU", memory
 
 
 def published_table() -> str:

@@ -8,7 +8,7 @@ from rich.console import Console
 from data.distributed import num_workers
 from data.pairs import open_pairs
 from data.pairs.schema import PairSource
-from train.config import TrainSpec
+from train.config import BucketKind, TrainSpec
 from train.distributed.deepspeed_engine import Policy
 from train.distributed.policy_average import make_average
 from train.distributed.world import World
@@ -40,10 +40,12 @@ from train.trainer.validation import Validation, make_validation, split
 
 
 def limit_micro_batch(run: TrainRun, world_size: int) -> TrainRun:
-    """The run with micro-batches no larger than a process's part of a batch."""
+    """The run with micro-batches no larger than a process's part of a batch, or than a unit."""
     if run.train.batch % world_size:
         return run  # the stream refuses this with a message
     micro_batch = min(run.train.micro_batch, run.train.batch // world_size)
+    if run.train.buckets.kind is not BucketKind.none:
+        micro_batch = min(micro_batch, run.train.buckets.unit)
     return replace(run, train=replace(run.train, micro_batch=micro_batch))
 
 
@@ -58,7 +60,8 @@ def open_stream(run: TrainRun, world: World) -> PairStream:
         batch=run.train.batch,
         micro_batch=run.train.micro_batch,
         window=run.train.window,
-        side=run.model.resolution,
+        sizes=run.train.buckets.sizes(run.model.resolution),
+        unit=run.train.buckets.unit,
         rank=world.rank,
         world_size=world.world_size,
         workers=num_workers(run.train.workers),
@@ -89,7 +92,7 @@ def held_out_stream(run: TrainRun, stream: PairStream) -> PairStream | None:
     """A stream of the held-out pairs, if any; only to pick from, so any number of them will do."""
     if stream.pairs.held_out is None:
         return None
-    alone = replace(stream.plan, batch=1, micro_batch=1, rank=0, world_size=1)
+    alone = replace(stream.plan, batch=1, unit=1, micro_batch=1, rank=0, world_size=1)
     return stream_of(run, stream.pairs.held_out, stream.source, alone)
 
 
@@ -117,7 +120,8 @@ def make_trainer(run: TrainRun, world: World, stream: PairStream, console: Conso
         spec.validation, held_out_stream(run, stream), stream.plan, components, denoiser, draw_rule
     )
     condition, family = components.condition_of_new([""]), components.base.family
-    forward = forward_flops(denoiser, family, components.latent_shape, condition)
+    square = components.latent_shape(components.square)
+    forward = round(forward_flops(denoiser, family, square, condition) * stream.relative_area)
     policy = Policy(denoiser, spec, world)
     reference = make_reference(lambda: arranged(components.denoiser(), spec), policy, spec, world)
     compared = reference.denoiser if uses_reference else absent

@@ -145,8 +145,9 @@ def make_samples(
         return None
     prompts = spec.prompts or first_prompts(pairs, spec.count)
     texts = [*prompts, *([""] * len(prompts) if is_guided(spec, components) else [])]
+    shape = components.latent_shape(components.square)
     noise = [
-        torch.randn(components.latent_shape, generator=pair_generator(seed, 0, f"sample/{index}"))
+        torch.randn(shape, generator=pair_generator(seed, 0, f"sample/{index}"))
         for index in range(len(prompts))
     ]
     start = torch.stack(noise).to(components.device)

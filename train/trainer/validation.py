@@ -152,8 +152,10 @@ def make_validation(
     if held_out is None:
         return None
     batches: list[CountedBatch] = []
-    count = len(held_out.pairs)
-    for indices, real in deal_with_filler(count, plan.micro_batch, plan.rank, plan.world_size):
-        noised = draw_noise(held_out.pick(indices), draw_rule).on(components.device)
-        batches.append((prepare_inputs(noised, components), real))
+    for size in np.unique(held_out.size):
+        alike = np.flatnonzero(held_out.size == size)
+        dealt = deal_with_filler(len(alike), plan.micro_batch, plan.rank, plan.world_size)
+        for indices, real in dealt:
+            noised = draw_noise(held_out.pick(alike[indices]), draw_rule).on(components.device)
+            batches.append((prepare_inputs(noised, components), real))
     return Validation(spec, batches, list(errors_of(base, batches, components)), components)
