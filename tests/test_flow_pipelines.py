@@ -71,7 +71,7 @@ def generator(folder: Path, adapter: str = "", scheduler: Scheduler = Scheduler.
 def test_images_come_from_the_models_own_scheduler(bases: dict[str, Path], name: str):
     """Those of the pipeline from the same noise; they do not depend on the batch."""
     side = SIDES.get(name, SIDE)
-    ours, scheduler = generator(bases[name], resolution=side), flow_scheduler()
+    ours, scheduler = generator(bases[name], size=Size(side, side)), flow_scheduler()
     solver = "DPMSolverMultistepScheduler" if name == "sana" else type(scheduler).__name__
     assert type(ours.pipeline.scheduler).__name__ == solver
     whole = ours.sample(PROMPTS, [0, 1]).astype(int)
@@ -166,6 +166,7 @@ def test_a_trained_model_is_read_back(bases: dict[str, Path], tmp_path: Path, na
 def test_an_adapter_samples_what_the_merged_pipeline_samples(
     bases: dict[str, Path], tmp_path: Path, name: str
 ):
+    side = SIDES.get(name, SIDE)
     base, spec = opened(bases[name]), LoraSpec(rank=2, alpha=3.0)
     spec.targets = list(base.family.lora_targets)
     denoiser = load(bases[name]).denoiser()
@@ -175,9 +176,7 @@ def test_an_adapter_samples_what_the_merged_pipeline_samples(
     export_adapter(base, adapter, tmp_path / "lora", {"step": 1}, "a card")
     export_pipeline(base, merged_denoiser(base, adapter), tmp_path / "p", {"step": 1}, "a card")
     images = [
-        generator(folder, file, resolution=SIDES.get(name, SIDE))
-        .sample(PROMPTS[:1], [0])
-        .astype(int)
+        generator(folder, file, size=Size(side, side)).sample(PROMPTS[:1], [0]).astype(int)
         for folder, file in (
             (bases[name], str(tmp_path / "lora" / ADAPTER)),
             (tmp_path / "p", ""),
