@@ -32,6 +32,7 @@ MODELS = {
     "sd35_large": ("SD3.5 large", "SD3.5 large at 1024, LoRA of rank 16"),
     "flux_dev": ("FLUX.1 dev", "FLUX.1 dev at 1024, LoRA of rank 32"),
     "z_image": ("Z-Image", "Z-Image at 1024, LoRA of rank 32"),
+    "sana": ("Sana 1.6B", "Sana 1.6B at 1024, LoRA of rank 128"),
 }
 """Choice of `model=` -> its counts, and its activations."""
 SIZES = (12, 24, 48, 80)

@@ -98,7 +98,7 @@ def spy(model: Any) -> list[dict[str, Tensor]]:
 
 
 def pipeline_calls(
-    base: Path, prompts: list[str], noisy: Tensor, *, side: int, **options: Any
+    base: Path, prompts: list[str], noisy: Tensor, *, size: Size, **options: Any
 ) -> tuple[list[dict[str, Tensor]], list[float]]:
     """The tensors of the two calls that the family's pipeline makes, and their timesteps."""
     from diffusers import DiffusionPipeline
@@ -107,7 +107,7 @@ def pipeline_calls(
     pipeline = DiffusionPipeline.from_pretrained(base, dtype=dtype, **left_out(str(base)))
     pipeline.set_progress_bar_config(disable=True)
     calls = spy(pipeline.transformer)
-    pipeline([*prompts], latents=noisy, height=side, width=side, num_inference_steps=2,
+    pipeline([*prompts], latents=noisy, height=size.height, width=size.width, num_inference_steps=2,
              output_type="latent", **options)  # fmt: skip
     return calls, [float(level) for level in pipeline.scheduler.timesteps]
 
@@ -142,24 +142,26 @@ def assert_same_tensors(ours: dict[str, Tensor], theirs: dict[str, Tensor], exac
 def test_the_denoiser_is_told_what_the_pipeline_tells_it(
     bases: dict[str, Path], name: str, dtype: torch.dtype
 ):
-    """Every tensor of the call, to the bit: latents, timestep, text, pooled, ids, guidance."""
+    """Every tensor of the call, to the bit: latents, timestep, text, pooled, ids, guidance.
+
+    Images are square, and in bf16 twice as wide as high.
+    """
     precision = Precision.fp32 if dtype is torch.float32 else Precision.bf16
     side = SIDES.get(name, SIDE)
     components = load(bases[name], precision, resolution=side)
     family = components.base.family
-    shape = components.latent_shape(Size(side, side))
+    cut = Size(side if dtype is torch.float32 else 2 * side, side)
+    shape = components.latent_shape(cut)
     noise = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
     noise, prompts = noise.to(dtype), ["a red cat", "a blue cat", " A " if name == "sana" else ""]
     options = family.pipeline_options(3, 3.5 if name in ("flux", "sana") else 1.0)
     latents = family.pipeline_latents(noise)
-    theirs, levels = pipeline_calls(
-        bases[name], prompts, latents, side=side, dtype=dtype, **options
-    )
+    theirs, levels = pipeline_calls(bases[name], prompts, latents, size=cut, dtype=dtype, **options)
     denoiser = components.denoiser()
     calls = spy(denoiser)
     if name == "sana":  # its pipeline encodes only the negative prompt as an empty one
         noise, prompts = torch.cat([noise, noise]), ["", "", "", *prompts]
-    sizes, cut = torch.full((len(prompts), 2, 2), side), Size(side, side)
+    sizes = torch.full((len(prompts), 2, 2), side)
     condition = rows_of(components.condition(prompts, sizes, cut), [*range(len(prompts))])
     encoded = family.encode(components.text.args[0], prompts, components.base.config)  # type: ignore[attr-defined]
     alone = family.condition(encoded, sizes[:, 0], cut, components.base.guidance)
@@ -169,16 +171,19 @@ def test_the_denoiser_is_told_what_the_pipeline_tells_it(
     for key in theirs[1]:
         if key.startswith(TEXTS) or key in ("t", "timestep"):  # in the same batch; at a lower level
             assert torch.equal(calls[1][key], theirs[1][key]), key
-    assert_as_known(name, *theirs)
+    assert_as_known(name, cut, *theirs)
 
 
-def assert_as_known(name: str, first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+def assert_as_known(
+    name: str, cut: Size, first: dict[str, Tensor], second: dict[str, Tensor]
+) -> None:
     """What is special about a family's calls is in them."""
     assert ("guidance" in first) == (name == "flux")
     if name == "flux":
         assert first["guidance"].tolist() == [3.5] * 3
-        assert first["hidden_states"].shape == (3, 16, 4 * CHANNELS)
-        assert first["img_ids"][-1].tolist() == [0, 3, 3]
+        rows, columns = cut.height // 4, cut.width // 4
+        assert first["hidden_states"].shape == (3, rows * columns, 4 * CHANNELS)
+        assert first["img_ids"][-1].tolist() == [0, rows - 1, columns - 1]
     if name == "z_image":
         assert [len(first[f"cap_feats.{place}"]) for place in range(3)] == [27, 28, 18]
         assert first["t"].tolist() == [0] * 3
