@@ -182,7 +182,7 @@ def test_work_of_other_code_is_removed(tmp_path: Path):
 
 
 def test_an_unknown_part_is_refused_by_name():
-    with pytest.raises(ValueError, match="--parts has nonsense; the parts are tests, labels, sd15"):
+    with pytest.raises(ValueError, match="--parts has nonsense; the parts are tests, labels, sdxl"):
         program.chosen(["sd15", "nonsense"])
 
 

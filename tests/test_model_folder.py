@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.artifacts.readable import LFS_POINTER, UnreadableError, is_lfs_pointer, problem_of
+from data.images import Size
 from data.models.adapter import check_adapter
 from data.models.fit import misfit
 from data.models.folder import check_model_folder
@@ -139,7 +140,7 @@ def test_all_models_are_checked_before_the_first_is_loaded(
     (copy / UNET).write_bytes((copy / UNET).read_bytes()[:-1])
     models = (Model(name="base", path=str(base)), Model(name="ours", path=str(copy)))
     plan = object.__new__(ComparisonPlan)  # of which only these are read
-    for name, value in (("models", models), ("spec", EvaluateSpec()), ("resolution", SIDE)):
+    for name, value in (("models", models), ("spec", EvaluateSpec()), ("size", Size(SIDE, SIDE))):
         object.__setattr__(plan, name, value)
     sample = Sample("base", Prompt(0, "a cat"), 0, tmp_path / "0.png")
     monkeypatch.setattr("evaluate.steps.sample_model", lambda *_: pytest.fail("was loaded"))

@@ -252,14 +252,14 @@ def test_what_does_not_fit_is_said_and_refused_where_it_was_asked(
         (need(root, folder=tmp_path / "none"), "there are no latents in"),
         (
             need(root, resolution=32),
-            f"has {latent_set.folder.name}, but this VAE and resolution are",
+            f"has {latent_set.folder.name}, but this VAE, resolution and buckets are",
         ),
         (need(root, folder=tmp_path / "latents"), "are not complete"),
     ]
     assert find_vae(other).sha256 == find_vae(root / "base").sha256  # the same seed
     weights = other / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes() + b"\0")
-    cases.append((need(root, model=other), "but this VAE and resolution are"))
+    cases.append((need(root, model=other), "but this VAE, resolution and buckets are"))
     for needed, why in cases:
         chosen = choose_source(CacheUse.auto, needed, None)
         assert chosen.latents is None
