@@ -115,7 +115,10 @@ def test_a_preset_is_that_of_the_model_whoever_chose_it():
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        (["+preset=24gb"], "no settings for model=miniature; there are some for flux_dev, sd15"),
+        (
+            ["+preset=24gb"],
+            "no settings for model=miniature; there are some for flux_dev, sana, sd15",
+        ),
         (["+preset=16gb", "model=sd15"], r"'16gb' for model=sd15; did you mean .*: 12gb, 24gb, "),
         (
             ["+preset=24gb", "preset=48gb", "model=sd15"],
