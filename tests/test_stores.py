@@ -6,10 +6,12 @@ import os
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import fs
 
 from conf.job import LEAVE_TO_FIRST_S, entry
@@ -33,6 +35,23 @@ from tests.helpers_stores import COMMIT, Shop, served_folder
 from tests.helpers_train import image
 
 served = pytest.fixture(served_folder)
+
+
+@pytest.fixture(autouse=True)
+def own_handles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each reader of the memory store its own position in a file, as every other store does.
+
+    fsspec hands all of them the same file, in which threads that read at once move each other.
+    """
+    shared = MemoryFileSystem._open
+
+    def opened(
+        store: MemoryFileSystem, path: str, mode: str = "rb", *args: Any, **more: Any
+    ) -> Any:
+        file = shared(store, path, mode, *args, **more)
+        return io.BytesIO(file.getvalue()) if mode == "rb" else file
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", opened)
 
 
 def store_of(client: object) -> Store:
