@@ -1,6 +1,6 @@
 """Sana: a transformer with linear attention over small latents, a language model for text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -11,7 +11,6 @@ from data.models.family import (
     Encoders,
     FlowFamily,
     Json,
-    Latents,
     ModelConfig,
     ModelError,
     PromptEmbeds,
@@ -137,20 +136,6 @@ class Sana(FlowFamily):
         places = torch.arange(text.states.shape[1], device=text.length.device)
         mask = places < text.length[:, None]
         return Condition(text.states, {"encoder_attention_mask": mask.long()})
-
-    def predict(
-        self, denoiser: Callable[..., Any], noisy: Latents, timestep: Tensor, condition: Condition
-    ) -> Latents:
-        """The velocity at timestep 1000 sigma."""
-        assert condition.added is not None
-        predicted: Tensor = denoiser(
-            noisy,
-            encoder_hidden_states=condition.states,
-            encoder_attention_mask=condition.added["encoder_attention_mask"],
-            timestep=timestep,
-            return_dict=False,
-        )[0]
-        return predicted
 
 
 def _encode(

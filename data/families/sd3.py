@@ -1,7 +1,6 @@
 """Stable Diffusion 3 and 3.5: a transformer, two CLIP text encoders and, optionally, T5."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from jaxtyping import Int
 
@@ -11,7 +10,6 @@ from data.models.family import (
     Encoders,
     FlowFamily,
     Json,
-    Latents,
     ModelConfig,
     ModelError,
     PromptEmbeds,
@@ -105,20 +103,6 @@ class StableDiffusion3(FlowFamily):
         """The text and its pooled form."""
         assert text.pooled is not None
         return Condition(text.states, {"pooled_projections": text.pooled})
-
-    def predict(
-        self, denoiser: Callable[..., Any], noisy: Latents, timestep: Tensor, condition: Condition
-    ) -> Latents:
-        """The velocity at timestep 1000 sigma."""
-        assert condition.added is not None
-        predicted: Tensor = denoiser(
-            noisy,
-            encoder_hidden_states=condition.states,
-            pooled_projections=condition.added["pooled_projections"],
-            timestep=timestep,
-            return_dict=False,
-        )[0]
-        return predicted
 
 
 FAMILY = StableDiffusion3()

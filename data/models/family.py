@@ -270,3 +270,16 @@ class FlowFamily(Family):
     def latent_scale(self, what: str, vae: Json) -> LatentScale:
         """By shift and factor."""
         return latent_scale(what, self.pipeline, vae, SHIFT)
+
+    def predict(
+        self, denoiser: Callable[..., Any], noisy: Latents, timestep: Tensor, condition: Condition
+    ) -> Latents:
+        """The velocity at timestep 1000 sigma."""
+        predicted: Tensor = denoiser(
+            noisy,
+            encoder_hidden_states=condition.states,
+            timestep=timestep,
+            **condition.added or {},
+            return_dict=False,
+        )[0]
+        return predicted

@@ -228,12 +228,14 @@ def add_gradients_at_once(optimizer: Any) -> None:
         for number, group in enumerate(optimizer.bf16_groups):
             sums = optimizer.fp32_groups_gradients[number]
             some = [index for index, weight in enumerate(group) if weight.grad is not None]
+            if not some:
+                continue
             new = [group[index].grad.view(sums[index].shape) for index in some]
             torch._foreach_add_([sums[index] for index in some], new)
             for index in some:
                 group[index]._hp_grad = sums[index]
                 optimizer.fp32_groups_has_gradients[number][index] = True
-            if clear_lp_grads and new:
+            if clear_lp_grads:
                 torch._foreach_zero_(new)
 
     optimizer.update_hp_grads = update_hp_grads
