@@ -1,0 +1,46 @@
+"""The study of a flow-matching model: the paper's main arms on an SD3 of the miniature world.
+
+Pairs, scores and votes are those of the paper's study; base and settings are those of
+`experiment=miniature_flow`.
+"""
+
+from pathlib import Path
+
+from benchmarks.reproduce.paper import SHARED
+from benchmarks.reproduce.study import Arm, Study
+
+OURS = "balanced"
+FROZEN, MOVING = "frozen", "snapshots"
+
+
+def _frozen(name: str, title: str, vote: str) -> Arm:
+    return Arm(name, f"{title}, {FROZEN}", FROZEN, (f"vote={vote}", "reference=frozen"), SHARED)
+
+
+ARMS = (
+    _frozen("human", "human labels", "human"),
+    _frozen("unanimous", "unanimous vote", "unanimous"),
+    _frozen("majority", "majority", "majority"),
+    Arm(OURS, "BalancedDPO", MOVING, ("vote=majority", "reference=snapshot"), SHARED),
+)
+CLAIMS = {
+    "The consensus is better than human labels": ("majority", ("human",)),
+    "The majority is better than unanimity": ("majority", ("unanimous",)),
+    "BalancedDPO is better than Diffusion-DPO on human labels": (OURS, ("human",)),
+    "A moving reference is better than a frozen one": (OURS, ("majority",)),
+}
+
+STUDY = Study(
+    name="flow",
+    experiment="miniature_flow",
+    arms=ARMS,
+    claims=CLAIMS,
+    pairs=3000,
+    steps=120,
+    folder=Path("runs/reproduce-flow"),
+    mark="flow",
+    figures="flow",
+    steady=frozenset({"majority", OURS}),
+    quick_arms=("human", OURS),
+    quick_pairs=160,
+)
