@@ -43,6 +43,7 @@ STUDY = Study(
     claims=CLAIMS,
     pairs=3000,
     steps=120,
+    cost=3.0,
     folder=Path("runs/reproduce-flow"),
     mark="flow",
     figures="flow",
