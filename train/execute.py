@@ -17,6 +17,7 @@ from data.distributed import Rank
 from data.images import Size
 from train.config import BucketKind, BucketSpec, CacheUse, Objective, TrainSpec
 from train.distributed.optimizer import check_optimizer
+from train.distributed.zero_config import check_sums
 from train.distributed.policy_average import PolicyAverage
 from train.distributed.world import (
     LostContactError,
@@ -124,6 +125,7 @@ def checked(run: TrainRun, base: BaseModel, world: World) -> TrainRun:
     check_settings(base, run.model, run.train)
     check_buckets(base, run.model.resolution, run.train.buckets)
     check_optimizer(run.train, world)
+    check_sums(run.train, world)
     if run.train.export.single_file:
         check_single_file(base)
     run = replace(run, train=replace(run.train, lora=follow_start(run.train.lora, base)))
