@@ -17,7 +17,6 @@ from data.distributed import Rank
 from data.images import Size
 from train.config import BucketKind, BucketSpec, CacheUse, Objective, TrainSpec
 from train.distributed.optimizer import check_optimizer
-from train.distributed.zero_config import check_sums
 from train.distributed.policy_average import PolicyAverage
 from train.distributed.world import (
     LostContactError,
@@ -26,6 +25,7 @@ from train.distributed.world import (
     start,
     stop,
 )
+from train.distributed.zero_config import check_sums
 from train.dpo.auto_beta import limits
 from train.export.model_card import beta_description, last_tenth, last_validation, model_card
 from train.export.pipeline import (
