@@ -91,7 +91,7 @@ class ZImage(FlowFamily):
             for prompt in prompts
         ]
         output, mask = encoder.masked(
-            texts, max_length=TOKENS, padding="max_length", output_hidden_states=True
+            texts, {"output_hidden_states": True}, max_length=TOKENS, padding="max_length"
         )
         return PromptEmbeds.masked(output.hidden_states[-2], mask, TOKENS)
 

@@ -249,6 +249,10 @@ class Family(ABC):
         `timestep` has a row for each image, in the process's own unit.
         """
 
+    def guide(self, conditional: Latents, empty: Latents, scale: float) -> Latents:
+        """Classifier-free guidance (Ho and Salimans 2022, Eq. 6, w + 1 = `scale`)."""
+        return empty + scale * (conditional - empty)
+
     def pipeline_latents(self, noise: Latents) -> Tensor:
         """Latents in the shape that the pipeline takes as `latents`."""
         return noise

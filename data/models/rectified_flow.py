@@ -39,6 +39,9 @@ class FlowProcess:
     dynamic: tuple[tuple[int, float], tuple[int, float]] | None = None
     """Where the shift depends on the image's size: two numbers of patches and the logarithms of
     their shifts, between which it is linear."""
+    terminal: float | None = None
+    """The sigma of the last step of sampling (`shift_terminal`), to which those before it are
+    stretched; None leaves them as they are."""
     is_assumed: bool = False
     """Nothing is: a flow's denoiser always predicts noise - latents."""
 
@@ -105,6 +108,7 @@ def flow_process(
         num_timesteps=timesteps_of(what, given),
         shift=_number(what, given, "flow_shift" if is_solver else "shift", 1.0),
         dynamic=_dynamic(what, given),
+        terminal=_terminal(what, given),
     )
 
 
@@ -135,6 +139,15 @@ def _dynamic(what: str, given: Json) -> tuple[tuple[int, float], tuple[int, floa
         raise refuse(what, "max_image_seq_len", many, f"more than base_image_seq_len={few}")
     low, high = _number(what, given, "base_shift", 0.5), _number(what, given, "max_shift", 1.15)
     return (few, low), (many, high)
+
+
+def _terminal(what: str, given: Json) -> float | None:
+    value = given.get("shift_terminal")
+    if not value:  # of which diffusers takes no notice
+        return None
+    if not is_number(value) or not 0 < value < 1:
+        raise refuse(what, "shift_terminal", value, "a number between 0 and 1, or null")
+    return float(value)
 
 
 def _number(what: str, given: Json, name: str, usual: float) -> float:
