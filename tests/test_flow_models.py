@@ -384,6 +384,17 @@ SOLVER = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("family", [flux, z_image, qwen_image])
+def test_a_scheduler_that_the_pipeline_cannot_call_is_refused(family: Any):
+    """Heun's takes neither sigmas nor a shift by size, which these pipelines give."""
+    heun = {"_class_name": "FlowMatchHeunDiscreteScheduler"}
+    flow_process("m", INDEX, heun)
+    with pytest.raises(
+        ForwardProcessError, match=r"Heun.* cannot call; .* FlowMatchEulerDiscrete\."
+    ):
+        family.FAMILY.process("m", {"_class_name": family.FAMILY.pipeline}, heun)
+
+
 def test_a_solver_of_the_discrete_process_may_sample_from_a_flow():
     """Sana's: its shift has another name, which a scheduler that is read in its place ignores."""
     process = sana.FAMILY.process("m", {}, SOLVER)

@@ -102,6 +102,10 @@ def test_images_come_from_the_models_own_scheduler(bases: dict[str, Path], name:
 def test_what_cannot_be_sampled_is_refused(bases: dict[str, Path]):
     with pytest.raises(ValueError, match="resolution=18 is no multiple of 4"):
         generator(bases["flux"], size=Size(18, 18))
+    with pytest.raises(
+        SamplesError, match="evaluate.steps=1: .* shift_terminal=0.02, .* 2 and more"
+    ):
+        generator(bases["qwen_image"], steps=1)
     with pytest.raises(SamplesError, match="cpu_offload=true moves .* the device is cpu"):
         generator(bases["flux"], offload=True)
     model = Model(name="m", path=str(bases["sd3"]), adapter=str(bases["sd3"] / "x.safetensors"))

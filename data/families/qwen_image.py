@@ -19,6 +19,7 @@ from data.models.family import (
     Tensor,
 )
 from data.models.latent_scale import NORMALISATION, LatentScale, latent_scale
+from data.models.rectified_flow import EULER
 from data.models.vae_config import latent_channels
 
 TOKENS = 512
@@ -47,6 +48,7 @@ class QwenImage(FlowFamily):
         "scheduler": "",
     }
     patch = 2
+    schedulers = (EULER,)
 
     def check(self, what: str, config: ModelConfig) -> None:
         """Refuse transformers of the other forms, and VAEs of images with transparency."""
