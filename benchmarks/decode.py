@@ -21,11 +21,10 @@ from typing import Any
 
 from label.metrics.preprocessing import (
     ImageTransform,
-    ProcessedImage,
     ResizeMode,
     process_images,
 )
-from label.scoring.decode_pool import DecodePool
+from label.scoring.decode_pool import DecodePool, Decoding
 
 WORKERS = 2
 CHUNK = 8
@@ -53,9 +52,9 @@ class Pool:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
 
-    def submit(self, chunk: Work) -> Callable[[], list[ProcessedImage]]:
-        """Begin to prepare a chunk; call the answer to wait for it."""
-        return self._executor.submit(process_images, chunk).result
+    def submit(self, chunk: Work) -> Decoding:
+        """Begin to prepare a chunk."""
+        return Decoding(self._executor.submit(process_images, chunk))
 
 
 def executors() -> dict[str, Executor]:
@@ -77,13 +76,13 @@ def cpu_s() -> float:
 
 def decode_alone(pool: Pool | DecodePool, images: Sequence[bytes]) -> None:
     """All images, as many in flight as stage one has."""
-    waiting: deque[Callable[[], list[ProcessedImage]]] = deque()
+    waiting: deque[Decoding] = deque()
     for start in range(0, len(images), CHUNK):
         waiting.append(pool.submit([(one, TRANSFORMS) for one in images[start : start + CHUNK]]))
-        if len(waiting) > AHEAD:
-            waiting.popleft()()
+        if len(waiting) > pool.prefetch:
+            waiting.popleft().wait()
     while waiting:
-        waiting.popleft()()
+        waiting.popleft().wait()
 
 
 def scoring(size: dict[str, int], folder: Path) -> Callable[[Pool, Sequence[bytes]], None]:

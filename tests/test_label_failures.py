@@ -142,9 +142,9 @@ def test_an_error_in_a_decoder_is_raised_where_its_result_is_read() -> None:
     with DecodePool(2) as decoder:
         good = decoder.submit([(tiny.image(1), [ImageTransform(ResizeMode.CROP, 8)])])
         bad = decoder.submit([(tiny.image(1), [ImageTransform(ResizeMode.CROP, -8)])])
-        assert good()[0].arrays[ImageTransform(ResizeMode.CROP, 8)].shape == (8, 8, 3)
+        assert good.wait()[0].arrays[ImageTransform(ResizeMode.CROP, 8)].shape == (8, 8, 3)
         with pytest.raises(ValueError, match="height and width must be > 0"):
-            bad()
+            bad.wait()
     assert threading.active_count() == before
 
 
@@ -155,7 +155,7 @@ def test_want_of_memory_says_what_to_do(workers: int, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("label.scoring.decode_pool.process_images", hungry)
     with DecodePool(workers) as decoder, pytest.raises(ValueError, match=r"lower label\.workers"):
-        decoder.submit([])()
+        decoder.submit([]).wait()
 
 
 def test_threads_and_processes_give_every_image_the_same_reason() -> None:
@@ -167,7 +167,9 @@ def test_threads_and_processes_give_every_image_the_same_reason() -> None:
     for workers, most_threads in ((0, 0), (4, 4), (2, 0)):
         with DecodePool(workers, most_threads) as decoder:
             results = [decoder.submit(chunk) for chunk in chunks]
-            outcomes.append([(one.status, one.reason) for wait in results for one in wait()])
+            outcomes.append(
+                [(one.status, one.reason) for decoding in results for one in decoding.wait()]
+            )
     assert outcomes[0] == outcomes[1] == outcomes[2]
     assert len(set(outcomes[0])) >= 5
 
@@ -175,10 +177,10 @@ def test_threads_and_processes_give_every_image_the_same_reason() -> None:
 def test_a_killed_decoder_says_what_to_do() -> None:
     context()
     with DecodePool(1, most_threads=0) as decoder:
-        decoder.submit([])()
+        decoder.submit([]).wait()
         (worker,) = decoder._executor._processes
         os.kill(worker, signal.SIGKILL)
-        results = (decoder.submit([])() for _ in range(10_000))  # noticed when its pipe breaks
+        results = (decoder.submit([]).wait() for _ in range(10_000))  # noticed when its pipe breaks
         with pytest.raises(ValueError, match=r"was killed, .* lower label\.workers"):
             list(results)
 
@@ -188,7 +190,7 @@ import time
 from label.scoring.decode_pool import DecodePool
 if __name__ == "__main__":
     pool = DecodePool(1, most_threads=0)
-    pool.submit([])()
+    pool.submit([]).wait()
     print(*pool._executor._processes, flush=True)
     time.sleep(60)
 """

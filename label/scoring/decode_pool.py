@@ -9,10 +9,10 @@ decoded 363 images a second and 16 processes 607 (benchmarks/results/gpu-day-nvi
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 
 from label.metrics.preprocessing import ProcessedImage, Transform, process_images
@@ -47,17 +47,41 @@ class DecodePool:
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
 
-    def submit(self, chunk: Chunk) -> Callable[[], list[ProcessedImage]]:
-        """Begin to prepare a chunk; call the result to wait for it.
+    def submit(self, chunk: Chunk) -> "Decoding":
+        """Begin to prepare a chunk.
 
         Raises:
             ValueError: There is not enough memory, or a process was killed; says what to do.
         """
         if self._executor is None:
-            images = _process(chunk)
-            return lambda: images
+            future: Future[list[ProcessedImage]] = Future()
+            future.set_result(_process(chunk))
+            return Decoding(future)
         try:
-            return partial(_wait, self._executor.submit(_process, chunk))
+            return Decoding(self._executor.submit(_process, chunk))
+        except BrokenProcessPool as error:
+            raise ValueError(KILLED) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """A chunk that is being prepared."""
+
+    future: Future[list[ProcessedImage]]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is prepared, so that nobody has to wait."""
+        return self.future.done()
+
+    def wait(self) -> list[ProcessedImage]:
+        """Wait for the images.
+
+        Raises:
+            ValueError: There was not enough memory, or a process was killed; says what to do.
+        """
+        try:
+            return self.future.result()
         except BrokenProcessPool as error:
             raise ValueError(KILLED) from error
 
@@ -73,13 +97,6 @@ def _executor(workers: int, most_threads: int) -> Executor:
         return ThreadPoolExecutor(workers, "decode")
     # Not forks of this process, whose threads and GPU a fork cannot use.
     return ProcessPoolExecutor(workers, get_context("forkserver"), _be_worker)
-
-
-def _wait(future: Future[list[ProcessedImage]]) -> list[ProcessedImage]:
-    try:
-        return future.result()
-    except BrokenProcessPool as error:
-        raise ValueError(KILLED) from error
 
 
 def _process(chunk: Chunk) -> list[ProcessedImage]:

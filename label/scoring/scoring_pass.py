@@ -24,7 +24,7 @@ from label.metrics.backbones import Backbone
 from label.metrics.preprocessing import Cut, ImageTransform, ProcessedImage, Transform
 from label.metrics.protocols import CrossMetric, EmbeddingMetric, Metric
 from label.scoring.batching import Batch, Batcher, Request
-from label.scoring.decode_pool import DecodePool
+from label.scoring.decode_pool import DecodePool, Decoding
 from label.scoring.embedding_cache import OVERHEAD, CachedImage, CachedPrompt, EmbeddingCache
 
 DECODE_IMAGES = 8
@@ -128,9 +128,8 @@ class ScoringPass:
         self._transforms = tuple(dict.fromkeys([*of_images, *self._judge_transforms]))
         self._cache = EmbeddingCache(cache_bytes, OVERHEAD + floats, OVERHEAD + floats)
         self._to_submit: list[tuple[_Submitted, bytes, tuple[Transform, ...]]] = []
-        self._in_flight: deque[tuple[list[_Submitted], Callable[[], list[ProcessedImage]]]] = (
-            deque()
-        )
+        self._in_flight: deque[tuple[list[_Submitted], Decoding]] = deque()
+        self._is_turn = False
         self.num_rows = 0
         """Rows that were added."""
 
@@ -246,21 +245,24 @@ class ScoringPass:
         self._to_submit.append((sent, content, transforms))
         if len(self._to_submit) == DECODE_IMAGES:
             self._submit()
-        while len(self._in_flight) > self._decoder.prefetch:
-            self._receive()
+            # The networks begin with the first images; decoding gets ahead, two chunks for one.
+            self._is_turn = not self._is_turn
+            is_ready = self._is_turn and self._in_flight[0][1].is_ready
+            if is_ready or len(self._in_flight) > self._decoder.prefetch:
+                self._receive()
 
     def _submit(self) -> None:
         if self._to_submit:
             work = [(content, transforms) for _, content, transforms in self._to_submit]
             with self._clock.measure("decode"):
-                wait = self._decoder.submit(work)
-            self._in_flight.append(([sent for sent, _, _ in self._to_submit], wait))
+                decoding = self._decoder.submit(work)
+            self._in_flight.append(([sent for sent, _, _ in self._to_submit], decoding))
             self._to_submit = []
 
     def _receive(self) -> None:
-        submitted, wait = self._in_flight[0]
+        submitted, decoding = self._in_flight[0]
         with self._clock.measure("decode"):
-            results = wait()
+            results = decoding.wait()
         for sent, processed in zip(submitted, results, strict=True):
             if sent.new:
                 sent.image.processed = replace(processed, arrays={})
