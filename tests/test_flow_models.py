@@ -178,6 +178,18 @@ def test_the_denoiser_is_told_what_the_pipeline_tells_it(
     assert_as_known(name, cut, *theirs)
 
 
+@torch.no_grad()
+def test_a_long_text_is_cut_where_the_pipeline_cuts_it(bases: dict[str, Path]):
+    """Qwen-Image's tokenizer takes more than its pipeline keeps; the rest changes nothing."""
+    prompts = ["a" * 600, "b"]
+    theirs, _ = pipeline_calls(bases["qwen_image"], prompts, torch.ones(2, 16, 64), size=SQUARE)
+    text = load(bases["qwen_image"]).text(prompts)
+    assert text.length is not None
+    lengths = theirs[0]["encoder_hidden_states_mask"].sum(1).tolist()
+    assert lengths == text.length.tolist() == [qwen_image.TOKENS, 121]
+    torch.testing.assert_close(text.states, theirs[0]["encoder_hidden_states"])
+
+
 def assert_as_known(
     name: str, cut: Size, first: dict[str, Tensor], second: dict[str, Tensor]
 ) -> None:
