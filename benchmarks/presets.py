@@ -33,6 +33,7 @@ MODELS = {
     "flux_dev": ("FLUX.1 dev", "FLUX.1 dev at 1024, LoRA of rank 32"),
     "z_image": ("Z-Image", "Z-Image at 1024, LoRA of rank 32"),
     "sana": ("Sana 1.6B", "Sana 1.6B at 1024, LoRA of rank 128"),
+    "qwen_image": ("Qwen-Image", "Qwen-Image at 1024, LoRA of rank 32"),
 }
 """Choice of `model=` -> its counts, and its activations."""
 SIZES = (12, 24, 48, 80)
@@ -55,9 +56,12 @@ class Preset:
         return f"{self.trained}, {self.micro_batch}: {self.gib:.1f}"
 
 
-def read_preset(model: str, size: int) -> Preset:
-    """Read a preset, and count what it takes on one GPU."""
-    chosen: Any = OmegaConf.to_container(OmegaConf.load(FOLDER / model / f"{size}gb.yaml"))
+def read_preset(model: str, size: int) -> Preset | None:
+    """Read a preset, and count what it takes on one GPU; None where the model does not fit."""
+    path = FOLDER / model / f"{size}gb.yaml"
+    if not path.exists():
+        return None
+    chosen: Any = OmegaConf.to_container(OmegaConf.load(path))
     groups = {
         name.removeprefix("override /"): choice
         for entry in chosen["defaults"]
@@ -96,7 +100,7 @@ def table() -> str:
         "|---|" + "---|" * len(SIZES),
     ]
     for model in MODELS:
-        each = " | ".join(str(read_preset(model, size)) for size in SIZES)
+        each = " | ".join(str(read_preset(model, size) or "no") for size in SIZES)
         lines.append(f"| `{model}` | {each} |")
     return "\n".join(lines)
 

@@ -60,6 +60,8 @@ Z_IMAGE: dict[str, Any] = {}
 """The published transformer, as `ZImageTransformer2DModel` takes it; it has the default shape."""
 SANA: dict[str, Any] = {}
 """Sana of 1.6 billion parameters, as `SanaTransformer2DModel` takes it; its defaults are theirs."""
+QWEN_IMAGE: dict[str, Any] = {}
+"""The published transformer, as `QwenImageTransformer2DModel` takes it; it is the default."""
 
 
 @dataclass(frozen=True, kw_only=True)

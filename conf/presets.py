@@ -49,6 +49,11 @@ def _file(model: str, owner: str | None, name: str) -> Path:
             f"+preset={name}, which takes the chosen model's"
         )
     sizes = sorted(path.stem for path in (FOLDER / model).iterdir())
+    if name not in sizes and list(FOLDER.glob(f"*/{name}.yaml")):
+        raise ValueError(
+            f"there is no preset={name} for model={model}, which does not fit there even with its "
+            f"base in 4 bits and one pair at a time; allowed: {', '.join(sizes)}"
+        )
     if name not in sizes:
         near = difflib.get_close_matches(name, sizes, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""

@@ -15,6 +15,7 @@ from data.models.family import FlowFamily, ModelConfig, Process
 from data.models.forward_process import CONFIG, ProcessKind, forward_process, process_kind
 from data.models.latent_scale import CONFIG as VAE
 from data.models.own_sampling import check_own_sampling
+from data.models.rectified_flow import FlowProcess
 from data.storage.hub import Wanted, resolve
 from generate.config import Scheduler
 from generate.image_files import Model, SamplesError
@@ -69,6 +70,11 @@ def _check_configs(
         raise SamplesError(
             f"{section}.steps={steps}: {what} ({model.path}) has {process.num_timesteps} "
             "timesteps, and cannot be sampled in more steps"
+        )
+    if isinstance(process, FlowProcess) and process.terminal is not None and steps == 1:
+        raise SamplesError(
+            f"{section}.steps=1: the scheduler of {what} ({model.path}) has shift_terminal="
+            f"{process.terminal:g}, where the last of several steps begins; allowed are 2 and more"
         )
     if process is None:
         return ""

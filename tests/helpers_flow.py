@@ -182,6 +182,42 @@ def write_sana(folder: Path) -> Path:
     return folder
 
 
+def write_qwen_image(folder: Path) -> Path:
+    """Qwen-Image, whose autoencoder is one of videos and whose scheduler shifts by size."""
+    import torch
+    from diffusers import AutoencoderKLQwenImage, QwenImagePipeline, QwenImageTransformer2DModel
+    from transformers import Qwen2_5_VLConfig
+    from transformers import Qwen2_5_VLForConditionalGeneration as TextEncoder
+
+    torch.manual_seed(0)
+    transformer = QwenImageTransformer2DModel(
+        in_channels=4 * CHANNELS, out_channels=CHANNELS, num_layers=2, attention_head_dim=16,
+        num_attention_heads=1, joint_attention_dim=16, axes_dims_rope=(8, 4, 4),
+    )  # fmt: skip
+    vae = AutoencoderKLQwenImage(
+        base_dim=8, z_dim=CHANNELS, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[True],
+        latents_mean=[0.06] * CHANNELS, latents_std=[2 / 3] * CHANNELS,
+    )  # fmt: skip
+    narrow = {"hidden_size": 16, "intermediate_size": 16}
+    rope = {"mrope_section": [2, 3, 3], "rope_type": "default", "rope_theta": 1e4}
+    text = Qwen2_5_VLConfig(
+        text_config=narrow | {
+            "vocab_size": 40, "num_hidden_layers": 1, "num_attention_heads": 1,
+            "num_key_value_heads": 1, "rope_parameters": rope, "bos_token_id": None,
+            "eos_token_id": None,
+        },
+        vision_config=narrow | {"depth": 1, "num_heads": 1, "out_hidden_size": 16},
+    )  # fmt: skip
+    scheduler = flow_scheduler(
+        use_dynamic_shifting=True, max_image_seq_len=8192, max_shift=0.9, shift_terminal=0.02
+    )
+    QwenImagePipeline(
+        transformer=transformer, vae=vae, scheduler=scheduler, text_encoder=TextEncoder(text),
+        tokenizer=tiny_qwen_tokenizer(),
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
 SIDES = {"sana": 32}
 """Sides of images where the pipeline takes no smaller ones."""
 
@@ -192,4 +228,5 @@ WRITERS = {
     "flux_schnell": lambda folder: write_flux(folder, guidance=False),
     "z_image": write_z_image,
     "sana": write_sana,
+    "qwen_image": write_qwen_image,
 }

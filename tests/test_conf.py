@@ -89,7 +89,9 @@ def test_published_weights_are_asked_for_by_commit(panel: str):
     assert ("image_reward" in config.panel.held_out) == (panel == "extended")
 
 
-@pytest.mark.parametrize("name", ["sd35_medium", "flux_dev_lora", "z_image_lora", "sana_lora"])
+@pytest.mark.parametrize(
+    "name", ["sd35_medium", "flux_dev_lora", "z_image_lora", "sana_lora", "qwen_image_lora"]
+)
 def test_models_without_a_known_commit_ask_for_one(name: str):
     """Before anything is loaded; `make eval` asks before stage one, too."""
     config = job(f"experiment={name}", "pairs.root=/x")
@@ -117,7 +119,11 @@ def test_a_preset_is_that_of_the_model_whoever_chose_it():
     [
         (
             ["+preset=24gb"],
-            "no settings for model=miniature; there are some for flux_dev, sana, sd15",
+            "no settings for model=miniature; there are some for flux_dev, qwen_image, sana",
+        ),
+        (
+            ["+preset=12gb", "model=qwen_image"],
+            r"no preset=12gb for model=qwen_image, which does not fit there .*: 24gb, 48gb, 80gb",
         ),
         (["+preset=16gb", "model=sd15"], r"'16gb' for model=sd15; did you mean .*: 12gb, 24gb, "),
         (

@@ -31,7 +31,7 @@ from generate.prompts.prompt_set import PromptSet
 from generate.sampler import ImageGenerator, generator
 from label.metrics.preprocessing import ImageTransform, ResizeMode
 from tests.helpers_evaluate import SIDE, tiny_pipeline, write_tiny_model
-from tests.helpers_flow import write_flux, write_sana, write_sd3, write_z_image
+from tests.helpers_flow import write_flux, write_qwen_image, write_sana, write_sd3, write_z_image
 from tests.helpers_train import write_sdxl_base
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -142,6 +142,7 @@ def inputs_of(probe: Probe, folder: Path) -> Inputs:
     [
         lambda folder: write_tiny_model(folder, 0),
         write_sdxl_base, write_sd3, write_flux, write_z_image, write_sana,
+        write_qwen_image,
     ],
 )  # fmt: skip
 def test_a_denoiser_is_asked_as_in_training(write: Callable[[Path], Path], tmp_path: Path):

@@ -55,7 +55,7 @@ def test_sdxl_says_what_its_vae_bears(tmp_path: Path):
         (
             "model_index.json",
             {"_class_name": "PixArtSigmaPipeline"},
-            r"is a PixArtSigmaPipeline; allowed are FluxPipeline \(flux\), SanaPipeline \(sana",
+            r"is a PixArtSigmaPipeline; allowed are FluxPipeline \(flux\), QwenImagePipeline",
         ),
         ("unet/config.json", {"in_channels": 9}, "9 input channels for latents of 4: an inpaint"),
         ("unet/config.json", {"addition_embed_type": "text_time"}, "addition_embed_type=text_time"),

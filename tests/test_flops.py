@@ -21,6 +21,7 @@ FLOW = {
     "flux_dev_lora": "FLUX.1 dev at 1024, LoRA of rank 32",
     "z_image_lora": "Z-Image at 1024, LoRA of rank 32",
     "sana_lora": "Sana 1.6B at 1024, LoRA of rank 128",
+    "qwen_image_lora": "Qwen-Image at 1024, LoRA of rank 32",
 }
 """Experiment with a flow model -> its model in the table of activations."""
 VAE = {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import shapes
-from data.families import flux, sana, sd3, z_image
+from data.families import flux, qwen_image, sana, sd3, z_image
 from data.images import Size
 from data.models.family import Condition, ModelConfig, ModelError, PromptEmbeds
 from data.models.forward_process import ForwardProcessError, Prediction
@@ -80,7 +80,7 @@ def rule_of(components: ModelComponents) -> DrawRule:
 def spy(model: Any) -> list[dict[str, Tensor]]:
     """The tensors of each call of a model's forward pass from now on, by their names.
 
-    Those of a list have its name and their place in it.
+    What is in a list has its name and the place in it.
     """
     forward, calls = model.forward, []
 
@@ -89,7 +89,7 @@ def spy(model: Any) -> list[dict[str, Tensor]]:
         given = {k: v for k, v in bound.items() if isinstance(v, Tensor)}
         for name, value in bound.items():
             if isinstance(value, list):
-                given |= {f"{name}.{place}": v for place, v in enumerate(value)}
+                given |= {f"{name}.{place}": torch.as_tensor(v) for place, v in enumerate(value)}
         calls.append(given)
         return forward(*args, **kwargs)
 
@@ -136,6 +136,7 @@ def assert_same_tensors(ours: dict[str, Tensor], theirs: dict[str, Tensor], exac
         ("flux", torch.bfloat16),
         ("z_image", torch.bfloat16),
         ("sana", torch.bfloat16),
+        ("qwen_image", torch.bfloat16),
     ],
 )
 @torch.no_grad()
@@ -153,7 +154,8 @@ def test_the_denoiser_is_told_what_the_pipeline_tells_it(
     cut = Size(side if dtype is torch.float32 else 2 * side, side)
     shape = components.latent_shape(cut)
     noise = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
-    noise, prompts = noise.to(dtype), ["a red cat", "a blue cat", " A " if name == "sana" else ""]
+    empty = {"sana": " A ", "qwen_image": " "}.get(name, "")
+    noise, prompts = noise.to(dtype), ["a red cat", "a blue cat", empty]
     options = family.pipeline_options(3, 3.5 if name in ("flux", "sana") else 1.0)
     latents = family.pipeline_latents(noise)
     theirs, levels = pipeline_calls(bases[name], prompts, latents, size=cut, dtype=dtype, **options)
@@ -161,6 +163,8 @@ def test_the_denoiser_is_told_what_the_pipeline_tells_it(
     calls = spy(denoiser)
     if name == "sana":  # its pipeline encodes only the negative prompt as an empty one
         noise, prompts = torch.cat([noise, noise]), ["", "", "", *prompts]
+    if name == "qwen_image":  # whose empty prompt is a blank
+        prompts[2] = ""
     sizes = torch.full((len(prompts), 2, 2), side)
     condition = rows_of(components.condition(prompts, sizes, cut), [*range(len(prompts))])
     encoded = family.encode(components.text.args[0], prompts, components.base.config)  # type: ignore[attr-defined]
@@ -172,6 +176,18 @@ def test_the_denoiser_is_told_what_the_pipeline_tells_it(
         if key.startswith(TEXTS) or key in ("t", "timestep"):  # in the same batch; at a lower level
             assert torch.equal(calls[1][key], theirs[1][key]), key
     assert_as_known(name, cut, *theirs)
+
+
+@torch.no_grad()
+def test_a_long_text_is_cut_where_the_pipeline_cuts_it(bases: dict[str, Path]):
+    """Qwen-Image's tokenizer takes more than its pipeline keeps; the rest changes nothing."""
+    prompts = ["a" * 600, "b"]
+    theirs, _ = pipeline_calls(bases["qwen_image"], prompts, torch.ones(2, 16, 64), size=SQUARE)
+    text = load(bases["qwen_image"]).text(prompts)
+    assert text.length is not None
+    lengths = theirs[0]["encoder_hidden_states_mask"].sum(1).tolist()
+    assert lengths == text.length.tolist() == [qwen_image.TOKENS, 121]
+    torch.testing.assert_close(text.states, theirs[0]["encoder_hidden_states"])
 
 
 def assert_as_known(
@@ -190,6 +206,9 @@ def assert_as_known(
         assert second["t"][0] > 0  # 1 is the image
     if name == "sana":
         assert first["encoder_attention_mask"].sum(1).tolist() == [1, 1, 1, 11, 12, 3]
+    if name == "qwen_image":
+        assert first["encoder_hidden_states_mask"].sum(1).tolist() == [129, 130, 121]
+        assert first["img_shapes.2"].tolist() == [[1, cut.height // 4, cut.width // 4]]
 
 
 # --- a step --------------------------------------------------------------------------------------
@@ -197,19 +216,27 @@ def assert_as_known(
 
 def latents_of(vae: Any, pixels: Tensor, noise: Tensor) -> Tensor:
     """The latents of an image (side, side, 3), as the VAEs of the tiny models are scaled."""
-    encoded = vae.encode(pixels[None].permute(0, 3, 1, 2) / 127.5 - 1)
+    image = pixels[None].permute(0, 3, 1, 2) / 127.5 - 1
+    if type(vae).__name__ == "AutoencoderKLQwenImage":
+        posterior = vae.encode(image[:, :, None]).latent_dist
+        return (posterior.mean[:, :, 0] + posterior.std[:, :, 0] * noise - 0.06) / (2 / 3)
+    encoded = vae.encode(image)
     if not hasattr(encoded, "latent_dist"):  # Sana's
         return encoded.latent * 0.4
     return (encoded.latent_dist.mean + encoded.latent_dist.std * noise - 0.06) * 1.5
+
+
+IDLE = tuple(f"transformer_blocks.1.{part}" for part in ("attn.to_add_out", "txt_mlp"))
+"""What Qwen-Image's last block computes of the text, which nothing reads."""
 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_step_is_the_formula(bases: dict[str, Path], name: str):
     """ln 2 and margin 0 at first; then, pair by pair, the loss computed from its definition.
 
-    sigma = s u / (1 + (s - 1) u) with u = (t + 1) / 1000 and s = 3, but 1 for FLUX.1;
-    x = (1 - sigma) latents + sigma noise; target = noise - latents, latents = (mean - 0.06) 1.5,
-    but 0.4 mean for Sana;
+    sigma = s u / (1 + (s - 1) u) with u = (t + 1) / 1000 and s = 3, but 1 for FLUX.1 and
+    Qwen-Image; x = (1 - sigma) latents + sigma noise; target = noise - latents,
+    latents = (mean - 0.06) 1.5, but 0.4 mean for Sana;
     -log sigmoid(beta / 2 ((r_w - r_l) - (e_w - e_l))) with errors that are means.
     """
     components = load(bases[name])
@@ -220,14 +247,14 @@ def test_a_step_is_the_formula(bases: dict[str, Path], name: str):
     assert bool((output.margin == 0).all())
     output.loss.backward()
     for parameter_name, parameter in policy.named_parameters():
-        assert parameter.grad is not None, parameter_name
-        assert torch.isfinite(parameter.grad).all()
+        assert (parameter.grad is None) == parameter_name.startswith(IDLE), parameter_name
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all()
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
         output = step(draw_noise(batch, rule), models, dpo(BETA))
-        draws, shift = draws_of(batch, rule), 1.0 if name.startswith("flux") else 3.0
+        draws, shift = draws_of(batch, rule), 1.0 if name.startswith(("flux", "qwen")) else 3.0
         condition = components.condition(batch.prompts, batch.size, batch.cut)
 
         def error(model: Any, pair: int, side: int, pixels: Tensor) -> Tensor:
@@ -315,6 +342,20 @@ def test_a_sheet_descends_along_the_shifted_path_and_its_steps_are_eulers():
         torch.testing.assert_close(flow.step_back(noisy, predicted, at, before), expected)
 
 
+@pytest.mark.parametrize("settings", [{"shift": 3.0}, {"use_dynamic_shifting": True}])
+def test_a_path_ends_where_the_scheduler_says(settings: dict):
+    """With shift_terminal the last step begins there; the others are stretched."""
+    theirs = flow_scheduler(**settings, shift_terminal=0.02)
+    process = flow_process("m", INDEX, dict(theirs.config) | CLASS)
+    shift = process.sampling_shift(1024)
+    theirs.set_timesteps(sigmas=[1 - step / 5 for step in range(5)], mu=math.log(shift))
+    flow = rectified_flow(1000, 1.0, shift, CPU, process.terminal)
+    path = [at for at, _ in flow.descent(5)]
+    assert path == pytest.approx(theirs.timesteps.tolist(), rel=1e-5)
+    assert path[-1] == pytest.approx(20)
+    assert list(flow.descent(1)) == [(1000, 0)]  # has no other to stretch to
+
+
 def test_the_pipelines_dynamic_shift_is_known():
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
@@ -339,6 +380,7 @@ def test_the_pipelines_dynamic_shift_is_known():
         ({"use_dynamic_shifting": 2}, "use_dynamic_shifting=2; allowed: true, false"),
         ({"use_dynamic_shifting": True, "time_shift_type": "linear"}, "allowed: exponential"),
         ({"use_dynamic_shifting": True, "max_image_seq_len": 9}, "more than base_image_seq"),
+        ({"shift_terminal": 1.5}, "shift_terminal=1.5; allowed: a number between 0 and 1, or null"),
     ],
 )  # fmt: skip
 def test_other_processes_are_refused(settings: dict, message: str):
@@ -352,6 +394,17 @@ SOLVER = {
     "_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True,
     "prediction_type": "flow_prediction", "flow_shift": 3.0,
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("family", [flux, z_image, qwen_image])
+def test_a_scheduler_that_the_pipeline_cannot_call_is_refused(family: Any):
+    """Heun's takes neither sigmas nor a shift by size, which these pipelines give."""
+    heun = {"_class_name": "FlowMatchHeunDiscreteScheduler"}
+    flow_process("m", INDEX, heun)
+    with pytest.raises(
+        ForwardProcessError, match=r"Heun.* cannot call; .* FlowMatchEulerDiscrete\."
+    ):
+        family.FAMILY.process("m", {"_class_name": family.FAMILY.pipeline}, heun)
 
 
 def test_a_solver_of_the_discrete_process_may_sample_from_a_flow():
@@ -438,6 +491,15 @@ def test_half_a_t5_and_other_input_channels_are_refused(bases: dict[str, Path], 
             "siglip_feat_dim, which is given images",
         ),
         ("z_image", "vae", {"_class_name": "AutoencoderTiny"}, "Tiny; allowed are AutoencoderKL"),
+        ("qwen_image", "transformer", {"zero_cond_t": True}, "zero_cond_t=true, as the forms have"),
+        ("qwen_image", "vae", {"input_channels": 4}, "input_channels=4, as that of the layered"),
+        ("qwen_image", "vae", {"z_dim": 8}, "latents_mean=.* allowed: a list of 8 numbers"),
+        (
+            "qwen_image",
+            "vae",
+            {"latents_mean": None, "latents_std": None},
+            "latents_mean=None; allowed: a list of numbers, which QwenImagePipeline needs",
+        ),
     ],
 )
 def test_other_parts_are_refused(
@@ -460,6 +522,7 @@ TRANSFORMERS = {
     "FLUX.1 schnell": (shapes.FLUX_SCHNELL, flux, 11_891_178_560),
     "Z-Image": (shapes.Z_IMAGE, z_image, 6_154_908_736),
     "Sana 1.6B": (shapes.SANA, sana, 1_604_462_752),
+    "Qwen-Image": (shapes.QWEN_IMAGE, qwen_image, 20_430_401_088),
 }
 """The published configurations, and how many parameters they have."""
 
@@ -468,6 +531,7 @@ TEXT_SHAPES = {
     flux: ((1, 333, 4096), (1, 768)),
     z_image: ((1, 512, 2560),),
     sana: ((1, 300, 2304),),
+    qwen_image: ((1, 512, 3584),),
 }
 """States and, where there are some, pooled states of a prompt."""
 
@@ -483,7 +547,7 @@ def test_the_published_transformers_take_what_we_give_them(name: str):
         model = getattr(diffusers, family.parts["transformer"])(**settings).eval()
         assert sum(p.numel() for p in model.parameters()) == parameters
         text = PromptEmbeds(*map(torch.zeros, TEXT_SHAPES[module]))
-        if module in (z_image, sana):
+        if module in (z_image, sana, qwen_image):
             text = replace(text, length=torch.full((1,), 99, device="cpu"))
         config = ModelConfig(index={}, denoiser=model.config, vae={}, scheduler={})
         guidance = family.guidance(config)

@@ -1,6 +1,7 @@
 """Flow models beyond the step: sampled, exported, read back, and their latents written."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from tests.helpers_texts import text_files, write_texts
 from tests.helpers_train import SIDE, WORDS, opened
 from tests.test_flow_models import CPU, load
 from tests.test_lora import train_a_little, trained
-from train.config import LoraSpec
+from train.config import LoraSpec, SampleSpec
 from train.export.pipeline import (
     ADAPTER,
     export_adapter,
@@ -37,11 +38,15 @@ from train.export.pipeline import (
     trained_denoiser,
 )
 from train.models.lora import attach, in_diffusers_format
+from train.trainer.metrics_log import MetricsLog
+from train.trainer.samples import Samples
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
 """Of NumPy, about a scheduler of diffusers."""
 
 PROMPTS = ["a red cat", "a blue cat"]
+NEWER = {"model.": "model.language_model.", "visual.": "model.visual."}
+"""How names of Qwen2.5-VL's weights begin in files, and in transformers."""
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,7 @@ def generator(folder: Path, adapter: str = "", scheduler: Scheduler = Scheduler.
 # --- sampling ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sd3_without_t5", "flux", "z_image", "sana"])
+@pytest.mark.parametrize("name", ["sd3_without_t5", "flux", "z_image", "sana", "qwen_image"])
 def test_images_come_from_the_models_own_scheduler(bases: dict[str, Path], name: str):
     """Those of the pipeline from the same noise; they do not depend on the batch."""
     side = SIDES.get(name, SIDE)
@@ -85,9 +90,28 @@ def test_images_come_from_the_models_own_scheduler(bases: dict[str, Path], name:
     assert np.abs(whole - (images * 255).round()).max() <= 1
 
 
+def test_a_sheet_has_the_pipelines_path_and_guidance(bases: dict[str, Path]):
+    """Those of Qwen-Image are its own: sigmas end at 0.02, and guided patches keep their length."""
+    components, pipeline = load(bases["qwen_image"]), pipeline_of(bases["qwen_image"])
+    noise = initial_noise(PROMPTS, [0, 1], (CHANNELS, SIDE // 2, SIDE // 2))
+    family, condition = components.base.family, components.condition_of_new([*PROMPTS, "", ""])
+    expected = pipeline(
+        [*PROMPTS], latents=family.pipeline_latents(noise), height=SIDE, width=SIDE,
+        num_inference_steps=3, output_type="pt", **family.pipeline_options(2, 30.0),
+    ).images  # fmt: skip
+    spec, unused = SampleSpec(steps=3, guidance=30.0), object.__new__(MetricsLog)
+    sheet = Samples(spec, components, (*PROMPTS,), condition, noise, unused)
+    images = sheet.generate(components.denoiser()) / 2 + 0.5
+    torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_what_cannot_be_sampled_is_refused(bases: dict[str, Path]):
     with pytest.raises(ValueError, match="resolution=18 is no multiple of 4"):
         generator(bases["flux"], size=Size(18, 18))
+    with pytest.raises(
+        SamplesError, match="evaluate.steps=1: .* shift_terminal=0.02, .* 2 and more"
+    ):
+        generator(bases["qwen_image"], steps=1)
     with pytest.raises(SamplesError, match="cpu_offload=true moves .* the device is cpu"):
         generator(bases["flux"], offload=True)
     model = Model(name="m", path=str(bases["sd3"]), adapter=str(bases["sd3"] / "x.safetensors"))
@@ -140,10 +164,30 @@ def test_a_language_model_may_have_a_head_and_needs_a_chat_template(
         check_part(folder, "tokenizer", "m")
 
 
+def test_a_vision_language_model_may_have_either_of_its_names(
+    bases: dict[str, Path], tmp_path: Path
+):
+    """Those of transformers' class; its files have the older ones."""
+    folder = Path(shutil.copytree(bases["qwen_image"], tmp_path / "m"))
+    weights = folder / "text_encoder/model.safetensors"
+    tensors = load_file(weights)
+    assert {"model.norm.weight", "visual.patch_embed.proj.weight"} <= tensors.keys()
+    newer = {
+        re.sub(r"^(model\.|visual\.)", lambda old: NEWER[old[0]], name): tensor
+        for name, tensor in tensors.items()
+    }
+    save_file(newer, weights, {"format": "pt"})
+    check_part(folder, "text_encoder", "m")
+    newer.pop("model.language_model.norm.weight")
+    save_file(newer, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"text_encoder/model.safetensors .* missing norm.weight"):
+        check_part(folder, "text_encoder", "m")
+
+
 # --- the result ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sd3", "sd3_without_t5", "flux", "z_image", "sana"])
+@pytest.mark.parametrize("name", ["sd3", "sd3_without_t5", "flux", "z_image", "sana", "qwen_image"])
 @torch.no_grad()
 def test_a_trained_model_is_read_back(bases: dict[str, Path], tmp_path: Path, name: str):
     """All weights: the pipeline's tensors are those given; what was not trained is the base's."""
@@ -161,7 +205,7 @@ def test_a_trained_model_is_read_back(bases: dict[str, Path], tmp_path: Path, na
     assert opened(tmp_path / "p").process == base.process
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux", "z_image", "sana"])
+@pytest.mark.parametrize("name", ["sd3", "flux", "z_image", "sana", "qwen_image"])
 @torch.no_grad()
 def test_an_adapter_samples_what_the_merged_pipeline_samples(
     bases: dict[str, Path], tmp_path: Path, name: str
@@ -199,7 +243,7 @@ def test_an_adapter_of_another_family_is_refused(bases: dict[str, Path], tmp_pat
 # --- stage one's latents -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux", "z_image", "sana"])
+@pytest.mark.parametrize("name", ["sd3", "flux", "z_image", "sana", "qwen_image"])
 @torch.no_grad()
 def test_latents_of_16_channels_are_written_unscaled_and_read_scaled(
     bases: dict[str, Path], name: str
@@ -222,7 +266,11 @@ def test_latents_of_16_channels_are_written_unscaled_and_read_scaled(
     expected = (moments[:, 0] + moments[:, 1] * posterior - shift) * factor
     torch.testing.assert_close(latents, expected)
     decoded = components.decode_latents(latents)
-    theirs = components.vae.decode(latents / factor + shift).sample
+    raw = latents / factor + shift
+    if name == "qwen_image":  # whose images are videos of one frame
+        theirs = components.vae.decode(raw[:, :, None]).sample[:, :, 0]
+    else:
+        theirs = components.vae.decode(raw).sample
     torch.testing.assert_close(decoded, theirs)
 
 

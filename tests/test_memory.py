@@ -259,22 +259,26 @@ PRESETS = [(model, size) for model in presets.MODELS for size in presets.SIZES]
 
 @pytest.mark.parametrize(("model", "size"), PRESETS)
 def test_a_preset_fits_its_gpu_and_no_better_one_does(model: str, size: int):
-    """LoRA where all weights fit in no way that presets have; a rounded base where no whole one."""
+    """LoRA where all weights fit in no way that presets have; a rounded base where no whole one.
+
+    None is there where not even a base in 4 bits fits.
+    """
     preset, most = presets.read_preset(model, size), presets.USABLE * size
-    assert preset.gib <= most
+    assert preset is None or preset.gib <= most
     name, shape = presets.MODELS[model]
     least = COUNTED[shape][-1]  # one pair, blocks recomputed
+    trained = preset.trained if preset else f"LoRA on {Quantize.nf4.value}"
     kinds = list(Quantize)
-    rounded = kinds.index(Quantize(preset.trained.partition(" on ")[2] or "none"))
+    rounded = kinds.index(Quantize(trained.partition(" on ")[2] or "none")) + (preset is None)
     in_8_bits = TrainSpec(optimizer=OptimizerSpec(kind=OptimizerKind.adamw8bit))
-    better = [(published(name, text=0, vae=0), in_8_bits)] * preset.trained.startswith("LoRA")
+    better = [(published(name, text=0, vae=0), in_8_bits)] * trained.startswith("LoRA")
     better += [(published(name, 16, kind, text=0, vae=0), TrainSpec()) for kind in kinds[:rounded]]
     assert all(estimate_memory(*one, 1).total / GIB + least > most for one in better)
 
 
 def test_every_preset_is_in_the_table_of_the_guide():
     files = {(path.parent.name, path.stem) for path in (ROOT / "conf/preset").rglob("*.yaml")}
-    assert files == {(model, f"{size}gb") for model, size in PRESETS}
+    assert files <= {(model, f"{size}gb") for model, size in PRESETS}
     assert presets.table() in (ROOT / "docs/models.md").read_text()
 
 
@@ -286,6 +290,7 @@ EXPERIMENTS = {
     "flux_dev_lora": ("FLUX.1 dev", "FLUX.1 dev at 1024, LoRA of rank 32"),
     "z_image_lora": ("Z-Image", "Z-Image at 1024, LoRA of rank 32"),
     "sana_lora": ("Sana 1.6B", "Sana 1.6B at 1024, LoRA of rank 128"),
+    "qwen_image_lora": ("Qwen-Image", "Qwen-Image at 1024, LoRA of rank 32"),
 }
 """Experiment -> its model in `PUBLISHED`, and in the table of activations."""
 

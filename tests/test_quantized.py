@@ -9,7 +9,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.helpers_flow import SIDES, write_flux, write_sana, write_sd3, write_z_image
+from tests.helpers_flow import (
+    SIDES,
+    write_flux,
+    write_qwen_image,
+    write_sana,
+    write_sd3,
+    write_z_image,
+)
 from tests.helpers_train import SIDE, opened, write_base, write_sdxl_base
 from train.config import LoraSpec, ModelSpec, Precision, Quantize, TrainSpec, ZeroSpec
 from train.models import extras
@@ -23,7 +30,8 @@ from train.run import model_identity
 
 CPU = torch.device("cpu")
 WRITERS = {"sd": write_base, "sdxl": write_sdxl_base, "sd3": write_sd3, "flux": write_flux,
-           "z_image": write_z_image, "sana": write_sana}  # fmt: skip
+           "z_image": write_z_image, "sana": write_sana,
+           "qwen_image": write_qwen_image}  # fmt: skip
 NEEDS_PACKAGE = pytest.mark.skipif(not find_spec("bitsandbytes"), reason="needs bitsandbytes")
 KINDS = [Quantize.int8, pytest.param(Quantize.nf4, marks=NEEDS_PACKAGE)]
 BOTH = pytest.mark.parametrize("kind", KINDS)

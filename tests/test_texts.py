@@ -20,7 +20,7 @@ from data.models.family import ModelError
 from label.scoring import text_files as files_module
 from label.scoring import text_writer
 from label.scoring.score_sets import FACTS
-from tests.helpers_flow import write_flux, write_sana, write_sd3, write_z_image
+from tests.helpers_flow import write_flux, write_qwen_image, write_sana, write_sd3, write_z_image
 from tests.helpers_label import hashes
 from tests.helpers_texts import CPU, sets_of, text_files, write_as, write_texts
 from tests.helpers_train import SIDE, SQUARE, write_base, write_labels, write_pairs, write_sdxl_base
@@ -44,6 +44,7 @@ BASES = {
     "flux": write_flux,
     "z_image": write_z_image,
     "sana": write_sana,
+    "qwen_image": write_qwen_image,
 }
 PROMPTS = ("", "a red cat", "a green cat", "a blue cat", "a grey cat")
 

@@ -16,6 +16,7 @@ from data.models.family import (
     PromptEmbeds,
     Tensor,
 )
+from data.models.rectified_flow import EULER
 
 T5_TOKENS = 512
 """Tokens of a prompt for T5: the pipeline's default."""
@@ -42,6 +43,7 @@ class Flux(FlowFamily):
         "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
     )  # fmt: skip
     patch = 2
+    schedulers = (EULER,)
     is_guided = False
 
     def latent_channels(self, config: ModelConfig) -> int:

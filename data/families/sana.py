@@ -18,7 +18,7 @@ from data.models.family import (
 )
 from data.models.forward_process import Prediction, refuse
 from data.models.latent_scale import LatentScale, latent_scale
-from data.models.rectified_flow import FlowProcess
+from data.models.rectified_flow import SCHEDULERS, FlowProcess
 
 TOKENS = 300
 """Tokens that are kept of a prompt: the pipeline's default."""
@@ -58,7 +58,7 @@ class Sana(FlowFamily):
         "scheduler": "",
     }
     lora_targets = ("to_q", "to_k", "to_v")
-    solvers = ("DPMSolverMultistepScheduler",)
+    schedulers = (*SCHEDULERS, "DPMSolverMultistepScheduler")
 
     def check(self, what: str, config: ModelConfig) -> None:
         """Refuse what the pipeline would run otherwise than its published models."""

@@ -17,6 +17,7 @@ from data.models.family import (
     PromptEmbeds,
     Tensor,
 )
+from data.models.rectified_flow import EULER
 
 TOKENS = 512
 """Tokens of a prompt with its template at most: the pipeline's default."""
@@ -34,6 +35,7 @@ class ZImage(FlowFamily):
         "scheduler": "",
     }
     patch = 2
+    schedulers = (EULER,)
 
     def check(self, what: str, config: ModelConfig) -> None:
         """Refuse transformers that are given images, and other patches than the pipeline's."""
@@ -91,7 +93,7 @@ class ZImage(FlowFamily):
             for prompt in prompts
         ]
         output, mask = encoder.masked(
-            texts, max_length=TOKENS, padding="max_length", output_hidden_states=True
+            texts, {"output_hidden_states": True}, max_length=TOKENS, padding="max_length"
         )
         return PromptEmbeds.masked(output.hidden_states[-2], mask, TOKENS)
 

@@ -12,8 +12,12 @@ def encode_moments(
 ) -> Float[Tensor, "image 2 channel height_8 width_8"]:
     """Mean and standard deviation of the posterior of images in [-1, 1], unscaled.
 
-    The deviation of an autoencoder without a posterior is 0.
+    The deviation of an autoencoder without a posterior is 0. One of videos takes each image as a
+    video of one frame.
     """
+    if is_of_videos(vae):
+        posterior = vae.encode(images.unsqueeze(2)).latent_dist
+        return torch.stack([posterior.mean, posterior.std], 1).squeeze(3)
     encoded = vae.encode(images)
     if not hasattr(encoded, "latent_dist"):
         return torch.stack([encoded.latent, torch.zeros_like(encoded.latent)], 1)
@@ -25,8 +29,15 @@ def decode_latents(
     vae: Any, latents: Float[Tensor, "image channel height_8 width_8"]
 ) -> Float[Tensor, "image 3 height width"]:
     """Images in about [-1, 1] of unscaled latents."""
+    if is_of_videos(vae):
+        latents = latents.unsqueeze(2)
     images: Tensor = vae.decode(latents)[0]
-    return images
+    return images.squeeze(2) if is_of_videos(vae) else images
+
+
+def is_of_videos(vae: Any) -> bool:
+    """Whether the third dimension of its images and latents is time."""
+    return hasattr(vae, "temperal_downsample")
 
 
 def encode_tiles(vae: Any, tile: int, factor: int) -> None:

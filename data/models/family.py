@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from data.images import Size
 from data.models.forward_process import DiscreteProcess, Prediction
 from data.models.latent_scale import SHIFT, LatentScale, latent_scale
-from data.models.rectified_flow import FlowProcess, flow_process
+from data.models.rectified_flow import SCHEDULERS, FlowProcess, flow_process
 from data.models.vae_config import latent_channels, latent_factor
 
 if TYPE_CHECKING:
@@ -249,6 +249,10 @@ class Family(ABC):
         `timestep` has a row for each image, in the process's own unit.
         """
 
+    def guide(self, conditional: Latents, empty: Latents, scale: float) -> Latents:
+        """Classifier-free guidance (Ho and Salimans 2022, Eq. 6, w + 1 = `scale`)."""
+        return empty + scale * (conditional - empty)
+
     def pipeline_latents(self, noise: Latents) -> Tensor:
         """Latents in the shape that the pipeline takes as `latents`."""
         return noise
@@ -258,14 +262,14 @@ class FlowFamily(Family):
     """A family with a transformer and rectified flow, whose schedulers are no others'."""
 
     denoiser = "transformer"
-    solvers: ClassVar[tuple[str, ...]] = ()
-    """Schedulers of other processes that the pipeline takes, too, if they sample from this one."""
+    schedulers: ClassVar[tuple[str, ...]] = SCHEDULERS
+    """Schedulers that the pipeline takes."""
 
     def process(
         self, what: str, index: Json, scheduler: Json, prediction: Prediction | None = None
     ) -> FlowProcess:
         """Rectified flow."""
-        return flow_process(what, index, scheduler, prediction, self.solvers)
+        return flow_process(what, index, scheduler, prediction, self.schedulers)
 
     def latent_scale(self, what: str, vae: Json) -> LatentScale:
         """By shift and factor."""

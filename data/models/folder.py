@@ -33,11 +33,14 @@ BUFFERS = ("position_ids",)
 """Ends of names in old files that are no weights."""
 CHAT = ("Qwen3Model",)
 """Language models whose pipelines frame a prompt by the tokenizer's chat template."""
-BY_HEADER = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", "Gemma2Model", *CHAT)
+BY_HEADER = (
+    "CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel", "Gemma2Model", *CHAT,
+    "Qwen2_5_VLForConditionalGeneration",
+)  # fmt: skip
 """Text encoders whose files have the names of the class; others are loaded to be checked."""
 ENDING = ("CLIPTokenizer", "T5Tokenizer")
 """Tokenizers whose end of a prompt the text encoder waits for."""
-PREFIX = re.compile(r"^(text_model\.|model\.)")
+PREFIX = re.compile(r"^(text_model\.|model\.language_model\.|model\.)")
 """Begins the names of a text encoder in some versions of transformers and not in others, and where
 it was saved with a head."""
 HEAD = "lm_head.weight"

@@ -29,12 +29,17 @@ class LatentScale:
 
 
 def latent_scale(
-    what: str, pipeline: str, vae: Mapping[str, Any], applies: str | None = None
+    what: str,
+    pipeline: str,
+    vae: Mapping[str, Any],
+    applies: str | None = None,
+    *,
+    required: bool = False,
 ) -> LatentScale:
     """The scaling of a model, of which `vae` is the VAE's `config.json`.
 
     `what` names the model in messages, `pipeline` is the class in its `model_index.json`, and
-    `applies` what that applies besides the factor.
+    `applies` what that applies besides the factor; `required` means that it cannot do without.
 
     Raises:
         LatentScaleError: A value is no number, or the model's pipeline would ignore it.
@@ -49,6 +54,8 @@ def latent_scale(
         raise _ignored(what, "shift_factor", shift, pipeline)
     mean, std = vae.get("latents_mean"), vae.get("latents_std")
     if mean is None and std is None:
+        if required:
+            raise _refuse(what, "latents_mean", None, f"a list of numbers, which {pipeline} needs")
         return LatentScale(float(factor), shift=float(shift or 0))
     if applies != NORMALISATION:
         name = "latents_std" if mean is None else "latents_mean"

@@ -119,6 +119,8 @@ class RectifiedFlow:
     """The fraction of noise at each timestep, float32, rising to 1."""
     sampling_shift: float = 1.0
     """The shift of sampling; that of training is in `sigmas`."""
+    terminal: float | None = None
+    """The sigma of the last step of sampling, to which the others are stretched."""
 
     @property
     def num_timesteps(self) -> int:
@@ -139,9 +141,17 @@ class RectifiedFlow:
         return self.sigmas[timestep] * self.num_timesteps
 
     def descent(self, steps: int) -> Iterator[tuple[float, float]]:
-        """(From, to) of each step: sigmas evenly from 1 to 0, shifted, as the denoiser is told."""
+        """(From, to) of each step, as the denoiser is told: sigmas evenly from 1 to 0, shifted.
+
+        With a `terminal` the signal 1 - sigma of all but the 0 is then scaled, so that the last
+        step begins there (`shift_terminal` of diffusers' scheduler).
+        """
         even = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-        stops = (shifted(even, self.sampling_shift) * self.num_timesteps).tolist()
+        sigmas = shifted(even, self.sampling_shift)
+        if self.terminal is not None and steps > 1:
+            signal = 1 - sigmas[:-1]
+            sigmas[:-1] = 1 - signal * (1 - self.terminal) / signal[-1]
+        stops = (sigmas * self.num_timesteps).tolist()
         return zip(stops, stops[1:], strict=False)
 
     def step_back(
@@ -160,8 +170,12 @@ def shifted(sigma: Float[Tensor, " timestep"], shift: float) -> Float[Tensor, " 
 
 
 def rectified_flow(
-    num_timesteps: int, shift: float, sampling_shift: float, device: torch.device
+    num_timesteps: int,
+    shift: float,
+    sampling_shift: float,
+    device: torch.device,
+    terminal: float | None = None,
 ) -> RectifiedFlow:
     """The grid of sigmas of diffusers' training scripts: 1/n ... 1, shifted once."""
     even = torch.arange(1, num_timesteps + 1, dtype=torch.float32) / num_timesteps
-    return RectifiedFlow(shifted(even, shift).to(device), sampling_shift)
+    return RectifiedFlow(shifted(even, shift).to(device), sampling_shift, terminal)

@@ -23,7 +23,9 @@ from data.models.forward_process import (
     timesteps_of,
 )
 
-SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+EULER = "FlowMatchEulerDiscreteScheduler"
+"""The scheduler that takes a path of sigmas and a shift by size, which some pipelines give."""
+SCHEDULERS = (EULER, "FlowMatchHeunDiscreteScheduler")
 """Schedulers of diffusers that sample from this process."""
 SOLVING = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 """The settings with which schedulers of the discrete process do, too."""
@@ -39,6 +41,9 @@ class FlowProcess:
     dynamic: tuple[tuple[int, float], tuple[int, float]] | None = None
     """Where the shift depends on the image's size: two numbers of patches and the logarithms of
     their shifts, between which it is linear."""
+    terminal: float | None = None
+    """The sigma of the last step of sampling (`shift_terminal`), to which those before it are
+    stretched; None leaves them as they are."""
     is_assumed: bool = False
     """Nothing is: a flow's denoiser always predicts noise - latents."""
 
@@ -73,18 +78,18 @@ def flow_process(
     index: Json,
     scheduler: Json,
     prediction: Prediction | None = None,
-    solvers: Sequence[str] = (),
+    schedulers: Sequence[str] = SCHEDULERS,
 ) -> FlowProcess:
     """The process of a model that is to be a flow-matching one; parameters as `forward_process`.
 
-    `solvers` are schedulers that sample from this process where their settings say so.
+    `schedulers` are those that the pipeline takes. Of other processes' they must sample from this
+    one by their settings.
 
     Raises:
         ForwardProcessError: It has another process, or settings that are not known here.
     """
-    known = (*SCHEDULERS, *solvers)
-    if reason := _other_process(index, scheduler, known):
-        names = ", ".join(name.removesuffix("Scheduler") for name in known)
+    if reason := _other_process(index, scheduler, schedulers):
+        names = ", ".join(name.removesuffix("Scheduler") for name in schedulers)
         raise ForwardProcessError(
             f"{what}: {reason}; a {index.get('_class_name')} needs {ProcessKind.flow.value}, with "
             f"one of {names}. Restore the scheduler that it came with"
@@ -97,7 +102,7 @@ def flow_process(
     given = stated(scheduler)
     if flag(what, given, "invert_sigmas"):
         raise refuse(what, "invert_sigmas", True, "false")
-    is_solver = bool(set(solvers) & set(scheduler_classes(index, scheduler).values()))
+    is_solver = bool(set(scheduler_classes(index, scheduler).values()) - set(SCHEDULERS))
     for name, value in SOLVING.items() if is_solver else ():
         if given.get(name) != value:
             raise refuse(what, name, given.get(name), f"{value}, as a flow-matching model needs")
@@ -105,6 +110,7 @@ def flow_process(
         num_timesteps=timesteps_of(what, given),
         shift=_number(what, given, "flow_shift" if is_solver else "shift", 1.0),
         dynamic=_dynamic(what, given),
+        terminal=_terminal(what, given),
     )
 
 
@@ -114,6 +120,8 @@ def _other_process(index: Json, scheduler: Json, known: Sequence[str]) -> str:
     if not classes:
         return f"{CONFIG} has no _class_name, which means {ProcessKind.unknown.value}"
     for file, name in classes.items():
+        if name in SCHEDULERS and name not in known:
+            return f"{file} names the scheduler {name}, which the pipeline cannot call"
         if name not in known:
             kind, _ = process_kind({}, {"_class_name": name})
             other = ProcessKind.unknown if kind is ProcessKind.flow else kind
@@ -135,6 +143,15 @@ def _dynamic(what: str, given: Json) -> tuple[tuple[int, float], tuple[int, floa
         raise refuse(what, "max_image_seq_len", many, f"more than base_image_seq_len={few}")
     low, high = _number(what, given, "base_shift", 0.5), _number(what, given, "max_shift", 1.15)
     return (few, low), (many, high)
+
+
+def _terminal(what: str, given: Json) -> float | None:
+    value = given.get("shift_terminal")
+    if not value:  # of which diffusers takes no notice
+        return None
+    if not is_number(value) or not 0 < value < 1:
+        raise refuse(what, "shift_terminal", value, "a number between 0 and 1, or null")
+    return float(value)
 
 
 def _number(what: str, given: Json, name: str, usual: float) -> float:

@@ -4,7 +4,7 @@ A prompt is encoded as the family's own pipeline encodes it, in training as in s
 said in `data/families/`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,15 +39,17 @@ class TextEncoder:
         return self.model(to_device(tokens.input_ids, self.model.device), **options)
 
     def masked(
-        self, texts: Sequence[str], *, output_hidden_states: bool = False, **tokenizing: Any
+        self, texts: Sequence[str], options: Mapping[str, Any] | None = None, **tokenizing: Any
     ) -> tuple[Any, Int[Tensor, "text token"]]:
-        """The output of a model that is told which tokens are padding, and its mask: 1 or 0."""
+        """The output of a model that is told which tokens are padding, and its mask: 1 or 0.
+
+        `options` are the model's, `tokenizing` those of the tokenizer.
+        """
         tokens = self._tokens(texts, **tokenizing)
         ids, mask = (
             to_device(one, self.model.device) for one in (tokens.input_ids, tokens.attention_mask)
         )
-        options = {"output_hidden_states": True} if output_hidden_states else {}
-        return self.model(input_ids=ids, attention_mask=mask, **options), mask
+        return self.model(input_ids=ids, attention_mask=mask, **options or {}), mask
 
     def _tokens(self, texts: Sequence[str], **tokenizing: Any) -> Any:
         return self.tokenizer(list(texts), truncation=True, return_tensors="pt", **tokenizing)

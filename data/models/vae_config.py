@@ -26,6 +26,7 @@ KINDS = {
     "AutoencoderDC": _Names(
         "latent_channels", 32, "encoder_block_out_channels", 6, -1, is_random=False
     ),
+    "AutoencoderKLQwenImage": _Names("z_dim", 16, "temperal_downsample", 3, 0),
 }
 """The classes whose latents can be trained on."""
 USUAL = "AutoencoderKL"

@@ -256,7 +256,8 @@ def make_forward_process(
         return noise_schedule(process, device)
     patches = (resolution // base.vae_factor // base.family.patch) ** 2
     training = process.training_shift if shift is None else shift
-    return rectified_flow(process.num_timesteps, training, process.sampling_shift(patches), device)
+    sampling = process.sampling_shift(patches)
+    return rectified_flow(process.num_timesteps, training, sampling, device, process.terminal)
 
 
 def noise_schedule(process: DiscreteProcess, device: torch.device) -> NoiseSchedule:

@@ -76,18 +76,19 @@ PUBLISHED = {
     "FLUX.1 dev": ParameterCounts(denoiser=11_901_408_320, text=4_885_371_136, vae=83_819_683),
     "Z-Image": ParameterCounts(denoiser=6_154_908_736, text=4_022_468_096, vae=83_819_683),
     "Sana 1.6B": ParameterCounts(denoiser=1_604_462_752, text=2_614_341_888, vae=312_250_275),
+    "Qwen-Image": ParameterCounts(denoiser=20_430_401_088, text=8_292_166_656, vae=126_892_531),
 }
 """With T5, where the family has it."""
 ADAPTERS = {
     "SD1.5": 3_188_736, "SD2.1": 3_319_808, "SDXL": 23_224_320, "SD3.5 medium": 9_388_032,
     "SD3.5 large": 23_580_672, "FLUX.1 dev": 44_826_624, "Z-Image": 16_711_680,
-    "Sana 1.6B": 8_601_600,
+    "Sana 1.6B": 8_601_600, "Qwen-Image": 23_592_960,
 }  # fmt: skip
 """LoRA of rank 16 on the layers that the family adapts by default."""
 LINEAR = {
     "SD1.5": 270_049_280, "SD2.1": 301_219_840, "SDXL": 2_232_647_680,
     "SD3.5 medium": 2_241_822_720, "SD3.5 large": 8_053_694_464, "FLUX.1 dev": 11_898_322_944,
-    "Z-Image": 6_153_863_168, "Sana 1.6B": 848_762_880,
+    "Z-Image": 6_153_863_168, "Sana 1.6B": 848_762_880, "Qwen-Image": 20_424_818_688,
 }  # fmt: skip
 """Weights of the denoiser's linear layers: what `model.quantize` stores in fewer bits."""
 FP32_VAES = ("SDXL", "SD3.5 medium", "SD3.5 large", "Sana 1.6B")

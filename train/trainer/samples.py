@@ -103,7 +103,7 @@ class Samples(Callback):
         latents: Float[Tensor, "image channel height width"],
         at: int | float,
     ) -> Float[Tensor, "image channel height width"]:
-        """Apply classifier-free guidance (Ho and Salimans 2022, Eq. 6, w + 1 = `guidance`)."""
+        """Predict, with guidance where samples have it."""
         guided = is_guided(self.spec, self.components)
         inputs = torch.cat([latents, latents]) if guided else latents
         timestep = torch.full((len(inputs),), at, device=inputs.device)
@@ -111,7 +111,7 @@ class Samples(Callback):
         if not guided:
             return predicted
         conditional, empty = predicted.chunk(2)
-        return empty + self.spec.guidance * (conditional - empty)
+        return self.components.base.family.guide(conditional, empty, self.spec.guidance)
 
 
 def is_guided(spec: SampleSpec, components: ModelComponents) -> bool:
