@@ -5,15 +5,17 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context, parent_process
 
 from label.metrics.preprocessing import ProcessedImage, Transform
-from label.scoring.shared_arrays import ArrayWriter, Place, SharedArrays
+from label.scoring.shared_arrays import ArrayWriter, Packed, SharedArrays, Slot
 
 Chunk = Sequence[tuple[bytes, Sequence[Transform]]]
 Prepare = Callable[[Chunk], list[ProcessedImage]]
+Sent = Packed | list[ProcessedImage]
+"""What a process sends through its pipe: with the arrays where there is no room for them."""
 SPARE_SLOTS = 32
 """For chunks that wait for a full batch of a network, besides those that are being prepared."""
 
@@ -23,7 +25,9 @@ class DecodeProcesses:
 
     def __init__(self, workers: int, prepare: Prepare, ahead: int) -> None:
         self._prepare = prepare
-        self._shared = SharedArrays(ahead + SPARE_SLOTS) if SharedArrays.is_supported() else None
+        self._shared: SharedArrays | None = None
+        with suppress(OSError):  # then the arrays go through the pipe
+            self._shared = SharedArrays(ahead + SPARE_SLOTS)
         path = self._shared.path if self._shared else None
         # Not forks of this process, whose threads and GPU a fork cannot use.
         context = get_context("forkserver")
@@ -36,9 +40,10 @@ class DecodeProcesses:
             BrokenProcessPool: A process was killed.
         """
         slot = self._shared.take() if self._shared else None
+        start = slot.start if slot else None
         images: Future[list[ProcessedImage]] = Future()
-        sent = self.executor.submit(_prepare, self._prepare, chunk, slot)
-        sent.add_done_callback(partial(self._receive, images, slot))
+        sent = self.executor.submit(_prepare, self._prepare, chunk, start)
+        sent.add_done_callback(partial(_receive, images, slot))
         return images
 
     def shutdown(self) -> None:
@@ -47,39 +52,14 @@ class DecodeProcesses:
         if self._shared:
             self._shared.close()
 
-    def _receive(
-        self, images: Future[list[ProcessedImage]], slot: int | None, sent: "Future[_Sent]"
-    ) -> None:
-        """Give the images the arrays that were not sent with them."""
-        if sent.cancelled():
-            images.cancel()
-        elif error := sent.exception():
-            images.set_exception(error)
-        else:
-            images.set_result(self._whole(sent.result(), slot))
 
-    def _whole(self, sent: "_Sent", slot: int | None) -> list[ProcessedImage]:
-        if slot is None or self._shared is None:
-            return sent.images
-        arrays = iter(self._shared.arrays(slot, sent.places or ()))
-        if sent.places is None:
-            return sent.images
-        return [
-            replace(image, arrays={way: next(arrays) for way in ways})
-            for image, ways in zip(sent.images, sent.ways, strict=True)
-        ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """What a process sends through its pipe."""
-
-    images: list[ProcessedImage]
-    """With their arrays, if these have no places."""
-    ways: list[tuple[Transform, ...]]
-    """The ways in which each image was prepared."""
-    places: list[Place] | None
-    """Those of all arrays, one after another."""
+def _receive(images: Future[list[ProcessedImage]], slot: Slot | None, sent: Future[Sent]) -> None:
+    """Give the images the arrays that were not sent with them; hold the slot until then."""
+    try:
+        result = sent.result()
+        images.set_result(result.unpack(slot) if isinstance(result, Packed) else result)
+    except Exception as error:  # whatever it is, somebody waits for it
+        images.set_exception(error)
 
 
 # --- in a process --------------------------------------------------------------------------------
@@ -92,7 +72,9 @@ def _be_worker(path: str | None) -> None:
     global _writer
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _writer = ArrayWriter(path) if path else None
+    if path:
+        with suppress(OSError):  # then the arrays go through the pipe
+            _writer = ArrayWriter(path)
 
 
 def _end_with_parent() -> None:
@@ -102,11 +84,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _prepare(prepare: Prepare, chunk: Chunk, slot: int | None) -> _Sent:
-    images, places = prepare(chunk), None
-    if slot is not None and _writer is not None:
-        places = _writer.write(slot, [array for one in images for array in one.arrays.values()])
-    ways = [tuple(image.arrays) for image in images]
-    if places is not None:
-        images = [replace(image, arrays={}) for image in images]
-    return _Sent(images, ways, places)
+def _prepare(prepare: Prepare, chunk: Chunk, start: int | None) -> Sent:
+    images = prepare(chunk)
+    packed = None if _writer is None or start is None else _writer.pack(images, start)
+    return images if packed is None else packed

@@ -6,10 +6,10 @@ which waits for the GIL that the thread holds which launches the networks.
 
 import mmap
 import os
+import pickle
 import weakref
-from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,71 +19,85 @@ ALIGNMENT = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """An array's place in the memory."""
+class Slot:
+    """Room for arrays, which is free again when nothing refers to its memory any more."""
 
     start: int
-    shape: tuple[int, ...]
-    dtype: str
+    """Its first byte in the file."""
+    memory: np.ndarray
+    """All of it; arrays in it refer to this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """An object the arrays of which are in a slot."""
+
+    pickled: bytes
+    """The object without them."""
+    spans: list[tuple[int, int]]
+    """Their first bytes in the slot, and the ends."""
+
+    def unpack(self, slot: Slot | None) -> Any:
+        """The object, with arrays that are where they were written."""
+        assert slot is not None
+        arrays = [slot.memory[start:end] for start, end in self.spans]
+        return pickle.loads(self.pickled, buffers=arrays)
 
 
 class SharedArrays:
-    """The reader's side: slots, each free again when the last array in it is gone."""
+    """The reader's side: memory in slots, in a file without a name."""
 
     def __init__(self, slots: int) -> None:
-        self._file = os.memfd_create("arrays")
-        os.ftruncate(self._file, slots * SLOT_BYTES)
-        self._memory = mmap.mmap(self._file, slots * SLOT_BYTES)
-        self._free = deque(range(slots))
-        self.path = f"/proc/{os.getpid()}/fd/{self._file}"
+        """Reserve the addresses; memory is taken as it is written.
+
+        Raises:
+            OSError: The system has no such files (Linux has), or a limit forbids one of this size.
+        """
+        if not hasattr(os, "memfd_create"):
+            raise OSError("this system has no files without a name")
+        file = os.memfd_create("arrays")
+        self.close = weakref.finalize(self, os.close, file)
+        """Lets no more writers open it; arrays stay."""
+        os.ftruncate(file, slots * SLOT_BYTES)
+        self._memory = mmap.mmap(file, slots * SLOT_BYTES)
+        self._free = [number * SLOT_BYTES for number in range(slots)]
+        self.path = f"/proc/{os.getpid()}/fd/{file}"
         """Where the writers find it."""
 
-    @staticmethod
-    def is_supported() -> bool:
-        """Whether the system has memory that is a file without a name (Linux)."""
-        return hasattr(os, "memfd_create")
-
-    def take(self) -> int | None:
-        """A free slot, if there is one."""
-        return self._free.popleft() if self._free else None
-
-    def arrays(self, slot: int, places: Sequence[Place]) -> list[np.ndarray]:
-        """What a writer has put into a slot, which is free again when the last of it is gone."""
-        whole = np.frombuffer(self._memory, np.uint8, SLOT_BYTES, slot * SLOT_BYTES)
-        weakref.finalize(whole, self._free.append, slot).atexit = False
-        return [_array(whole, place) for place in places]
-
-    def close(self) -> None:
-        """Let no more writers open it; arrays stay."""
-        os.close(self._file)
+    def take(self) -> Slot | None:
+        """A free slot, if there is one: the last that was used, whose memory is there already."""
+        if not self._free:
+            return None
+        start = self._free.pop()
+        memory = np.frombuffer(self._memory, np.uint8, SLOT_BYTES, start)
+        weakref.finalize(memory, self._free.append, start).atexit = False
+        return Slot(start, memory)
 
 
 class ArrayWriter:
     """A writer's side."""
 
     def __init__(self, path: str) -> None:
+        """Open what a reader has reserved.
+
+        Raises:
+            OSError: This process may not.
+        """
         file = os.open(path, os.O_RDWR)
         try:
             self._memory = mmap.mmap(file, os.fstat(file).st_size)
         finally:
             os.close(file)
 
-    def write(self, slot: int, arrays: Sequence[np.ndarray]) -> list[Place] | None:
-        """Put arrays into a slot; None if they need more room than it has."""
+    def pack(self, content: Any, start: int) -> Packed | None:
+        """Put an object's arrays into the slot that starts there; None if they need more room."""
+        buffers: list[pickle.PickleBuffer] = []
+        pickled = pickle.dumps(content, protocol=5, buffer_callback=buffers.append)
+        arrays = [buffer.raw() for buffer in buffers]
         starts = np.cumsum([0, *(-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays)])
         if starts[-1] > SLOT_BYTES:
             return None
-        whole = np.frombuffer(self._memory, np.uint8, SLOT_BYTES, slot * SLOT_BYTES)
-        places = [
-            Place(int(start), array.shape, array.dtype.str)
-            for start, array in zip(starts, arrays, strict=False)
-        ]
-        for place, array in zip(places, arrays, strict=True):
-            _array(whole, place)[...] = array
-        return places
-
-
-def _array(whole: np.ndarray, place: Place) -> np.ndarray:
-    dtype = np.dtype(place.dtype)
-    size = int(np.prod(place.shape)) * dtype.itemsize
-    return whole[place.start : place.start + size].view(dtype).reshape(place.shape)
+        spans = [(int(at), int(at) + one.nbytes) for at, one in zip(starts, arrays, strict=False)]
+        for (first, end), array in zip(spans, arrays, strict=True):
+            self._memory[start + first : start + end] = array
+        return Packed(pickled, spans)
