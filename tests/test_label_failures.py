@@ -188,8 +188,20 @@ def test_a_killed_decoder_says_what_to_do() -> None:
         (worker,) = decoder._processes.executor._processes
         os.kill(worker, signal.SIGKILL)
         results = (decoder.submit([]).wait() for _ in range(10_000))  # noticed when its pipe breaks
-        with pytest.raises(ValueError, match=r"was killed, .* lower label\.workers"):
+        with pytest.raises(ValueError, match=r"was killed or .* lower label\.workers"):
             list(results)
+
+
+def test_a_decoder_that_cannot_start_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when another one was killed at this moment, which closes the pool's pipes."""
+
+    def fail() -> None:
+        raise OSError("handle is closed")
+
+    with DecodePool(1, most_threads=0) as decoder:
+        monkeypatch.setattr(decoder._processes.executor, "_spawn_process", fail)
+        with pytest.raises(ValueError, match=r"could not start, .* lower label\.workers"):
+            decoder.submit([])
 
 
 USE = """

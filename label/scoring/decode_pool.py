@@ -51,14 +51,15 @@ class DecodePool:
         """Begin to prepare a chunk.
 
         Raises:
-            ValueError: There is not enough memory, or a process was killed; says what to do.
+            ValueError: There is not enough memory, or a process was killed or could not start; says
+                what to do.
         """
         if self._threads:
             return Decoding(self._threads.submit(_process, chunk))
         if self._processes:
             try:
                 return Decoding(self._processes.submit(chunk))
-            except BrokenProcessPool as error:
+            except (BrokenProcessPool, OSError, EOFError) as error:  # one of them as it started
                 raise ValueError(KILLED) from error
         images: Future[list[ProcessedImage]] = Future()
         images.set_result(_process(chunk))
@@ -89,8 +90,9 @@ class Decoding:
 
 
 KILLED = (
-    "a process that decodes images was killed, most likely because the machine's memory ran out; "
-    "lower label.workers, then rerun the same command: finished work is kept"
+    "a process that decodes images was killed or could not start, most likely because the "
+    "machine's memory ran out; lower label.workers, then rerun the same command: finished work is "
+    "kept"
 )
 
 
