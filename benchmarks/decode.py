@@ -1,8 +1,9 @@
-"""Decoding by threads beside decoding by processes: `python -m benchmarks.decode`.
+"""Decoding by threads, by processes, and by processes with pipes: `python -m benchmarks.decode`.
 
 768-pixel JPEGs are made ready for the paper's panel (CLIP's and PickScore's crops, HPS's padding),
 first alone, then in a scoring pass with networks: tiny ones, where decoding decides, and larger
-ones, where the networks do. Threads and processes take turns in the same program. Prints figures
+ones, where the networks do. They take turns in the same program. The processes of stage one write
+arrays into shared memory; those with pipes send them, as an executor does by itself. Prints figures
 as they come and, on the last line, all of them as one JSON object.
 """
 
@@ -11,9 +12,10 @@ import json
 import os
 import tempfile
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from statistics import median
@@ -44,24 +46,34 @@ LARGER = {"width": 384, "layers": 6, "heads": 6, "patch": 32, "side": 224}
 Work = Sequence[tuple[bytes, Sequence[ImageTransform]]]
 
 
-class Pool:
-    """What a scoring pass needs of `DecodePool`, on any executor."""
+class PipePool:
+    """What a scoring pass needs of `DecodePool`, whose processes send what they have prepared."""
 
     prefetch = AHEAD
 
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
+    def __init__(self) -> None:
+        self._executor = ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"))
+
+    def __enter__(self) -> "PipePool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.shutdown()
 
     def submit(self, chunk: Work) -> Decoding:
         """Begin to prepare a chunk."""
         return Decoding(self._executor.submit(process_images, chunk))
 
 
-def executors() -> dict[str, Executor]:
-    """The two that are compared."""
+Pool = DecodePool | PipePool
+
+
+def make_pools() -> dict[str, Pool]:
+    """Those that are compared."""
     return {
-        "threads": ThreadPoolExecutor(WORKERS),
-        "processes": ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")),
+        "threads": DecodePool(WORKERS, most_threads=WORKERS),
+        "processes": DecodePool(WORKERS, most_threads=0),
+        "pipes": PipePool(),
     }
 
 
@@ -74,7 +86,7 @@ def cpu_s() -> float:
     return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def decode_alone(pool: Pool | DecodePool, images: Sequence[bytes]) -> None:
+def decode_alone(pool: Pool, images: Sequence[bytes]) -> None:
     """All images, as many in flight as stage one has."""
     waiting: deque[Decoding] = deque()
     for start in range(0, len(images), CHUNK):
@@ -109,24 +121,31 @@ def scoring(size: dict[str, int], folder: Path) -> Callable[[Pool, Sequence[byte
 def compare(run: Callable[[Pool, Sequence[bytes]], None], images: Sequence[bytes], rounds: int) -> (
     dict[str, Any]
 ):  # fmt: skip
-    """Images a second and CPU seconds an image of both, in turns; medians."""
-    pools = executors()
-    rates: dict[str, list[float]] = {name: [] for name in pools}
-    costs: dict[str, list[float]] = {name: [] for name in pools}
-    for pool in pools.values():  # processes start and import
-        run(Pool(pool), images[: 4 * CHUNK])
-    for _ in range(rounds):
-        for name, pool in pools.items():
-            start, cpu = time.perf_counter(), cpu_s()
-            run(Pool(pool), images)
-            rates[name].append(len(images) / (time.perf_counter() - start))
-            costs[name].append((cpu_s() - cpu) / len(images))
-    for pool in pools.values():
-        pool.shutdown()
+    """Images a second and CPU seconds an image of each, in turns; medians.
+
+    Own CPU seconds are those of the process that has the networks.
+    """
+    rates: dict[str, list[float]] = defaultdict(list)
+    costs: dict[str, list[float]] = defaultdict(list)
+    own: dict[str, list[float]] = defaultdict(list)
+    with ExitStack() as stack:
+        pools = make_pools()
+        for pool in pools.values():
+            stack.enter_context(pool)
+        for pool in pools.values():  # processes start and import
+            run(pool, images[: 4 * CHUNK])
+        for _ in range(rounds):
+            for name, pool in pools.items():
+                start, cpu, own_cpu = time.perf_counter(), cpu_s(), time.process_time()
+                run(pool, images)
+                rates[name].append(len(images) / (time.perf_counter() - start))
+                costs[name].append((cpu_s() - cpu) / len(images))
+                own[name].append((time.process_time() - own_cpu) / len(images))
     turns = zip(rates["threads"], rates["processes"], strict=True)
     return {
         "images_per_s": {name: median(values) for name, values in rates.items()},
         "cpu_s_per_image": {name: median(values) for name, values in costs.items()},
+        "own_cpu_s_per_image": {name: median(values) for name, values in own.items()},
         "threads_over_processes": median(threads / processes for threads, processes in turns),
     }
 

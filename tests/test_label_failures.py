@@ -158,8 +158,11 @@ def test_want_of_memory_says_what_to_do(workers: int, monkeypatch: pytest.Monkey
         decoder.submit([]).wait()
 
 
-def test_threads_and_processes_give_every_image_the_same_reason() -> None:
-    """Damaged, huge and good images, decoded by four threads or two processes, as by one."""
+def test_threads_and_processes_give_every_image_the_same_arrays_or_reason() -> None:
+    """Damaged, huge and good images, decoded by four threads or two processes, as by one.
+
+    The processes get more chunks than fit their memory at once, so some arrays come by the pipe.
+    """
     contents = [content for content, _ in IMAGES.values()] * 20
     chunks = [[(content, [ImageTransform(ResizeMode.PAD, 16)])] for content in contents]
     outcomes = []
@@ -167,18 +170,22 @@ def test_threads_and_processes_give_every_image_the_same_reason() -> None:
     for workers, most_threads in ((0, 0), (4, 4), (2, 0)):
         with DecodePool(workers, most_threads) as decoder:
             results = [decoder.submit(chunk) for chunk in chunks]
+            if decoder._processes:
+                assert decoder._processes._shared.take() is None
+            images = [image for decoding in results for image in decoding.wait()]
             outcomes.append(
-                [(one.status, one.reason) for decoding in results for one in decoding.wait()]
+                [(i.status, i.reason, *(a.tobytes() for a in i.arrays.values())) for i in images]
             )
     assert outcomes[0] == outcomes[1] == outcomes[2]
     assert len(set(outcomes[0])) >= 5
+    assert {len(outcome) for outcome in outcomes[0]} == {2, 3}
 
 
 def test_a_killed_decoder_says_what_to_do() -> None:
     context()
     with DecodePool(1, most_threads=0) as decoder:
         decoder.submit([]).wait()
-        (worker,) = decoder._executor._processes
+        (worker,) = decoder._processes.executor._processes
         os.kill(worker, signal.SIGKILL)
         results = (decoder.submit([]).wait() for _ in range(10_000))  # noticed when its pipe breaks
         with pytest.raises(ValueError, match=r"was killed, .* lower label\.workers"):
@@ -191,7 +198,7 @@ from label.scoring.decode_pool import DecodePool
 if __name__ == "__main__":
     pool = DecodePool(1, most_threads=0)
     pool.submit([]).wait()
-    print(*pool._executor._processes, flush=True)
+    print(*pool._processes.executor._processes, flush=True)
     time.sleep(60)
 """
 

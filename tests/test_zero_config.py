@@ -3,7 +3,7 @@
 import importlib.machinery
 import sys
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,7 @@ from train.config import (
 from train.distributed.deepspeed_engine import add_gradients_at_once, separate_steps
 from train.distributed.optimizer import check_optimizer, make_optimizer
 from train.distributed.world import World, prepare_gpu
-from train.distributed.zero_config import advice, zero_config
+from train.distributed.zero_config import advice, check_sums, zero_config
 from train.loader.device_copy import pin
 from train.models.lora import factored
 
@@ -37,6 +37,19 @@ def config_of(
         batch=8, micro_batch=4, zero=ZeroSpec(stage=stage), precision=Precision(precision), **more
     )
     return zero_config(nn.Linear(2, 2), spec, World(0, 2, device))
+
+
+def test_gradients_are_never_added_up_in_bf16():
+    spec = TrainSpec(batch=8, micro_batch=2, zero=ZeroSpec(stage=0), precision=Precision.bf16)
+    refused = r"2 micro-batches make a step; choose {}zero=stage1, which adds them up in fp32$"
+    with pytest.raises(ValueError, match=refused.format("")):
+        check_sums(spec, World(0, 2, GPU))
+    adafactor = OptimizerSpec(kind=OptimizerKind.adafactor)
+    whole = r"train\.micro_batch=4, or optimizer=adamw with "
+    with pytest.raises(ValueError, match=refused.format(whole)):
+        check_sums(replace(spec, optimizer=adafactor), World(0, 2, GPU))
+    check_sums(replace(spec, micro_batch=4, optimizer=adafactor), World(0, 2, GPU))
+    check_sums(replace(spec, precision=Precision.fp32), World(0, 2, GPU))
 
 
 def test_no_timer_waits_for_the_device():

@@ -25,6 +25,7 @@ from train.distributed.world import (
     start,
     stop,
 )
+from train.distributed.zero_config import check_sums
 from train.dpo.auto_beta import limits
 from train.export.model_card import beta_description, last_tenth, last_validation, model_card
 from train.export.pipeline import (
@@ -124,6 +125,7 @@ def checked(run: TrainRun, base: BaseModel, world: World) -> TrainRun:
     check_settings(base, run.model, run.train)
     check_buckets(base, run.model.resolution, run.train.buckets)
     check_optimizer(run.train, world)
+    check_sums(run.train, world)
     if run.train.export.single_file:
         check_single_file(base)
     run = replace(run, train=replace(run.train, lora=follow_start(run.train.lora, base)))

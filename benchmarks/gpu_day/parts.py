@@ -98,7 +98,7 @@ def labels(name: str, expected_s: float, variants: dict[str, Any], **more: Any) 
     small = {variant: {"batch": 4 * number} for number, variant in enumerate(variants, start=1)}
     return Part(
         name=name, function=f"{LABELS}.measure", expected_s=expected_s, limit_s=240,
-        on_gpu={"size": "paper", "pairs": 512, "side": 768, "variants": variants, **more},
+        on_gpu={"size": "paper", "pairs": 1536, "side": 768, "variants": variants, **more},
         reduced={"size": "tiny", "pairs": 6, "side": 96, "variants": small},
     )  # fmt: skip
 
@@ -118,7 +118,7 @@ PARTS: tuple[Part, ...] = (
         on_gpu={}, reduced={},
     ),
     labels(
-        "labels", 45,
+        "labels", 60,
         {
             "defaults": {},
             "threads": {"workers": 4},

@@ -1,7 +1,7 @@
 """`python -m benchmarks.reproduce` (`make reproduce`): the paper's comparison, in miniature.
 
 `--study own` compares pairs that a model generates for itself instead, `--study own_beta` votes,
-references and objectives, each at its own best beta.
+references and objectives, each at its own best beta, `--study flow` a flow-matching model.
 
 If interrupted, rerun the same command; it resumes. See docs/reproduction.md.
 """
@@ -16,11 +16,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.reproduce import best, children, own, own_beta, paper
+from benchmarks.reproduce import best, children, flow, own, own_beta, paper
 from benchmarks.reproduce.page import check_page
 from benchmarks.reproduce.plan import Plan, Unit, estimate, note_seconds
 
-STUDIES = {study.name: study for study in (paper.STUDY, own.STUDY, own_beta.STUDY, best.STUDY)}
+STUDIES = {
+    study.name: study for study in (paper.STUDY, own.STUDY, own_beta.STUDY, best.STUDY, flow.STUDY)
+}
 SHORT_S = 5.0
 """CPU time below which a piece had nothing left to do."""
 QUICK = {"seeds": 1, "steps": 4, "prompts": 6}

@@ -204,7 +204,7 @@ def typical(plan: Plan, unit: Unit) -> float:
         seconds += plan.steps * unit.arm.rounds * SECONDS["step"] + SECONDS["start"]
         if not unit.arm.pairs:
             seconds += plan.pairs * (SECONDS["image"] + SECONDS["pair"])
-    return seconds
+    return seconds * plan.study.cost
 
 
 def of_pairs(plan: Plan, pairs: PairSet) -> float:

@@ -77,6 +77,8 @@ class Study:
     """Optimizer steps of a round."""
     prompts: int = 400
     """Held-out prompts."""
+    cost: float = 1.0
+    """CPU time of its steps and images beside that of the paper's study."""
     folder: Path
     page: Path = Path("docs/reproduction.md")
     """The page that gets the results of all arms and seeds."""

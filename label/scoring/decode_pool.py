@@ -6,16 +6,12 @@ the GIL in between, and so does the thread that launches the networks: on 16 cor
 decoded 363 images a second and 16 processes 607 (benchmarks/results/gpu-day-nvidia-h200.md).
 """
 
-import os
-import signal
-import threading
-from collections.abc import Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
 
-from label.metrics.preprocessing import ProcessedImage, Transform, process_images
+from label.metrics.preprocessing import ProcessedImage, process_images
+from label.scoring.decode_processes import Chunk, DecodeProcesses
 
 PREFETCHED_CHUNKS = 8
 """Chunks per worker that may be decoded or waiting: what bounds the memory for images."""
@@ -26,8 +22,6 @@ MOST_THREADS = 4
 MOST_DECODERS = 16
 """Workers of a process that labels, if no setting says more."""
 
-Chunk = Sequence[tuple[bytes, Sequence[Transform]]]
-
 
 class DecodePool:
     """Prepares chunks of images in threads or processes, or, with `workers=0`, in the caller's.
@@ -36,16 +30,22 @@ class DecodePool:
     """
 
     def __init__(self, workers: int, most_threads: int = MOST_THREADS) -> None:
-        self._executor = _executor(workers, most_threads) if workers else None
         self.prefetch = min(PREFETCHED_CHUNKS * workers, MOST_PREFETCHED)
         """How many chunks may be decoded or waiting."""
+        self._threads, self._processes = None, None
+        if workers > most_threads:
+            self._processes = DecodeProcesses(workers, _process, self.prefetch)
+        elif workers:
+            self._threads = ThreadPoolExecutor(workers, "decode")
 
     def __enter__(self) -> "DecodePool":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
+        if self._processes:
+            self._processes.shutdown()
+        if self._threads:
+            self._threads.shutdown(cancel_futures=True)
 
     def submit(self, chunk: Chunk) -> "Decoding":
         """Begin to prepare a chunk.
@@ -53,14 +53,16 @@ class DecodePool:
         Raises:
             ValueError: There is not enough memory, or a process was killed; says what to do.
         """
-        if self._executor is None:
-            future: Future[list[ProcessedImage]] = Future()
-            future.set_result(_process(chunk))
-            return Decoding(future)
-        try:
-            return Decoding(self._executor.submit(_process, chunk))
-        except BrokenProcessPool as error:
-            raise ValueError(KILLED) from error
+        if self._threads:
+            return Decoding(self._threads.submit(_process, chunk))
+        if self._processes:
+            try:
+                return Decoding(self._processes.submit(chunk))
+            except BrokenProcessPool as error:
+                raise ValueError(KILLED) from error
+        images: Future[list[ProcessedImage]] = Future()
+        images.set_result(_process(chunk))
+        return Decoding(images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +94,6 @@ KILLED = (
 )
 
 
-def _executor(workers: int, most_threads: int) -> Executor:
-    if workers <= most_threads:
-        return ThreadPoolExecutor(workers, "decode")
-    # Not forks of this process, whose threads and GPU a fork cannot use.
-    return ProcessPoolExecutor(workers, get_context("forkserver"), _be_worker)
-
-
 def _process(chunk: Chunk) -> list[ProcessedImage]:
     """Prepare a chunk.
 
@@ -112,16 +107,3 @@ def _process(chunk: Chunk) -> list[ProcessedImage]:
             "not enough memory to decode an image; lower label.workers, then rerun the same "
             "command: finished work is kept"
         ) from error
-
-
-def _be_worker() -> None:
-    """Leave an interrupt to the parent, and end with it even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

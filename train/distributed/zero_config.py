@@ -4,29 +4,42 @@ from typing import Any
 
 from torch import nn
 
-from train.config import Offload, Precision, TrainSpec
+from train.config import Offload, OptimizerKind, Precision, TrainSpec
 from train.distributed.world import World
 from train.models.memory import BUCKET
 
 
-def zero_config(denoiser: nn.Module, spec: TrainSpec, world: World) -> dict[str, Any]:
-    """DeepSpeed's configuration of a run.
+def check_sums(spec: TrainSpec, world: World) -> None:
+    """Refuse gradients of several micro-batches that would be added up in bf16.
 
     Raises:
-        ValueError: ZeRO stage 0 would sum the gradients of several micro-batches in bf16.
+        ValueError: ZeRO stage 0 would do so; says what to choose.
     """
+    accumulation = _accumulation(spec, world)
+    if spec.precision is not Precision.bf16 or spec.zero.stage or accumulation == 1:
+        return
+    other = "zero=stage1, which adds them up in fp32"
+    if spec.optimizer.kind is OptimizerKind.adafactor:  # it runs with no other stage
+        whole = spec.batch // world.world_size
+        other = f"train.micro_batch={whole}, or optimizer=adamw with {other}"
+    raise ValueError(
+        f"zero=stage0 adds up bf16 gradients in bf16, and here {accumulation} micro-batches make a "
+        f"step; choose {other}"
+    )
+
+
+def _accumulation(spec: TrainSpec, world: World) -> int:
+    return spec.batch // (spec.micro_batch * world.world_size)
+
+
+def zero_config(denoiser: nn.Module, spec: TrainSpec, world: World) -> dict[str, Any]:
+    """DeepSpeed's configuration of a run that `check_sums` accepts."""
     bf16 = spec.precision is Precision.bf16
-    accumulation = spec.batch // (spec.micro_batch * world.world_size)
-    if bf16 and spec.zero.stage == 0 and accumulation > 1:
-        raise ValueError(
-            f"zero=stage0 adds up bf16 gradients in bf16, and here {accumulation} micro-batches "
-            "make a step; choose zero=stage1, which adds them up in fp32"
-        )
     bucket = max(1, min(BUCKET, sum(parameter.numel() for parameter in denoiser.parameters())))
     return {
         "train_batch_size": spec.batch,
         "train_micro_batch_size_per_gpu": spec.micro_batch,
-        "gradient_accumulation_steps": accumulation,
+        "gradient_accumulation_steps": _accumulation(spec, world),
         "gradient_clipping": spec.clip_norm or 0.0,
         "bf16": {"enabled": bf16},
         "communication_data_type": spec.reduce_dtype.value if bf16 else "fp32",
