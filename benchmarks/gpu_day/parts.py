@@ -114,7 +114,7 @@ def sampling(shape: str, images: int, expected_s: float) -> Part:
 
 PARTS: tuple[Part, ...] = (
     Part(
-        name="tests", function="benchmarks.gpu_day.gpu_tests.measure", expected_s=60, limit_s=150,
+        name="tests", function="benchmarks.gpu_day.gpu_tests.measure", expected_s=115, limit_s=180,
         on_gpu={}, reduced={},
     ),
     labels(
@@ -140,7 +140,7 @@ PARTS: tuple[Part, ...] = (
     ),
     Part(
         name="win rates", function="benchmarks.gpu_day.win_rates.measure",
-        expected_s=60, limit_s=180, on_gpu={"overrides": []},
+        expected_s=70, limit_s=180, on_gpu={"overrides": []},
         reduced={"overrides": [
             "pairs.options.num_pairs=12", "train.steps=1", "train.batch=2", "train.micro_batch=2",
             "train.reference.every=1", "evaluate.prompts.max_prompts=2", "evaluate.steps=2",
