@@ -59,7 +59,7 @@ class DecodePool:
         if self._processes:
             try:
                 return Decoding(self._processes.submit(chunk))
-            except (BrokenProcessPool, OSError, EOFError) as error:  # one of them as it started
+            except (BrokenProcessPool, OSError, EOFError) as error:  # OSError: while one started
                 raise ValueError(KILLED) from error
         images: Future[list[ProcessedImage]] = Future()
         images.set_result(_process(chunk))

@@ -21,7 +21,10 @@ SPARE_SLOTS = 32
 
 
 class DecodeProcesses:
-    """Runs `prepare`, a function of a module, in processes; `ahead` chunks or more at a time."""
+    """Runs `prepare`, a function of a module, in processes.
+
+    `ahead` is how many chunks are prepared or lie ready; more may, but their arrays are sent.
+    """
 
     def __init__(self, workers: int, prepare: Prepare, ahead: int) -> None:
         self._prepare = prepare
@@ -86,5 +89,5 @@ def _end_with_parent() -> None:
 
 def _prepare(prepare: Prepare, chunk: Chunk, start: int | None) -> Sent:
     images = prepare(chunk)
-    packed = None if _writer is None or start is None else _writer.pack(images, start)
-    return images if packed is None else packed
+    packed = _writer.pack(images, start) if _writer and start is not None else None
+    return packed or images

@@ -93,11 +93,13 @@ class ArrayWriter:
         """Put an object's arrays into the slot that starts there; None if they need more room."""
         buffers: list[pickle.PickleBuffer] = []
         pickled = pickle.dumps(content, protocol=5, buffer_callback=buffers.append)
-        arrays = [buffer.raw() for buffer in buffers]
-        starts = np.cumsum([0, *(-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays)])
-        if starts[-1] > SLOT_BYTES:
-            return None
-        spans = [(int(at), int(at) + one.nbytes) for at, one in zip(starts, arrays, strict=False)]
-        for (first, end), array in zip(spans, arrays, strict=True):
+        spans: list[tuple[int, int]] = []
+        end = 0
+        for array in map(pickle.PickleBuffer.raw, buffers):
+            first = -(-end // ALIGNMENT) * ALIGNMENT
+            end = first + array.nbytes
+            if end > SLOT_BYTES:
+                return None
             self._memory[start + first : start + end] = array
+            spans.append((first, end))
         return Packed(pickled, spans)
