@@ -76,6 +76,7 @@ def test_arrays_that_need_more_room_than_a_slot_has_are_not_written():
 IMAGE, WAY = tiny.image(1), ImageTransform(ResizeMode.CROP, 8)
 
 
+@pytest.mark.slow
 def test_a_chunk_that_fails_holds_no_slot():
     context()  # the processes' server is that of the other tests
     with DecodePool(1, most_threads=0) as decoder:
@@ -95,6 +96,7 @@ class Hidden(SharedArrays):
         self.path = "/nowhere"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["in the run", "in its processes"])
 def test_arrays_go_through_the_pipe_where_memory_cannot_be_shared(
     where: str, monkeypatch: pytest.MonkeyPatch
