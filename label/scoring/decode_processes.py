@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 
 from label.metrics.preprocessing import ProcessedImage, Transform
 from label.scoring.shared_arrays import ArrayWriter, Packed, SharedArrays, Slot
@@ -32,6 +32,7 @@ class DecodeProcesses:
         with suppress(OSError):  # then the arrays go through the pipe
             self._shared = SharedArrays(ahead + SPARE_SLOTS)
         path = self._shared.path if self._shared else None
+        _start_server()
         # Not forks of this process, whose threads and GPU a fork cannot use.
         context = get_context("forkserver")
         self.executor = ProcessPoolExecutor(workers, context, _be_worker, (path,))
@@ -54,6 +55,19 @@ class DecodeProcesses:
         self.executor.shutdown(cancel_futures=True)
         if self._shared:
             self._shared.close()
+
+
+def _start_server() -> None:
+    """Start what the processes are forked from, so that an interrupt never meets one.
+
+    They ignore it as soon as they can, but one that is still importing would print its end.
+    """
+    resource_tracker.ensure_running()  # starting it would end the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which they inherit
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _receive(images: Future[list[ProcessedImage]], slot: Slot | None, sent: Future[Sent]) -> None:
