@@ -19,7 +19,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from conf.command_line import as_text, spelling
 from conf.numbers import check_lists, check_numbers
@@ -326,5 +326,8 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
 
 def _wrong_value(error: OmegaConfBaseException, text: str) -> str:
     """OmegaConf's first line, which says what was found and what is allowed, after the setting."""
+    if isinstance(error, MissingMandatoryValue):
+        key = error.full_key
+        return f'{key} is not set and has no default; add {key}=..., for make ARGS="{key}=..."'
     what = text.splitlines()[0]
     return f"{error.full_key}: {what}" if getattr(error, "full_key", "") else what

@@ -62,6 +62,8 @@ def test_the_default_run_fits_any_machine():
         (["pairs=parquet", "pairs.root=/x", "pairs.columns.promt=text"],
          ["did you mean pairs.columns.prompt?", "pairs.columns.human"]),
         (["train.reference.evry=3"], ["did you mean train.reference.every?"]),
+        (["experiment=sd15_pickapic"],
+         ["pairs.root is not set and has no default", 'ARGS="pairs.root=..."']),
         (["model=sd1.5"], ["unknown model 'sd1.5'", "did you mean sd15?", "sdxl"]),
         (["train.steps=1e3"], ["train.steps", "1000.0", "Integer"]),
     ],
