@@ -1,6 +1,7 @@
 """Whole or absent, verified, and never mixed."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.artifacts import atomic
-from data.artifacts.atomic import ShardError, sha256_of, sha256_of_folder, write_bytes, write_json
+from data.artifacts.atomic import (
+    ShardError,
+    partial_path,
+    remove_partials,
+    sha256_of,
+    sha256_of_folder,
+    write_bytes,
+    write_json,
+)
 from data.artifacts.config_diff import differences, refuse_other_settings
 from data.artifacts.manifest import (
     MANIFEST,
@@ -107,6 +116,17 @@ def test_a_failed_write_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ShardError, match="full"):
         write_bytes(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_partial_files_are_removed_though_another_process_removes_one_meanwhile(tmp_path: Path):
+    old, young = (partial_path(tmp_path / name) for name in ("part-00000", "part-00001"))
+    for path, time in ((old, 100.0), (young, 300.0)):
+        path.touch()
+        os.utime(path, (time, time))
+    gone = partial_path(tmp_path / "part-00002")
+    gone.symlink_to("nothing")  # it is listed, and then there is no such file
+    remove_partials(tmp_path, since=200.0)
+    assert set(tmp_path.iterdir()) == {young, gone}
 
 
 def test_a_flipped_bit_is_named(tmp_path: Path, table: pa.Table):

@@ -103,11 +103,13 @@ def atomic_path(path: Path, *, keep_existing: bool = False) -> Iterator[Path]:
 def remove_partials(folder: Path, since: float) -> None:
     """Remove what killed processes left half written (`partial_path`).
 
-    Another rank may still be writing a file that is younger than `since`, when this run began.
+    Another rank may still be writing a file that is younger than `since`, when this run began, and
+    may remove one at the same moment.
     """
     for path in folder.glob(".*"):
-        if re.fullmatch(r"\..+-\d+", path.name) and path.stat().st_mtime < since:
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if re.fullmatch(r"\..+-\d+", path.name) and path.stat().st_mtime < since:
+                path.unlink()
 
 
 def write_bytes(path: Path, content: bytes, *, keep_existing: bool = False) -> None:
